@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# The whole job on real photographs, without GPU or internet: dataset, GRPO from the embedded cold start, export,
+# restore, evaluate, report. A finished stage is not run again.
+#   bash scripts/quickstart.sh                  outputs/quickstart
+#   bash scripts/quickstart.sh --fresh          from the beginning
+#   bash scripts/quickstart.sh --from_scratch   tokenizers and cold start too, with short budgets (a rough model)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+work=outputs/quickstart
+fresh=0 from_scratch=0
+for flag in "$@"; do
+    case $flag in
+        --fresh) fresh=1 ;;
+        --from_scratch) from_scratch=1; work=outputs/quickstart_from_scratch ;;
+        *) echo "quickstart.sh: unknown flag $flag (known: --fresh, --from_scratch)" >&2; exit 2 ;;
+    esac
+done
+[ "$fresh" = 0 ] || rm -rf "$work"
+
+times=()
+stage() {  # stage "name" command ...: run it, note its time
+    local name=$1 start=$SECONDS; shift
+    printf '\n== %s\n' "$name"
+    "$@"
+    times+=("$(printf '%-42s %5d s' "$name" $((SECONDS - start)))")
+}
+
+stage "set-up" bash setup.sh
+source scripts/cpu_env.sh
+python=.venv/bin/python
+realsr() { "$python" -m realsr_r1.cli "$@"; }
+data=$work/dataset model=assets/tiny run=$work/grpo recipe=configs/recipes/tiny_grpo.yaml
+
+stage "photographs" "$python" scripts/gather_photos.py --source wheels --output "$work/photos"
+stage "dataset" realsr create-json --images "$work/photos" --tags assets/photos/tags \
+    --descriptions assets/photos/descriptions --degradation configs/degradation/tiny.yaml --crop_px 48 \
+    --crops_per_photo 24 --test_crops_per_photo 8 --crop_scales 0.15,1.0 --test_photos coffee,rocket,flower \
+    --skip_bad --output "$data"
+if [ "$from_scratch" = 1 ]; then
+    stage "tokenizers" realsr train-tokenizer --config configs/recipes/tiny_tokenizer.yaml --max_steps 200 \
+        --dataset_name "$data" --output_dir "$work/tokenizers"
+    stage "cold start" realsr sft --config configs/recipes/tiny_sft.yaml --num_train_epochs 2 --dataset_name "$data" \
+        --model_name_or_path "$work/tokenizers" --output_dir "$work/cold_start"
+    model=$work/cold_start
+fi
+
+grpo() { NPROC=2 RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
+export_model() { [ -d "$work/model" ] || realsr export --checkpoint "$run" --output "$work/model" --dtype float16; }
+score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 64 --recipe "$recipe" \
+    --label "$3" --output "$work/$1.json" "${@:4}"; }
+evaluate() { realsr evaluate --restored "$work/restored" --gt "$work/test_crops/hq" --lq "$work/test_crops/lq" \
+    --output "$work/evaluation"; }
+report() { realsr report --run "$run" --restored "$work/restored" --gt "$work/test_crops/hq" \
+    --metrics "$work/evaluation/metrics.json" --compare "$work/before.json" "$work/after.json"; }
+
+stage "rewards before" score before "$model" "cold start"
+stage "GRPO, 2 processes, DeepSpeed ZeRO-3" grpo
+stage "export" export_model
+stage "rewards after" score after "$work/model" "after GRPO" --compare "$work/before.json"
+stage "test photos" "$python" scripts/split_photos.py --dataset_name "$data" --split test_crops --samples 32 --output "$work/test_crops"
+stage "restore" realsr restore --model "$work/model" --input "$work/test_crops/lq" --output "$work/restored"
+stage "evaluate" evaluate
+stage "report" report
+
+printf '\n== time of each stage\n'
+printf '%s\n' "${times[@]}"
+printf 'total %s s\n\nreport: %s/report/report.html\n\n' "$SECONDS" "$run"
+"$python" - "$work/before.json" "$work/after.json" <<'PY'
+import json, sys
+from realsr_r1.score import print_table
+before, after = (json.load(open(path)) for path in sys.argv[1:])
+print_table(after, before)
+PY

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Set-up, then the whole test suite. Arguments go to pytest: bash scripts/test.sh tests/test_chain.py -k parse
+set -euo pipefail
+started=$SECONDS
+cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
+bash setup.sh
+
+# One thread a process: runs repeat exactly, and the two-process tests don't fight over two cores.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+export HF_HUB_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
+
+status=0
+.venv/bin/python -m pytest --durations=10 "$@" || status=$?
+echo "[test] $((SECONDS - started)) s, set-up included"
+exit "$status"

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# VLCoT-GRPO: the paper's launch line, with what changes from run to run as variables on top. For example:
+#   MODEL=models/pure-cold-start DATASET=data/lsdir OUTPUT=runs/grpo bash scripts/train_grpo.sh
+#   RECIPE=configs/recipes/tiny_grpo.yaml NPROC=2 MODEL=assets/tiny DATASET=... OUTPUT=... bash scripts/train_grpo.sh
+# Without RECIPE the flags are the paper's, for 6 GPUs. Flags given to this script are added, and win.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+: "${MODEL:?name the model folder: MODEL=...}" "${DATASET:?name the dataset folder: DATASET=...}" "${OUTPUT:?name the run folder: OUTPUT=...}"
+NPROC=${NPROC:-6}                                 # processes = GPUs of this machine
+MASTER_PORT=${MASTER_PORT:-11317}
+DEEPSPEED=${DEEPSPEED:-local_scripts/zero3.json}
+RECIPE=${RECIPE:-}                                # YAML of settings instead of the paper's flags
+RUN_NAME=${RUN_NAME:-$(basename "$OUTPUT")}
+PYTHON=${PYTHON:-.venv/bin/python}
+export DEBUG_MODE=${DEBUG_MODE:-false} LOG_PATH=${LOG_PATH:-$OUTPUT/reward_log.txt}
+
+if [ -n "$RECIPE" ]; then
+    settings=(--config "$RECIPE")
+else
+    settings=(
+        --max_prompt_length 5000 --max_completion_length 7000
+        --per_device_train_batch_size 1 --gradient_accumulation_steps 1
+        --logging_steps 1 --bf16 --report_to wandb
+        --gradient_checkpointing true --attn_implementation flash_attention_2
+        --max_pixels 401408 --num_train_epochs 2 --save_steps 1
+        --learning_rate=2e-06 --save_only_model true --num_generations 5
+    )
+fi
+exec "$PYTHON" -m torch.distributed.run --nproc_per_node="$NPROC" --nnodes=1 --node_rank=0 \
+    --master_addr=127.0.0.1 --master_port="$MASTER_PORT" src/realsr_r1/grpo.py \
+    --output_dir "$OUTPUT" --model_name_or_path "$MODEL" --dataset_name "$DATASET" \
+    --deepspeed "$DEEPSPEED" --run_name "$RUN_NAME" "${settings[@]}" "$@"

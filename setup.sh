@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+PYTHON="${PYTHON:-}"  # interpreter to make .venv with; empty: the first Python 3.10 to 3.12 found. Read when .venv is made
+FLASH_ATTN="flash-attn==2.8.3.post2"  # only installed where a CUDA GPU and its compiler are
+
+# Makes .venv beside this file with everything the project needs. A second run does nothing; one that was interrupted is
+# taken up where it stopped, and packages it left half-installed are installed again.
+set -euo pipefail
+cd -P "$(dirname "${BASH_SOURCE[0]}")"
+
+stamp=.venv/.setup-done
+wanted="$( (pwd -P; cat requirements.txt pyproject.toml setup.sh) | sha256sum | cut -d ' ' -f 1)"
+is_supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+venv_python=.venv/bin/python
+
+say() { echo "[setup] $*"; }
+
+fail() {
+    echo "setup.sh: error: $*" >&2
+    exit 2
+}
+
+find_python() {
+    local candidates="${PYTHON:-python3.11 python3.12 python3.10 python3 python}" candidate without_venv=""
+    for candidate in $candidates; do
+        # Run it: a shim on the PATH can name a version that isn't there.
+        "$candidate" -c "$is_supported" 2>/dev/null || continue
+        if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+            PYTHON="$candidate"
+            return
+        fi
+        without_venv="$candidate"
+    done
+    [[ -z $without_venv ]] \
+        || fail "$without_venv has no venv module; install it (Debian, Ubuntu: the package python3-venv) and run setup.sh again"
+    fail "no Python 3.10 to 3.12 found (tried $candidates); install one, or name it: PYTHON=/path/to/python bash setup.sh"
+}
+
+# Succeeds if .venv can be built upon. A package without all its files is forgotten (its metadata go), so that pip
+# installs it again; without a whole pip there is nothing to build upon.
+venv_is_usable() {
+    [[ -x $venv_python ]] && grep -qF "$PWD/.venv" .venv/bin/activate 2>/dev/null \
+        && "$venv_python" -c "$is_supported" 2>/dev/null && "$venv_python" - <<'EOF'
+import csv, pathlib, shutil, sys, sysconfig
+
+site = pathlib.Path(sysconfig.get_path("purelib"))
+
+
+def is_whole(info):
+    # pip writes INSTALLER and RECORD last.
+    if not (info / "INSTALLER").is_file() or not (info / "RECORD").is_file():
+        return False
+    with open(info / "RECORD", encoding="utf-8", newline="") as record:
+        sizes = {row[0]: row[2] for row in csv.reader(record) if row[2]}
+    return all((site / name).is_file() and (site / name).stat().st_size == int(size) for name, size in sizes.items())
+
+
+infos = {info: is_whole(info) for info in site.glob("*.dist-info")}
+if not any(whole and info.name.startswith("pip-") for info, whole in infos.items()):
+    sys.exit(1)
+for path in [*(info for info, whole in infos.items() if not whole), *site.glob("~*")]:
+    shutil.rmtree(path)
+EOF
+}
+
+if [[ -f $stamp && "$(cat "$stamp")" == "$wanted" ]] && "$venv_python" -c 'import realsr_r1' 2>/dev/null; then
+    say ".venv is up to date"
+    exit 0
+fi
+rm -f "$stamp"
+
+if ! venv_is_usable; then
+    find_python
+    say "making .venv with $("$PYTHON" --version)"
+    "$PYTHON" -m venv --clear .venv || fail "$PYTHON -m venv failed (see above)"
+fi
+
+pip() { "$venv_python" -m pip --disable-pip-version-check -qq "$@"; }  # errors only
+
+say "installing the packages of requirements.txt (several GB: some minutes)"
+pip install --no-compile -r requirements.txt || fail "installing requirements.txt failed (see above); run setup.sh again to go on"
+
+# facexlib, which pyiqa asks for, brings a second OpenCV that writes over the headless one and needs a display's libraries.
+if ! "$venv_python" -c 'import cv2, re, sys; sys.exit(not re.search(r"GUI: +NONE", cv2.getBuildInformation()))' 2>/dev/null; then
+    say "putting the headless OpenCV back"
+    pip install --no-compile --no-deps --force-reinstall "$(grep '^opencv-python-headless==' requirements.txt)" \
+        || fail "installing OpenCV failed (see above); run setup.sh again to go on"
+fi
+
+say "installing realsr-r1 itself (editable)"
+pip install --no-deps --no-build-isolation -e . || fail "installing the package failed (see above)"
+
+has_gpu() { command -v nvcc && nvidia-smi -L && "$venv_python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
+if has_gpu >/dev/null 2>&1 && ! "$venv_python" -c 'import flash_attn' 2>/dev/null; then
+    say "installing $FLASH_ATTN for this GPU (it may have to be compiled: up to an hour)"
+    pip install --no-build-isolation "$FLASH_ATTN" \
+        || echo "[setup] warning: flash-attn could not be installed; flash_attention_2 will fall back to sdpa" >&2
+fi
+
+echo "$wanted" > "$stamp"
+say "done in $SECONDS s; next: bash scripts/quickstart.sh"

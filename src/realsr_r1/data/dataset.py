@@ -1,0 +1,150 @@
+"""Records of a dataset: their schema and checks, JSON lists in the seed's format (extended), DatasetDicts on disk.
+
+Knows files and columns; how an LQ image comes about, and what is trained, it leaves to others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.errors import UserError
+from realsr_r1.files import read_json
+
+if TYPE_CHECKING:
+    import datasets
+
+REQUIRED_KEYS = ("image_path", "problem", "tag")  # the seed's format
+COLUMN_OF_KEY = {"image_path": "image", "hq_path": "hq"}  # other keys are columns of the same name
+
+Record = dict[str, Any]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(count: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (isinstance(value, list) and all(isinstance(item, str) for item in value)
+                          and count in (None, len(value)))
+
+
+def _is_box(value: Any) -> bool:
+    return (isinstance(value, list) and len(value) == 4
+            and all(isinstance(item, int) and not isinstance(item, bool) for item in value))
+
+
+# key -> (check, what it must be)
+SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "image_path": (_is_text, "the path of an image file"),
+    "problem": (_is_text, "a text"),
+    "tag": (lambda value: _is_text(value) or _is_texts()(value), "a list of texts, or one text"),
+    "hq_path": (_is_text, "the path of an image file"),
+    "degradation": (_is_texts(5), "a list of five texts"),
+    "descriptions": (_is_texts(3), "a list of three texts: rough, middle, final"),
+    "source": (_is_text, "a text"),
+    "crop": (_is_box, "four whole numbers: left, top, right, bottom"),
+}
+
+
+def check_records(records: Any, where: str | Path) -> list[Record]:
+    """Return `records` if it is a list of well-formed records, all with the same keys of the schema.
+
+    `where`: the JSON file they came from. Raises `UserError` that names key, record (counted from 0) and file.
+    """
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{where} must hold a JSON list with at least one record, not {_kind(records)}")
+    dicts = [record for record in records if isinstance(record, dict)]
+    expected = [key for key in SCHEMA if key in REQUIRED_KEYS or any(key in record for record in dicts)]
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise UserError(f"record {number} of {where} is {_kind(record)}; it must be an object with "
+                            f"{', '.join(REQUIRED_KEYS)}")
+        for key in expected:
+            if key not in record:
+                why = "every record needs it" if key in REQUIRED_KEYS else "others have it: give it to all or none"
+                raise UserError(f"record {number} of {where} has no key {key!r} ({why})")
+            check, what = SCHEMA[key]
+            if not check(record[key]):
+                raise UserError(f"{key!r} in record {number} of {where} must be {what}, not {_kind(record[key])}")
+    return records
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, dict)):
+        return f"a {'list' if isinstance(value, list) else 'JSON object'} of {len(value)}"
+    return repr(value)[:60]
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """The checked records of a JSON file. Raises `UserError` that names it."""
+    return check_records(read_json(path), path)
+
+
+def build_dataset(records: Sequence[Record], folder: str | Path, work: str | Path) -> datasets.Dataset:
+    """One split, with the image files' bytes inside it.
+
+    `folder`: what relative paths are relative to. `work`: a folder for temporary files, as large as the result. The tag
+    becomes a list of texts, image paths become image columns, unknown keys are left out.
+    """
+    import datasets
+
+    keys = [key for key in SCHEMA if key in records[0]]
+    text = datasets.Value("string")
+    types = {"image_path": datasets.Image(), "hq_path": datasets.Image(), "tag": datasets.List(text),
+             "degradation": datasets.List(text), "descriptions": datasets.List(text),
+             "crop": datasets.List(datasets.Value("int32"))}
+    features = datasets.Features({COLUMN_OF_KEY.get(key, key): types.get(key, text) for key in keys})
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for record in records:
+            yield {COLUMN_OF_KEY.get(key, key): _cell(key, record[key], Path(folder)) for key in keys}
+
+    return datasets.Dataset.from_generator(rows, features=features, cache_dir=str(work))
+
+
+def _cell(key: str, value: Any, folder: Path) -> Any:
+    if key in COLUMN_OF_KEY:
+        return {"bytes": (folder / value).read_bytes(), "path": Path(value).name}
+    return [value] if key == "tag" and isinstance(value, str) else value
+
+
+def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:
+    """The DatasetDict saved in the folder `path`. Raises `UserError` that names it where there is none."""
+    import datasets
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"no such dataset folder: {path}; make one with realsr-r1 create-json")
+    if not (folder / "dataset_dict.json").is_file():
+        raise UserError(f"{path} is not a DatasetDict (no dataset_dict.json); make one with realsr-r1 create-json")
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} can't be read as a DatasetDict ({error}); make it again with realsr-r1 create-json"
+                        ) from error
+
+
+def require_columns(dataset: datasets.Dataset, columns: Iterable[str], reason: str) -> None:
+    """Raise `UserError` unless `dataset` has all `columns`. `reason`: what needs them, e.g. "reward degradation"."""
+    missing = [column for column in columns if column not in dataset.column_names]
+    if missing:
+        raise UserError(f"the dataset has no column {', '.join(map(repr, missing))}, which {reason} needs; it has "
+                        f"{', '.join(dataset.column_names)}")
+
+
+def label_balance(records: Iterable[Mapping[str, Any]]) -> str:
+    """The share of every degradation label in percent, item by item, in one line; empty where there are no labels."""
+    from collections import Counter
+
+    from realsr_r1.data.degrade import LABEL_ITEMS, LEVELS, RESIZES
+
+    labels = [record["degradation"] for record in records if "degradation" in record]
+    parts = []
+    for item, name in enumerate(LABEL_ITEMS if labels else ()):
+        words = RESIZES if name.endswith("resize") else LEVELS
+        counts = Counter(label[item].split()[0] for label in labels)
+        shares = " ".join(f"{word} {100 * counts[word] / len(labels):.0f}%" for word in words)
+        parts.append(f"{name}: {shares}")
+    return "; ".join(parts)

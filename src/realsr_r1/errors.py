@@ -1,0 +1,49 @@
+"""What goes wrong through the user's input, and how every entry point says so: one line, exit code 2.
+
+Knows nothing of the rest of the package; everything may import it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_BAD_INPUT = 2
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that names the file or flag, what is wrong, and the way out."""
+
+
+def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> None:
+    """Run an entry point's `main(argv)` and leave the process with its exit code.
+
+    A `UserError` and a full disk become one line on stderr and exit code 2; any other exception keeps its traceback,
+    because then the fault is ours. Under torchrun all ranks find the same fault, and rank 0 says it.
+    """
+    try:
+        code = main(argv) or 0
+    except UserError as error:
+        code = _complain(" ".join(str(error).split()))
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        filename = getattr(error, "filename", None)
+        code = _complain(f"the disk is full{f' while writing {filename}' if filename else ''}; free some space or write "
+                         "elsewhere, then run the same command again")
+    sys.exit(code)
+
+
+def _complain(line: str) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"realsr-r1: error: {line}", file=sys.stderr, flush=True)
+    return EXIT_BAD_INPUT
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error` says that a disk or a quota is full (safetensors and torch wrap the OS error in text)."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or "os error 28" in str(error).lower()

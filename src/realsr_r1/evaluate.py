@@ -1,0 +1,266 @@
+"""realsr-r1 evaluate: restored photos against the originals, as a table, metrics.json and metrics.csv.
+
+Pairs files by name and averages; the metrics themselves are in metrics.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.errors import UserError, run
+from realsr_r1.files import atomic_file, existing_folder
+from realsr_r1.images import list_images, load_image
+from realsr_r1.metrics import (BASELINE_METRICS, FID_FEATURES, METRICS, OFFLINE_METRICS, Scorer, load_metrics,
+                               parse_metrics)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LQ, MEAN_COLOUR, RESTORED = "LQ input", "mean colour", "restored"
+
+
+@dataclass
+class Triple:
+    """The files of one photo, and its scores: row name -> metric -> value (None where it isn't defined)."""
+
+    name: str
+    restored: Path
+    gt: Path
+    lq: Path | None
+    resized: bool = False
+    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Pair, score, print, write. Raises `UserError` on bad input; then nothing is written."""
+    args = _parser().parse_args(argv)
+    names = parse_metrics(args.metrics)
+    device = _device(args.device)
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"{args.output} is not a folder (given by --output)")
+    triples, notes = find_triples(args.restored, args.gt, args.lq, args.skip_bad)
+    scorers, unavailable = load_metrics(names, device)
+    if not scorers:
+        raise UserError(f"none of the metrics {', '.join(names)} can be had here; these need no weights: "
+                        f"{', '.join(OFFLINE_METRICS)}")
+    triples, unreadable = score(triples, scorers, args.skip_bad)
+    rows = ([LQ] if args.lq else []) + ([MEAN_COLOUR] if set(BASELINE_METRICS) & set(scorers) else []) + [RESTORED]
+    result = summarise(triples, rows, scorers, notes + unreadable)
+    result["unavailable"] = unavailable
+    write_results(args.output, result)
+    print_table(result)
+    print(f"written: {args.output / 'metrics.json'}, {args.output / 'metrics.csv'}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="realsr-r1 evaluate", description=(
+        "Compare restored photos with the originals. Files are paired by name without suffix; a restored (or LQ) image "
+        "of another size is resized to the original's (bicubic)."))
+    add = parser.add_argument
+    add("--restored", type=Path, required=True, help="folder of restored photos")
+    add("--gt", type=Path, required=True, help="folder of originals (HQ)")
+    add("--lq", type=Path, help="folder of the degraded inputs: adds a row for them")
+    add("--output", type=Path, required=True, help="folder for metrics.json and metrics.csv")
+    add("--metrics", default=",".join(OFFLINE_METRICS), help=(
+        f"comma-separated, or all (default: %(default)s, which need no weights). Known: {', '.join(METRICS)}"))
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--skip_bad", action="store_true", help=(
+        "leave out photos that lack a partner or can't be read, instead of stopping"))
+    return parser
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} can't be used here ({reason}); try --device cpu") from error
+    return name
+
+
+# --- pairing ---
+
+def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool) -> tuple[list[Triple], list[str]]:
+    """Pair the folders' images by stem, and note who has no partner.
+
+    Raises `UserError` on a missing or empty folder, on two files of one stem, when no name is in all folders, and,
+    without `skip_bad`, when an original has no restored image or a pair has no LQ image.
+    """
+    restored_files = _by_stem(restored, "--restored")
+    gt_files = _by_stem(gt, "--gt")
+    lq_files = _by_stem(lq, "--lq") if lq else {}
+    pairs = sorted(restored_files.keys() & gt_files.keys())
+    if not pairs:
+        raise UserError(f"no name is in both {restored} and {gt}: a restored NAME.png is compared with NAME of any "
+                        f"image suffix (e.g. {sorted(restored_files)[0]!r} has no original)")
+    lacking = {f"without a restored image in {restored}": sorted(gt_files.keys() - restored_files.keys())}
+    if lq:
+        lacking[f"without an LQ image in {lq}"] = [name for name in pairs if name not in lq_files]
+        pairs = [name for name in pairs if name in lq_files]
+    notes = []
+    for what, names in lacking.items():
+        if names and not skip_bad:
+            raise UserError(f"{len(names)} photo(s) {what}: {_listed(names)}; add them, or leave them out with "
+                            "--skip_bad")
+        notes += [f"left out, {len(names)} photo(s) {what}: {_listed(names)}"] if names else []
+    if not pairs:
+        raise UserError(f"no pair has an LQ image of the same name in {lq} (given by --lq)")
+    unknown = sorted(restored_files.keys() - gt_files.keys())
+    if unknown:
+        notes.append(f"left out, {len(unknown)} restored image(s) without an original in {gt}: {_listed(unknown)}")
+    return [Triple(name, restored_files[name], gt_files[name], lq_files.get(name)) for name in pairs], notes
+
+
+def _by_stem(folder: Path, flag: str) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in list_images(existing_folder(folder, flag)):
+        if path.stem in files:
+            raise UserError(f"{files[path.stem]} and {path} have the same name up to the suffix; keep one of them")
+        files[path.stem] = path
+    if not files:
+        raise UserError(f"no images in {folder} (given by {flag})")
+    return files
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+# --- scoring ---
+
+def score(triples: list[Triple], scorers: dict[str, Scorer], skip_bad: bool) -> tuple[list[Triple], list[str]]:
+    """Fill in `scores`; returns the triples that could be read, and a note for each that couldn't.
+
+    Raises `UserError` that names an unreadable file, unless `skip_bad`.
+    """
+    from tqdm import tqdm
+
+    good, notes = [], []
+    for triple in tqdm(triples, desc="evaluate", unit=" photo"):
+        try:
+            original, images = _load(triple)
+        except UserError as error:
+            if not skip_bad:
+                raise
+            notes.append(f"left out: {error}")
+            continue
+        for row, image in images.items():
+            triple.scores[row] = {name: scorer.score(image, original) for name, scorer in scorers.items()
+                                  if METRICS[name].kind != "set" and (row != MEAN_COLOUR or name in BASELINE_METRICS)}
+        good.append(triple)
+    if not good:
+        raise UserError(f"none of the photos can be read; the first: {notes[0]}")
+    return good, notes
+
+
+def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
+    """The original, and the images to compare with it by row name, all of the original's size."""
+    from PIL import Image
+
+    original = load_image(triple.gt)
+    restored = load_image(triple.restored)
+    triple.resized = restored.size != original.size
+    images = {MEAN_COLOUR: original.resize((1, 1), Image.Resampling.BOX).resize(original.size)}
+    if triple.lq:
+        images[LQ] = load_image(triple.lq)
+    images[RESTORED] = restored
+    for row, image in images.items():
+        if image.size != original.size:
+            images[row] = image.resize(original.size, Image.Resampling.BICUBIC)
+    return original, images
+
+
+def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer], notes: list[str]) -> dict[str, Any]:
+    """The content of metrics.json: the metrics, every row's means with their counts, and each photo's values."""
+    notes = list(notes)
+    resized = sum(triple.resized for triple in triples)
+    if resized:
+        notes.append(f"{resized} of {len(triples)} restored images were resized to the original's size (bicubic)")
+    summary = []
+    for row in rows:
+        mean: dict[str, float | None] = {}
+        count: dict[str, int] = {}
+        for name, scorer in scorers.items():
+            if row == MEAN_COLOUR and name not in BASELINE_METRICS:
+                continue
+            if METRICS[name].kind == "set":
+                mean[name] = scorer.score_set((_load(triple)[1][row] for triple in triples),
+                                              (load_image(triple.gt) for triple in triples))
+                count[name] = len(triples)
+                continue
+            values = [value for triple in triples if (value := triple.scores[row][name]) is not None]
+            mean[name] = sum(values) / len(values) if values else None
+            count[name] = len(values)
+            if row == RESTORED and len(values) < len(triples):
+                notes.append(f"{name} is not defined for {len(triples) - len(values)} of {len(triples)} restored "
+                             "images (too small or flat); its mean leaves them out")
+        summary.append({"name": row, "mean": mean, "count": count})
+    if "fid" in scorers and len(triples) < FID_FEATURES:
+        notes.append(f"fid of {len(triples)} images is rough: below {FID_FEATURES} images it depends on their number")
+    return {
+        "pairs": len(triples),
+        "metrics": {name: {"label": METRICS[name].label, "unit": METRICS[name].unit, "decimals": METRICS[name].decimals,
+                           "lower_better": METRICS[name].lower_better} for name in scorers},
+        "rows": summary,
+        "images": [{"name": triple.name, "resized": triple.resized,
+                    **{row: triple.scores[row] for row in rows}} for triple in triples],
+        "notes": notes,
+    }
+
+
+# --- output ---
+
+def write_results(folder: Path, result: dict[str, Any]) -> None:
+    """metrics.json and metrics.csv (a row a photo, then `mean`), both or neither."""
+    import json
+
+    rows = [row["name"] for row in result["rows"]]
+    columns = [(row, name) for row in reversed(rows) for name in result["metrics"]
+               if row != MEAN_COLOUR or name in BASELINE_METRICS]  # the restored image's columns first
+    means = {row["name"]: row["mean"] for row in result["rows"]}
+    with atomic_file(folder / "metrics.json") as json_file, atomic_file(folder / "metrics.csv") as csv_file:
+        json_file.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        with open(csv_file, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            headings = [name if row == RESTORED else f"{row} {name}" for row, name in columns]
+            writer.writerow(["name", "resized", *headings])
+            for image in result["images"]:
+                values = [image[row].get(name) for row, name in columns]
+                writer.writerow([image["name"], int(image["resized"]), *values])
+            writer.writerow(["mean", "", *(means[row].get(name) for row, name in columns)])
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The means on the terminal, a metric a line, and the notes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"mean of {result['pairs']} photo(s)")
+    table.add_column("metric")
+    for row in result["rows"]:
+        table.add_column(row["name"], justify="right", style="bold" if row["name"] == RESTORED else None)
+    for name, metric in result["metrics"].items():
+        values = [row["mean"].get(name) for row in result["rows"]]
+        unit = f", {metric['unit']}" if metric["unit"] else ""
+        table.add_row(f"{metric['label']}{unit} {'↓' if metric['lower_better'] else '↑'}",
+                      *("–" if value is None else f"{value:.{metric['decimals']}f}" for value in values))
+    for name in result["unavailable"]:
+        table.add_row(METRICS[name].label, *("" for _ in result["rows"][1:]), "n/a")
+    console = Console()
+    console.print(table)
+    for name, reason in result["unavailable"].items():
+        console.print(f"{name}: n/a ({reason})", markup=False, highlight=False, soft_wrap=True)
+    for note in result["notes"]:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run(main)

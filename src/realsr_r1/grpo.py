@@ -1,0 +1,88 @@
+"""VLCoT-GRPO: fine-tune a cold-started policy with reinforcement learning. `torchrun ... grpo.py --config FILE.yaml`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.errors import UserError, run
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from realsr_r1.training.config import ChainGRPOConfig
+
+PROMPTS_FOLDER = "prompts"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Settings, process group, resume check, rewards, processor, data, policy, trainer, train, save."""
+    from trl import ModelConfig, get_peft_config
+
+    from realsr_r1.settings import parse
+    from realsr_r1.training.config import ChainGRPOConfig
+    from realsr_r1.training.launch import prepare_process, save_model_folder
+
+    quiet_trackers()
+    args, model_args = parse((ChainGRPOConfig, ModelConfig), argv, "realsr-r1 grpo")
+    if args.max_pixels is not None and args.process_index == 0:
+        print(f"--max_pixels {args.max_pixels} has no effect: the image size is in the model folder's chain settings")
+    prepare_process(args)
+    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.rewards import load_reward_funcs
+    from realsr_r1.rewards.registry import required_columns
+    from realsr_r1.training.checkpoints import last_checkpoint
+    from realsr_r1.training.grpo_trainer import ChainGRPOTrainer
+    from realsr_r1.training.prompts import load_prompts
+
+    if not model_args.model_name_or_path:
+        raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 sft or export)")
+    output = Path(args.output_dir)
+    if (output / "model.safetensors").is_file():
+        print(f"{output} holds a finished model already; nothing to do")
+        return
+    checkpoint = last_checkpoint(output, set_aside=args.process_index == 0)
+    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
+    experts = args.experts or list(processor.settings.experts)
+    reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device))
+    columns = required_columns(args.reward_funcs, experts)
+
+    def prompts(split: str, max_samples: int | None) -> Any:
+        return load_prompts(args.dataset_name, split, processor, columns, output / PROMPTS_FOLDER / split,
+                            args.max_prompt_length, max_samples, args.seed)
+
+    with args.main_process_first(desc="tokenising prompts"):
+        train = prompts(args.dataset_train_split, args.max_samples)
+        evaluation = prompts(args.dataset_test_split, None) if args.eval_strategy != "no" else None
+    trainer = ChainGRPOTrainer(load_trainable(args, model_args), processor, reward_funcs, args, train, evaluation,
+                               reward_log=reward_log_path(), peft_config=get_peft_config(model_args))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    save_model_folder(trainer, processor, output)
+
+
+def load_trainable(args: ChainGRPOConfig, model_args: ModelConfig) -> Any:
+    """The policy to train, in float32 unless `--dtype` says otherwise (DeepSpeed and autocast cast it themselves)."""
+    import torch
+
+    from realsr_r1.models import load_policy
+
+    dtype = torch.float32 if model_args.dtype in (None, "float32") else model_args.dtype
+    return load_policy(model_args.model_name_or_path, dtype=dtype, attn_implementation=model_args.attn_implementation)
+
+
+def quiet_trackers() -> None:
+    """wandb works offline where nobody is logged in."""
+    if not os.environ.get("WANDB_API_KEY") and not (Path.home() / ".netrc").is_file():
+        os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def reward_log_path() -> str | None:
+    """Where the seed's `DEBUG_MODE=true LOG_PATH=FILE` asks for a text log of rewards."""
+    if os.environ.get("DEBUG_MODE", "").lower() not in ("true", "1"):
+        return None
+    return os.environ.get("LOG_PATH") or "reward_log.txt"
+
+
+if __name__ == "__main__":
+    run(main)

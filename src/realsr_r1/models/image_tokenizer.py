@@ -1,0 +1,120 @@
+"""The image tokenizer: LlamaGen's VQ architecture (arXiv 2406.06525) on the convolutional parts of `JanusVQVAE`.
+
+Only the quantizer is ours: transformers' own doesn't l2-normalise what it encodes and decodes one square grid only.
+Knows pixels and codes; what a code is called in a vocabulary is for `realsr_r1.tokens`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAEDecoder, JanusVQVAEEncoder
+
+COMMITMENT_WEIGHT = 0.25  # beta of VQ-VAE (arXiv 1711.00937)
+
+
+class ImageTokenizerConfig(JanusVQVAEConfig):
+    """`JanusVQVAEConfig`, under a `model_type` of our own.
+
+    What matters: `num_embeddings` (codes), `embed_dim` (size of a code), `base_channels` (a multiple of 32),
+    `channel_multiplier` (one entry a level: n levels down-sample by 2^(n-1)), `num_res_blocks`, `latent_channels`.
+    """
+
+    model_type = "realsr_r1_image_tokenizer"
+
+
+class Quantizer(nn.Module):
+    """Nearest code by cosine: latents and codes are both l2-normalised, as LlamaGen does it."""
+
+    def __init__(self, num_embeddings: int, embed_dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(num_embeddings, embed_dim)
+
+    def codebook(self) -> torch.Tensor:
+        """The normalised codes (codebook_size, embed_dim)."""
+        return F.normalize(self.embedding.weight, dim=-1)
+
+    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) -> ids (B, h, w) of the nearest codes."""
+        flat = F.normalize(latents.permute(0, 2, 3, 1).float(), dim=-1)
+        return (flat @ self.codebook().float().T).argmax(-1)
+
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids (B, h, w) -> normalised codes (B, C, h, w)."""
+        return F.normalize(self.embedding(ids), dim=-1).permute(0, 3, 1, 2)
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents (B, C, h, w) -> straight-through codes, ids, codebook + commitment loss (for training)."""
+        latents = latents.float()  # cosines of bfloat16 latents would tie
+        ids = self.nearest(latents)
+        codes = self.lookup(ids)
+        normalised = F.normalize(latents, dim=1)
+        loss = F.mse_loss(codes, normalised.detach()) + COMMITMENT_WEIGHT * F.mse_loss(normalised, codes.detach())
+        return normalised + (codes - normalised).detach(), ids, loss
+
+
+class ImageTokenizer(PreTrainedModel):
+    """Pixels to codes and back, on a grid of any height and width.
+
+    `encode(pixels (B, 3, H, W) in [-1, 1]) -> ids (B, H/f, W/f)`, `decode(ids (B, h, w)) -> pixels (B, 3, h*f, w*f)`
+    with f = `downsample`. Both run without gradients; training calls the module itself.
+    """
+
+    config_class = ImageTokenizerConfig
+    base_model_prefix = "image_tokenizer"
+    main_input_name = "pixels"
+
+    def __init__(self, config: ImageTokenizerConfig):
+        super().__init__(config)
+        self.encoder = JanusVQVAEEncoder(config)
+        self.decoder = JanusVQVAEDecoder(config)
+        self.quantize = Quantizer(config.num_embeddings, config.embed_dim)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Convolutions and norms keep torch's own start (a VQ trained from scratch learns faster from it)."""
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+        elif isinstance(module, nn.Conv2d | nn.GroupNorm):
+            module.reset_parameters()
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a side that one code stands for."""
+        return 2 ** (len(self.config.channel_multiplier) - 1)
+
+    @property
+    def codebook_size(self) -> int:
+        """The number of codes."""
+        return self.config.num_embeddings
+
+    def latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) -> latents (B, embed_dim, h, w), before the quantizer. Raises `ValueError` on a wrong shape."""
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % self.downsample or pixels.shape[3] % self.downsample:
+            raise ValueError(f"pixels must be (B, 3, H, W) with H and W multiples of {self.downsample}, not {tuple(pixels.shape)}")
+        return self.quant_conv(self.encoder(pixels))
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> ids (B, H/f, W/f), int64."""
+        return self.quantize.nearest(self.latents(pixels.to(self.device, self.dtype)))
+
+    @torch.no_grad()
+    def decode(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids (B, h, w) -> pixels (B, 3, h*f, w*f), about [-1, 1] (not clamped)."""
+        return self.decoder(self.post_quant_conv(self.quantize.lookup(ids.to(self.device))))
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One training pass: pixels -> (reconstruction, ids, quantizer loss, latents), with gradients."""
+        latents = self.latents(pixels)
+        codes, ids, loss = self.quantize(latents)
+        return self.decoder(self.post_quant_conv(codes)), ids, loss, latents
+
+
+AutoConfig.register(ImageTokenizerConfig.model_type, ImageTokenizerConfig)
+AutoModel.register(ImageTokenizerConfig, ImageTokenizer)

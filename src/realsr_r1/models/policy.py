@@ -1,0 +1,137 @@
+"""The policy: the Lumina-mGPT decoder (Chameleon's, arXiv 2405.09818) with image logits, in the published layout.
+
+Layers, attention and rotary positions are transformers' Chameleon. Ours are two things: q/k norms that are stored one
+row a model-parallel shard (so heads that share a norm stay tied in training, DESIGN decision 5), and a head that does not
+mask image tokens. No image tokenizer inside. Knows ids only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.chameleon.configuration_chameleon import ChameleonConfig
+from transformers.models.chameleon.modeling_chameleon import (
+    ChameleonDecoderLayer,
+    ChameleonModel,
+    ChameleonPreTrainedModel,
+    ChameleonRMSNorm,
+    ChameleonRotaryEmbedding,
+    ChameleonSwinDecoderLayer,
+)
+
+QK_NORM_EPS = 1e-5  # Chameleon's layer norm over a head
+
+
+class LuminaConfig(ChameleonConfig):
+    """`ChameleonConfig` under a `model_type` of our own, without an image tokenizer inside.
+
+    `model_parallel_size` is the number of rows of each q/k norm; heads are dealt to rows in contiguous blocks.
+    """
+
+    model_type = "realsr_r1_lumina"
+    sub_configs_defaults = {}
+    sub_configs = {}
+
+
+class SharedHeadNorm(nn.Module):
+    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by `num_heads / rows` heads each."""
+
+    def __init__(self, rows: int, num_heads: int, head_dim: int):
+        super().__init__()
+        if num_heads % rows:
+            raise ValueError(f"{num_heads} heads can't share {rows} norms evenly")
+        self.weight = nn.Parameter(torch.ones(rows, head_dim))
+        self.bias = nn.Parameter(torch.zeros(rows, head_dim))
+        self.heads_per_row = num_heads // rows
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """States (..., num_heads, head_dim), normalised over the last dimension."""
+        states = F.layer_norm(states, states.shape[-1:], eps=QK_NORM_EPS)
+        weight = self.weight.repeat_interleave(self.heads_per_row, dim=0)
+        return states * weight + self.bias.repeat_interleave(self.heads_per_row, dim=0)
+
+
+class LuminaPreTrainedModel(ChameleonPreTrainedModel):
+    """Config class, initialisation and split rules shared by the decoder and the policy."""
+
+    config_class = LuminaConfig
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, SharedHeadNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
+    """Chameleon's decoder without its image tokenizer; forward is `ChameleonModel`'s, for ids or embeddings."""
+
+    def __init__(self, config: LuminaConfig):
+        LuminaPreTrainedModel.__init__(self, config)  # not ChameleonModel's: that one builds a VQ model
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        layer_class = ChameleonSwinDecoderLayer if config.swin_norm else ChameleonDecoderLayer
+        self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
+        head_dim = config.hidden_size // config.num_attention_heads
+        for layer in self.layers:
+            rows = config.model_parallel_size
+            layer.self_attn.q_norm = SharedHeadNorm(rows, config.num_attention_heads, head_dim)
+            layer.self_attn.k_norm = SharedHeadNorm(rows, config.num_key_value_heads, head_dim)
+        self.norm = ChameleonRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = ChameleonRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+
+class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
+    """The policy. `policy(input_ids, attention_mask, position_ids).logits` (B, L, vocabulary), image tokens included."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: LuminaConfig):
+        super().__init__(config)
+        self.model = LuminaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.loss_type = "ForCausalLM"  # of transformers' loss functions
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits, and with `labels` (-100 = not scored) the mean cross-entropy.
+
+        `input_ids` (B, L); `attention_mask` (B, past + L), 1 = attend; `position_ids` (B, L); `logits_to_keep`: only the
+        last n positions (0 = all), or a tensor of positions.
+        """
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs)
+        hidden_states = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_states[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values,
+                                      hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+
+AutoConfig.register(LuminaConfig.model_type, LuminaConfig)
+AutoModelForCausalLM.register(LuminaConfig, LuminaPolicy)

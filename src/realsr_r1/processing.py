@@ -1,0 +1,213 @@
+"""ChainProcessor: text and images to ids and back, on top of the chain, the token layout and the image tokenizer.
+
+Knows how a dialogue is written (FACTS section 3): `<s>` question end-of-turn answer end-of-turn. Knows no policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.chain import ESCAPED_IMAGE, IMAGE, IMAGE_SECTIONS, PROBLEM, SECTIONS, chain_pieces, close_tag, open_tag
+from realsr_r1.errors import UserError
+from realsr_r1.files import read_json, write_json
+from realsr_r1.images import fit_image, resize_to_cover, to_pil, to_pixels
+from realsr_r1.tokens import ChainForm, SectionForm, TokenLayout
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import PreTrainedTokenizerBase
+
+    from realsr_r1.models.image_tokenizer import ImageTokenizer
+
+SETTINGS_FILE, IMAGE_TOKENIZER_FOLDER = "chain_settings.json", "image_tokenizer"
+BROKEN_IMAGE = "<|broken image|>"  # stands for image tokens that form no complete span
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """What a model folder says of its chains (`chain_settings.json`).
+
+    `target_px`: input photos and final images are fitted to about target_px^2 pixels; `grid_unit_px`: pixels a size unit
+    (32 in Lumina and PURE); `problem`: the question; `experts`: default experts of the generation reward; `sampling`: fields
+    of `RolloutConfig` that `restore` uses.
+    """
+
+    target_px: int = 512
+    grid_unit_px: int = 32
+    problem: str = PROBLEM
+    experts: tuple[str, ...] = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> ChainSettings:
+        """Check keys; raises `UserError` naming the unknown one and `source`."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UserError(f"{source}: unknown chain setting {key!r}; known are {', '.join(sorted(known))}")
+        return cls(**{**values, **({"experts": tuple(values["experts"])} if "experts" in values else {})})
+
+
+class ChainProcessor:
+    """Turns (photo, question) into a prompt, chains into ids, and completions into text and images.
+
+    `tokenizer`: the policy's text tokenizer, whose vocabulary names the image codes. `image_tokenizer`: pixels to codes.
+    Raises `UserError` when the two and the settings don't fit together.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_tokenizer: ImageTokenizer, settings: ChainSettings):
+        self.tokenizer = tokenizer
+        self.image_tokenizer = image_tokenizer
+        self.settings = settings
+        layout = TokenLayout.from_vocabulary(tokenizer.get_vocab(), image_tokenizer.codebook_size, settings.grid_unit_px,
+                                             image_tokenizer.downsample)
+        if settings.target_px < settings.grid_unit_px:
+            raise UserError(f"target_px {settings.target_px} is smaller than grid_unit_px {settings.grid_unit_px}")
+        self.layout = dataclasses.replace(layout, chain_form=self._chain_form(layout))
+
+    # Text
+
+    def encode_text(self, text: str) -> list[int]:
+        """One piece of plain text -> ids, without special tokens (their names in it are plain text)."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def _chain_form(self, layout: TokenLayout) -> ChainForm:
+        sections = tuple(SectionForm(tuple(self.encode_text(open_tag(name))), tuple(self.encode_text(close_tag(name))),
+                                     name in IMAGE_SECTIONS) for name in SECTIONS)
+        reserved = {*layout.code_ids, *layout.size_ids.values(), *self.tokenizer.all_special_ids, layout.bos, layout.pad,
+                    layout.end_of_turn, layout.image_start, layout.image_end, layout.new_line}
+        closing = {section.close_ids[0] for section in sections}
+        body = tuple(token for name, token in sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+                     if token not in reserved and token not in closing and "<" not in name and ">" not in name)
+        return ChainForm(sections, body)
+
+    # Images
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The photo as the policy sees it: about target_px^2 pixels, whole grid units."""
+        return fit_image(image, self.settings.target_px, self.settings.grid_unit_px)
+
+    def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> list[list[int]]:
+        """Images of whole grid units -> their spans of ids, in order; those of one size share batches."""
+        spans: list[list[int]] = [[] for _ in images]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            by_size.setdefault(image.size, []).append(index)
+        for indices in by_size.values():
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start:start + batch_size]
+                codes = self.image_tokenizer.encode(to_pixels([images[index] for index in batch])).tolist()
+                for index, grid in zip(batch, codes, strict=True):
+                    spans[index] = self.layout.span(grid)
+        return spans
+
+    def chain_images(self, hq: Image.Image) -> dict[str, Image.Image]:
+        """The three images of a chain, down-sampled from `hq` (already fitted): section -> image."""
+        unit = self.settings.grid_unit_px
+        sizes = self.layout.chain_sizes(hq.height // unit, hq.width // unit)
+        return {name: resize_to_cover(hq, (columns * unit, rows * unit))
+                for name, (rows, columns) in zip(IMAGE_SECTIONS, sizes, strict=True)}
+
+    # Dialogue
+
+    def encode_prompt(self, image: Image.Image, text: str | None = None) -> list[int]:
+        """Photo (any size) and question -> ids from `<s>` to the end-of-turn of the question.
+
+        The image stands where `text` has `<|image|>`, else at its end; `text` is the settings' problem by default.
+        """
+        return self.prompt_from_span(self.encode_images([self.fit(image)])[0], text)
+
+    def prompt_from_span(self, span: Sequence[int], text: str | None = None) -> list[int]:
+        """`encode_prompt` for an image that is already a span of ids."""
+        text = self.settings.problem if text is None else text
+        before, _, after = text.partition(IMAGE)
+        return [self.layout.bos, *self.encode_text(before), *span, *(self.encode_text(after) if after else []),
+                self.layout.end_of_turn]
+
+    def encode_chain(self, sections: Mapping[str, str], spans: Mapping[str, Sequence[int]]) -> list[int]:
+        """Bodies of the text sections and spans of the image sections -> the answer's ids, end-of-turn included."""
+        ids: list[int] = []
+        for text, image_section in chain_pieces(sections):
+            ids += spans[image_section] if image_section else self.encode_text(text)
+        return [*ids, self.layout.end_of_turn]
+
+    # Decoding
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Ids -> text, with `<|image|>` for every complete span and nothing else (DESIGN decision 14)."""
+        pieces, position = [], 0
+        for span in self.layout.find_spans(ids):
+            pieces += [self._plain_text(ids[position:span.start]), IMAGE]
+            position = span.stop
+        return "".join([*pieces, self._plain_text(ids[position:])])
+
+    def _plain_text(self, ids: Sequence[int]) -> str:
+        pieces: list[str] = []
+        run: list[int] = []
+        for token in [*ids, None]:
+            stray = token in self._image_only_ids
+            if run and (token is None or stray):
+                pieces.append(self.tokenizer.decode(run, skip_special_tokens=True).replace(IMAGE, ESCAPED_IMAGE))
+                run = []
+            if stray and not (pieces and pieces[-1] == BROKEN_IMAGE):
+                pieces.append(BROKEN_IMAGE)
+            elif not stray and token is not None:
+                run.append(token)
+        return "".join(pieces)
+
+    @cached_property
+    def _image_only_ids(self) -> frozenset[int]:
+        layout = self.layout
+        return frozenset((*layout.code_ids, *layout.size_ids.values(), layout.image_start, layout.image_end, layout.new_line))
+
+    def decode(self, ids: Sequence[int]) -> tuple[str, list[Image.Image]]:
+        """Ids -> (text with `<|image|>`, the images in order)."""
+        texts, images = self.decode_batch([ids])
+        return texts[0], images[0]
+
+    def decode_batch(self, batch: Sequence[Sequence[int]]) -> tuple[list[str], list[list[Image.Image]]]:
+        """Several streams at once; images of one size are decoded in one batch, never in tiles."""
+        import torch
+
+        found = [self.layout.find_spans(ids) for ids in batch]
+        images: list[list[Any]] = [[None] * len(spans) for spans in found]
+        by_shape: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for row, spans in enumerate(found):
+            for index, span in enumerate(spans):
+                by_shape.setdefault((len(span.codes), len(span.codes[0])), []).append((row, index))
+        for places in by_shape.values():
+            grids = torch.tensor([found[row][index].codes for row, index in places])
+            for (row, index), image in zip(places, to_pil(self.image_tokenizer.decode(grids)), strict=True):
+                images[row][index] = image
+        return [self.decode_text(ids) for ids in batch], images
+
+    # Folders
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write tokenizer, image tokenizer and settings into `folder`, beside whatever policy is there."""
+        folder = Path(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.image_tokenizer.save_pretrained(folder / IMAGE_TOKENIZER_FOLDER)
+        write_json(folder / SETTINGS_FILE, dataclasses.asdict(self.settings))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> ChainProcessor:
+        """Read what `save_pretrained` wrote. Raises `UserError` that names the part that is missing."""
+        from transformers import AutoTokenizer
+
+        from realsr_r1.models.loading import load_image_tokenizer
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"no such model folder: {folder}")
+        for part in (SETTINGS_FILE, "tokenizer.json", f"{IMAGE_TOKENIZER_FOLDER}/config.json"):
+            if not (folder / part).is_file():
+                raise UserError(f"{folder} has no {part}; it is not a complete model folder (make one with realsr-r1 export)")
+        settings = ChainSettings.from_dict(read_json(folder / SETTINGS_FILE), str(folder / SETTINGS_FILE))
+        image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER).to(device)
+        return cls(AutoTokenizer.from_pretrained(folder), image_tokenizer, settings)

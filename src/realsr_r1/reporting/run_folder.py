@@ -1,0 +1,149 @@
+"""Reads a training run's folder: its log, its settings, the sample folders. Knows files, no drawing and no HTML."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from realsr_r1.errors import UserError
+from realsr_r1.files import existing_folder, read_json
+
+LOG_FILE = "log_history.jsonl"  # one JSON object a logged step
+STATE_FILE = "trainer_state.json"  # the trainer's own; holds the log up to its checkpoint
+SETTINGS_FILE = "settings.json"  # name -> value, where a run wrote one
+SECONDS_KEY = "train_runtime"
+
+# Settings worth the reader's eye, in this order; the others are folded away.
+HEADLINE_SETTINGS = (
+    "model_name_or_path", "dataset_name", "grammar", "num_generations", "learning_rate", "max_steps",
+    "num_train_epochs", "per_device_train_batch_size", "batch_unit", "gradient_accumulation_steps", "reward_funcs",
+    "reward_weights", "rollout_temperature", "guidance_scale", "text_top_k", "beta", "seed")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values of one logged key against steps."""
+
+    steps: list[int]
+    values: list[float]
+
+    def moving_average(self) -> list[float]:
+        """The mean of the last `window` values at every step (of fewer, at the start)."""
+        window = self.window
+        return [sum(part) / len(part) for part in
+                (self.values[max(0, index + 1 - window):index + 1] for index in range(len(self.values)))]
+
+    @property
+    def window(self) -> int:
+        """A tenth of the run, between 5 and 50 values."""
+        return min(50, max(5, len(self.values) // 10))
+
+    @property
+    def start_and_end(self) -> tuple[float, float]:
+        """Means of the first and of the last `window` values (of a third of them, in a short run)."""
+        count = max(1, min(self.window, len(self.values) // 3))
+        return sum(self.values[:count]) / count, sum(self.values[-count:]) / count
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, its log records in order, its settings, and when it last wrote its log."""
+
+    folder: Path
+    records: list[dict[str, Any]]
+    settings: dict[str, Any]
+    date: datetime
+
+    @property
+    def name(self) -> str:
+        """The run's own name where its settings have one, or else the folder's."""
+        return str(self.settings.get("run_name") or self.folder.resolve().name)
+
+    @property
+    def steps(self) -> int:
+        """Number of the last logged step."""
+        return max((record["step"] for record in self.records), default=0)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long training took, if the log says so."""
+        return next((record[SECONDS_KEY] for record in reversed(self.records) if SECONDS_KEY in record), None)
+
+    def series(self, key: str) -> Series | None:
+        """The finite values logged as `key`, or None when there are none. A step logged twice counts once."""
+        found = {record["step"]: float(record[key]) for record in self.records
+                 if isinstance(record.get(key), (int, float)) and math.isfinite(record[key])}
+        return Series(list(found), list(found.values())) if found else None
+
+    def rewards(self) -> list[str]:
+        """Names of the rewards in the log, in the order they were logged."""
+        keys = dict.fromkeys(key for record in self.records for key in record)
+        return [match[1] for key in keys if (match := re.fullmatch(r"rewards/(.+)/mean", key))]
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run. Raises `UserError` when there is no such folder or nothing was logged in it."""
+    folder = existing_folder(folder, "--run")
+    states = _state_files(folder)
+    log = folder / LOG_FILE
+    records, source = _read_log(log), log
+    if not records and states:
+        source = states[0]
+        state = read_json(source)
+        records = [record for record in state.get("log_history", []) if "step" in record]
+    if not records:
+        raise UserError(f"{folder} has no log of a training run (no {LOG_FILE}, no {STATE_FILE} with steps); --run "
+                        "takes the output_dir of realsr-r1 grpo or sft, after its first logged step")
+    return Run(folder, records, _read_settings(folder, states), datetime.fromtimestamp(source.stat().st_mtime))
+
+
+def sample_folders(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every saved group, by step."""
+    found = [(int(match[1]), path) for path in (run / "samples").glob("step-*")
+             if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()]
+    return sorted(found)
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("no object with a step")
+        except ValueError as error:
+            if number == len(lines):  # the run was stopped while writing it
+                break
+            raise UserError(f"{path}, line {number}, is not a log record ({error}); remove that line") from error
+        records.append(record)
+    return records
+
+
+def _state_files(folder: Path) -> list[Path]:
+    """trainer_state.json files, the latest first: the folder's own, then the checkpoints' from last to first."""
+    checkpoints = [(int(match[1]), path) for path in folder.glob("checkpoint-*")
+                   if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
+    candidates = [folder, *(path for _, path in sorted(checkpoints, reverse=True))]
+    return [path / STATE_FILE for path in candidates if (path / STATE_FILE).is_file()]
+
+
+def _read_settings(folder: Path, states: list[Path]) -> dict[str, Any]:
+    """The run's settings file, or what the trainer's state tells of them."""
+    if (folder / SETTINGS_FILE).is_file():
+        settings = read_json(folder / SETTINGS_FILE)
+        if not isinstance(settings, dict):
+            raise UserError(f"{folder / SETTINGS_FILE} must hold a JSON object of settings")
+        return settings
+    if not states:
+        return {}
+    state = read_json(states[0])
+    names = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "save_steps")
+    return {name: state[name] for name in names if name in state}

@@ -1,0 +1,170 @@
+"""Strips LQ | rough | middle | final | HQ: reads them from sample folders and from a restored folder, and draws a PNG.
+
+Knows files and PIL images, no HTML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from realsr_r1.errors import UserError
+from realsr_r1.files import existing_folder, read_json
+from realsr_r1.images import list_images, load_image
+from realsr_r1.reporting.run_folder import sample_folders
+
+COLUMNS = ("LQ", "rough", "middle", "final", "HQ")
+CELL = 144  # px, the side of a picture in the PNG and on the page
+MOST_RESTORED = 12  # strips of restored photos in one report
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One photo on its way through the chain.
+
+    `pictures`: column -> image or None; `text`: the chain; `rewards`: name -> value or None; `metrics`: lines to print;
+    `degradation`, `tags`: the truth, where it is known.
+    """
+
+    title: str
+    pictures: dict[str, Image.Image | None]
+    text: str | None = None
+    rewards: dict[str, float | None] = field(default_factory=dict)
+    metrics: list[str] = field(default_factory=list)
+    degradation: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """The rewards or metrics in one line."""
+        rewards = [f"{name} {value:.2f}" for name, value in self.rewards.items() if value is not None]
+        return " · ".join(rewards or self.metrics)
+
+
+def sample_strips(run: Path) -> list[Strip]:
+    """The first completion of the first, the middle and the last saved group; [] where the run saved none."""
+    folders = sample_folders(run)
+    chosen = sorted({0, len(folders) // 2, len(folders) - 1}) if folders else []
+    return [_sample_strip(*folders[index]) for index in chosen]
+
+
+def _sample_strip(step: int, folder: Path) -> Strip:
+    prompt = _object(folder / "prompt.json")
+    rewards = _object(folder / "rewards.json")
+    pictures = {"LQ": "lq", "HQ": "hq"} | {name: f"completion-0-{name}" for name in ("rough", "middle", "final")}
+    source = prompt.get("source")
+    return Strip(
+        title=f"Step {step}" + (f" · {source}" if source else ""),
+        pictures={column: _picture(folder / f"{pictures[column]}.png") for column in COLUMNS},
+        text=_text(folder / "completion-0.txt"),
+        rewards={name: values[0] for name, values in rewards.items() if values},
+        degradation=[str(item) for item in prompt.get("degradation") or []],
+        tags=_tags(prompt.get("tag")))
+
+
+def restored_strips(restored: Path, gt: Path | None, metrics: dict[str, Any] | None) -> tuple[list[Strip], int]:
+    """Strips of a restored folder, evenly spaced by name, with each photo's metrics -> (strips, number of photos).
+
+    Raises `UserError` when a folder is missing or has no images.
+    """
+    files = list_images(existing_folder(restored, "--restored"))
+    if not files:
+        raise UserError(f"no images in {restored} (given by --restored)")
+    originals = {path.stem: path for path in list_images(existing_folder(gt, "--gt"))} if gt else {}
+    scores = {image["name"]: image for image in metrics["images"]} if metrics else {}
+    count = min(len(files), MOST_RESTORED)
+    chosen = [files[index * len(files) // count] for index in range(count)]
+    strips = []
+    for path in chosen:
+        chain = restored / "chains" / path.stem
+        pictures = {column: _picture(chain / f"{column.lower()}.png") for column in ("LQ", "rough", "middle")}
+        pictures["final"] = load_image(path)
+        pictures["HQ"] = load_image(originals[path.stem]) if path.stem in originals else None
+        lines = _metric_lines(scores[path.stem], metrics["metrics"]) if path.stem in scores else []
+        strips.append(Strip(path.stem, pictures, _text(chain / "chain.txt"), metrics=lines))
+    return strips, len(files)
+
+
+def _metric_lines(scores: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
+    """`PSNR (Y) 22.31 dB (LQ input 24.10)`: a line a metric."""
+    lines = []
+    for name, metric in metrics.items():
+        values = {row: scores[row].get(name) for row in ("restored", "LQ input") if row in scores}
+        if values.get("restored") is None:
+            continue
+        shown = {row: f"{value:.{metric['decimals']}f}" for row, value in values.items() if value is not None}
+        other = f" (LQ input {shown['LQ input']})" if "LQ input" in shown else ""
+        lines.append(" ".join(filter(None, (metric["label"], shown["restored"], metric.get("unit")))) + other)
+    return lines
+
+
+def draw_strips(strips: list[Strip], path: Path) -> None:
+    """All strips under one another in a PNG on white, a line of text over each."""
+    from PIL import ImageDraw, ImageFont
+
+    title_font, font = ImageFont.load_default(15), ImageFont.load_default(12)
+    gap, heading, margin = 8, 24, 16
+    width = 2 * margin + len(COLUMNS) * (CELL + gap) - gap
+    row_height = heading + CELL + 14
+    sheet = Image.new("RGB", (width, 2 * margin + 20 + len(strips) * row_height - 14), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, column in enumerate(COLUMNS):
+        draw.text((margin + index * (CELL + gap) + CELL / 2, margin), column, fill="#6a6a64", font=font, anchor="ma")
+    for row, strip in enumerate(strips):
+        top = margin + 20 + row * row_height
+        draw.text((margin, top), strip.title, fill="#1d1d1b", font=title_font)
+        left = margin + draw.textlength(strip.title, font=title_font) + 14
+        draw.text((left, top + 3), _shortened(strip.summary, lambda text: draw.textlength(text, font=font),
+                                              width - margin - left), fill="#6a6a64", font=font)
+        for index, column in enumerate(COLUMNS):
+            corner = (margin + index * (CELL + gap), top + heading)
+            picture = strip.pictures.get(column)
+            if picture is None:
+                draw.rectangle((*corner, corner[0] + CELL - 1, corner[1] + CELL - 1), outline="#e3e1da")
+            else:
+                scaled = contained(picture, CELL, enlarge=True)
+                sheet.paste(scaled, (corner[0] + (CELL - scaled.width) // 2, corner[1] + (CELL - scaled.height) // 2))
+    sheet.save(path, format="PNG")
+
+
+def contained(image: Image.Image, side: int, enlarge: bool) -> Image.Image:
+    """`image` scaled so that its longer side is `side` px (smooth); without `enlarge`, a smaller one stays as it is."""
+    scale = side / max(image.size)
+    if scale >= 1 and not enlarge:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def _shortened(text: str, measure: Callable[[str], float], room: float) -> str:
+    if measure(text) <= room:
+        return text
+    while text and measure(text + "…") > room:
+        text = text[:-1]
+    return text.rstrip(" ·") + "…"
+
+
+def _picture(path: Path) -> Image.Image | None:
+    return load_image(path) if path.is_file() else None
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not {json.dumps(value)[:40]}")
+    return value
+
+
+def _tags(value: Any) -> list[str]:
+    """A list of tags, from a list of strings or of comma-separated ones."""
+    items = [value] if isinstance(value, str) else value or []
+    return [tag.strip() for item in items for tag in str(item).split(",") if tag.strip()]

@@ -1,0 +1,132 @@
+"""Restore photos with a model folder: `realsr-r1 restore --model DIR --input FILE|DIR --output DIR`.
+
+Writes NAME.png for every photo, and its chain (text and the images on the way) in `chains/NAME/`. Photos that are done
+already are left as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.chain import IMAGE_SECTIONS
+from realsr_r1.errors import EXIT_BAD_INPUT, UserError, run
+from realsr_r1.files import atomic_file, atomic_folder
+from realsr_r1.images import list_images, load_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.rollout import RolloutEngine
+
+CHAINS_FOLDER, BAD_ITEMS_FILE = "chains", "bad_items.txt"
+SAMPLING_FLAGS = {"temperature": float, "guidance_scale": float, "text_top_k": int, "image_top_k_min": int,
+                  "image_top_k_max": int, "max_new_tokens": int, "max_text_tokens": int, "seed": int}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Collect photos, load the model, restore them in batches."""
+    parser = argparse.ArgumentParser(prog="realsr-r1 restore", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--input", required=True, help="a photo or a folder of photos")
+    parser.add_argument("--output", required=True, help="folder for the restored photos")
+    parser.add_argument("--batch_size", type=int, default=8, help="photos at a time (default: 8)")
+    parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
+                        help="of the policy (default: float32)")
+    parser.add_argument("--grammar", choices=["chain", "image"], default="chain",
+                        help="chain: every answer is a whole chain; image: only image spans are constrained (default: chain)")
+    parser.add_argument("--skip_bad", action="store_true", help="exit 0 although some photos could not be read or restored")
+    for name, kind in SAMPLING_FLAGS.items():
+        parser.add_argument(f"--{name}", type=kind, help="sampling; default: the model folder's chain settings")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        raise UserError("--batch_size must be at least 1")
+    photos = find_photos(Path(args.input))
+    output = Path(args.output)
+    todo = [path for path in photos if not (output / f"{path.stem}.png").is_file()]
+    if len(todo) < len(photos):
+        print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
+    if not todo:
+        return 0
+    processor, engine = load_engine(args)
+    bad = restore_all(todo, processor, engine, output, args)
+    if bad:
+        with atomic_file(output / BAD_ITEMS_FILE) as partial:
+            partial.write_text("".join(f"{path}\t{reason}\n" for path, reason in bad), encoding="utf-8")
+        print(f"{len(bad)} of {len(todo)} photos were not restored, the first: {bad[0][1]}; all are in {output / BAD_ITEMS_FILE}")
+    return EXIT_BAD_INPUT if bad and not args.skip_bad else 0
+
+
+def find_photos(source: Path) -> list[Path]:
+    """The photos to restore. Raises `UserError` for none, and for two that would get the same name."""
+    if not source.exists():
+        raise UserError(f"no such file or folder: {source} (given by --input)")
+    photos = list_images(source) if source.is_dir() else [source]
+    if not photos:
+        raise UserError(f"{source} (--input) holds no images")
+    stems: dict[str, Path] = {}
+    for path in photos:
+        if path.stem in stems:
+            raise UserError(f"{path} and {stems[path.stem]} would both become {path.stem}.png; rename one")
+        stems[path.stem] = path
+    return photos
+
+
+def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine]:
+    """Policy and processor of the model folder, with its sampling settings under the flags."""
+    import torch
+
+    from realsr_r1.models import load_policy
+    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.rollout import RolloutConfig, RolloutEngine
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    processor = ChainProcessor.from_pretrained(args.model, device=device)
+    policy = load_policy(args.model, dtype=getattr(torch, args.dtype)).to(device)
+    flags = {name: getattr(args, name) for name in SAMPLING_FLAGS if getattr(args, name) is not None}
+    settings: dict[str, Any] = {**processor.settings.sampling, **flags, "num_generations": 1, "grammar": args.grammar}
+    return processor, RolloutEngine(policy, processor, RolloutConfig(**settings))
+
+
+def restore_all(photos: list[Path], processor: ChainProcessor, engine: RolloutEngine, output: Path,
+                args: argparse.Namespace) -> list[tuple[Path, str]]:
+    """Restore photos batch by batch; returns (photo, reason) for those that could not be."""
+    from tqdm import tqdm
+
+    bad: list[tuple[Path, str]] = []
+    with tqdm(total=len(photos), desc="restoring", unit="photo") as progress:
+        for start in range(0, len(photos), args.batch_size):
+            batch: list[tuple[Path, Image]] = []
+            for path in photos[start:start + args.batch_size]:
+                try:
+                    batch.append((path, processor.fit(load_image(path))))
+                except UserError as error:
+                    bad.append((path, str(error)))
+            prompts = [processor.encode_prompt(image) for _, image in batch]
+            completions = engine.generate(prompts, first_row=start).completion_ids if prompts else []
+            texts, images = processor.decode_batch(completions)
+            for (path, lq), text, found in zip(batch, texts, images, strict=True):
+                if found:
+                    write_chain(output, path.stem, lq, text, found)
+                else:
+                    bad.append((path, f"the policy wrote no image for {path}; try --grammar chain or another --seed"))
+            progress.update(min(args.batch_size, len(photos) - start))
+    return bad
+
+
+def write_chain(output: Path, name: str, lq: Image, text: str, images: list[Image]) -> None:
+    """`chains/NAME/` with the input as the policy saw it, text and images; then NAME.png, the last image."""
+    with atomic_folder(output / CHAINS_FOLDER / name) as folder:
+        lq.save(folder / "lq.png")
+        (folder / "chain.txt").write_text(text + "\n", encoding="utf-8")
+        for section, image in zip(IMAGE_SECTIONS, images):  # under --grammar image a chain may hold fewer or more
+            image.save(folder / f"{section.removesuffix('_image')}.png")
+    with atomic_file(output / f"{name}.png") as partial:
+        images[-1].save(partial, format="PNG")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""The degradation reward: how many of the five degradations are named right, each in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from realsr_r1.chain import parse_chain
+
+ITEM_COUNT = 5  # blur, resize, noise, compression, second resize
+
+
+def degradation_reward(completions: Sequence[str], degradation: Sequence[Sequence[str] | str | None] | None = None,
+                       **columns: Any) -> list[float | None]:
+    """Share of the five items of `<degradation>` that are right, item i against item i (0, 0.2 ... 1).
+
+    `degradation`: the truth of each completion, five strings, or one string with four commas. Case and outer white
+    space don't count. A missing item is wrong; a sixth one, or no such section, scores 0.0. A record whose truth is
+    not five words or phrases gets None.
+    """
+    truths = [None] * len(completions) if degradation is None else degradation
+    return [_score(text, truth) for text, truth in zip(completions, truths, strict=True)]
+
+
+def _score(text: str, truth: Sequence[str] | str | None) -> float | None:
+    right = _items(truth)
+    if len(right) != ITEM_COUNT or not all(right):
+        return None
+    named = _items(parse_chain(text).sections.get("degradation"))
+    if len(named) > ITEM_COUNT:
+        return 0.0
+    return sum(a == b for a, b in zip(named, right)) / ITEM_COUNT
+
+
+def _items(value: Sequence[str] | str | None) -> list[str]:
+    if value is None:
+        return []
+    items = value.split(",") if isinstance(value, str) else value
+    return [item.strip().lower() if isinstance(item, str) else "" for item in items]

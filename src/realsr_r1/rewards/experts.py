@@ -1,0 +1,211 @@
+"""Visual experts: image-quality metrics turned into scores from 0 to 1, known by name, or one's own.
+
+Knows pictures and metrics; which picture of a completion is scored, it leaves to generation.py.
+
+An expert is any object with `name: str`, `needs_hq: bool` and `score(images, hq) -> list of floats`: `images` are RGB
+PIL images of one size, `hq` their references at the same size, or None where `needs_hq` is false. Higher is better.
+One's own is named `package.module:factory`; `factory(device)` returns the expert, and carries the same `needs_hq`
+(as a class does) so that a dataset without references is refused before training.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from realsr_r1.errors import UserError, is_disk_full
+from realsr_r1.images import resize_to_cover, to_pixels, to_rgb
+
+DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")  # the seed's four; all download weights
+
+
+class Expert(Protocol):
+    """See the top of this file."""
+
+    name: str
+    needs_hq: bool
+
+    def score(self, images: list[Image.Image], hq: list[Image.Image] | None) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric of pyiqa becomes an expert.
+
+    `worst`, `best`: the values that become 0 and 1; beyond them is clamped. `min_side`: px; smaller images are enlarged
+    to it, since the metric's windows or strides need that. `one_by_one`: a batch is slower than its images in turn.
+    """
+
+    worst: float
+    best: float
+    min_side: int
+    needs_hq: bool = False
+    downloads: bool = True
+    one_by_one: bool = False
+
+
+# PIQE counts blocks of 16x16 px and takes its best and worst value from 0 and 100 (pyiqa's `score_range`). Measured on
+# photos at 48 px, where there are nine blocks: flat and strongly blurred images get 100, so does every image of one
+# colour, black gives NaN; noise of sigma 60 gives 60 to 80 and a clean photo 10 to 90, 45 on average. Noise of sigma
+# 10 and mild JPEG often read as *better* than clean, so PIQE alone invites light grain: pair it with SSIM.
+# pyiqa's SSIM unfolds the batch into 121 float64 copies: 64 images of 48 px take 1.5 ms each in turn and 6 to 12 ms
+# each in one batch on a CPU; at 512 px a batch would take gigabytes.
+METRICS = {
+    "topiq_nr": Metric(worst=0, best=1, min_side=32),
+    "musiq": Metric(worst=0, best=100, min_side=32),
+    "maniqa-pipal": Metric(worst=0, best=1, min_side=32),
+    "clipiqa": Metric(worst=0, best=1, min_side=32),
+    "piqe": Metric(worst=100, best=0, min_side=16, downloads=False),
+    "ssim": Metric(worst=0, best=1, min_side=11, needs_hq=True, downloads=False, one_by_one=True),
+}
+
+
+class MetricExpert:
+    """One of `METRICS` on `device`. Raises `UserError` when it can't be made, most often for want of its weights."""
+
+    def __init__(self, name: str, device: str):
+        self.name = name
+        self.spec = METRICS[name]
+        self.needs_hq = self.spec.needs_hq
+        self._metric = _create_metric(name, device)
+
+    def score(self, images: list[Image.Image], hq: list[Image.Image] | None) -> list[float]:
+        """Scores from 0 to 1 of `images` (RGB, one size), without gradients; NaN where the metric gives no number."""
+        import torch
+
+        size = 1 if self.spec.one_by_one else len(images)
+        values: list[float] = []
+        with torch.inference_mode():
+            for start in range(0, len(images), size):
+                batches = [self._pixels(group[start:start + size]) for group in (images, hq) if group is not None]
+                values += self._metric(*batches).flatten().tolist()
+        return [(value - self.spec.worst) / (self.spec.best - self.spec.worst) for value in values]
+
+    def _pixels(self, images: list[Image.Image]) -> Any:
+        """RGB images of one size -> pixels (B, 3, H, W) in [0, 1], enlarged to the metric's smallest side."""
+        width, height = images[0].size
+        scale = self.spec.min_side / min(width, height)
+        if scale > 1:
+            size = math.ceil(width * scale), math.ceil(height * scale)
+            images = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
+        return to_pixels(images).add(1).div(2)
+
+
+def _create_metric(name: str, device: str) -> Callable[..., Any]:
+    import pyiqa
+    import torch
+
+    try:
+        return pyiqa.create_metric(name, device=torch.device(device))
+    except Exception as error:  # each downloader raises its own: URLError, HfHubHTTPError, httpx's, unpickling errors
+        if is_disk_full(error) or not METRICS[name].downloads:
+            raise
+        offline = ", ".join(known for known, metric in METRICS.items() if not metric.downloads)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"expert {name!r} could not be loaded ({type(error).__name__}: {reason}); it downloads its "
+                        f"weights on first use, so run once with internet, or choose experts that need none: {offline}"
+                        ) from error
+
+
+def create_experts(names: Sequence[str], device: str = "cpu") -> list[Expert]:
+    """The experts of these names, made once a device. Raises `UserError` for an unknown one, listing the known ones."""
+    if not names:
+        raise UserError(f"no expert given for the generation reward; known ones are {', '.join(METRICS)}")
+    for name in names:  # all of them before the first download
+        if name not in METRICS:
+            _custom_factory(name)
+    return [_create_expert(name, str(device)) for name in names]
+
+
+@functools.lru_cache(maxsize=None)
+def _create_expert(name: str, device: str) -> Expert:
+    if name in METRICS:
+        return MetricExpert(name, device)
+    expert = _custom_factory(name)(device)
+    missing = [field for field in ("name", "needs_hq", "score") if not hasattr(expert, field)]
+    if missing:
+        raise UserError(f"expert {name!r}: what its factory returns has no {', '.join(missing)}")
+    return expert
+
+
+def expert_needs_hq(name: str) -> bool:
+    """Whether the expert `name` needs the HQ image, without making it. Raises `UserError` for an unknown one."""
+    return METRICS[name].needs_hq if name in METRICS else bool(getattr(_custom_factory(name), "needs_hq", False))
+
+
+def _custom_factory(name: str) -> Callable[[str], Expert]:
+    return import_named(name, "expert", METRICS)
+
+
+def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any]) -> Callable[..., Any]:
+    """The callable that `package.module:name` stands for; modules in the working directory are found too.
+
+    `kind` ("expert", "reward") and the `known` names go into the `UserError` raised where there is no such thing.
+    """
+    module_name, colon, attribute = reference.partition(":")
+    if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
+        raise UserError(f"unknown {kind} {reference!r}; known ones are {', '.join(known)}, or your own as "
+                        "package.module:name")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # a module that the user's own one imports: its traceback says more
+        raise UserError(f"{kind} {reference!r}: there is no module {error.name!r} in the environment or the working "
+                        f"directory; built-in ones are {', '.join(known)}") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise UserError(f"{kind} {reference!r}: module {module_name!r} has no function {attribute!r}")
+    return found
+
+
+def score_images(expert: Expert, images: Sequence[Image.Image], hq: Sequence[Image.Image] | None = None) -> list[float]:
+    """Scores from 0 to 1 of images of any sizes, one call of the expert a size.
+
+    `hq`: references, needed if `expert.needs_hq`. What is outside 0..1 is clamped. NaN counts as 0 and warns: an image
+    that a metric can't judge (PIQE: all black) must not be a way round it.
+    """
+    if expert.needs_hq:
+        if hq is None:
+            raise ValueError(f"expert {expert.name!r} needs the HQ images")
+        pairs = [_comparable(to_rgb(image), to_rgb(reference)) for image, reference in zip(images, hq, strict=True)]
+    else:
+        pairs = [(to_rgb(image), None) for image in images]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (image, _) in enumerate(pairs):
+        groups.setdefault(image.size, []).append(index)
+    scores = [0.0] * len(images)
+    for indices in groups.values():
+        references = [pairs[index][1] for index in indices] if expert.needs_hq else None
+        values = expert.score([pairs[index][0] for index in indices], references)
+        for index, value in zip(indices, values, strict=True):
+            if math.isnan(value):
+                warnings.warn(f"expert {expert.name!r} gave NaN for an image; it counts as 0", stacklevel=2)
+                continue
+            scores[index] = min(max(float(value), 0.0), 1.0)
+    return scores
+
+
+def _comparable(image: Image.Image, hq: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """`image` and `hq` at one size, with at least as many pixels as `hq` has.
+
+    A smaller image is enlarged, keeping its shape: at its own size there would be less to get wrong, and a policy that
+    is free to choose sizes would learn to draw small (measured: 16 px in place of 48 took SSIM from 0.56 to 0.95). `hq`
+    is then scaled to cover the image and cropped in the middle, as the chain's own images are made.
+    """
+    scale = math.sqrt(hq.width * hq.height / (image.width * image.height))
+    if scale > 1:
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    return image, hq if hq.size == image.size else resize_to_cover(hq, image.size)

@@ -1,0 +1,204 @@
+"""The policy, one token a row at a time, with caches allocated once: the prompt's, the completions', the unconditional ones.
+
+Rows of one prompt share its keys and values. Conditional and unconditional rows go through the layers in one batch. Knows
+the layers of `LuminaPolicy`; no grammar, no sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache
+
+from realsr_r1.models.policy import QK_NORM_EPS
+
+
+class Decoder:
+    """Steps a policy over R rows.
+
+    `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues. `max_new_tokens`: tokens a row can be
+    fed; `max_span`: tokens an unconditional branch can be fed (0: there will be none).
+    """
+
+    def __init__(self, policy: nn.Module, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
+                 max_new_tokens: int, max_span: int):
+        policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # a LoRA policy of peft
+        self.model, self.lm_head = policy.model, policy.lm_head
+        self.device = prompt_of_row.device
+        self.steps = 0
+        self.prompt_of_row = prompt_of_row
+        self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        self._prefill(prompts)
+        rows = len(prompt_of_row)
+        self.own = [self._empty_cache(rows, max_new_tokens) for _ in self.model.layers]
+        self.unconditional = [self._empty_cache(rows, max_span) for _ in self.model.layers]
+        self._group_rows()
+        self._rotary_table(int(self.prompt_lengths.max()) + max_new_tokens)
+        self.norms = [_HeadNorms(layer.self_attn) for layer in self.model.layers]
+
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> None:
+        longest = max(len(prompt) for prompt in prompts)
+        caches, last = [], []
+        for prompt in prompts:  # one forward a distinct prompt
+            cache = DynamicCache()
+            ids = torch.tensor([prompt], device=self.device)
+            states = self.model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+            caches.append(cache)
+            last.append(states[0, -1])
+        self.prompt_states = torch.stack(last)  # (prompts, hidden)
+
+        def gather(layer: int, name: str) -> torch.Tensor:
+            return torch.cat([F.pad(states, (0, 0, 0, longest - states.shape[2]))
+                              for states in (getattr(cache.layers[layer], name) for cache in caches)])
+
+        # Each (prompts, kv heads, longest prompt, head_dim)
+        self.shared = [(gather(layer, "keys"), gather(layer, "values")) for layer in range(len(self.model.layers))]
+        self.prompt_mask = None  # (prompts, 1, 1, longest): what is padding
+        if len({len(prompt) for prompt in prompts}) > 1:
+            self.prompt_mask = (torch.arange(longest, device=self.device) >= self.prompt_lengths[:, None])[:, None, None]
+
+    def _empty_cache(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        like = self.shared[0][0]
+        shape = (rows, like.shape[1], length, like.shape[3])
+        return like.new_empty(shape), like.new_empty(shape)
+
+    def _rotary_table(self, length: int) -> None:
+        positions = torch.arange(length, device=self.device)[None]
+        cos, sin = self.model.rotary_emb(self.prompt_states, positions)
+        half = sin.shape[-1] // 2
+        self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)  # the sign of rotate_half
+
+    def _group_rows(self) -> None:
+        """Lay rows out as (prompts, largest group): `place` (prompts * largest,) is a row, `place_of_row` (R,) its inverse.
+
+        Both are None when the rows already lie so.
+        """
+        sizes = torch.bincount(self.prompt_of_row, minlength=len(self.prompt_lengths))
+        self.largest = int(sizes.max())
+        order = torch.argsort(self.prompt_of_row, stable=True)
+        number = torch.arange(len(order), device=self.device)
+        within = number - (sizes.cumsum(0) - sizes)[self.prompt_of_row[order]]
+        self.place_of_row = torch.empty_like(order)
+        self.place_of_row[order] = self.prompt_of_row[order] * self.largest + within
+        self.place = torch.zeros(len(sizes) * self.largest, dtype=torch.int64, device=self.device)
+        self.place[self.place_of_row] = number
+        if len(self.place) == len(number) and bool((self.place == number).all()):
+            self.place = self.place_of_row = None
+
+    @property
+    def first_states(self) -> torch.Tensor:
+        """The prompts' last hidden states, a row each, (R, hidden): where the first tokens are drawn from."""
+        return self.prompt_states[self.prompt_of_row]
+
+    def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
+             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row its token (R,), and the unconditional branches of `rows` (U,) the same.
+
+        `places` (U,): positions of these tokens in their spans; `reach`: at least the largest place + 1. The branch of
+        `rows[i]` is in slot i. Returns hidden states (R, hidden) and (U, hidden).
+        """
+        count, column = len(tokens), self.steps
+        self.steps += 1
+        positions = self.prompt_lengths[self.prompt_of_row] + column
+        if len(rows):
+            tokens, positions = torch.cat((tokens, tokens[rows])), torch.cat((positions, places))
+        slots = torch.arange(len(rows), device=self.device)
+        mask = (torch.arange(reach, device=self.device) <= places[:, None])[:, None, None] if len(rows) else None
+        states = self.model.embed_tokens(tokens)
+        cos, sin = self.cos[positions, None], self.sin[positions, None]
+        swin = self.model.config.swin_norm
+        for index, layer in enumerate(self.model.layers):
+            query, key, value = self._project(index, states if swin else layer.input_layernorm(states), cos, sin)
+            keys, values = self.own[index]
+            keys[:, :, column], values[:, :, column] = key[:count], value[:count]
+            attended = self._attend(index, query[:count], keys[:, :, :column + 1], values[:, :, :column + 1])
+            if len(rows):
+                keys, values = self.unconditional[index]
+                keys[slots, :, places], values[slots, :, places] = key[count:], value[count:]
+                free = F.scaled_dot_product_attention(
+                    query[count:], keys[:len(rows), :, :reach], values[:len(rows), :, :reach], attn_mask=mask, scale=1.0)
+                attended = torch.cat((attended, free))
+            attended = layer.self_attn.o_proj(attended.reshape(len(states), -1))
+            if swin:
+                states = states + layer.input_layernorm(attended)
+                states = states + layer.post_attention_layernorm(layer.mlp(states))
+            else:
+                states = states + attended
+                states = states + layer.mlp(layer.post_attention_layernorm(states))
+        states = self.model.norm(states)
+        return states[:count], states[count:]
+
+    def _project(self, index: int, states: torch.Tensor, cos: torch.Tensor,
+                 sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """States (B, hidden) -> scaled queries (B, kv heads, heads a kv head, head_dim), keys, values (B, kv heads, head_dim)."""
+        attention, norms = self.model.layers[index].self_attn, self.norms[index]
+        batch, head_dim = len(states), attention.head_dim
+        both = torch.cat((attention.q_proj(states), attention.k_proj(states)), dim=-1).view(batch, -1, head_dim)
+        both = norms(both)
+        half = head_dim // 2
+        swapped = torch.cat((both[..., half:], both[..., :half]), dim=-1)
+        both = both * cos + swapped * sin
+        query, key = both.split((attention.num_heads, attention.num_key_value_heads), dim=1)
+        query = (query * attention.scaling).reshape(batch, attention.num_key_value_heads, -1, head_dim)
+        return query, key, attention.v_proj(states).view(batch, -1, head_dim)
+
+    def _attend(self, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values."""
+        rows, heads, n, head_dim = query.shape
+        prompt_keys, prompt_values = self.shared[index]
+        prompts, length = len(prompt_keys), prompt_keys.shape[2]
+        grouped = self._to_groups(query)
+        shared = grouped @ prompt_keys.transpose(-1, -2)
+        if self.prompt_mask is not None:
+            shared = shared.masked_fill(self.prompt_mask, -float("inf"))
+        scores = torch.cat((self._to_rows(shared, n), query @ keys.transpose(-1, -2)), dim=-1)
+        exact = torch.promote_types(scores.dtype, torch.float32)
+        weights = torch.softmax(scores, dim=-1, dtype=exact).to(scores.dtype)
+        shared = self._to_groups(weights[..., :length]) @ prompt_values
+        return self._to_rows(shared, n) + weights[..., length:] @ values
+
+    def _to_groups(self, rows: torch.Tensor) -> torch.Tensor:
+        """(R, heads, n, d) -> (prompts, heads, largest group * n, d)."""
+        _, heads, n, width = rows.shape
+        rows = rows if self.place is None else rows[self.place]
+        return rows.reshape(-1, self.largest, heads, n, width).transpose(1, 2).reshape(-1, heads, self.largest * n, width)
+
+    def _to_rows(self, groups: torch.Tensor, n: int) -> torch.Tensor:
+        """Inverse of `_to_groups`."""
+        _, heads, _, width = groups.shape
+        rows = groups.view(-1, heads, self.largest, n, width).transpose(1, 2).reshape(-1, heads, n, width)
+        return rows if self.place is None else rows[self.place_of_row]
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only, (n,) int64."""
+        used = self.steps
+        for keys, values in self.own:
+            keys[:len(rows), :, :used], values[:len(rows), :, :used] = keys[rows, :, :used], values[rows, :, :used]
+        self.own = [(keys[:len(rows)], values[:len(rows)]) for keys, values in self.own]
+        prompts, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
+        if len(prompts) < len(self.prompt_lengths):
+            self.prompt_lengths = self.prompt_lengths[prompts]
+            self.shared = [(keys[prompts], values[prompts]) for keys, values in self.shared]
+            self.prompt_mask = None if self.prompt_mask is None else self.prompt_mask[prompts]
+        self._group_rows()
+
+    def keep_slots(self, slots: torch.Tensor, reach: int) -> None:
+        """Move the unconditional branches in `slots` (n,) to slots 0 to n-1; `reach`: columns in use."""
+        for keys, values in self.unconditional:
+            keys[:len(slots), :, :reach] = keys[slots, :, :reach]
+            values[:len(slots), :, :reach] = values[slots, :, :reach]
+
+
+class _HeadNorms:
+    """The q and k norms of a layer applied to queries and keys side by side, (B, heads + kv heads, head_dim)."""
+
+    def __init__(self, attention: nn.Module):
+        norms = (attention.q_norm, attention.k_norm)
+        self.weight = torch.cat([norm.weight.repeat_interleave(norm.heads_per_row, dim=0) for norm in norms])
+        self.bias = torch.cat([norm.bias.repeat_interleave(norm.heads_per_row, dim=0) for norm in norms])
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(states, states.shape[-1:], eps=QK_NORM_EPS) * self.weight + self.bias

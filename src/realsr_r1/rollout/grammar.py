@@ -1,0 +1,217 @@
+"""What may come next: two grammars over token ids, kept for a whole batch of rows as tensors.
+
+Both count, a row, the tokens of the image span it is in: `offset` 0 outside, 1 after image start, 2 after the rows token,
+3 and more among codes and new lines. Knows ids and budgets; no text, no policy, no random numbers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import torch
+
+from realsr_r1.errors import UserError
+from realsr_r1.tokens import TokenLayout
+
+FREE = -1  # in `forced()`: the row has a choice
+_CODE, _BODY = -1, -2  # slots of a chain's program that hold no fixed id
+
+
+class ImageGrammar:
+    """Constrains image spans only: text is free, sizes are chosen among those that fit, the rest of a span is regular.
+
+    An image may start only where the smallest span still fits into `max_new_tokens`, so no span is ever cut.
+    `vocab_size` is the policy's. Rows end with the end-of-turn token or at the budget.
+    """
+
+    def __init__(self, layout: TokenLayout, rows: int, max_new_tokens: int, vocab_size: int, device: torch.device):
+        self.layout = layout
+        self.max_new_tokens = max_new_tokens
+        self.position = 0  # the same for all rows: each writes one token a step
+        self.units = torch.zeros(vocab_size, dtype=torch.int64, device=device)
+        for units, token in layout.size_ids.items():
+            self.units[token] = units
+        self.in_text = torch.ones(vocab_size, dtype=torch.bool, device=device)
+        self.in_text[layout.vocab_size:] = False
+        self.in_text[[*layout.code_ids, *layout.size_ids.values(), layout.image_end, layout.new_line, layout.pad,
+                      layout.bos]] = False
+        self.no_image = self.in_text.clone()
+        self.no_image[layout.image_start] = False
+        self.offset, self.height, self.width = torch.zeros(3, rows, dtype=torch.int64, device=device).unbind()
+        self.done = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def forced(self) -> torch.Tensor:
+        """The one id the grammar leaves inside a span, pad for a finished row, `FREE` where there is a choice; (R,)."""
+        place = self.offset - 3
+        line = self.width + 1
+        forced = torch.where(place % line == self.width, self.layout.new_line, FREE)
+        forced.masked_fill_(place == self.height * line, self.layout.image_end)
+        forced.masked_fill_(place < 0, FREE)
+        return forced.masked_fill_(self.done, self.layout.pad)
+
+    def allowed(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Which ids may come next for `rows` that are outside image bodies, (n, vocabulary)."""
+        offset, remaining = self.offset[rows, None], self.max_new_tokens - self.position
+        smallest = min(self.layout.size_ids)
+        starts = self.layout.span_length(smallest, smallest) <= remaining
+        text = self.in_text if starts else self.no_image
+        per_unit = self.layout.codes_per_unit
+        # Tokens that an image of this many rows (and the fewest columns), or this many columns, still needs.
+        by_rows = 3 + self.units * (per_unit * (smallest * per_unit + 1))
+        by_columns = 2 + self.height[rows, None] * (self.units * per_unit + 1)
+        is_size = self.units > 0
+        return torch.where(offset == 0, text, is_size & torch.where(offset == 1, by_rows <= remaining, by_columns <= remaining))
+
+    def advance(self, tokens: torch.Tensor) -> None:
+        """Every row took its token, (R,)."""
+        self.position += 1
+        units = self.units[tokens] * self.layout.codes_per_unit
+        self.height = torch.where(self.offset == 1, units, self.height)
+        self.width = torch.where(self.offset == 2, units, self.width)
+        inside = (self.offset > 0) | (tokens == self.layout.image_start)
+        ends = (self.offset > 3) & (tokens == self.layout.image_end)
+        self.offset = (self.offset + 1) * (inside & ~ends)
+        self.done = self.done | (tokens == self.layout.end_of_turn)
+        if self.position == self.max_new_tokens:
+            self.done = torch.ones_like(self.done)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only, (n,) int64."""
+        self.offset, self.height, self.width, self.done = (
+            state[rows] for state in (self.offset, self.height, self.width, self.done))
+
+    def longest_span(self) -> int:
+        """Tokens of the longest image that fits the budget (0: none does)."""
+        sizes, per_unit, longest = sorted(self.layout.size_ids), self.layout.codes_per_unit, 0
+        for rows in sizes:
+            most_columns = ((self.max_new_tokens - 4) // (rows * per_unit) - 1) // per_unit
+            fitting = bisect_right(sizes, most_columns)
+            if fitting:
+                longest = max(longest, self.layout.span_length(rows, sizes[fitting - 1]))
+        return longest
+
+
+class ChainGrammar:
+    """Forces the whole chain: tags, spans and end-of-turn; text bodies and codes are chosen.
+
+    A chain is a program of slots, one a token: a fixed id, a code, or a text body, which stays until the first id of its
+    closing tag comes. That id is forced when the body has `max_text_tokens`, or when the rest needs all that is left of
+    `max_new_tokens`; so every completion is well formed. `image_sizes` has an entry a prompt: (rows, columns) in grid units of
+    its images, in order; `prompt_of_row` (R,) says which is a row's. Raises `UserError` when the budget can't hold it.
+    """
+
+    def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[Sequence[int]]], prompt_of_row: torch.Tensor,
+                 max_new_tokens: int, max_text_tokens: int, vocab_size: int):
+        if layout.chain_form is None:
+            raise UserError('grammar "chain" needs a layout that knows the chain (make it with a ChainProcessor)')
+        self.layout = layout
+        self.max_new_tokens = max_new_tokens
+        self.max_text_tokens = max_text_tokens
+        self.position = 0
+        self.prompt_of_row = prompt_of_row
+        device = prompt_of_row.device
+        programs = [_Program(layout, sizes) for sizes in image_sizes]
+        for program in programs:
+            if len(program.ids) > max_new_tokens:
+                raise UserError(f"max_new_tokens is {max_new_tokens}, but the chain's tags and images alone take "
+                                f"{len(program.ids)} tokens; raise it or ask for smaller images")
+        self._longest_span = max(program.longest_span for program in programs)
+        length = max(len(program.ids) for program in programs) + 1
+
+        def table(lists: list[list[int]], fill: int) -> torch.Tensor:
+            return torch.tensor([values + [fill] * (length - len(values)) for values in lists], device=device)
+
+        self.ids = table([program.ids for program in programs], layout.pad)  # (prompts, slots)
+        self.offsets = table([program.offsets for program in programs], 0)
+        self.sections = table([program.sections for program in programs], 0)
+        self.ends = torch.tensor([len(program.ids) for program in programs], device=device)
+        sections = layout.chain_form.sections
+        self.closing = torch.tensor([section.close_ids[0] for section in sections], device=device)
+        self.in_body = torch.zeros(len(sections), vocab_size, dtype=torch.bool, device=device)
+        self.in_body[:, list(layout.chain_form.body_ids)] = True
+        self.in_body[torch.arange(len(sections), device=device), self.closing] = True
+        self.has_body = len(layout.chain_form.body_ids) > 0
+        self.slot = torch.zeros_like(prompt_of_row)
+        self.body_length = torch.zeros_like(prompt_of_row)
+        self.offset = torch.zeros_like(prompt_of_row)
+        self.done = torch.zeros_like(prompt_of_row, dtype=torch.bool)
+
+    def forced(self) -> torch.Tensor:
+        """The one id the chain leaves, pad for a finished row, `FREE` where there is a choice; (R,)."""
+        ids = self.ids[self.prompt_of_row, self.slot]
+        rest = self.ends[self.prompt_of_row] - self.slot  # what must still come, the closing tag's first id included
+        closes = (self.body_length >= self.max_text_tokens) | (rest >= self.max_new_tokens - self.position)
+        if not self.has_body:
+            closes = torch.ones_like(closes)
+        closing = self.closing[self.sections[self.prompt_of_row, self.slot]]
+        forced = torch.where((ids == _BODY) & closes, closing, ids)
+        return forced.masked_fill_(forced < 0, FREE)
+
+    def allowed(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Which ids may come next for `rows` that are in text bodies (others' are meaningless), (n, vocabulary)."""
+        return self.in_body[self.sections[self.prompt_of_row[rows], self.slot[rows]]]
+
+    def advance(self, tokens: torch.Tensor) -> None:
+        """Every row took its token, (R,)."""
+        self.position += 1
+        stays = (self.ids[self.prompt_of_row, self.slot] == _BODY) & (
+            tokens != self.closing[self.sections[self.prompt_of_row, self.slot]])
+        self.body_length = (self.body_length + 1) * stays
+        self.slot = self.slot + (~stays & ~self.done)
+        self.offset = self.offsets[self.prompt_of_row, self.slot]
+        self.done = self.slot >= self.ends[self.prompt_of_row]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only, (n,) int64."""
+        self.prompt_of_row, self.slot, self.body_length, self.offset, self.done = (
+            state[rows] for state in (self.prompt_of_row, self.slot, self.body_length, self.offset, self.done))
+
+    def longest_span(self) -> int:
+        """Tokens of the longest image."""
+        return self._longest_span
+
+
+class _Program:
+    """One prompt's chain as slots: `ids` (or `_CODE`, `_BODY`), `offsets` in the image span, `sections` by number."""
+
+    def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[int]]):
+        self.ids: list[int] = []
+        self.offsets: list[int] = []
+        self.sections: list[int] = []
+        self.longest_span = 0
+        sections = layout.chain_form.sections
+        images = sum(section.is_image for section in sections)
+        if len(image_sizes) != images:
+            raise UserError(f"image_sizes has {len(image_sizes)} sizes; the chain has {images} images")
+        sizes = iter(image_sizes)
+        for number, section in enumerate(sections):
+            self._add(number, section.open_ids)
+            if section.is_image:
+                rows, columns = next(sizes)
+                if rows not in layout.size_ids or columns not in layout.size_ids:
+                    raise UserError(f"an image of {rows} x {columns} grid units has no size tokens; the vocabulary has "
+                                    f"sizes {min(layout.size_ids)} to {max(layout.size_ids)}")
+                width = columns * layout.codes_per_unit
+                lines = ([_CODE] * width + [layout.new_line]) * (rows * layout.codes_per_unit)
+                span = [layout.image_start, layout.size_ids[rows], layout.size_ids[columns], *lines, layout.image_end]
+                self._add(number, span, range(len(span)))
+                self.longest_span = max(self.longest_span, len(span))
+                self._add(number, section.close_ids)
+            else:
+                self._add(number, [_BODY, *section.close_ids[1:]])
+        self._add(len(sections) - 1, [layout.end_of_turn])
+
+    def _add(self, section: int, ids: Sequence[int], offsets: Sequence[int] | None = None) -> None:
+        self.ids += ids
+        self.offsets += [0] * len(ids) if offsets is None else offsets
+        self.sections += [section] * len(ids)
+
+
+def chain_sizes(layout: TokenLayout, prompt_ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Sizes of a chain's images from the prompt's last image. Raises `UserError` when the prompt holds none."""
+    spans = layout.find_spans(prompt_ids)
+    if not spans:
+        raise UserError("the prompt holds no image, so the chain's image sizes are unknown; set image_sizes")
+    height, width = len(spans[-1].codes), len(spans[-1].codes[0])
+    return layout.chain_sizes(height // layout.codes_per_unit, width // layout.codes_per_unit)

@@ -1,0 +1,147 @@
+"""Measure a model folder by the rewards it earns: `realsr-r1 score --model DIR --dataset_name DIR --output FILE.json`.
+
+One completion a prompt. With the same `--seed` two models get the same prompts and the same noise, so `--compare` pairs
+them; intervals are 95 % bootstrap percentiles over prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from realsr_r1.errors import UserError, run
+from realsr_r1.files import read_json, write_json
+
+RESAMPLES = 10_000
+BATCH = 16  # prompts at a time
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prompts, completions, rewards, means and intervals."""
+    parser = argparse.ArgumentParser(prog="realsr-r1 score", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--dataset_name", required=True, help="folder of a prepared dataset")
+    parser.add_argument("--split", default="test_crops", help="split to take prompts from (default: test_crops)")
+    parser.add_argument("--samples", type=int, default=256, help="prompts, drawn with --seed (default: 256)")
+    parser.add_argument("--recipe", help="GRPO recipe whose rollout settings, rewards and experts are used (default: GRPO's defaults)")
+    parser.add_argument("--grammar", choices=["image", "chain"], default="image", help="default: image")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts and of the noise (default: 0)")
+    parser.add_argument("--label", help="name in tables (default: the folder's)")
+    parser.add_argument("--compare", help="JSON of another model with the same prompts and noise, to pair with")
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    args = parser.parse_args(argv)
+    if args.samples < 1:
+        raise UserError("--samples must be at least 1")
+    other = read_json(args.compare) if args.compare else None
+    scores, sources = score(args)
+    total = scores["total"]
+    result: dict[str, Any] = {
+        "label": args.label or Path(args.model).name, "split": args.split, "n": len(total), "seed": args.seed,
+        "grammar": args.grammar,
+        "rewards": {name: mean_with_interval(values) for name, values in scores.items()},
+        "per_photo": {source: {name: mean([value for value, from_photo in zip(values, sources, strict=True) if from_photo == source])
+                               for name, values in scores.items()} for source in sorted(set(sources))},
+        "scores": scores,
+    }
+    if other is not None:
+        if [other[key] for key in ("split", "n", "seed", "grammar")] != [result[key] for key in ("split", "n", "seed", "grammar")]:
+            raise UserError(f"{args.compare} has other prompts or noise (split, n, seed, grammar); score both models alike")
+        result["paired"] = {name: paired_difference(other["scores"][name], values) for name, values in scores.items()}
+    write_json(args.output, result)
+    print_table(result, other)
+
+
+def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list[str]]:
+    """Reward name -> score of each prompt's completion, with the weighted `total`; and the photo each prompt is from."""
+    import torch
+    from tqdm import tqdm
+
+    from realsr_r1.models import load_policy
+    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.rewards import load_reward_funcs
+    from realsr_r1.rewards.registry import required_columns
+    from realsr_r1.rollout import RolloutEngine
+    from realsr_r1.settings import parse
+    from realsr_r1.training.config import ChainGRPOConfig
+    from realsr_r1.training.prompts import encode_prompts, select_records
+    from realsr_r1.training.rollouts import rollout_config
+
+    recipe = ["--config", args.recipe] if args.recipe else []
+    (settings,) = parse((ChainGRPOConfig,), [*recipe, "--dataset_name", args.dataset_name, "--output_dir", "unused",
+                                             "--grammar", args.grammar, "--seed", str(args.seed), "--report_to", "none"],
+                        "realsr-r1 score")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    processor = ChainProcessor.from_pretrained(args.model, device=device)
+    experts = settings.experts or list(processor.settings.experts)
+    columns = required_columns(settings.reward_funcs, experts)
+    records = select_records(args.dataset_name, args.split, columns, args.samples, args.seed)
+    rewards = dict(zip(settings.reward_funcs, load_reward_funcs(settings.reward_funcs, experts=experts, device=device), strict=True))
+    weights = settings.reward_weights or [1.0] * len(rewards)
+    policy = load_policy(args.model, dtype=torch.float32).to(device)
+    engine = RolloutEngine(policy, processor, rollout_config(settings, num_generations=1))
+    scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
+    for start in tqdm(range(0, len(records), BATCH), desc=f"scoring {Path(args.model).name}"):
+        batch = records[start:start + BATCH]
+        completions = engine.generate(encode_prompts(batch, processor)["prompt"], first_row=start).completion_ids
+        texts, images = processor.decode_batch(completions)
+        for name, reward in rewards.items():
+            scores[name] += reward(completions=texts, images=images, **{key: batch[key] for key in batch if key != "image"})
+    scores["total"] = [sum(weight * (values[row] or 0.0) for weight, values in zip(weights, list(scores.values())[:-1], strict=True))
+                       for row in range(len(records))]
+    return scores, list(records["source"]) if "source" in records.column_names else ["all"] * len(records)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are there."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def mean_with_interval(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and its 95 % bootstrap interval over the values that are there."""
+    present = [value for value in values if value is not None]
+    return {"mean": mean(present), "ci95": bootstrap_interval(present) if present else None}
+
+
+def paired_difference(before: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any]:
+    """Mean of after - before over prompts where both are there, with its 95 % bootstrap interval."""
+    differences = [new - old for old, new in zip(before, after, strict=True) if old is not None and new is not None]
+    return {"difference": mean(differences), "ci95": bootstrap_interval(differences) if differences else None}
+
+
+def bootstrap_interval(values: Sequence[float]) -> list[float]:
+    """[2.5 %, 97.5 %] percentiles of the mean under resampling with replacement (fixed seed)."""
+    import numpy
+
+    array = numpy.asarray(values)
+    draws = numpy.random.default_rng(0).integers(0, len(array), (RESAMPLES, len(array)))
+    return [float(limit) for limit in numpy.percentile(array[draws].mean(axis=1), [2.5, 97.5])]
+
+
+def print_table(result: Mapping[str, Any], other: Mapping[str, Any] | None) -> None:
+    """The means, beside the other model's and the paired differences where there is one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['n']} prompts of {result['split']}, grammar {result['grammar']}, seed {result['seed']}")
+    table.add_column("reward")
+    for label in ([other["label"]] if other else []) + [result["label"]] + (["difference", "95 % interval"] if other else []):
+        table.add_column(label, justify="right")
+    for name, entry in result["rewards"].items():
+        cells = [_number(entry["mean"])]
+        if other:
+            paired = result["paired"][name]
+            cells = [_number(other["rewards"][name]["mean"]), *cells, _number(paired["difference"], sign=True),
+                     " to ".join(_number(limit, sign=True) for limit in paired["ci95"]) if paired["ci95"] else "-"]
+        table.add_row(name, *cells)
+    Console().print(table)
+
+
+def _number(value: float | None, sign: bool = False) -> str:
+    return "-" if value is None else f"{value:{'+' if sign else ''}.3f}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,51 @@
+"""Settings of a stage: dataclasses as the command line, with an optional YAML file underneath (`--config FILE`).
+
+TRL's parser does the work; this adds errors that name the file or flag, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+from realsr_r1.errors import UserError
+
+
+def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple[Any, ...]:
+    """Dataclass types -> one instance each, from `argv` (`sys.argv[1:]` by default) over the `--config` YAML.
+
+    A flag wins over the file. Raises `UserError` for a missing or broken file, an unknown key, and a bad value.
+    """
+    import sys
+
+    import yaml
+    from trl import TrlParser
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = TrlParser(classes, prog=prog, allow_abbrev=False)
+    if "--config" in argv[:-1]:
+        config = Path(argv[argv.index("--config") + 1])
+        if not config.is_file():
+            raise UserError(f"no such file: {config} (given by --config)")
+        try:
+            values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise UserError(f"{config} is not valid YAML ({error})") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{config} must hold `key: value` lines")
+        known = {name.lstrip("-").replace("-", "_") for action in parser._actions for name in action.option_strings} | {"env"}
+        for key in values:
+            if key not in known:
+                raise UserError(f"{config}: unknown setting {key!r}; {prog} --help lists the known ones")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tuple(parser.parse_args_and_config(args=argv))
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        raise UserError(complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2] or "bad arguments") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error

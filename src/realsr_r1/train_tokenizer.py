@@ -1,0 +1,205 @@
+"""Train the two tokenizers of a small model from a prepared dataset: a VQ image tokenizer and a BPE text tokenizer.
+
+Writes a processor folder (tokenizers + chain settings) that `realsr-r1 sft` starts a policy in. The published policies
+bring their own tokenizers and don't need this step. Reads the `train` split only; `test_crops` and `test` are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.errors import UserError, run
+
+if TYPE_CHECKING:
+    import torch
+
+    from realsr_r1.models.image_tokenizer import ImageTokenizer
+
+STATE_FILE = "training_state.pt"
+SMALLER_SHARE = 0.2  # share of batches of the chain's smaller image sizes
+WORDING_SAMPLES = 4  # chains a record that the text tokenizer is trained on
+
+
+@dataclass
+class TokenizerTrainingConfig:
+    """What `realsr-r1 train-tokenizer` takes."""
+
+    dataset_name: str = field(metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
+    output_dir: str = field(metadata={"help": "Folder for tokenizers and chain settings. Started again there, it resumes."})
+    target_px: int = field(default=48, metadata={"help": "Photos and final images have about target_px^2 pixels."})
+    grid_unit_px: int = field(default=16, metadata={"help": "Pixels one size unit stands for."})
+    max_units: int = field(default=16, metadata={"help": "Largest size, in grid units, that has a token."})
+    experts: list[str] = field(default_factory=lambda: ["piqe", "ssim"],
+                               metadata={"help": "Default experts of the generation reward."})
+    text_vocab_size: int = field(default=768, metadata={"help": "Text tokens of the BPE tokenizer."})
+    num_embeddings: int = field(default=512, metadata={"help": "Codes of the image tokenizer."})
+    embed_dim: int = field(default=8, metadata={"help": "Dimension of a code (LlamaGen: 8)."})
+    base_channels: int = field(default=32, metadata={"help": "Channels of the first level, a multiple of 32."})
+    channel_multiplier: list[int] = field(default_factory=lambda: [1, 2, 2],
+                                          metadata={"help": "One entry a level; n levels down-sample by 2^(n-1)."})
+    num_res_blocks: int = field(default=1, metadata={"help": "Residual blocks a level."})
+    latent_channels: int = field(default=64, metadata={"help": "Channels between encoder and quantizer."})
+    max_steps: int = field(default=4000, metadata={"help": "Training steps."})
+    batch_size: int = field(default=16, metadata={"help": "Images of target_px a step (more of the smaller sizes)."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak of AdamW's rate; warm-up of 100 steps, then cosine to 5 %."})
+    lq_share: float = field(default=0.3, metadata={"help": "Share of degraded images in a batch, so that codes carry degradation."})
+    bf16: bool = field(default=False, metadata={"help": "Convolutions in bfloat16 (about twice as fast where the CPU or GPU has it)."})
+    restart_every: int = field(default=50, metadata={"help": "Steps after which codes nobody used are moved onto latents."})
+    save_steps: int = field(default=250, metadata={"help": "Steps between saved training states."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, order and flips."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, or go on training, then write the processor folder."""
+    from realsr_r1.settings import parse
+
+    (config,) = parse((TokenizerTrainingConfig,), argv, "realsr-r1 train-tokenizer")
+    from realsr_r1.data.dataset import load_dataset_dict
+    from realsr_r1.processing import SETTINGS_FILE
+
+    output = Path(config.output_dir)
+    if (output / SETTINGS_FILE).is_file():
+        print(f"{output} is complete already; nothing to do")
+        return
+    dataset = load_dataset_dict(config.dataset_name)
+    for column in ("hq", "image"):
+        if column not in dataset["train"].column_names:
+            raise UserError(f"{config.dataset_name}: the train split has no column {column!r}, which train-tokenizer needs")
+    output.mkdir(parents=True, exist_ok=True)
+    image_tokenizer = train_image_tokenizer(config, dataset, output)
+    save_processor(config, dataset, image_tokenizer, output)
+    (output / STATE_FILE).unlink(missing_ok=True)
+
+
+def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenizer: ImageTokenizer, output: Path) -> None:
+    """Train the text tokenizer on the dataset's chains and write the complete folder."""
+    from realsr_r1.chain import render_chain
+    from realsr_r1.data.cold_start import chain_texts
+    from realsr_r1.processing import ChainProcessor, ChainSettings
+    from realsr_r1.text_tokenizer import train_text_tokenizer
+
+    texts = dataset["train"].remove_columns(["hq", "image"])
+    chains = (render_chain(chain_texts(record, config.seed, index * WORDING_SAMPLES + sample)) + record["problem"]
+              for index, record in enumerate(texts) for sample in range(WORDING_SAMPLES))
+    tokenizer = train_text_tokenizer(chains, config.text_vocab_size, config.num_embeddings, config.max_units)
+    settings = ChainSettings(target_px=config.target_px, grid_unit_px=config.grid_unit_px, experts=tuple(config.experts))
+    ChainProcessor(tokenizer, image_tokenizer, settings).save_pretrained(output)
+
+
+def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output: Path) -> ImageTokenizer:
+    """Train the VQ model; resumes from the state saved in `output`. Prints PSNR on all splits at the end."""
+    import torch
+    from tqdm import tqdm
+
+    from realsr_r1.files import atomic_file
+    from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+
+    torch.manual_seed(config.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = ImageTokenizer(ImageTokenizerConfig(
+        num_embeddings=config.num_embeddings, embed_dim=config.embed_dim, base_channels=config.base_channels,
+        channel_multiplier=config.channel_multiplier, num_res_blocks=config.num_res_blocks,
+        latent_channels=config.latent_channels)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, config.max_steps))
+    first = 0
+    if (output / STATE_FILE).is_file():
+        state = torch.load(output / STATE_FILE, weights_only=True, map_location=device)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["step"]
+        print(f"resuming at step {first} of {config.max_steps}")
+    used = torch.zeros(config.num_embeddings, dtype=torch.bool, device=device)
+    progress = tqdm(batches(config, dataset["train"], first), initial=first, total=config.max_steps, desc="image tokenizer",
+                    mininterval=5)
+    for step, pixels in enumerate(progress, start=first + 1):
+        pixels = pixels.to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
+            reconstruction, ids, quantizer_loss, latents = model(pixels)
+        reconstruction = reconstruction.float()
+        squared_error = torch.nn.functional.mse_loss(reconstruction, pixels)
+        loss = squared_error + torch.nn.functional.l1_loss(reconstruction, pixels) + quantizer_loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        used[ids.flatten()] = True
+        if step % config.restart_every == 0:
+            if step <= 0.8 * config.max_steps:
+                restart_dead_codes(model, used, latents.detach().float())
+            progress.set_postfix(psnr=f"{-10 * torch.log10(squared_error / 4).item():.2f}", codes=int(used.sum()))
+            used.zero_()
+        if step % config.save_steps == 0:
+            with atomic_file(output / STATE_FILE) as partial:
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                            "schedule": schedule.state_dict(), "step": step}, partial)
+    model.eval()
+    for name, split in dataset.items():
+        if len(split):
+            psnr, codes = measure(model, split, config)
+            print(f"{name}: PSNR {psnr:.2f} dB over {min(len(split), 256)} HQ images, {codes} of {config.num_embeddings} codes in use")
+    return model.cpu()
+
+
+def learning_rate_share(step: int, max_steps: int, warm_up: int = 100) -> float:
+    """The share of the peak rate at `step`: linear warm-up, then cosine to 5 %."""
+    import math
+
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, max_steps - warm_up))))
+
+
+def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> Iterator[torch.Tensor]:
+    """Pixels (B, 3, H, W) for the steps from `first` on; what a step gets is a function of (seed, step)."""
+    import random
+
+    from realsr_r1.images import fit_image, resize_to_cover, to_pixels
+
+    unit = config.grid_unit_px
+    side = config.target_px // unit * unit
+    smaller = sorted({max(1, round(side / unit * share)) * unit for share in (0.25, 0.5)})
+    for step in range(first, config.max_steps):
+        choose = random.Random(f"{config.seed}:{step}")
+        px = choose.choice(smaller) if choose.random() < SMALLER_SHARE else side
+        rows = [choose.randrange(len(split)) for _ in range(config.batch_size * (side // px) ** 2)]
+        images = []
+        for row in split[rows]["image" if choose.random() < config.lq_share else "hq"]:
+            image = resize_to_cover(fit_image(row, config.target_px, unit), (px, px))
+            images.append(image.transpose(0) if choose.random() < 0.5 else image)  # 0: left to right
+        yield to_pixels(images)
+
+
+def restart_dead_codes(model: ImageTokenizer, used: torch.Tensor, latents: torch.Tensor) -> None:
+    """Put codes nobody used (`used` (codes,) bool) onto random latents of the batch (B, C, h, w)."""
+    import torch
+
+    dead = (~used).nonzero().squeeze(1)
+    candidates = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+    chosen = torch.randperm(len(candidates), device=candidates.device)[:len(dead)]
+    model.quantize.embedding.weight.data[dead[:len(chosen)]] = torch.nn.functional.normalize(candidates[chosen], dim=-1)
+
+
+def measure(model: ImageTokenizer, split: Any, config: TokenizerTrainingConfig) -> tuple[float, int]:
+    """Mean PSNR in dB of reconstructed HQ images of a split (at most 256), and the number of codes they use."""
+    import torch
+
+    from realsr_r1.images import fit_image, to_pixels
+
+    ratios, codes = [], set()
+    for image in split.select(range(min(len(split), 256)))["hq"]:
+        pixels = to_pixels([fit_image(image, config.target_px, config.grid_unit_px)]).to(model.device)
+        ids = model.encode(pixels)
+        codes.update(ids.flatten().tolist())
+        error = (model.decode(ids).clamp(-1, 1) - pixels).square().mean()
+        ratios.append(-10 * torch.log10(error / 4).item())
+    return sum(ratios) / len(ratios), len(codes)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+"""Which checkpoint counts: one with a completion marker, written last, after a barrier (DESIGN decision 13)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from realsr_r1.errors import UserError
+from realsr_r1.files import atomic_file
+
+MARKER = "complete"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class CompletionMarker(TrainerCallback):
+    """Marks a checkpoint once every rank has written its part."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        import torch.distributed
+
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            with atomic_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER) as partial:
+                partial.write_text("all parts of this checkpoint are written\n", encoding="utf-8")
+
+
+def complete_checkpoints(folder: Path) -> dict[int, Path]:
+    """Step -> folder of every checkpoint in `folder` that has its completion marker."""
+    return {step: path for step, path in _checkpoints(folder).items() if (path / MARKER).is_file()}
+
+
+def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
+    """The newest complete checkpoint in `output_dir`, or None. With `set_aside`, half-written ones are renamed, with a line each.
+
+    Raises `UserError` when the newest complete one holds weights only (`--save_only_model true`): a run can't go on
+    from it with its optimizer.
+    """
+    folder = Path(output_dir)
+    complete = complete_checkpoints(folder)
+    if set_aside:
+        for step, path in _checkpoints(folder).items():
+            if step not in complete:
+                _set_aside(path)
+    if not complete:
+        return None
+    newest = complete[max(complete)]
+    if not (newest / "scheduler.pt").is_file() and not any(newest.glob("global_step*")):
+        raise UserError(f"{newest} holds weights only, so the run in {folder} can't go on: start a new run from it with "
+                        f"--model_name_or_path {newest} and another --output_dir, or remove {folder} to begin again")
+    return newest
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    if not folder.is_dir():
+        return {}
+    return {int(match[1]): path for path in folder.iterdir() if path.is_dir() and (match := _NAME.fullmatch(path.name))}
+
+
+def _set_aside(path: Path) -> None:
+    number = 0
+    while (target := path.with_name(f"incomplete-{path.name}.{number}")).exists():
+        number += 1
+    path.rename(target)
+    print(f"{path} was only half written; set aside as {target.name}", flush=True)

@@ -1,0 +1,117 @@
+"""Settings of the two training stages: TRL's and transformers' own, plus what the chain needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+from trl import GRPOConfig
+
+from realsr_r1.errors import UserError
+
+
+@dataclass
+class ColdStartConfig(TrainingArguments):
+    """What `realsr-r1 sft` takes: every field of `TrainingArguments`, and these."""
+
+    dataset_name: str = field(default="", metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
+    model_name_or_path: str = field(default="", metadata={
+        "help": "Model folder to go on from, or a processor folder (realsr-r1 train-tokenizer) for a new policy."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
+    max_samples: int | None = field(default=None, metadata={"help": "Train on this many records only, drawn with --seed."})
+    max_length: int = field(default=11776, metadata={"help": "Longest prompt + chain, in tokens (PURE: 11,776)."})
+    hidden_size: int = field(default=256, metadata={"help": "New policy only: width."})
+    intermediate_size: int = field(default=512, metadata={"help": "New policy only: width of the MLP."})
+    num_hidden_layers: int = field(default=6, metadata={"help": "New policy only: decoder layers."})
+    num_attention_heads: int = field(default=4, metadata={"help": "New policy only: attention heads."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep false: the collator needs all columns."})
+
+    def __post_init__(self) -> None:
+        """Raises `UserError` when a path is missing."""
+        _require_paths(self.dataset_name, self.model_name_or_path)
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()  # transformers refuses bf16 on CPU without it
+        super().__post_init__()
+
+
+@dataclass
+class ChainGRPOConfig(GRPOConfig):
+    """What `realsr-r1 grpo` takes: every field of TRL's `GRPOConfig`, and these.
+
+    The defaults are the seed's (FACTS sections 5 and 6), but for `text_top_k`, which the paper's code has at 1: then all
+    completions of a group write the same text and two of the four rewards teach nothing. `per_device_train_batch_size`
+    counts prompts, as in the seed's command line (`batch_unit`).
+    """
+
+    dataset_name: str = field(default="", metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test_crops", metadata={"help": "Split that --eval_strategy measures."})
+    max_samples: int | None = field(default=None, metadata={"help": "Train on this many records only, drawn with --seed."})
+    reward_funcs: list[str] = field(default_factory=lambda: ["format", "degradation", "understanding", "generation"],
+                                    metadata={"help": "Rewards by name, or package.module:function."})
+    experts: list[str] | None = field(default=None, metadata={
+        "help": "Visual experts of the generation reward; by default those in the model folder's chain settings."})
+
+    num_generations: int = field(default=5, metadata={"help": "G, completions a prompt."})
+    max_prompt_length: int = field(default=5000, metadata={"help": "Longest prompt in tokens; a longer one is an error."})
+    max_completion_length: int = field(default=7000, metadata={"help": "Longest completion in tokens."})
+    per_device_train_batch_size: int = field(default=1, metadata={
+        "help": "Prompts a device and rollout (completions with --batch_unit completions)."})
+    batch_unit: str = field(default="prompts", metadata={
+        "help": "What per_device_train_batch_size counts: prompts (as the seed) or completions (as TRL).",
+        "choices": ["prompts", "completions"]})
+    loss_batch_size: int | None = field(default=None, metadata={
+        "help": "With --batch_unit prompts: completions in one forward and backward of the loss; by default a group."})
+
+    rollout_temperature: float = field(default=0.9, metadata={"help": "Sampling temperature (the loss uses --temperature)."})
+    guidance_scale: float = field(default=0.8, metadata={"help": "Classifier-free guidance inside images; 1 = none."})
+    text_top_k: int = field(default=10, metadata={"help": "Top-k of text tokens (Lumina-mGPT: 10, seed: 1)."})
+    image_top_k_min: int = field(default=1, metadata={"help": "Top-k of image codes at entropy 0."})
+    image_top_k_max: int = field(default=2000, metadata={"help": "Top-k of image codes at entropy 10 nats."})
+    grammar: str = field(default="image", metadata={
+        "help": "image: image spans are constrained, as the seed does; chain: the whole chain is.",
+        "choices": ["image", "chain"]})
+    max_text_tokens: int = field(default=256, metadata={"help": "With --grammar chain: tokens a text section has at most."})
+    train_forced_tokens: bool = field(default=False, metadata={
+        "help": "Score tokens that the grammar forced, too (as the seed does)."})
+
+    sample_steps: int = field(default=50, metadata={"help": "Steps between saved samples of one group; 0 = none."})
+    max_pixels: int | None = field(default=None, metadata={
+        "help": "Accepted for the seed's command line; this policy's image size is in its chain settings."})
+
+    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 (mixed precision; DeepSpeed keeps float32 masters)."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the logits in the loss (seed: 1)."})
+    loss_type: str = field(default="grpo", metadata={"help": "TRL's loss; grpo is the seed's: mean over sequences of token means."})
+    scale_rewards: str = field(default="group", metadata={"help": "Advantages are divided by the group's deviation (seed)."})
+    beta: float = field(default=0.0, metadata={"help": "Weight of the KL term to the reference policy (seed: 0)."})
+
+    def __post_init__(self) -> None:
+        """Translate prompts into TRL's batch numbers. Raises `UserError` for values that can't work."""
+        _require_paths(self.dataset_name)
+        if self.num_generations < 2:
+            raise UserError(f"--num_generations {self.num_generations}: a group needs at least 2 completions to compare")
+        if self.sample_steps < 0:
+            raise UserError(f"--sample_steps {self.sample_steps} must be 0 or more")
+        if self.batch_unit == "prompts":
+            completions = self.per_device_train_batch_size * self.num_generations
+            micro = self.loss_batch_size or self.num_generations
+            if completions % micro:
+                raise UserError(f"--loss_batch_size {micro} must divide the {completions} completions a device makes "
+                                "(--per_device_train_batch_size times --num_generations)")
+            self.per_device_train_batch_size = micro
+            self.steps_per_generation = completions // micro
+            self.gradient_accumulation_steps *= completions // micro
+            self.batch_unit = "completions"  # the numbers are TRL's from here on
+        elif self.loss_batch_size is not None:
+            raise UserError("--loss_batch_size goes with --batch_unit prompts; with completions, "
+                            "--per_device_train_batch_size is that number")
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()  # transformers refuses bf16 on CPU without it
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def _require_paths(*paths: str) -> None:
+    if not all(paths):
+        raise UserError("--dataset_name and --model_name_or_path must name folders")

@@ -1,0 +1,150 @@
+"""VLCoT-GRPO: TRL's GRPOTrainer with rollouts of interleaved text and images.
+
+Plugs in at TRL's hooks: `rollout_func` makes the completions with our engine, extra fields carry their images to the
+rewards, `env_mask` keeps tokens that the grammar forced out of the loss. Loss, advantages, LoRA, reference policy,
+logging and evaluation are TRL's.
+"""
+
+from __future__ import annotations
+
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from realsr_r1.rollout import RolloutEngine
+from realsr_r1.training.callbacks import JsonLog
+from realsr_r1.training.checkpoints import CompletionMarker
+from realsr_r1.training.rollouts import rollout_config
+from realsr_r1.training.samples import append_reward_log, write_samples
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.training.config import ChainGRPOConfig
+
+EVALUATION_STEP = -1  # the step of evaluation's noise: the same at every evaluation
+
+
+class RenderingTokenizer(PreTrainedTokenizerFast):
+    """The text tokenizer as TRL sees it: completions decode to text with `<|image|>`, and a checkpoint gets the whole processor."""
+
+    processor: ChainProcessor
+
+    @classmethod
+    def of(cls, processor: ChainProcessor) -> RenderingTokenizer:
+        """The tokenizer of `processor`."""
+        source = processor.tokenizer
+        tokenizer = cls(tokenizer_object=source.backend_tokenizer, bos_token=source.bos_token, padding_side="left",
+                        pad_token=source.convert_ids_to_tokens(processor.layout.pad),
+                        eos_token=source.convert_ids_to_tokens(processor.layout.end_of_turn))
+        tokenizer.processor = processor
+        return tokenizer
+
+    def batch_decode(self, sequences: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
+        """Ids -> texts, an image as `<|image|>`."""
+        return [self.processor.decode_text(ids) for ids in sequences]
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
+        """Save tokenizer, image tokenizer and chain settings: a checkpoint is a complete model folder."""
+        self.processor.save_pretrained(save_directory)
+        return ()
+
+
+class ChainGRPOTrainer(GRPOTrainer):
+    """Trains a policy on chains.
+
+    `model`: a loaded policy. `processor`: its `ChainProcessor`. `reward_funcs`: functions with TRL's signature.
+    `train_dataset`, `eval_dataset`: from `load_prompts`. `reward_log`: path of the text log of rewards, or None.
+    Everything else is passed on to `GRPOTrainer`.
+    """
+
+    def __init__(self, model: Any, processor: ChainProcessor, reward_funcs: list[Callable], args: ChainGRPOConfig,
+                 train_dataset: Dataset, eval_dataset: Dataset | None = None, reward_log: str | Path | None = None,
+                 callbacks: Sequence[Any] = (), **kwargs: Any):
+        self.processor = processor
+        self.reward_log = reward_log
+        self._rollouts_at: tuple[int, int] = (-1, 0)  # (global step, rollouts made at it)
+        self._evaluated_rows = 0
+        model.generation_config.eos_token_id = processor.layout.end_of_turn
+        super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
+                         processing_class=RenderingTokenizer.of(processor), rollout_func=ChainGRPOTrainer.rollout,
+                         callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
+
+    def rollout(prompts: list[list[int]], trainer: ChainGRPOTrainer) -> dict[str, Any]:  # noqa: N805
+        """TRL's `rollout_func`: prompts (each repeated G times, contiguous) -> completions, their images and masks."""
+        return trainer._rollout(prompts)
+
+    def _rollout(self, prompts: list[list[int]]) -> dict[str, Any]:
+        training = self.model.training
+        group = self.num_generations if training else self.num_generations_eval
+        step, first_row = self._noise_of(len(prompts), training)
+        rollout, fault = None, None
+        with unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as policy:
+            try:
+                engine = RolloutEngine(policy, self.processor, rollout_config(self.args, group))
+                rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
+            except Exception as error:  # said to all ranks below; TRL's context must end normally to put its hooks back
+                fault = error
+        self._agree_on(fault)
+        _, images = self.processor.decode_batch(rollout.completion_ids)
+        self._metrics["train" if training else "eval"]["sampling/log_ratio"].append(rollout.log_ratio)
+        mask = rollout.sampled_mask
+        if self.args.train_forced_tokens:
+            mask = [[1] * len(row) for row in mask]
+        return {"prompt_ids": prompts, "completion_ids": rollout.completion_ids, "logprobs": None, "env_mask": mask,
+                "images": images}
+
+    def _noise_of(self, rows: int, training: bool) -> tuple[int, int]:
+        """(step, first row) of a rollout's noise: what a completion draws depends on neither ranks nor resuming."""
+        offset = self.accelerator.process_index * rows
+        if not training:
+            first_row = self._evaluated_rows + offset
+            self._evaluated_rows += rows * self.accelerator.num_processes
+            return EVALUATION_STEP, first_row
+        at, made = self._rollouts_at
+        made = made if at == self.state.global_step else 0
+        self._rollouts_at = (self.state.global_step, made + 1)
+        return self.state.global_step, made * rows * self.accelerator.num_processes + offset
+
+    def _agree_on(self, fault: Exception | None) -> None:
+        """Raise on all ranks when one failed, before the next collective would hang on it."""
+        failed = self.accelerator.gather(torch.tensor([fault is not None], device=self.accelerator.device))
+        if fault is not None:
+            raise fault
+        if failed.any():
+            raise RuntimeError(f"the rollout failed on rank {int(failed.int().argmax())}; its error is in that rank's output")
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's evaluation, with the same noise each time."""
+        self._evaluated_rows = 0
+        return super().evaluate(*args, **kwargs)
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[str],
+                           completion_ids_list: list[list[int]]) -> torch.Tensor:
+        scored = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.model.training and self.accelerator.is_main_process:
+            rewards = self._named(scored[:len(prompts)])
+            step = self.state.global_step + 1  # the step these completions will be learned from
+            if self.reward_log:
+                append_reward_log(self.reward_log, step, completions, rewards)
+            if self.args.sample_steps and (step == 1 or step % self.args.sample_steps == 0):
+                group = slice(0, self.num_generations)
+                write_samples(self.args.output_dir, step, inputs[0], completions[group],
+                              [row["images"] for row in inputs[group]], {name: values[group] for name, values in rewards.items()})
+        return scored
+
+    def _named(self, scored: torch.Tensor) -> dict[str, list[float | None]]:
+        """Rewards (rows, functions) -> name -> values, with the weighted `total`; None where there is no score."""
+        names = [name.removesuffix("_reward") for name in self.reward_func_names]
+        columns = {name: [None if value != value else value for value in scored[:, index].tolist()]
+                   for index, name in enumerate(names)}
+        return {**columns, "total": (scored * self.reward_weights.to(scored.device)).nansum(1).tolist()}

@@ -1,0 +1,40 @@
+"""Start and end of a training process, the same for the cold start and GRPO: the process group, and the model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+    from realsr_r1.processing import ChainProcessor
+
+
+def prepare_process(args: TrainingArguments) -> None:
+    """Join the process group. On CPU with DeepSpeed this must happen before a model is built (FACTS section 10)."""
+    import os
+    import warnings
+
+    import torch
+
+    # DeepSpeed calls collectives under their old names; torch says so at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+    if args.deepspeed and "RANK" in os.environ and not torch.cuda.is_available():
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
+    args.device  # noqa: B018  (transformers sets the device and the group up on first use)
+
+
+def save_model_folder(trainer: Trainer, processor: ChainProcessor, output_dir: str | Path) -> None:
+    """Write a complete model folder into `output_dir`; rank 0 writes, all ranks take part in gathering weights.
+
+    The processor comes first and the weights last: a folder with weights is a whole one.
+    """
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(output_dir)
+    trainer.save_model(str(output_dir))
+
+

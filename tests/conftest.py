@@ -1,0 +1,46 @@
+"""What every test shares: an offline, single-threaded process, a folder of real photos, and the embedded model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Set before torch and the hub's client are imported: both read them once.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false",
+                  OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+# file inside scikit-image -> its tags
+PHOTOS = {
+    "astronaut.png": "woman, astronaut, space suit, flag, space shuttle",
+    "chelsea.png": "cat, eye, ear, whisker",
+    "coffee.png": "coffee, cup, saucer, spoon, table",
+    "rocket.jpg": "rocket, launch pad, tower, sky",
+    "motorcycle_left.png": "motorcycle, wheel, garage",
+}
+
+
+@pytest.fixture(scope="session")
+def photos_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five photographs as PNG, each with its tags beside it (`NAME.txt`). Shared by all tests: copy it to change it."""
+    import skimage
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    for name, tags in PHOTOS.items():
+        target = folder / Path(name).with_suffix(".png").name
+        with Image.open(Path(skimage.__file__).parent / "data" / name) as photo:
+            photo.convert("RGB").save(target, compress_level=1)
+        target.with_suffix(".txt").write_text(tags + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """The embedded model folder, `assets/tiny`."""
+    folder = ROOT / "assets" / "tiny"
+    assert (folder / "model.safetensors").is_file(), f"no model in {folder}; scripts/build_tiny.sh makes it"
+    return folder

@@ -1,0 +1,84 @@
+"""`realsr-r1` answers at once, lists the commands that exist, and refuses others with exit code 2."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+import realsr_r1
+from realsr_r1.cli import COMMANDS, dispatch, main
+
+HEAVY = ("torch", "transformers", "trl", "deepspeed", "datasets", "pyiqa", "matplotlib", "wandb")
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def exit_code(argv: list[str]) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    return exit_info.value.code
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command_with_a_line(argv, capsys):
+    assert exit_code(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, (_, what) in COMMANDS.items():
+        assert any(line.split() == [name, *what.split()] for line in lines)
+
+
+def test_the_version_is_the_packages(capsys):
+    assert exit_code(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["realsr-r1", realsr_r1.__version__]
+
+
+def test_an_unknown_command_is_refused_with_the_list(capsys):
+    assert exit_code(["restor"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "'restor'" in err
+    assert all(name in err for name in COMMANDS)
+
+
+def test_help_imports_nothing_heavy_and_takes_less_than_a_second():
+    process = run_python(f"""
+import sys, time
+from realsr_r1.cli import dispatch
+dispatch(["--help"])
+print([name for name in {HEAVY} if name in sys.modules], time.process_time() < 1)
+""")
+    assert process.stdout.splitlines()[-1] == "[] True", process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("module", [module for module, _ in COMMANDS.values()])
+def test_every_command_has_an_entry_point_that_loads_nothing_heavy_before_it_is_called(module):
+    assert importlib.util.find_spec(f"realsr_r1.{module}"), f"no module realsr_r1.{module}"
+    process = run_python(f"""
+import sys
+import realsr_r1.{module} as entry
+print(callable(entry.main), [name for name in {HEAVY} if name in sys.modules])
+""")
+    assert process.stdout.split("\n")[0] == "True []", process.stdout + process.stderr
+
+
+def test_a_command_gets_the_arguments_after_its_name(monkeypatch):
+    import realsr_r1.create_json
+
+    monkeypatch.setattr(realsr_r1.create_json, "main", lambda argv: len(argv))
+    assert dispatch(["create-json", "--images", "photos"]) == 2
+
+
+def test_a_commands_bad_input_is_exit_code_2(monkeypatch, capsys):
+    import realsr_r1.create_json
+    from realsr_r1.errors import UserError
+
+    def refuse(argv):
+        raise UserError("no such folder: photos")
+
+    monkeypatch.setattr(realsr_r1.create_json, "main", refuse)
+    assert exit_code(["create-json"]) == 2
+    assert capsys.readouterr().err == "realsr-r1: error: no such folder: photos\n"

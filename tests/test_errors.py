@@ -1,0 +1,67 @@
+"""Every entry point ends with a clear line and exit code 2 on bad input, and keeps its traceback on a fault of ours."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from realsr_r1.errors import UserError, is_disk_full, run
+
+
+def exit_code(main) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        run(main, [])
+    return exit_info.value.code
+
+
+@pytest.mark.parametrize("returned, code", [(None, 0), (0, 0), (3, 3)])
+def test_the_exit_code_is_what_main_returns(returned, code):
+    assert exit_code(lambda argv: returned) == code
+
+
+def test_main_gets_the_arguments():
+    seen = []
+    with pytest.raises(SystemExit):
+        run(seen.append, ["--flag", "value"])
+    assert seen == [["--flag", "value"]]
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys):
+    def main(argv):
+        raise UserError("no such folder: photos\n   (given by --images)")
+
+    assert exit_code(main) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "realsr-r1: error: no such folder: photos (given by --images)\n"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_and_exit_code_2(code, capsys):
+    def main(argv):
+        raise OSError(code, "No space left on device", "outputs/model.safetensors")
+
+    assert exit_code(main) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "disk is full" in err and "outputs/model.safetensors" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied", "x"), ValueError("a bug"), KeyError("a bug")])
+def test_other_errors_keep_their_traceback(error):
+    def main(argv):
+        raise error
+
+    with pytest.raises(type(error)):
+        run(main, [])
+
+
+@pytest.mark.parametrize("error, expected", [
+    (OSError(errno.ENOSPC, "x"), True),
+    (RuntimeError("I/O error: No space left on device (os error 28)"), True),
+    (OSError(errno.ENOENT, "no such file"), False),
+    (ValueError("something else"), False),
+])
+def test_a_full_disk_is_recognised_however_it_is_wrapped(error, expected):
+    assert is_disk_full(error) is expected

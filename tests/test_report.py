@@ -1,0 +1,261 @@
+"""What `realsr-r1 report` promises: one page that needs nothing else, every part or how to make it, clear errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+from skimage import data
+
+from realsr_r1 import chain, report
+from realsr_r1.errors import UserError
+
+REWARDS = ("format", "degradation", "understanding", "generation")
+TRUTH = ["light blur", "downsample", "medium noise", "light compression", "upsample"]
+ANSWER = ["medium blur", "downsample", "heavy noise", "light compression", "upsample"]
+SECTIONS = ("before-after", "curves", "chains", "restored", "metrics")
+PHOTOS = {"astronaut": data.astronaut()[40:136, 176:272], "coffee": data.coffee()[150:246, 250:346],
+          "chelsea": data.chelsea()[90:186, 130:226]}
+
+
+def save(pixels: numpy.ndarray, path: Path, side: int = 48) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX).save(path)
+
+
+def noisy(pixels: numpy.ndarray, sigma: float) -> numpy.ndarray:
+    noise = numpy.random.default_rng(0).normal(0, sigma, pixels.shape)
+    return (pixels + noise).clip(0, 255).astype("uint8")
+
+
+def chain_text(name: str) -> str:
+    return chain.render_chain({
+        "degradation": ", ".join(ANSWER), "rough_understand": f"A photo of {name}, with <b>bold</b> & soft light.",
+        "middle_understand": f"The {name} is in the middle, before a blurred background.",
+        "final_understand": f"A close photo of {name}: fine texture, warm colours, light from the left."})
+
+
+def write_log(run: Path, steps: int = 60, rewards: bool = True) -> None:
+    rng = numpy.random.default_rng(0)
+    run.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for step in range(1, steps + 1):
+        means = {name: 0.4 + 0.3 * (1 - math.exp(-step / 20)) + rng.normal(0, 0.05) for name in REWARDS}
+        record = {"step": step, "loss": rng.normal(0, 0.01), "learning_rate": 2e-5}
+        if rewards:
+            record |= {f"rewards/{name}_reward/mean": value for name, value in means.items()}
+            record |= {"reward": sum(means.values()), "completions/mean_length": 250 + rng.normal(0, 4)}
+        lines.append(json.dumps(record))
+    lines.append(json.dumps({"step": steps, "train_runtime": 512.0, "train_loss": 0.01}))
+    (run / "log_history.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_samples(run: Path, steps: tuple[int, ...] = (10, 20, 30, 40, 60)) -> None:
+    for step, name in zip(steps, list(PHOTOS) * 2):
+        folder, pixels = run / "samples" / f"step-{step:06d}", PHOTOS[name]
+        save(noisy(pixels, 25), folder / "lq.png")
+        save(pixels, folder / "hq.png")
+        for size, picture in ((16, "rough"), (32, "middle"), (48, "final")):
+            save(noisy(pixels, 8), folder / f"completion-0-{picture}.png", size)
+        (folder / "completion-0.txt").write_text(chain_text(name), encoding="utf-8")
+        rewards = {reward: [0.6, 0.2] for reward in REWARDS} | {"total": [2.4, 0.8]}
+        (folder / "rewards.json").write_text(json.dumps(rewards), encoding="utf-8")
+        prompt = {"source": f"{name}.jpg", "tag": ["cat, warm light"], "degradation": TRUTH, "problem": chain.PROBLEM}
+        (folder / "prompt.json").write_text(json.dumps(prompt), encoding="utf-8")
+
+
+def write_restored(folder: Path) -> None:
+    for name, pixels in PHOTOS.items():
+        save(noisy(pixels, 8), folder / "restored" / f"{name}.png")
+        save(pixels, folder / "gt" / f"{name}.png")
+        parts = folder / "restored" / "chains" / name
+        for size, picture in ((48, "lq"), (16, "rough"), (32, "middle"), (48, "final")):
+            save(noisy(pixels, 20), parts / f"{picture}.png", size)
+        (parts / "chain.txt").write_text(chain_text(name), encoding="utf-8")
+
+
+def write_results(folder: Path) -> None:
+    """metrics.json in evaluate's form, and two files of reward means."""
+    images = [{"name": name, "resized": False, "LQ input": {"psnr": 20.0}, "mean colour": {"psnr": 15.0},
+               "restored": {"psnr": 22.5}} for name in PHOTOS]
+    rows = [{"name": row, "mean": {"psnr": images[0][row]["psnr"]}, "count": {"psnr": 3}}
+            for row in ("LQ input", "mean colour", "restored")]
+    metric = {"label": "PSNR (Y)", "unit": "dB", "decimals": 2, "lower_better": False}
+    metrics = {"pairs": 3, "metrics": {"psnr": metric}, "rows": rows, "images": images, "notes": [],
+               "unavailable": {"lpips": "weights not available"}}
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    for label, shift in (("cold start", 0.0), ("after GRPO", 0.12)):
+        means = {name: 0.55 + shift for name in REWARDS} | {"total": 2.2 + 4 * shift}
+        result = {"label": label, "n": 256, "rewards": {
+            name: {"mean": value, "ci95": [value - 0.03, value + 0.03]} for name, value in means.items()}}
+        if shift:
+            result["paired"] = {name: {"difference": shift, "ci95": [shift - 0.02, shift + 0.02]} for name in means}
+        (folder / f"{label.split()[0]}.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Counts what a test asks about."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.unbalanced: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def count(self, tag: str, **attributes: str) -> int:
+        return sum(name == tag and all(found.get(key) == value for key, value in attributes.items())
+                   for name, found in self.tags)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with everything, and its report."""
+    folder = tmp_path_factory.mktemp("full")
+    write_log(folder / "run-7")
+    write_samples(folder / "run-7")
+    write_restored(folder)
+    write_results(folder)
+    assert report.main(["--run", str(folder / "run-7"), "--restored", str(folder / "restored"), "--gt", str(folder / "gt"),
+                        "--metrics", str(folder / "metrics.json"),
+                        "--compare", str(folder / "cold.json"), str(folder / "after.json")]) == 0
+    return folder / "run-7" / "report"
+
+
+@pytest.fixture(scope="module")
+def text(full: Path) -> str:
+    return (full / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_asks_for_no_other_file(text: str) -> None:
+    page = Page(text)
+    links = [value for _, attributes in page.tags for key, value in attributes.items()
+             if key in ("src", "href", "xlink:href", "srcset", "action", "data")]
+    assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert "http" not in text.lower().replace("http-equiv", "") and "@import" not in text
+    assert page.count("script") == page.count("link") == 0
+
+
+def test_the_page_is_balanced_html_with_unique_ids(text: str) -> None:
+    page = Page(text)
+    assert page.unbalanced == [] and page.open == []
+    ids = [attributes["id"] for tag, attributes in page.tags if "id" in attributes and tag == "section"]
+    assert ids == list(SECTIONS)
+
+
+def test_every_part_is_shown(text: str) -> None:
+    page = Page(text)
+    assert 'class="missing"' not in text
+    assert page.count("svg") == 1 + len(REWARDS) + 2  # total, each reward, loss, length
+    assert page.count("article", **{"class": "strip"}) == 3 + len(PHOTOS)
+    assert page.count("img") == 5 * (3 + len(PHOTOS))
+    assert [title in text for title in ("Step 10 ·", "Step 20 ·", "Step 30 ·", "Step 40 ·", "Step 60 ·")] == [
+        True, False, True, False, True]
+    for words in ("run-7", "60 steps", "cold start", "after GRPO", "+0.120", "22.50", "lpips: n/a"):
+        assert words in text
+
+
+def test_texts_of_chains_are_escaped(text: str) -> None:
+    assert "<degradation>" not in text and "&lt;degradation&gt;" in text
+    assert "<b>bold</b>" not in text and "&lt;b&gt;bold&lt;/b&gt; &amp; soft light" in text
+
+
+def test_named_degradations_are_checked_against_the_truth(text: str) -> None:
+    assert text.count("✓") == 3 * 3 and text.count("✗") == 3 * 2  # 0.6 of the items, in each of three samples
+
+
+def test_curves_and_strips_are_also_pictures(full: Path) -> None:
+    for name, width in (("curves.png", 1000), ("strips.png", 5 * 144)):
+        with Image.open(full / name) as picture:
+            assert picture.width >= width and numpy.asarray(picture.convert("L")).std() > 10
+    assert sorted(path.name for path in full.iterdir()) == ["curves.png", "report.html", "strips.png"]
+
+
+def test_missing_parts_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    write_log(tmp_path / "run")
+    report.main(["--run", str(tmp_path / "run"), "--output", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    missing = re.findall(r'<p class="missing">.*?<code>realsr-r1 (\w+)', text)
+    assert missing == ["report", "grpo", "restore", "evaluate"]
+    assert (tmp_path / "curves.png").is_file() and not (tmp_path / "strips.png").exists()
+
+
+def test_a_cold_start_run_shows_its_loss(tmp_path: Path) -> None:
+    write_log(tmp_path / "run", steps=2, rewards=False)
+    report.main(["--run", str(tmp_path / "run")])
+    text = (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
+    assert Page(text).count("svg") == 1 and "logged no rewards" in text
+
+
+def test_the_log_of_the_last_checkpoint_serves_where_there_is_no_other(tmp_path: Path) -> None:
+    for step in (9, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        history = [{"step": number, "reward": 0.1 * number, "loss": 0.0} for number in range(1, step + 1)]
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 10}), encoding="utf-8")
+    report.main(["--run", str(tmp_path)])
+    assert "10 steps" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_completion_that_is_no_chain_and_lacks_pictures_is_shown_as_it_is(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    write_samples(tmp_path, steps=(5,))
+    folder = tmp_path / "samples" / "step-000005"
+    (folder / "completion-0.txt").write_text("<degradation>light blur <script>alert(1)</script>", encoding="utf-8")
+    (folder / "rewards.json").write_text('{"format": [0.0], "understanding": [null], "total": [0.0]}', encoding="utf-8")
+    for name in ("hq.png", "completion-0-middle.png", "completion-0-final.png"):
+        (folder / name).unlink()
+    report.main(["--run", str(tmp_path)])
+    text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "not well formed" in text and "<script" not in text and "&lt;script&gt;" in text
+    assert text.count('class="none"') == 3
+
+
+def test_a_line_cut_by_a_killed_run_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    write_log(tmp_path, steps=5)
+    log = tmp_path / "log_history.jsonl"
+    log.write_text(log.read_text(encoding="utf-8") + '{"step": 6, "lo', encoding="utf-8")
+    report.main(["--run", str(tmp_path)])
+    assert "5 steps" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    log.write_text("nonsense\n" + log.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(UserError, match="line 1, "):
+        report.main(["--run", str(tmp_path)])
+
+
+def test_bad_input_is_one_error_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.json").write_text('{"a": 1}', encoding="utf-8")
+    write_log(tmp_path / "run")
+    save(PHOTOS["coffee"], tmp_path / "restored" / "coffee.png")
+    (tmp_path / "restored" / "broken.png").write_bytes(b"not a picture")
+    run, other = ["--run", str(tmp_path / "run")], str(tmp_path / "other.json")
+    cases = [(["--run", str(tmp_path / "nowhere")], "no such folder"), (["--run", str(tmp_path / "empty")], "has no log"),
+             ([*run, "--metrics", other], "other.json isn't a metrics.json"),
+             ([*run, "--metrics", str(tmp_path / "gone.json")], "no such file"),
+             ([*run, "--compare", other, other], "other.json isn't a file of reward means"),
+             ([*run, "--restored", str(tmp_path / "empty")], "no images in"),
+             ([*run, "--restored", str(tmp_path / "restored")], "broken.png can't be read"),
+             ([*run, "--gt", str(tmp_path / "restored")], "--restored"),
+             ([*run, "--output", str(tmp_path / "empty")], "is a folder")]
+    for arguments, words in cases:
+        with pytest.raises(UserError, match=re.escape(words)):
+            report.main(arguments)
+    assert not (tmp_path / "run" / "report").exists() and not list(tmp_path.glob("**/*.partial"))
