@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-PYTHON="${PYTHON:-}"  # interpreter to make .venv with; empty: the first Python 3.10 to 3.12 found. Read when .venv is made
+PYTHON="${PYTHON:-}"  # interpreter to make .venv with; empty: the first Python 3.10 to 3.12 found
 FLASH_ATTN="flash-attn==2.8.3.post2"  # only installed where a CUDA GPU and its compiler are
 
 # Makes .venv beside this file with everything the project needs. A second run does nothing; one that was interrupted is
@@ -20,8 +20,9 @@ fail() {
 }
 
 find_python() {
-    local candidates="${PYTHON:-python3.11 python3.12 python3.10 python3 python}" candidate without_venv=""
-    for candidate in $candidates; do
+    local candidates=(python3.11 python3.12 python3.10 python3 python) candidate without_venv=""
+    [[ -z $PYTHON ]] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         # Run it: a shim on the PATH can name a version that isn't there.
         "$candidate" -c "$is_supported" 2>/dev/null || continue
         if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
@@ -31,8 +32,9 @@ find_python() {
         without_venv="$candidate"
     done
     [[ -z $without_venv ]] \
-        || fail "$without_venv has no venv module; install it (Debian, Ubuntu: the package python3-venv) and run setup.sh again"
-    fail "no Python 3.10 to 3.12 found (tried $candidates); install one, or name it: PYTHON=/path/to/python bash setup.sh"
+        || fail "$without_venv has no venv module; install it (Debian, Ubuntu: python3-venv) and run setup.sh again"
+    fail "no Python 3.10 to 3.12 found (tried ${candidates[*]});" \
+        "install one, or name it: PYTHON=/path/to/python bash setup.sh"
 }
 
 # Succeeds if .venv can be built upon. A package without all its files is forgotten (its metadata go), so that pip
@@ -77,10 +79,13 @@ fi
 pip() { "$venv_python" -m pip --disable-pip-version-check -qq "$@"; }  # errors only
 
 say "installing the packages of requirements.txt (several GB: some minutes)"
-pip install --no-compile -r requirements.txt || fail "installing requirements.txt failed (see above); run setup.sh again to go on"
+pip install --no-compile -r requirements.txt \
+    || fail "installing requirements.txt failed (see above); run setup.sh again to go on"
 
-# facexlib, which pyiqa asks for, brings a second OpenCV that writes over the headless one and needs a display's libraries.
-if ! "$venv_python" -c 'import cv2, re, sys; sys.exit(not re.search(r"GUI: +NONE", cv2.getBuildInformation()))' 2>/dev/null; then
+# facexlib, which pyiqa asks for, brings a second OpenCV that writes over the headless one and needs a display's
+# libraries.
+is_headless='import cv2, re, sys; sys.exit(not re.search(r"GUI: +NONE", cv2.getBuildInformation()))'
+if ! "$venv_python" -c "$is_headless" 2>/dev/null; then
     say "putting the headless OpenCV back"
     pip install --no-compile --no-deps --force-reinstall "$(grep '^opencv-python-headless==' requirements.txt)" \
         || fail "installing OpenCV failed (see above); run setup.sh again to go on"
@@ -89,7 +94,10 @@ fi
 say "installing realsr-r1 itself (editable)"
 pip install --no-deps --no-build-isolation -e . || fail "installing the package failed (see above)"
 
-has_gpu() { command -v nvcc && nvidia-smi -L && "$venv_python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
+has_gpu() {
+    command -v nvcc && nvidia-smi -L \
+        && "$venv_python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+}
 if has_gpu >/dev/null 2>&1 && ! "$venv_python" -c 'import flash_attn' 2>/dev/null; then
     say "installing $FLASH_ATTN for this GPU (it may have to be compiled: up to an hour)"
     pip install --no-build-isolation "$FLASH_ATTN" \

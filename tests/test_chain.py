@@ -118,8 +118,8 @@ def test_a_section_inside_another_is_seen():
     "", " ", "\n", "\x00", "<", ">", "</", "<>", "</>", IMAGE, IMAGE * 100, "<degradation>", "</degradation>",
     "</degradation><degradation>", "<degradation" * 50, "<degradation>" * 200, "</final_image>" * 200,
     "<final_image><rough_image></final_image></rough_image>", WHOLE[:-1], WHOLE[1:], WHOLE[::-1], WHOLE.upper(),
-    WHOLE.replace("<", "< "), "\ud800", "雪" * 1000, "(" * 1000, "\\1\\g<0>", "%s{}{0}", "<degradation>" + "a" * 100_000,
-    None, 3, b"bytes", ["<degradation>"],
+    WHOLE.replace("<", "< "), "\ud800", "雪" * 1000, "(" * 1000, "\\1\\g<0>", "%s{}{0}",
+    "<degradation>" + "a" * 100_000, None, 3, b"bytes", ["<degradation>"],
 ], ids=lambda text: repr(text)[:24])
 def test_reading_never_raises(text):
     chain = parse_chain(text)

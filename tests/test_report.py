@@ -134,8 +134,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_samples(folder / "run-7")
     write_restored(folder)
     write_results(folder)
-    assert report.main(["--run", str(folder / "run-7"), "--restored", str(folder / "restored"), "--gt", str(folder / "gt"),
-                        "--metrics", str(folder / "metrics.json"),
+    assert report.main(["--run", str(folder / "run-7"), "--restored", str(folder / "restored"),
+                        "--gt", str(folder / "gt"), "--metrics", str(folder / "metrics.json"),
                         "--compare", str(folder / "cold.json"), str(folder / "after.json")]) == 0
     return folder / "run-7" / "report"
 
@@ -193,7 +193,7 @@ def test_missing_parts_name_the_command_that_makes_them(tmp_path: Path) -> None:
     write_log(tmp_path / "run")
     report.main(["--run", str(tmp_path / "run"), "--output", str(tmp_path / "page.html")])
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    missing = re.findall(r'<p class="missing">.*?<code>realsr-r1 (\w+)', text)
+    missing = re.findall(r'<p class="missing">.*?<code><span>realsr-r1</span> <span>(\w+)', text)
     assert missing == ["report", "grpo", "restore", "evaluate"]
     assert (tmp_path / "curves.png").is_file() and not (tmp_path / "strips.png").exists()
 
@@ -210,7 +210,8 @@ def test_the_log_of_the_last_checkpoint_serves_where_there_is_no_other(tmp_path:
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         history = [{"step": number, "reward": 0.1 * number, "loss": 0.0} for number in range(1, step + 1)]
-        (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 10}), encoding="utf-8")
+        state = {"log_history": history, "max_steps": 10}
+        (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
     report.main(["--run", str(tmp_path)])
     assert "10 steps" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
 
@@ -247,7 +248,8 @@ def test_bad_input_is_one_error_and_nothing_is_written(tmp_path: Path) -> None:
     save(PHOTOS["coffee"], tmp_path / "restored" / "coffee.png")
     (tmp_path / "restored" / "broken.png").write_bytes(b"not a picture")
     run, other = ["--run", str(tmp_path / "run")], str(tmp_path / "other.json")
-    cases = [(["--run", str(tmp_path / "nowhere")], "no such folder"), (["--run", str(tmp_path / "empty")], "has no log"),
+    cases = [(["--run", str(tmp_path / "nowhere")], "no such folder"),
+             (["--run", str(tmp_path / "empty")], "has no log"),
              ([*run, "--metrics", other], "other.json isn't a metrics.json"),
              ([*run, "--metrics", str(tmp_path / "gone.json")], "no such file"),
              ([*run, "--compare", other, other], "other.json isn't a file of reward means"),

@@ -20,6 +20,7 @@ COMMANDS = {
     "export": ("export", "training checkpoint -> a model folder that needs nothing else"),
     "restore": ("restore", "model folder + photos -> restored photos and their chains"),
     "evaluate": ("evaluate", "restored photos against the originals: a table, JSON and CSV"),
+    "score": ("score", "a model folder's rewards on fixed prompts and noise, alone or paired with another's"),
     "report": ("report", "training run -> one HTML page with curves and pictures"),
 }
 

@@ -7,6 +7,7 @@ weights, with ZeRO shards only, or with a LoRA adapter (merged).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder to make")
     parser.add_argument("--layout", choices=["ours", "lumina"], default="ours",
                         help="ours: everything restore needs; lumina: the policy as Lumina-mGPT publishes it (default: ours)")
+    parser.add_argument("--sampling", nargs="+", metavar="FIELD=VALUE", default=[],
+                        help="sampling settings that restore uses by default, e.g. temperature=0.5 image_top_k_max=100")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
     args = parser.parse_args(argv)
     source = find_weights(existing_folder(args.checkpoint, "--checkpoint"))
@@ -40,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.processing import ChainProcessor
 
     processor = ChainProcessor.from_pretrained(source)
+    sampling = {**processor.settings.sampling, **sampling_settings(args.sampling)}
+    processor.settings = dataclasses.replace(processor.settings, sampling=sampling)
     policy = load_trained(source)
     if args.dtype:
         policy = policy.to(getattr(torch, args.dtype))
@@ -48,6 +53,23 @@ def main(argv: list[str] | None = None) -> None:
         (save_ours if args.layout == "ours" else save_lumina)(policy, processor, folder)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {policy.num_parameters():,} parameters, {size / 2**20:.1f} MiB, layout {args.layout}")
+
+
+def sampling_settings(assignments: list[str]) -> dict[str, Any]:
+    """`field=value` words -> fields of `RolloutConfig`. Raises `UserError` for an unknown field or a bad value."""
+    import yaml
+
+    from realsr_r1.rollout import RolloutConfig
+
+    known = {field.name for field in dataclasses.fields(RolloutConfig)}
+    values = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or name not in known:
+            raise UserError(f"--sampling {assignment}: use FIELD=VALUE with a field of {', '.join(sorted(known))}")
+        values[name] = yaml.safe_load(value)
+    RolloutConfig(**values)  # checks the values
+    return values
 
 
 def find_weights(folder: Path) -> Path:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError, run
+from realsr_r1.files import write_json
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
     from realsr_r1.training.config import ChainGRPOConfig
 
-PROMPTS_FOLDER = "prompts"
+PROMPTS_FOLDER, SETTINGS_FILE = "prompts", "settings.json"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         evaluation = prompts(args.dataset_test_split, None) if args.eval_strategy != "no" else None
     trainer = ChainGRPOTrainer(load_trainable(args, model_args), processor, reward_funcs, args, train, evaluation,
                                reward_log=reward_log_path(), peft_config=get_peft_config(model_args))
+    if args.process_index == 0:
+        write_json(output / SETTINGS_FILE, shown_settings(args, model_args))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, output)
 
@@ -69,6 +72,14 @@ def load_trainable(args: ChainGRPOConfig, model_args: ModelConfig) -> Any:
 
     dtype = torch.float32 if model_args.dtype in (None, "float32") else model_args.dtype
     return load_policy(model_args.model_name_or_path, dtype=dtype, attn_implementation=model_args.attn_implementation)
+
+
+def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, Any]:
+    """What the report says of a run: our own settings and the optimizer's, in plain values."""
+    names = ["run_name", "dataset_name", "reward_funcs", "reward_weights", "experts", "num_generations", "generation_batch_size",
+             "learning_rate", "max_steps", "num_train_epochs", "rollout_temperature", "guidance_scale", "text_top_k",
+             "image_top_k_max", "grammar", "train_forced_tokens", "loss_type", "beta", "bf16", "seed", "world_size"]
+    return {"model_name_or_path": model_args.model_name_or_path, **{name: getattr(args, name) for name in names}}
 
 
 def quiet_trackers() -> None:

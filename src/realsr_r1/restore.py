@@ -1,17 +1,18 @@
 """Restore photos with a model folder: `realsr-r1 restore --model DIR --input FILE|DIR --output DIR`.
 
 Writes NAME.png for every photo, and its chain (text and the images on the way) in `chains/NAME/`. Photos that are done
-already are left as they are.
+already are left as they are; a photo's noise depends on its place in the input only, so a resumed run gives the same.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from realsr_r1.chain import IMAGE_SECTIONS
-from realsr_r1.errors import EXIT_BAD_INPUT, UserError, run
+from realsr_r1.errors import UserError, run
 from realsr_r1.files import atomic_file, atomic_folder
 from realsr_r1.images import list_images, load_image
 
@@ -26,7 +27,14 @@ SAMPLING_FLAGS = {"temperature": float, "guidance_scale": float, "text_top_k": i
                   "image_top_k_max": int, "max_new_tokens": int, "max_text_tokens": int, "seed": int}
 
 
-def main(argv: list[str] | None = None) -> int:
+class Photo(NamedTuple):
+    """A photo to restore and its place in the input."""
+
+    place: int
+    path: Path
+
+
+def main(argv: list[str] | None = None) -> None:
     """Collect photos, load the model, restore them in batches."""
     parser = argparse.ArgumentParser(prog="realsr-r1 restore", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="model folder")
@@ -46,18 +54,21 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--batch_size must be at least 1")
     photos = find_photos(Path(args.input))
     output = Path(args.output)
-    todo = [path for path in photos if not (output / f"{path.stem}.png").is_file()]
+    if output.resolve() == photos[0].parent.resolve():
+        raise UserError(f"--output {output} is the folder of the photos themselves; name another one")
+    todo = [Photo(place, path) for place, path in enumerate(photos) if not (output / f"{path.stem}.png").is_file()]
     if len(todo) < len(photos):
         print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
-    if not todo:
-        return 0
-    processor, engine = load_engine(args)
-    bad = restore_all(todo, processor, engine, output, args)
-    if bad:
-        with atomic_file(output / BAD_ITEMS_FILE) as partial:
-            partial.write_text("".join(f"{path}\t{reason}\n" for path, reason in bad), encoding="utf-8")
-        print(f"{len(bad)} of {len(todo)} photos were not restored, the first: {bad[0][1]}; all are in {output / BAD_ITEMS_FILE}")
-    return EXIT_BAD_INPUT if bad and not args.skip_bad else 0
+    bad = restore_all(todo, *load_engine(args), output, args.batch_size) if todo else []
+    if not bad:
+        (output / BAD_ITEMS_FILE).unlink(missing_ok=True)
+        return
+    with atomic_file(output / BAD_ITEMS_FILE) as partial:
+        partial.write_text("".join(f"{path}\t{reason}\n" for path, reason in bad), encoding="utf-8")
+    complaint = f"{len(bad)} of {len(photos)} photos were not restored, the first: {bad[0][1]}; all are in {output / BAD_ITEMS_FILE}"
+    if not args.skip_bad:
+        raise UserError(f"{complaint}, the others are done (--skip_bad accepts that)")
+    print(complaint)
 
 
 def find_photos(source: Path) -> list[Path]:
@@ -91,30 +102,42 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
     return processor, RolloutEngine(policy, processor, RolloutConfig(**settings))
 
 
-def restore_all(photos: list[Path], processor: ChainProcessor, engine: RolloutEngine, output: Path,
-                args: argparse.Namespace) -> list[tuple[Path, str]]:
+def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutEngine, output: Path,
+                batch_size: int) -> list[tuple[Path, str]]:
     """Restore photos batch by batch; returns (photo, reason) for those that could not be."""
     from tqdm import tqdm
 
     bad: list[tuple[Path, str]] = []
     with tqdm(total=len(photos), desc="restoring", unit="photo") as progress:
-        for start in range(0, len(photos), args.batch_size):
-            batch: list[tuple[Path, Image]] = []
-            for path in photos[start:start + args.batch_size]:
+        for start in range(0, len(photos), batch_size):
+            batch: list[tuple[Photo, Image]] = []
+            for photo in photos[start:start + batch_size]:
                 try:
-                    batch.append((path, processor.fit(load_image(path))))
+                    batch.append((photo, processor.fit(load_image(photo.path))))
                 except UserError as error:
-                    bad.append((path, str(error)))
-            prompts = [processor.encode_prompt(image) for _, image in batch]
-            completions = engine.generate(prompts, first_row=start).completion_ids if prompts else []
-            texts, images = processor.decode_batch(completions)
-            for (path, lq), text, found in zip(batch, texts, images, strict=True):
-                if found:
-                    write_chain(output, path.stem, lq, text, found)
-                else:
-                    bad.append((path, f"the policy wrote no image for {path}; try --grammar chain or another --seed"))
-            progress.update(min(args.batch_size, len(photos) - start))
+                    bad.append((photo.path, str(error)))
+            for part in neighbours(batch):
+                prompts = [processor.encode_prompt(image) for _, image in part]
+                texts, images = processor.decode_batch(engine.generate(prompts, first_row=part[0][0].place).completion_ids)
+                for (photo, lq), text, found in zip(part, texts, images, strict=True):
+                    if found:
+                        write_chain(output, photo.path.stem, lq, text, found)
+                    else:
+                        bad.append((photo.path, f"the policy wrote no image for {photo.path}; try --grammar chain or another --seed"))
+            progress.update(min(batch_size, len(photos) - start))
     return bad
+
+
+def neighbours(batch: list[tuple[Photo, Image]]) -> Iterator[list[tuple[Photo, Image]]]:
+    """Split a batch where a place is missing: the engine numbers the rows of a call, and so their noise, without gaps."""
+    part: list[tuple[Photo, Image]] = []
+    for item in batch:
+        if part and item[0].place != part[-1][0].place + 1:
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part
 
 
 def write_chain(output: Path, name: str, lq: Image, text: str, images: list[Image]) -> None:
@@ -122,7 +145,7 @@ def write_chain(output: Path, name: str, lq: Image, text: str, images: list[Imag
     with atomic_folder(output / CHAINS_FOLDER / name) as folder:
         lq.save(folder / "lq.png")
         (folder / "chain.txt").write_text(text + "\n", encoding="utf-8")
-        for section, image in zip(IMAGE_SECTIONS, images):  # under --grammar image a chain may hold fewer or more
+        for section, image in zip(IMAGE_SECTIONS, images, strict=False):  # under --grammar image a chain may hold fewer or more
             image.save(folder / f"{section.removesuffix('_image')}.png")
     with atomic_file(output / f"{name}.png") as partial:
         images[-1].save(partial, format="PNG")

@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset_name", required=True, help="folder of a prepared dataset")
     parser.add_argument("--split", default="test_crops", help="split to take prompts from (default: test_crops)")
     parser.add_argument("--samples", type=int, default=256, help="prompts, drawn with --seed (default: 256)")
-    parser.add_argument("--recipe", help="GRPO recipe whose rollout settings, rewards and experts are used (default: GRPO's defaults)")
+    parser.add_argument("--recipe",
+                        help="GRPO recipe whose rollout settings, rewards and experts are used (default: GRPO's defaults)")
     parser.add_argument("--grammar", choices=["image", "chain"], default="image", help="default: image")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts and of the noise (default: 0)")
     parser.add_argument("--label", help="name in tables (default: the folder's)")
@@ -35,22 +36,31 @@ def main(argv: list[str] | None = None) -> None:
     if args.samples < 1:
         raise UserError("--samples must be at least 1")
     other = read_json(args.compare) if args.compare else None
+    drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}
+    if other is not None:
+        check_pair(other, drawn, args.compare)
     scores, sources = score(args)
-    total = scores["total"]
     result: dict[str, Any] = {
-        "label": args.label or Path(args.model).name, "split": args.split, "n": len(total), "seed": args.seed,
-        "grammar": args.grammar,
+        "label": args.label or Path(args.model).name, "n": len(sources), **drawn, "sources": sources,
         "rewards": {name: mean_with_interval(values) for name, values in scores.items()},
-        "per_photo": {source: {name: mean([value for value, from_photo in zip(values, sources, strict=True) if from_photo == source])
-                               for name, values in scores.items()} for source in sorted(set(sources))},
+        "per_photo": {photo: {name: mean([value for value, source in zip(values, sources, strict=True) if source == photo])
+                              for name, values in scores.items()} for photo in sorted(set(sources))},
         "scores": scores,
     }
     if other is not None:
-        if [other[key] for key in ("split", "n", "seed", "grammar")] != [result[key] for key in ("split", "n", "seed", "grammar")]:
-            raise UserError(f"{args.compare} has other prompts or noise (split, n, seed, grammar); score both models alike")
+        check_pair(other, {"sources": sources, "rewards": list(scores)}, args.compare)
         result["paired"] = {name: paired_difference(other["scores"][name], values) for name, values in scores.items()}
     write_json(args.output, result)
     print_table(result, other)
+
+
+def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:
+    """Raise `UserError` unless another model's result `other`, read from `path`, has the same prompts, noise and rewards."""
+    for key, value in mine.items():
+        theirs = other.get(key) if isinstance(other, dict) else None
+        if (list(theirs) if isinstance(theirs, dict) else theirs) != value:
+            raise UserError(f"{path} (--compare) can't be paired: its {key} differs; score both models with the same "
+                            "dataset, --split, --samples, --seed, --grammar and --recipe")
 
 
 def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list[str]]:
@@ -77,7 +87,8 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     experts = settings.experts or list(processor.settings.experts)
     columns = required_columns(settings.reward_funcs, experts)
     records = select_records(args.dataset_name, args.split, columns, args.samples, args.seed)
-    rewards = dict(zip(settings.reward_funcs, load_reward_funcs(settings.reward_funcs, experts=experts, device=device), strict=True))
+    functions = load_reward_funcs(settings.reward_funcs, experts=experts, device=device)
+    rewards = dict(zip(settings.reward_funcs, functions, strict=True))
     weights = settings.reward_weights or [1.0] * len(rewards)
     policy = load_policy(args.model, dtype=torch.float32).to(device)
     engine = RolloutEngine(policy, processor, rollout_config(settings, num_generations=1))
@@ -88,7 +99,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
         texts, images = processor.decode_batch(completions)
         for name, reward in rewards.items():
             scores[name] += reward(completions=texts, images=images, **{key: batch[key] for key in batch if key != "image"})
-    scores["total"] = [sum(weight * (values[row] or 0.0) for weight, values in zip(weights, list(scores.values())[:-1], strict=True))
+    scores["total"] = [sum(weight * (scores[name][row] or 0.0) for name, weight in zip(rewards, weights, strict=True))
                        for row in range(len(records))]
     return scores, list(records["source"]) if "source" in records.column_names else ["all"] * len(records)
 

@@ -75,7 +75,10 @@ def tokenised(args: ColdStartConfig, processor: ChainProcessor, split: str) -> D
     from realsr_r1.data.stored import stored
 
     def encode() -> Dataset:
-        records = load_dataset_dict(args.dataset_name)[split]
+        dataset = load_dataset_dict(args.dataset_name)
+        if split not in dataset:
+            raise UserError(f"{args.dataset_name} has no split {split!r}; it has {', '.join(dataset)}")
+        records = dataset[split]
         require_columns(records, COLUMNS, "the cold start's chains are made of them")
         if args.max_samples is not None and args.max_samples < len(records):
             records = records.shuffle(seed=args.seed).select(range(args.max_samples))

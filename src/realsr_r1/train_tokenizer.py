@@ -44,12 +44,25 @@ class TokenizerTrainingConfig:
     latent_channels: int = field(default=64, metadata={"help": "Channels between encoder and quantizer."})
     max_steps: int = field(default=4000, metadata={"help": "Training steps."})
     batch_size: int = field(default=16, metadata={"help": "Images of target_px a step (more of the smaller sizes)."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak of AdamW's rate; warm-up of 100 steps, then cosine to 5 %."})
-    lq_share: float = field(default=0.3, metadata={"help": "Share of degraded images in a batch, so that codes carry degradation."})
-    bf16: bool = field(default=False, metadata={"help": "Convolutions in bfloat16 (about twice as fast where the CPU or GPU has it)."})
-    restart_every: int = field(default=50, metadata={"help": "Steps after which codes nobody used are moved onto latents."})
+    learning_rate: float = field(default=1e-3, metadata={
+        "help": "Peak of AdamW's rate; warm-up of 100 steps, then cosine to 5 %."})
+    lq_share: float = field(default=0.3, metadata={
+        "help": "Share of batches of degraded images, so that codes carry degradation."})
+    bf16: bool = field(default=False, metadata={
+        "help": "Convolutions in bfloat16: faster where CPU or GPU has it."})
+    restart_every: int = field(default=50, metadata={
+        "help": "Steps after which codes nobody used are moved onto latents."})
     save_steps: int = field(default=250, metadata={"help": "Steps between saved training states."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and flips."})
+
+    def __post_init__(self) -> None:
+        """Raises `UserError` for values that can't work, before hours of training rather than after."""
+        downsample = 2 ** (len(self.channel_multiplier) - 1)
+        if self.target_px < self.grid_unit_px or self.grid_unit_px % downsample:
+            raise UserError(f"--grid_unit_px {self.grid_unit_px} must be at most --target_px {self.target_px} and a multiple of "
+                            f"{downsample}, by which {len(self.channel_multiplier)} levels (--channel_multiplier) down-sample")
+        if self.base_channels % 32:
+            raise UserError(f"--base_channels {self.base_channels} must be a multiple of 32 (the norms have 32 groups)")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.settings import parse
 
     (config,) = parse((TokenizerTrainingConfig,), argv, "realsr-r1 train-tokenizer")
-    from realsr_r1.data.dataset import load_dataset_dict
+    from realsr_r1.data.cold_start import COLUMNS
+    from realsr_r1.data.dataset import load_dataset_dict, require_columns
     from realsr_r1.processing import SETTINGS_FILE
 
     output = Path(config.output_dir)
@@ -65,9 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{output} is complete already; nothing to do")
         return
     dataset = load_dataset_dict(config.dataset_name)
-    for column in ("hq", "image"):
-        if column not in dataset["train"].column_names:
-            raise UserError(f"{config.dataset_name}: the train split has no column {column!r}, which train-tokenizer needs")
+    require_columns(dataset["train"], COLUMNS, "train-tokenizer")
     output.mkdir(parents=True, exist_ok=True)
     image_tokenizer = train_image_tokenizer(config, dataset, output)
     save_processor(config, dataset, image_tokenizer, output)
@@ -142,7 +154,8 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
     for name, split in dataset.items():
         if len(split):
             psnr, codes = measure(model, split, config)
-            print(f"{name}: PSNR {psnr:.2f} dB over {min(len(split), 256)} HQ images, {codes} of {config.num_embeddings} codes in use")
+            print(f"{name}: PSNR {psnr:.2f} dB over {min(len(split), 256)} HQ images, "
+                  f"{codes} of {config.num_embeddings} codes in use")
     return model.cpu()
 
 

@@ -65,7 +65,8 @@ def test_rewards_name_the_columns_they_need(own_module):
     names = ["format", "degradation", "understanding_reward", "generation"]
     expected = {"format": (), "degradation": ("degradation",), "understanding_reward": ("tag",), "generation": ()}
     assert required_columns(names) == expected
-    assert required_columns(names, experts=["piqe", "ssim"]) == {**expected, "generation": ("hq",)}
+    assert required_columns(names, experts=["piqe", "ssim"]) == expected  # SSIM only where there is an HQ image
+    assert required_columns(names, experts=["ssim"]) == {**expected, "generation": ("hq",)}
     assert required_columns(["own_rewards:length_reward"]) == {"own_rewards:length_reward": ("caption",)}
 
 

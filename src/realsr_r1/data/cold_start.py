@@ -31,10 +31,11 @@ def chain_texts(record: Mapping[str, Any], seed: int, index: int) -> dict[str, s
     """The four text bodies of a record's chain. The degradation is canonical, the rest varies with (seed, index)."""
     choose = random.Random(f"{seed}:{index}")
     tags = listed(record["tag"])
-    descriptions = list(record.get("descriptions") or []) or [f"A photo of {tags}."] * 3
+    descriptions = list(record.get("descriptions") or []) or [f"A photo of {tags}." if tags else "A photo."] * 3
 
     def worded(wordings: Sequence[str], text: str) -> str:
-        return choose.choice(wordings).format(Text=text, text=text[:1].lower() + text[1:], tags=tags)
+        usable = [wording for wording in wordings if tags or "{tags}" not in wording]
+        return choose.choice(usable).format(Text=text, text=text[:1].lower() + text[1:], tags=tags)
 
     return {
         "degradation": ", ".join(record["degradation"]),

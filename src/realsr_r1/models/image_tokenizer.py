@@ -1,7 +1,7 @@
-"""The image tokenizer: LlamaGen's VQ architecture (arXiv 2406.06525) on the convolutional parts of `JanusVQVAE`.
+"""The image tokenizer: LlamaGen's and Chameleon's VQ architecture on the convolutional parts of `JanusVQVAE`.
 
 Only the quantizer is ours: transformers' own doesn't l2-normalise what it encodes and decodes one square grid only.
-Knows pixels and codes; what a code is called in a vocabulary is for `realsr_r1.tokens`.
+Knows pixels and codes; what a code is called in a vocabulary is for `realsr_r1.tokens`, files are for `models.loading`.
 """
 
 from __future__ import annotations
@@ -20,40 +20,47 @@ class ImageTokenizerConfig(JanusVQVAEConfig):
     """`JanusVQVAEConfig`, under a `model_type` of our own.
 
     What matters: `num_embeddings` (codes), `embed_dim` (size of a code), `base_channels` (a multiple of 32),
-    `channel_multiplier` (one entry a level: n levels down-sample by 2^(n-1)), `num_res_blocks`, `latent_channels`.
+    `channel_multiplier` (one entry a level: n levels down-sample by 2^(n-1)), `num_res_blocks`, `latent_channels`. LlamaGen
+    (arXiv 2406.06525) l2-normalises codes and has attention after each residual block of the deepest level; Chameleon
+    (arXiv 2405.09818) does neither.
     """
 
     model_type = "realsr_r1_image_tokenizer"
 
+    l2_normalised_codes: bool = True
+    deepest_level_attention: bool = True
+
 
 class Quantizer(nn.Module):
-    """Nearest code by cosine: latents and codes are both l2-normalised, as LlamaGen does it."""
+    """Nearest code by distance; with `normalised`, latents and codes are both l2-normalised first (LlamaGen)."""
 
-    def __init__(self, num_embeddings: int, embed_dim: int):
+    def __init__(self, num_embeddings: int, embed_dim: int, normalised: bool):
         super().__init__()
         self.embedding = nn.Embedding(num_embeddings, embed_dim)
+        self.normalised = normalised
 
-    def codebook(self) -> torch.Tensor:
-        """The normalised codes (codebook_size, embed_dim)."""
-        return F.normalize(self.embedding.weight, dim=-1)
+    def scaled(self, vectors: torch.Tensor, dim: int = -1) -> torch.Tensor:
+        """Latents or codes as they are compared and decoded."""
+        return F.normalize(vectors, dim=dim) if self.normalised else vectors
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, h, w) -> ids (B, h, w) of the nearest codes."""
-        flat = F.normalize(latents.permute(0, 2, 3, 1).float(), dim=-1)
-        return (flat @ self.codebook().float().T).argmax(-1)
+        flat = self.scaled(latents.permute(0, 2, 3, 1).float())
+        codebook = self.scaled(self.embedding.weight.float())
+        return (flat @ codebook.T - codebook.square().sum(-1) / 2).argmax(-1)
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids (B, h, w) -> normalised codes (B, C, h, w)."""
-        return F.normalize(self.embedding(ids), dim=-1).permute(0, 3, 1, 2)
+        """Ids (B, h, w) -> codes (B, C, h, w)."""
+        return self.scaled(self.embedding(ids)).permute(0, 3, 1, 2)
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents (B, C, h, w) -> straight-through codes, ids, codebook + commitment loss (for training)."""
-        latents = latents.float()  # cosines of bfloat16 latents would tie
+        latents = latents.float()  # distances of bfloat16 latents would tie
         ids = self.nearest(latents)
         codes = self.lookup(ids)
-        normalised = F.normalize(latents, dim=1)
-        loss = F.mse_loss(codes, normalised.detach()) + COMMITMENT_WEIGHT * F.mse_loss(normalised, codes.detach())
-        return normalised + (codes - normalised).detach(), ids, loss
+        scaled = self.scaled(latents, dim=1)
+        loss = F.mse_loss(codes, scaled.detach()) + COMMITMENT_WEIGHT * F.mse_loss(scaled, codes.detach())
+        return scaled + (codes - scaled).detach(), ids, loss
 
 
 class ImageTokenizer(PreTrainedModel):
@@ -71,9 +78,12 @@ class ImageTokenizer(PreTrainedModel):
         super().__init__(config)
         self.encoder = JanusVQVAEEncoder(config)
         self.decoder = JanusVQVAEDecoder(config)
-        self.quantize = Quantizer(config.num_embeddings, config.embed_dim)
+        self.quantize = Quantizer(config.num_embeddings, config.embed_dim, config.l2_normalised_codes)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+        if not config.deepest_level_attention:
+            for level in (*self.encoder.down, *self.decoder.up):
+                level.attn = nn.ModuleList()
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -95,8 +105,9 @@ class ImageTokenizer(PreTrainedModel):
 
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, H, W) -> latents (B, embed_dim, h, w), before the quantizer. Raises `ValueError` on a wrong shape."""
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % self.downsample or pixels.shape[3] % self.downsample:
-            raise ValueError(f"pixels must be (B, 3, H, W) with H and W multiples of {self.downsample}, not {tuple(pixels.shape)}")
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(side % self.downsample for side in pixels.shape[2:]):
+            raise ValueError(f"pixels must be (B, 3, H, W) with H and W multiples of {self.downsample}, "
+                             f"not {tuple(pixels.shape)}")
         return self.quant_conv(self.encoder(pixels))
 
     @torch.no_grad()

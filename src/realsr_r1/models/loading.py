@@ -6,7 +6,6 @@ nothing of wrong keys under ZeRO-3). Knows files and tensors; no tokens.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
+from transformers.utils.logging import disable_progress_bar
 
 from realsr_r1.errors import UserError
 from realsr_r1.files import read_json
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.published import FAMILIES, family_of, read_state_dict, with_our_names
+
+Shapes = dict[str, tuple[int, ...]]  # tensor name -> shape
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # Keys of a published Chameleon/Lumina config.json that are not the decoder's: its own VQ model and its vocabulary.
 FOREIGN_CONFIG_KEYS = ("model_type", "architectures", "vq_config", "vocabulary_map", "torch_dtype", "dtype",
                        "transformers_version")
+
+disable_progress_bar()  # of loading and saving: one bar a file says nothing
 
 
 def load_policy(path: str | Path, dtype: torch.dtype | None = None,
@@ -40,7 +45,7 @@ def load_policy(path: str | Path, dtype: torch.dtype | None = None,
     config = policy_config(path)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in LuminaPolicy(config).state_dict().items()}
-    _check_tensors(path, expected)
+    _check_tensors(path, tensor_shapes(path), expected)
     kwargs: dict[str, Any] = {"attn_implementation": usable_attention(attn_implementation)} if attn_implementation else {}
     return LuminaPolicy.from_pretrained(path, config=config, dtype=dtype or "auto", **kwargs)
 
@@ -55,22 +60,40 @@ def usable_attention(name: str) -> str:
     return name
 
 
-def load_image_tokenizer(path: str | Path, **overrides: Any) -> ImageTokenizer:
-    """Load an image tokenizer from a folder that we saved. Raises `UserError` naming the folder or tensor at fault.
+def load_image_tokenizer(path: str | Path, family: str | None = None, **overrides: Any) -> ImageTokenizer:
+    """Load an image tokenizer, in float32 on the CPU: a folder that we saved, or a published file.
 
-    `overrides`: keys of `ImageTokenizerConfig` to change.
+    A file is a pickle (`.pt`, `.pth`, `.ckpt`; read as data only) or `.safetensors`. `family`: what it is, one of
+    `published.FAMILIES`; by default told by its tensor names. `overrides`: keys of `ImageTokenizerConfig` that differ from
+    the family's (or the folder's), e.g. `base_channels=32`. Raises `UserError` naming the file or tensor at fault.
     """
     path = Path(path)
-    config = read_json(path / "config.json")
-    if config.get("model_type") != ImageTokenizerConfig.model_type:
-        raise UserError(f"{path} holds a model of type {config.get('model_type')!r}, not an image tokenizer")
+    if path.is_dir():
+        if family is not None:
+            raise UserError(f"{path} is a folder, which says itself what it is; family={family!r} is for published files")
+        config = read_json(path / "config.json")
+        if config.get("model_type") != ImageTokenizerConfig.model_type:
+            raise UserError(f"{path} holds a model of type {config.get('model_type')!r}, not an image tokenizer")
+        tensor_shapes(path)  # names a damaged file
+        state = load_file(path / WEIGHTS)
+    elif path.is_file():
+        state = read_state_dict(path)
+        family = family or family_of(state, path)
+        if family not in FAMILIES:
+            raise UserError(f"family {family!r} is unknown; known are {', '.join(FAMILIES)}")
+        config, state = FAMILIES[family], with_our_names(state, family)
+    else:
+        raise UserError(f"no such image tokenizer: {path}")
+    for key in overrides:
+        if not hasattr(ImageTokenizerConfig, key):
+            raise UserError(f"an image tokenizer's config has no key {key!r}")
     config = ImageTokenizerConfig.from_dict({**config, **overrides})
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in ImageTokenizer(config).state_dict().items()}
-    _check_tensors(path, expected)
+    _check_tensors(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, expected)
     # Not from_pretrained: under ZeRO-3 that would partition this model too, and it stays whole on every rank.
     model = ImageTokenizer(config)
-    model.load_state_dict({name: tensor.float() for name, tensor in load_file(path / WEIGHTS).items()})
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return model.eval().requires_grad_(False)
 
 
@@ -85,16 +108,16 @@ def policy_config(path: Path) -> LuminaConfig:
     return LuminaConfig(**{key: value for key, value in raw.items() if key not in FOREIGN_CONFIG_KEYS})
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(path: Path) -> Shapes:
     """Name -> shape of every tensor in a folder's safetensors files, read from their headers."""
     if (path / WEIGHTS).is_file():
         files = [path / WEIGHTS]
     elif (path / WEIGHTS_INDEX).is_file():
-        index = json.loads((path / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        index = read_json(path / WEIGHTS_INDEX)
         files = [path / name for name in sorted(set(index["weight_map"].values()))]
     else:
         raise UserError(f"{path} has no {WEIGHTS} (nor {WEIGHTS_INDEX})")
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: Shapes = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -104,8 +127,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    found = tensor_shapes(path)
+def _check_tensors(path: Path, found: Shapes, expected: Shapes) -> None:
     for name, shape in expected.items():
         if name not in found:
             raise UserError(f"{path}: tensor {name} is missing")

@@ -108,7 +108,8 @@ def _start_to_end(panel: Panel) -> str:
 # --- sections ---
 
 def _missing(text: str, command: str) -> str:
-    return f'<p class="missing">{text} <code>{html.escape(command)}</code></p>'
+    words = " ".join(f"<span>{html.escape(word)}</span>" for word in command.split())  # flags must not break at hyphens
+    return f'<p class="missing">{text} <code>{words}</code></p>'
 
 
 def _comparison(content: Content) -> str:
@@ -170,7 +171,8 @@ def _strip(strip: Strip) -> str:
     badge = '<span class="badge">chain not well formed</span>' if chain and not chain.is_well_formed else ""
     pictures = "".join(_figure(strip, column) for column in COLUMNS)
     return (f'<article class="strip"><header><h3>{html.escape(strip.title)}</h3>{badge}</header>'
-            f'<div class="strip-body"><div class="pictures">{pictures}</div>{_scores(strip)}{_chain(strip)}</div></article>')
+            f'<div class="strip-body"><div class="pictures">{pictures}</div>'
+            f"{_scores(strip)}{_chain(strip)}</div></article>")
 
 
 def _figure(strip: Strip, column: str) -> str:
@@ -190,7 +192,8 @@ def _data_uri(picture: Image.Image) -> str:
 def _scores(strip: Strip) -> str:
     if strip.rewards:
         return f'<ul class="scores">{"".join(_score(name, value) for name, value in strip.rewards.items())}</ul>'
-    return f'<ul class="lines">{"".join(f"<li>{html.escape(line)}</li>" for line in strip.metrics)}</ul>'
+    lines = "".join(f"<dt>{html.escape(label)}</dt><dd>{html.escape(figures)}</dd>" for label, figures in strip.metrics)
+    return f'<dl class="lines">{lines}</dl>'
 
 
 def _score(name: str, value: float | None) -> str:

@@ -27,15 +27,15 @@ MOST_RESTORED = 12  # strips of restored photos in one report
 class Strip:
     """One photo on its way through the chain.
 
-    `pictures`: column -> image or None; `text`: the chain; `rewards`: name -> value or None; `metrics`: lines to print;
-    `degradation`, `tags`: the truth, where it is known.
+    `pictures`: column -> image or None; `text`: the chain; `rewards`: name -> value or None; `metrics`: (label,
+    figures); `degradation`, `tags`: the truth, where it is known.
     """
 
     title: str
     pictures: dict[str, Image.Image | None]
     text: str | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
-    metrics: list[str] = field(default_factory=list)
+    metrics: list[tuple[str, str]] = field(default_factory=list)
     degradation: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
 
@@ -43,7 +43,7 @@ class Strip:
     def summary(self) -> str:
         """The rewards or metrics in one line."""
         rewards = [f"{name} {value:.2f}" for name, value in self.rewards.items() if value is not None]
-        return " · ".join(rewards or self.metrics)
+        return " · ".join(rewards or [" ".join(pair) for pair in self.metrics])
 
 
 def sample_strips(run: Path) -> list[Strip]:
@@ -90,8 +90,8 @@ def restored_strips(restored: Path, gt: Path | None, metrics: dict[str, Any] | N
     return strips, len(files)
 
 
-def _metric_lines(scores: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
-    """`PSNR (Y) 22.31 dB (LQ input 24.10)`: a line a metric."""
+def _metric_lines(scores: dict[str, Any], metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """`("PSNR (Y)", "22.31 dB (LQ input 24.10)")`: a pair a metric."""
     lines = []
     for name, metric in metrics.items():
         values = {row: scores[row].get(name) for row in ("restored", "LQ input") if row in scores}
@@ -99,7 +99,8 @@ def _metric_lines(scores: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
             continue
         shown = {row: f"{value:.{metric['decimals']}f}" for row, value in values.items() if value is not None}
         other = f" (LQ input {shown['LQ input']})" if "LQ input" in shown else ""
-        lines.append(" ".join(filter(None, (metric["label"], shown["restored"], metric.get("unit")))) + other)
+        unit = f" {metric['unit']}" if metric.get("unit") else ""
+        lines.append((metric["label"], shown["restored"] + unit + other))
     return lines
 
 

@@ -33,6 +33,7 @@ section > p { margin-bottom: 18px; }
 code { font: 0.88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--soft); padding: 1px 5px;
   border-radius: 4px; overflow-wrap: anywhere; }
 .missing { border-left: 3px solid var(--line); padding: 4px 0 4px 14px; color: var(--muted); }
+.missing code span { white-space: nowrap; }
 
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 26px 0 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
@@ -47,7 +48,8 @@ summary { cursor: pointer; color: var(--muted); font-size: 14px; }
 .settings dt { color: var(--muted); }
 .settings dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere;
-  font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--soft); border-radius: 8px; padding: 12px 14px; margin: 8px 0 0; }
+  font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--soft); border-radius: 8px;
+  padding: 12px 14px; margin: 8px 0 0; }
 
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 14px; }
 figure { margin: 0; }
@@ -83,7 +85,10 @@ figcaption { font-size: 12.5px; text-align: center; margin-top: 3px; }
 .scores .bar i { display: block; height: 100%; background: var(--accent); border-radius: 3px; }
 .scores .value { text-align: right; font-variant-numeric: tabular-nums; }
 .scores .total { font-weight: 600; }
-.lines { margin: 0; padding: 0; list-style: none; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+.lines { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 3px 14px; align-content: start;
+  margin: 0; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+.lines dt { color: var(--muted); }
+.lines dd { margin: 0; }
 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums; }
@@ -113,9 +118,9 @@ footer { margin-top: 60px; color: var(--muted); font-size: 13px; }
   .tile b { font-size: 19px; }
   .settings { grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); font-size: 13px; }
   .settings dt { overflow-wrap: anywhere; }
-  th, td { padding: 7px 7px; vertical-align: top; }
-  .interval { display: block; font-size: 12px; }
-  .range { width: 110px; }
+  th, td { padding: 7px 5px; vertical-align: top; white-space: normal; }
+  .interval { display: block; font-size: 11.5px; line-height: 1.3; }
+  .range { width: 68px; margin-top: 4px; }
   .strip { padding: 14px; }
   .pictures { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .chain { grid-template-columns: minmax(0, 1fr); gap: 0; }

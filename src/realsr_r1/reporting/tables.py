@@ -43,7 +43,7 @@ def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
         rows.append(
             f'<tr{" class=total" if name == TOTAL else ""}><td>{html.escape(name)}</td>'
             + "".join(f"<td>{side['mean']:.3f}{_interval(side.get('ci95'))}</td>" for side in sides)
-            + f"<td>{paired['difference']:+.3f}{_interval(paired.get('ci95'), '+')}{_verdict(paired.get('ci95'))}</td>"
+            + f"<td>{paired['difference']:+.3f}{_verdict(paired.get('ci95'))}{_interval(paired.get('ci95'), '+')}</td>"
             + f"<td>{_range(sides)}</td></tr>")
     head = (f'<tr><th>reward</th><th><i class="key before"></i>{labels[0]}</th>'
             f'<th><i class="key after"></i>{labels[1]}</th><th>difference</th><th></th></tr>')
@@ -60,8 +60,8 @@ def _verdict(bounds: list[float] | None) -> str:
     """An arrow where the interval of the difference leaves out zero."""
     if not bounds or bounds[0] <= 0 <= bounds[1]:
         return ""
-    return ' <span class="right" title="above zero">▲</span>' if bounds[0] > 0 else (
-        ' <span class="wrong" title="below zero">▼</span>')
+    return '&nbsp;<span class="right" title="above zero">▲</span>' if bounds[0] > 0 else (
+        '&nbsp;<span class="wrong" title="below zero">▼</span>')
 
 
 def _range(sides: list[dict[str, Any]]) -> str:

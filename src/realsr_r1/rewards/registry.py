@@ -22,7 +22,7 @@ TEXT_REWARDS: dict[str, RewardFunc] = {
 GENERATION = "generation"
 REWARD_NAMES = (*TEXT_REWARDS, GENERATION)
 
-# Columns of the dataset; generation also needs "hq" where one of its experts does, see `required_columns`.
+# Columns of the dataset; generation also needs "hq" where all its experts do, see `required_columns`.
 REWARD_COLUMNS: dict[str, tuple[str, ...]] = {
     "format": (), "degradation": ("degradation",), "understanding": ("tag",), GENERATION: ()}
 
@@ -56,7 +56,7 @@ def required_columns(names: Sequence[str], experts: Sequence[str] | None = None)
         known = REWARD_COLUMNS.get(_plain(name))
         if func is None:
             needs_hq = [expert_needs_hq(expert) for expert in (DEFAULT_EXPERTS if experts is None else experts)]
-            known = (*known, "hq") if any(needs_hq) else known
+            known = (*known, "hq") if all(needs_hq) else known  # else the others score where there is none
         columns[name] = _needed_arguments(func) if known is None else known
     return columns
 

@@ -105,8 +105,7 @@ class Decoder:
         positions = self.prompt_lengths[self.prompt_of_row] + column
         if len(rows):
             tokens, positions = torch.cat((tokens, tokens[rows])), torch.cat((positions, places))
-        slots = torch.arange(len(rows), device=self.device)
-        mask = (torch.arange(reach, device=self.device) <= places[:, None])[:, None, None] if len(rows) else None
+            places_in_cache, hidden_columns = self._unconditional_places(places, reach)
         states = self.model.embed_tokens(tokens)
         cos, sin = self.cos[positions, None], self.sin[positions, None]
         swin = self.model.config.swin_norm
@@ -117,9 +116,11 @@ class Decoder:
             attended = self._attend(index, query[:count], keys[:, :, :column + 1], values[:, :, :column + 1])
             if len(rows):
                 keys, values = self.unconditional[index]
-                keys[slots, :, places], values[slots, :, places] = key[count:], value[count:]
-                free = F.scaled_dot_product_attention(
-                    query[count:], keys[:len(rows), :, :reach], values[:len(rows), :, :reach], attn_mask=mask, scale=1.0)
+                for cache, new in ((keys, key), (values, value)):
+                    cache.view(-1, cache.shape[-1]).index_copy_(0, places_in_cache, new[count:].flatten(0, 1))
+                scores = query[count:] @ keys[:len(rows), :, :reach].transpose(-1, -2)
+                weights = _softmax(scores.masked_fill_(hidden_columns, -float("inf")))
+                free = weights @ values[:len(rows), :, :reach]
                 attended = torch.cat((attended, free))
             attended = layer.self_attn.o_proj(attended.reshape(len(states), -1))
             if swin:
@@ -130,6 +131,13 @@ class Decoder:
                 states = states + layer.mlp(layer.post_attention_layernorm(states))
         states = self.model.norm(states)
         return states[:count], states[count:]
+
+    def _unconditional_places(self, places: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the tokens at `places` (U,) go in a flattened cache, (U * kv heads,), and what they can't see of its columns."""
+        _, heads, length, _ = self.unconditional[0][0].shape
+        first = torch.arange(len(places) * heads, device=self.device) * length
+        columns = torch.arange(reach, device=self.device)
+        return first + places.repeat_interleave(heads), (columns > places[:, None])[:, None, None]
 
     def _project(self, index: int, states: torch.Tensor, cos: torch.Tensor,
                  sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -147,16 +155,15 @@ class Decoder:
 
     def _attend(self, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values."""
-        rows, heads, n, head_dim = query.shape
+        n = query.shape[2]
         prompt_keys, prompt_values = self.shared[index]
-        prompts, length = len(prompt_keys), prompt_keys.shape[2]
+        length = prompt_keys.shape[2]
         grouped = self._to_groups(query)
         shared = grouped @ prompt_keys.transpose(-1, -2)
         if self.prompt_mask is not None:
             shared = shared.masked_fill(self.prompt_mask, -float("inf"))
         scores = torch.cat((self._to_rows(shared, n), query @ keys.transpose(-1, -2)), dim=-1)
-        exact = torch.promote_types(scores.dtype, torch.float32)
-        weights = torch.softmax(scores, dim=-1, dtype=exact).to(scores.dtype)
+        weights = _softmax(scores)
         shared = self._to_groups(weights[..., :length]) @ prompt_values
         return self._to_rows(shared, n) + weights[..., length:] @ values
 
@@ -190,6 +197,11 @@ class Decoder:
         for keys, values in self.unconditional:
             keys[:len(slots), :, :reach] = keys[slots, :, :reach]
             values[:len(slots), :, :reach] = values[slots, :, :reach]
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension, in float32 at least."""
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
 class _HeadNorms:

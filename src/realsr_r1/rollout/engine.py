@@ -115,44 +115,64 @@ class _Run:
         self.tokens = torch.full((count, config.max_new_tokens), layout.pad, device=self.device)
         self.sampled = torch.zeros_like(self.tokens)
         self.lengths = torch.zeros_like(self.rows)
+        self.reach = 0  # columns of the unconditional caches in use
         self.log_ratio_sum = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def finish(self) -> Rollout:
         """Write every completion to its end."""
         states, free_states = self.decoder.first_states, None
+        self._plan()
         for position in range(self.config.max_new_tokens):
             tokens = self._choose(states, free_states, position)
             self.tokens[self.rows, position] = tokens
             self.lengths[self.rows] += ~self.grammar.done
             self.grammar.advance(tokens)
-            done = int(self.grammar.done.sum())
-            if done == len(self.rows):
-                break
-            if done >= COMPACT_SHARE * len(self.rows):
+            self.steady -= 1
+            self.reach += 1
+            if self.steady == 0:
+                if self.grammar.done.all():
+                    break
                 tokens = self._leave_out_done(tokens)
-            states, free_states = self._feed(tokens)
+                self._plan()
+            places = self.grammar.offset[self.unconditional.rows] - 1
+            states, free_states = self.decoder.step(tokens, self.unconditional.rows, places, self.reach)
         return self._rollout()
+
+    def _plan(self) -> None:
+        """Sort rows by what they do next. Holds for `steady` tokens: inside images the device need not be asked."""
+        grammar, everything = self.grammar, slice(None)
+        self.image_rows, self.text_rows = (
+            (everything if len(rows) == len(self.rows) else rows, len(rows))
+            for rows in ((grammar.offset >= 3).nonzero()[:, 0], grammar.chooses_text().nonzero()[:, 0]))
+        self.steady = int(grammar.steady_steps().min())
+        if self.is_guided:
+            stay = self.unconditional.update(grammar.offset > 0)
+            self.reach = int(grammar.offset.max())
+            if stay is not None:
+                self.decoder.keep_slots(stay, self.reach)
 
     def _choose(self, states: torch.Tensor, free_states: torch.Tensor | None, position: int) -> torch.Tensor:
         """The next token of every row, (R,), from hidden states; keeps count of what was sampled."""
         forced = self.grammar.forced()
+        plans = [(rows, choose) for (rows, count), choose in (
+            (self.image_rows, self._choose_code), (self.text_rows, self._choose_text)) if count]
+        if not plans:
+            return forced
         logits = self.decoder.lm_head(states)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         uniform = self.uniforms[self.rows, position]
-        in_image = self.grammar.offset >= 3
-        tokens, log_q = torch.empty_like(forced), torch.zeros_like(uniform)
+        tokens, log_q = torch.zeros_like(forced), torch.zeros_like(uniform)
         has_choice = forced == FREE
-        for rows, choose in ((in_image.nonzero()[:, 0], self._choose_code), ((~in_image).nonzero()[:, 0], self._choose_text)):
-            if len(rows):
-                tokens[rows], log_q[rows], several = choose(logits[rows], rows, free_states, uniform[rows])
-                has_choice[rows] &= several
+        for rows, choose in plans:
+            tokens[rows], log_q[rows], several = choose(logits[rows], rows, free_states, uniform[rows])
+            has_choice[rows] &= several
         tokens = torch.where(forced == FREE, tokens, forced)
         log_p = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        self.log_ratio_sum += ((log_q - log_p) * has_choice).sum()
+        self.log_ratio_sum += torch.where(has_choice, log_q - log_p, 0.0).sum()
         self.sampled[self.rows, position] = has_choice.long()
         return tokens
 
-    def _choose_code(self, logits: torch.Tensor, rows: torch.Tensor, free_states: torch.Tensor | None,
+    def _choose_code(self, logits: torch.Tensor, rows: torch.Tensor | slice, free_states: torch.Tensor | None,
                      uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | bool]:
         """Image codes: guidance, then only codes, then entropy top-k, temperature, draw."""
         config, scores = self.config, logits[:, self.code_ids]
@@ -163,7 +183,7 @@ class _Run:
         choice, log_q = draw(scores, k, config.temperature, uniform)
         return self.code_ids[choice], log_q, len(self.code_ids) > 1
 
-    def _choose_text(self, logits: torch.Tensor, rows: torch.Tensor, free_states: torch.Tensor | None,
+    def _choose_text(self, logits: torch.Tensor, rows: torch.Tensor | slice, free_states: torch.Tensor | None,
                      uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | bool]:
         """Text and sizes: what the grammar allows, fixed top-k, temperature, draw."""
         allowed = self.grammar.allowed(rows)
@@ -171,23 +191,15 @@ class _Run:
         token, log_q = draw(scores, self.config.text_top_k, self.config.temperature, uniform)
         return token, log_q, allowed.sum(-1) > 1
 
-    def _feed(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens just chosen through the policy; the unconditional branches of rows in image spans too."""
-        stay = self.unconditional.update(self.grammar.offset > 0) if self.is_guided else None
-        places = self.grammar.offset[self.unconditional.rows] - 1
-        reach = int(places.max()) + 1 if len(places) else 0
-        if stay is not None:
-            self.decoder.keep_slots(stay, reach)
-        return self.decoder.step(tokens, self.unconditional.rows, places, reach)
-
     def _leave_out_done(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Drop finished rows from the batch. Returns the others' tokens."""
+        """Drop finished rows from the batch once they are many. Returns the tokens of the rows in it."""
         keep = (~self.grammar.done).nonzero()[:, 0]
-        reach = int(self.grammar.offset.max())
+        if len(keep) > (1 - COMPACT_SHARE) * len(self.rows):
+            return tokens
         self.rows = self.rows[keep]
         self.grammar.keep(keep)
         self.decoder.keep_rows(keep)
-        self.decoder.keep_slots(self.unconditional.keep(keep), reach)
+        self.decoder.keep_slots(self.unconditional.keep(keep), self.reach)
         return tokens[keep]
 
     def _rollout(self) -> Rollout:

@@ -63,6 +63,15 @@ class ImageGrammar:
         is_size = self.units > 0
         return torch.where(offset == 0, text, is_size & torch.where(offset == 1, by_rows <= remaining, by_columns <= remaining))
 
+    def chooses_text(self) -> torch.Tensor:
+        """Rows that may have a choice outside image bodies, (R,) bool."""
+        return (self.offset < 3) & ~self.done
+
+    def steady_steps(self) -> torch.Tensor:
+        """For how many tokens from now a row is sure to stay where it is: in text, in an image's body, done; (R,)."""
+        steps = torch.where(self.offset >= 3, 4 + self.height * (self.width + 1) - self.offset, 1)
+        return steps.masked_fill_(self.done, self.max_new_tokens)
+
     def advance(self, tokens: torch.Tensor) -> None:
         """Every row took its token, (R,)."""
         self.position += 1
@@ -125,6 +134,7 @@ class ChainGrammar:
         self.ids = table([program.ids for program in programs], layout.pad)  # (prompts, slots)
         self.offsets = table([program.offsets for program in programs], 0)
         self.sections = table([program.sections for program in programs], 0)
+        self.steady = table([program.steady_steps() for program in programs], max_new_tokens)
         self.ends = torch.tensor([len(program.ids) for program in programs], device=device)
         sections = layout.chain_form.sections
         self.closing = torch.tensor([section.close_ids[0] for section in sections], device=device)
@@ -151,6 +161,14 @@ class ChainGrammar:
     def allowed(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Which ids may come next for `rows` that are in text bodies (others' are meaningless), (n, vocabulary)."""
         return self.in_body[self.sections[self.prompt_of_row[rows], self.slot[rows]]]
+
+    def chooses_text(self) -> torch.Tensor:
+        """Rows in text bodies, (R,) bool."""
+        return self.ids[self.prompt_of_row, self.slot] == _BODY
+
+    def steady_steps(self) -> torch.Tensor:
+        """For how many tokens from now a row is sure to stay where it is: body, tag, image start, image body, done; (R,)."""
+        return self.steady[self.prompt_of_row, self.slot]
 
     def advance(self, tokens: torch.Tensor) -> None:
         """Every row took its token, (R,)."""
@@ -201,6 +219,15 @@ class _Program:
             else:
                 self._add(number, [_BODY, *section.close_ids[1:]])
         self._add(len(sections) - 1, [layout.end_of_turn])
+
+    def steady_steps(self) -> list[int]:
+        """A slot: how many slots from it on are alike, in a body's, outside an image, at its start, or in its body."""
+        kinds = [(token == _BODY, min(offset, 1), offset >= 3) for token, offset in zip(self.ids, self.offsets, strict=True)]
+        steps = [1] * len(kinds)
+        for slot in range(len(kinds) - 2, -1, -1):
+            if kinds[slot] == kinds[slot + 1] and self.ids[slot] != _BODY:
+                steps[slot] = steps[slot + 1] + 1
+        return steps
 
     def _add(self, section: int, ids: Sequence[int], offsets: Sequence[int] | None = None) -> None:
         self.ids += ids

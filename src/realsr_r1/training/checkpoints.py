@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class CompletionMarker(TrainerCallback):
-    """Marks a checkpoint once every rank has written its part."""
+    """Marks a checkpoint once every rank has written its part, and only then deletes what `--save_total_limit` allows."""
+
+    def __init__(self) -> None:
+        self.limit: int | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # transformers deletes the old checkpoints before the new one has its marker: a run killed there has none left.
+        self.limit, args.save_total_limit = args.save_total_limit or self.limit, None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         import torch.distributed
@@ -26,6 +34,14 @@ class CompletionMarker(TrainerCallback):
         if state.is_world_process_zero:
             with atomic_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER) as partial:
                 partial.write_text("all parts of this checkpoint are written\n", encoding="utf-8")
+            self._delete_old(Path(args.output_dir), Path(state.best_model_checkpoint or "").name)
+
+    def _delete_old(self, folder: Path, best: str) -> None:
+        complete = complete_checkpoints(folder)
+        for step in sorted(complete)[:-self.limit] if self.limit else ():
+            if complete[step].name != best:
+                (complete[step] / MARKER).unlink()  # first: a checkpoint that is half deleted must not count
+                shutil.rmtree(complete[step], ignore_errors=True)
 
 
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
@@ -34,7 +50,7 @@ def complete_checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
-    """The newest complete checkpoint in `output_dir`, or None. With `set_aside`, half-written ones are renamed, with a line each.
+    """The newest complete checkpoint in `output_dir`, or None. `set_aside`: rename half-written ones, with a line each.
 
     Raises `UserError` when the newest complete one holds weights only (`--save_only_model true`): a run can't go on
     from it with its optimizer.

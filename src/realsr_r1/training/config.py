@@ -63,7 +63,7 @@ class ChainGRPOConfig(GRPOConfig):
     loss_batch_size: int | None = field(default=None, metadata={
         "help": "With --batch_unit prompts: completions in one forward and backward of the loss; by default a group."})
 
-    rollout_temperature: float = field(default=0.9, metadata={"help": "Sampling temperature (the loss uses --temperature)."})
+    rollout_temperature: float = field(default=0.9, metadata={"help": "Of sampling (the loss uses --temperature)."})
     guidance_scale: float = field(default=0.8, metadata={"help": "Classifier-free guidance inside images; 1 = none."})
     text_top_k: int = field(default=10, metadata={"help": "Top-k of text tokens (Lumina-mGPT: 10, seed: 1)."})
     image_top_k_min: int = field(default=1, metadata={"help": "Top-k of image codes at entropy 0."})
@@ -81,7 +81,7 @@ class ChainGRPOConfig(GRPOConfig):
 
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 (mixed precision; DeepSpeed keeps float32 masters)."})
     temperature: float = field(default=1.0, metadata={"help": "Divides the logits in the loss (seed: 1)."})
-    loss_type: str = field(default="grpo", metadata={"help": "TRL's loss; grpo is the seed's: mean over sequences of token means."})
+    loss_type: str = field(default="grpo", metadata={"help": "TRL's loss; grpo: mean over sequences of token means."})
     scale_rewards: str = field(default="group", metadata={"help": "Advantages are divided by the group's deviation (seed)."})
     beta: float = field(default=0.0, metadata={"help": "Weight of the KL term to the reference policy (seed: 0)."})
 

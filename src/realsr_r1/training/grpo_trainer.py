@@ -33,7 +33,7 @@ EVALUATION_STEP = -1  # the step of evaluation's noise: the same at every evalua
 
 
 class RenderingTokenizer(PreTrainedTokenizerFast):
-    """The text tokenizer as TRL sees it: completions decode to text with `<|image|>`, and a checkpoint gets the whole processor."""
+    """The text tokenizer as TRL sees it: an image decodes to `<|image|>`, and a checkpoint gets the whole processor."""
 
     processor: ChainProcessor
 
@@ -121,7 +121,7 @@ class ChainGRPOTrainer(GRPOTrainer):
         if fault is not None:
             raise fault
         if failed.any():
-            raise RuntimeError(f"the rollout failed on rank {int(failed.int().argmax())}; its error is in that rank's output")
+            raise RuntimeError(f"the rollout failed on rank {int(failed.int().argmax())}; its output has the error")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation, with the same noise each time."""
@@ -131,15 +131,16 @@ class ChainGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[str],
                            completion_ids_list: list[list[int]]) -> torch.Tensor:
         scored = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.model.training and self.accelerator.is_main_process:
-            rewards = self._named(scored[:len(prompts)])
+        if self.model.training:
+            own = self.accelerator.process_index * len(prompts)  # `scored` holds the rows of all ranks
+            rewards = self._named(scored[own:own + len(prompts)])
             step = self.state.global_step + 1  # the step these completions will be learned from
             if self.reward_log:
-                append_reward_log(self.reward_log, step, completions, rewards)
-            if self.args.sample_steps and (step == 1 or step % self.args.sample_steps == 0):
+                append_reward_log(self.reward_log, step, self.accelerator.process_index, completions, rewards)
+            if self.accelerator.is_main_process and self.args.sample_steps and (step == 1 or step % self.args.sample_steps == 0):
                 group = slice(0, self.num_generations)
-                write_samples(self.args.output_dir, step, inputs[0], completions[group],
-                              [row["images"] for row in inputs[group]], {name: values[group] for name, values in rewards.items()})
+                write_samples(self.args.output_dir, step, inputs[0], completions[group], [row["images"] for row in inputs[group]],
+                              {name: values[group] for name, values in rewards.items()})
         return scored
 
     def _named(self, scored: torch.Tensor) -> dict[str, list[float | None]]:

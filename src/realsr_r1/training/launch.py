@@ -22,8 +22,10 @@ def prepare_process(args: TrainingArguments) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
     if args.deepspeed and "RANK" in os.environ and not torch.cuda.is_available():
-        import deepspeed
+        import deepspeed.ops
 
+        # An op for inference that DeepSpeed would compile here, for minutes; training doesn't use it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
     args.device  # noqa: B018  (transformers sets the device and the group up on first use)
 

@@ -34,7 +34,8 @@ def load_prompts(dataset_name: str, split: str, processor: ChainProcessor, rewar
     prompts = stored(folder, encode)
     longest = max((len(ids) for ids in prompts.with_format("numpy")["prompt"]), default=0)
     if longest > max_prompt_length:
-        raise UserError(f"the longest prompt of {split} has {longest} tokens, more than --max_prompt_length {max_prompt_length}")
+        raise UserError(f"the longest prompt of {split} has {longest} tokens, more than "
+                        f"--max_prompt_length {max_prompt_length}")
     return prompts
 
 

@@ -19,22 +19,25 @@ def write_samples(output_dir: str | Path, step: int, record: Mapping[str, Any], 
                   images: Sequence[Sequence[Image]], rewards: Mapping[str, Sequence[float | None]]) -> None:
     """Write `output_dir/samples/step-NNNNNN/`: the record, its photos, and each completion's text, images and rewards."""
     with atomic_folder(Path(output_dir) / SAMPLES_FOLDER / f"step-{step:06d}") as folder:
-        write_json(folder / "prompt.json", {key: record.get(key) for key in ("source", "crop", "tag", "degradation", "problem")})
+        write_json(folder / "prompt.json",
+                   {key: record.get(key) for key in ("source", "crop", "tag", "degradation", "problem")})
         for name in ("lq", "hq"):
             if record.get(name) is not None:
                 record[name].save(folder / f"{name}.png")
         for index, (text, found) in enumerate(zip(completions, images, strict=True)):
             (folder / f"completion-{index}.txt").write_text(text + "\n", encoding="utf-8")
-            for section, image in zip(IMAGE_SECTIONS, found):  # a broken chain may hold fewer or more
+            for section, image in zip(IMAGE_SECTIONS, found, strict=False):  # a broken chain may hold fewer or more
                 image.save(folder / f"completion-{index}-{section.removesuffix('_image')}.png")
         write_json(folder / "rewards.json", rewards)
 
 
-def append_reward_log(path: str | Path, step: int, completions: Sequence[str],
+def append_reward_log(path: str | Path, step: int, rank: int, completions: Sequence[str],
                       rewards: Mapping[str, Sequence[float | None]]) -> None:
-    """Append every completion with its rewards to the text file at `path` (the seed's LOG_PATH)."""
+    """Append this rank's completions with their rewards to the text file at `path` (the seed's LOG_PATH), in one write."""
+    entries = []
+    for index, text in enumerate(completions):
+        scores = ", ".join(f"{name} {values[index]}" for name, values in rewards.items())
+        entries.append(f"step {step}, rank {rank}, completion {index}: {scores}\n{text}\n\n")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        for index, text in enumerate(completions):
-            scores = ", ".join(f"{name} {values[index]}" for name, values in rewards.items())
-            file.write(f"step {step}, completion {index}: {scores}\n{text}\n\n")
+        file.write("".join(entries))

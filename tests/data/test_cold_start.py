@@ -1,0 +1,105 @@
+"""Chains to train on: the degradation is canonical, wordings vary, and only the answer is learned."""
+
+from __future__ import annotations
+
+import pytest
+
+from realsr_r1.chain import TEXT_SECTIONS, parse_chain
+from realsr_r1.data.cold_start import chain_texts, encode_records, listed
+from realsr_r1.processing import ChainProcessor
+from realsr_r1.sft import IGNORED, Collator
+
+from ..small import records
+
+RECORD = {"tag": ["cat", "whisker, ear"], "degradation": ["light blur", "keep", "heavy noise", "medium compression", "upsample"],
+          "descriptions": ["A cat on a chair.", "A ginger cat.", "Each whisker is sharp."]}
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_model):
+    return ChainProcessor.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return records(5)
+
+
+@pytest.fixture(scope="module")
+def encoded(processor, batch):
+    return encode_records(batch, list(range(10, 15)), processor, seed=0)
+
+
+@pytest.mark.parametrize("tags, phrase", [
+    ([], ""), (["cat"], "cat"), (["cat", "dog"], "cat and dog"), (["cat, dog , ", "tree"], "cat, dog and tree")])
+def test_tags_are_listed_as_a_phrase(tags, phrase):
+    assert listed(tags) == phrase
+
+
+def test_the_degradation_is_canonical_whatever_the_wording():
+    assert {chain_texts(RECORD, 0, index)["degradation"] for index in range(20)} == {
+        "light blur, keep, heavy noise, medium compression, upsample"}
+
+
+def test_wordings_vary_and_a_record_keeps_its_own():
+    chains = [chain_texts(RECORD, 0, index) for index in range(60)]
+    for section, count in (("rough_understand", 4), ("middle_understand", 3), ("final_understand", 3)):
+        assert len({chain[section] for chain in chains}) == count
+    assert chains == [chain_texts(RECORD, 0, index) for index in range(60)]
+    assert chains != [chain_texts(RECORD, 1, index) for index in range(60)]
+
+
+def test_every_wording_says_the_description_or_the_tags():
+    for index in range(60):
+        texts = chain_texts(RECORD, 0, index)
+        assert "cat on a chair." in texts["rough_understand"] or "cat, whisker and ear" in texts["rough_understand"]
+        assert "ginger cat." in texts["middle_understand"]
+        assert "ach whisker is sharp." in texts["final_understand"]
+
+
+@pytest.mark.parametrize("descriptions", [None, []])
+@pytest.mark.parametrize("tags", [[], ["cat"]])
+def test_records_without_tags_or_descriptions_still_have_sentences(descriptions, tags):
+    for index in range(20):
+        texts = chain_texts({**RECORD, "tag": tags, "descriptions": descriptions}, 0, index)
+        assert all(("cat" in text) == bool(tags) for name, text in texts.items() if name != "degradation")
+        assert not any(" ." in text or "  " in text for text in texts.values())
+
+
+def test_an_encoded_record_is_a_prompt_and_a_well_formed_answer(processor, batch, encoded):
+    layout = processor.layout
+    for row, (ids, length) in enumerate(zip(encoded["input_ids"], encoded["prompt_length"], strict=True)):
+        ids = ids.tolist()
+        assert ids[:length] == processor.encode_prompt(batch["image"][row], batch["problem"][row])
+        assert ids[-1] == layout.end_of_turn and ids.count(layout.end_of_turn) == 2
+        text, images = processor.decode(ids[length:])
+        chain = parse_chain(text)
+        assert chain.is_well_formed and [image.size for image in images] == [(16, 16), (32, 32), (48, 48)]
+        record = {name: values[row] for name, values in batch.items()}
+        assert {name: chain.sections[name] for name in TEXT_SECTIONS} == chain_texts(record, 0, 10 + row)
+
+
+def test_the_answers_images_are_the_hq_photo_at_three_sizes(processor, batch, encoded):
+    ids = encoded["input_ids"][2].tolist()
+    expected = processor.encode_images(list(processor.chain_images(processor.fit(batch["hq"][2])).values()))
+    found = processor.layout.find_spans(ids)[1:]
+    assert [processor.layout.span(span.codes) for span in found] == expected
+
+
+def test_a_record_is_encoded_alike_alone_and_in_a_batch(processor, batch, encoded):
+    alone = encode_records({name: values[3:4] for name, values in batch.items()}, [13], processor, seed=0)
+    assert alone["input_ids"][0].tolist() == encoded["input_ids"][3].tolist()
+
+
+def test_labels_are_on_the_answer_only(processor, encoded):
+    rows = [{"input_ids": ids.tolist(), "prompt_length": length}
+            for ids, length in zip(encoded["input_ids"], encoded["prompt_length"], strict=True)]
+    rows[0]["input_ids"] = rows[0]["input_ids"][:-7]
+    batch = Collator(processor.layout.pad)(rows)
+    for index, row in enumerate(rows):
+        ids, start, stop = row["input_ids"], row["prompt_length"], len(row["input_ids"])
+        assert batch["input_ids"][index, :stop].tolist() == ids
+        assert batch["labels"][index, start:stop].tolist() == ids[start:]
+        assert (batch["labels"][index, :start] == IGNORED).all() and (batch["labels"][index, stop:] == IGNORED).all()
+        assert (batch["input_ids"][index, stop:] == processor.layout.pad).all()
+        assert batch["attention_mask"][index].tolist() == [1] * stop + [0] * (batch["input_ids"].shape[1] - stop)

@@ -1,0 +1,181 @@
+"""What `realsr-r1 evaluate` promises: the field's PSNR and SSIM, files that agree, clear errors, no half results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import urllib.error
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+from skimage import color, data, metrics
+
+from realsr_r1 import evaluate
+from realsr_r1.errors import UserError
+
+PHOTOS = {"astronaut": data.astronaut()[60:108, 200:248], "coffee": data.coffee()[150:198, 250:298],
+          "chelsea": data.chelsea()[90:138, 130:178]}  # 48 px, as the tiny model's images
+
+
+def noisy(pixels: numpy.ndarray, sigma: float = 10.0) -> numpy.ndarray:
+    noise = numpy.random.default_rng(0).normal(0, sigma, pixels.shape)
+    return (pixels + noise).round().clip(0, 255).astype("uint8")
+
+
+def luma(pixels: numpy.ndarray) -> numpy.ndarray:
+    return color.rgb2ycbcr(pixels)[..., 0]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """restored/ (PNG), gt/ (BMP) and lq/ (small JPEG) of three photos."""
+    for name in ("restored", "gt", "lq"):
+        (tmp_path / name).mkdir()
+    for name, pixels in PHOTOS.items():
+        Image.fromarray(noisy(pixels)).save(tmp_path / "restored" / f"{name}.png")
+        Image.fromarray(pixels).save(tmp_path / "gt" / f"{name}.bmp")
+        Image.fromarray(pixels).resize((24, 24)).save(tmp_path / "lq" / f"{name}.jpg", quality=40)
+    return tmp_path
+
+
+def run(folder: Path, *more: str) -> dict:
+    assert evaluate.main(["--restored", str(folder / "restored"), "--gt", str(folder / "gt"),
+                          "--output", str(folder / "out"), *more]) == 0
+    return json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+
+
+def mean(result: dict, row: str, metric: str) -> float:
+    return next(item["mean"][metric] for item in result["rows"] if item["name"] == row)
+
+
+def test_psnr_and_ssim_are_those_of_luma(folders: Path) -> None:
+    result = run(folders)
+    for image in result["images"]:
+        original, restored = luma(PHOTOS[image["name"]]), luma(noisy(PHOTOS[image["name"]]))
+        assert image["restored"]["psnr"] == pytest.approx(
+            metrics.peak_signal_noise_ratio(original, restored, data_range=255), abs=0.05)
+        original, restored = original.round(), restored.round()  # pyiqa's SSIM rounds Y, as MATLAB's does
+        whole = metrics.structural_similarity(original, restored, data_range=255, gaussian_weights=True, sigma=1.5,
+                                              use_sample_covariance=False, full=True)[1]
+        assert image["restored"]["ssim"] == pytest.approx(whole[5:-5, 5:-5].mean(), abs=0.001)
+        assert 0 <= image["restored"]["piqe"] <= 100
+
+
+def test_an_identical_image_has_80_db(folders: Path) -> None:
+    for name, pixels in PHOTOS.items():
+        Image.fromarray(pixels).save(folders / "restored" / f"{name}.png")
+    result = run(folders)
+    assert mean(result, "restored", "psnr") == pytest.approx(80) and mean(result, "restored", "ssim") == 1
+
+
+def test_rows_for_the_input_and_the_mean_colour_stand_beside(folders: Path, capsys: pytest.CaptureFixture) -> None:
+    result = run(folders, "--lq", str(folders / "lq"))
+    assert [row["name"] for row in result["rows"]] == ["LQ input", "mean colour", "restored"]
+    flat = [metrics.peak_signal_noise_ratio(luma(pixels), luma(numpy.broadcast_to(
+        pixels.mean((0, 1)).round().astype("uint8"), pixels.shape)), data_range=255) for pixels in PHOTOS.values()]
+    assert mean(result, "mean colour", "psnr") == pytest.approx(numpy.mean(flat), abs=0.05)
+    assert 15 < mean(result, "LQ input", "psnr") < mean(result, "restored", "psnr")
+    printed = capsys.readouterr().out
+    assert all(f"{mean(result, row['name'], 'psnr'):.2f}" in printed for row in result["rows"])
+
+
+def test_json_and_csv_agree(folders: Path) -> None:
+    result = run(folders, "--lq", str(folders / "lq"))
+    with open(folders / "out" / "metrics.csv", encoding="utf-8", newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [*sorted(PHOTOS), "mean"]
+    for image in result["images"]:
+        for metric in ("psnr", "ssim", "piqe"):
+            assert float(rows[image["name"]][metric]) == image["restored"][metric]
+            assert float(rows[image["name"]][f"LQ input {metric}"]) == image["LQ input"][metric]
+    for metric in result["metrics"]:
+        values = [image["restored"][metric] for image in result["images"]]
+        assert float(rows["mean"][metric]) == mean(result, "restored", metric) == pytest.approx(numpy.mean(values))
+    assert {name: metric["lower_better"] for name, metric in result["metrics"].items()} == {
+        "psnr": False, "ssim": False, "piqe": True}
+
+
+def test_another_size_is_resized_to_the_originals_with_a_note(folders: Path) -> None:
+    Image.fromarray(PHOTOS["coffee"]).resize((96, 96)).save(folders / "restored" / "coffee.png")
+    result = run(folders, "--metrics", "psnr")
+    assert {image["name"]: image["resized"] for image in result["images"]} == {
+        "astronaut": False, "chelsea": False, "coffee": True}
+    assert any("1 of 3 restored images were resized" in note for note in result["notes"])
+
+
+def test_an_image_below_a_metrics_window_gets_no_value(folders: Path) -> None:
+    for name in ("restored", "gt"):
+        suffix = "png" if name == "restored" else "bmp"
+        Image.fromarray(PHOTOS["coffee"][:8, :8]).save(folders / name / f"coffee.{suffix}")
+    result = run(folders)
+    values = {image["name"]: image["restored"]["ssim"] for image in result["images"]}
+    assert values["coffee"] is None and values["chelsea"] is not None
+    assert next(row for row in result["rows"] if row["name"] == "restored")["count"]["ssim"] == 2
+    assert any("ssim is not defined for 1 of 3" in note for note in result["notes"])
+
+
+def test_metrics_without_weights_do_not_stop_the_rest(
+        folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    import pyiqa
+
+    create, asked = pyiqa.create_metric, []
+
+    def create_offline(name: str, **options: object) -> object:
+        asked.append(name)
+        if name not in ("psnr", "ssim", "piqe", "fid"):
+            raise urllib.error.URLError("no network")
+        return (lambda first, second, **_: 12.5) if name == "fid" else create(name, **options)
+
+    monkeypatch.setattr(pyiqa, "create_metric", create_offline)
+    result = run(folders, "--metrics", "all")
+    assert asked == ["psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa-pipal", "clipiqa", "topiq_nr",
+                     "piqe"]
+    assert list(result["metrics"]) == ["psnr", "ssim", "fid", "piqe"] and mean(result, "restored", "fid") == 12.5
+    printed = capsys.readouterr().out
+    for name in ("lpips", "dists", "niqe", "musiq", "maniqa-pipal", "clipiqa", "topiq_nr"):
+        assert f"{name}: n/a (weights not available" in printed and name in result["unavailable"]
+    with pytest.raises(UserError, match="none of the metrics"):
+        run(folders, "--metrics", "lpips")
+
+
+def test_photos_without_a_partner_are_named_and_left_out_on_request(folders: Path) -> None:
+    (folders / "restored" / "coffee.png").rename(folders / "restored" / "tea.png")
+    with pytest.raises(UserError, match=r"1 photo\(s\) without a restored image .*: coffee; .*--skip_bad"):
+        run(folders)
+    result = run(folders, "--skip_bad", "--metrics", "psnr")
+    assert result["pairs"] == 2
+    assert any("coffee" in note for note in result["notes"]) and any("tea" in note for note in result["notes"])
+
+
+def test_a_corrupt_image_is_named_and_left_out_on_request(folders: Path) -> None:
+    (folders / "gt" / "coffee.bmp").write_bytes(b"BM not a picture")
+    with pytest.raises(UserError, match="coffee.bmp can't be read"):
+        run(folders)
+    assert not (folders / "out").exists()
+    assert run(folders, "--skip_bad", "--metrics", "psnr")["pairs"] == 2
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--metrics", "psnr,beauty"], "unknown metric 'beauty'; known are psnr, ssim, lpips"),
+    (["--metrics", ""], "unknown metric"),
+    (["--device", "abacus"], "--device abacus can't be used"),
+    (["--gt", "{0}/nowhere"], "no such folder"),
+    (["--gt", "{0}/empty"], "no images in"),
+    (["--gt", "{0}/other"], "no name is in both"),
+    (["--gt", "{0}/twice"], "have the same name up to the suffix"),
+    (["--lq", "{0}/other"], "without an LQ image"),
+    (["--lq", "{0}/other", "--skip_bad"], "no pair has an LQ image"),
+    (["--output", "{0}/gt/coffee.bmp"], "is not a folder"),
+])
+def test_bad_input_is_one_error_and_nothing_is_written(folders: Path, arguments: list[str], words: str) -> None:
+    for name in ("empty", "other", "twice"):
+        (folders / name).mkdir()
+    Image.fromarray(PHOTOS["coffee"]).save(folders / "other" / "tea.png")
+    for suffix in ("png", "bmp"):
+        Image.fromarray(PHOTOS["coffee"]).save(folders / "twice" / f"coffee.{suffix}")
+    with pytest.raises(UserError, match=re.escape(words)):
+        run(folders, *(argument.format(folders) for argument in arguments))
+    assert not (folders / "out").exists() and not list(folders.glob("**/*.partial"))

@@ -1,0 +1,125 @@
+"""realsr-r1 sft: a model folder from chains, resumed where it was, and clear words for bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from realsr_r1.models import load_policy
+from realsr_r1.processing import ChainProcessor
+from realsr_r1.sft import TOKENS_FOLDER, main
+
+from .small import exit_code, photo, write_dataset
+
+SMALL = ["--max_steps", "10", "--save_steps", "5", "--logging_steps", "1", "--per_device_train_batch_size", "2", "--max_length",
+         "900", "--hidden_size", "32", "--intermediate_size", "64", "--num_hidden_layers", "1", "--num_attention_heads", "2",
+         "--learning_rate", "1e-2", "--report_to", "none", "--disable_tqdm", "true"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tiny_model, tmp_path_factory) -> Path:
+    """The embedded model's tokenizers and settings, without its policy: a new one is made."""
+    folder = tmp_path_factory.mktemp("tokenizers") / "folder"
+    shutil.copytree(tiny_model, folder, ignore=lambda path, names: {"model.safetensors", "config.json"} & set(names)
+                    if Path(path) == tiny_model else set())
+    return folder
+
+
+def flags(dataset: Path, model: Path, output: Path, *more: str) -> list[str]:
+    return ["--dataset_name", str(dataset), "--model_name_or_path", str(model), "--output_dir", str(output), *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tokenizers, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "cold_start"
+    assert exit_code(main, flags(dataset, tokenizers, output)) == 0
+    return output
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Step -> logged loss."""
+    lines = [json.loads(line) for line in (folder / "log_history.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_the_folder_is_a_complete_model_of_the_recipes_shape(trained):
+    processor, policy = ChainProcessor.from_pretrained(trained), load_policy(trained)
+    assert (policy.config.hidden_size, policy.config.num_hidden_layers) == (32, 1)
+    assert policy.config.vocab_size == processor.layout.vocab_size
+    assert policy.config.eos_token_id == processor.layout.end_of_turn
+    with torch.no_grad():
+        assert policy(input_ids=torch.tensor([processor.encode_prompt(photo("coffee"))])).logits.isfinite().all()
+
+
+def test_the_loss_of_every_step_is_logged_and_falls(trained):
+    logged = losses(trained)
+    assert sorted(logged) == list(range(1, 11))
+    assert logged[10] < logged[1] - 0.2
+
+
+def test_a_finished_run_is_not_run_again(dataset, tokenizers, trained, capsys):
+    before = (trained / "model.safetensors").stat().st_mtime_ns
+    assert exit_code(main, flags(dataset, tokenizers, trained)) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (trained / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, tokenizers, trained, tmp_path):
+    output = tmp_path / "run"
+    for name in ("checkpoint-5", TOKENS_FOLDER):
+        shutil.copytree(trained / name, output / name)
+    shutil.copytree(trained / "checkpoint-10", output / "checkpoint-7", ignore=shutil.ignore_patterns("complete"))  # half-written
+    shutil.copy(trained / "log_history.jsonl", output)
+    assert exit_code(main, flags(dataset, tokenizers, output)) == 0
+    torch.testing.assert_close(load_file(output / "model.safetensors"), load_file(trained / "model.safetensors"), atol=1e-6, rtol=0)
+    assert losses(output) == pytest.approx(losses(trained), abs=1e-4)
+
+
+def test_a_model_folder_is_trained_on(dataset, trained, tmp_path):
+    argv = flags(dataset, trained, tmp_path / "more", "--max_steps", "1", "--max_samples", "2", "--save_strategy", "no",
+                 "--hidden_size", "64")
+    assert exit_code(main, argv) == 0
+    assert load_policy(tmp_path / "more").config.hidden_size == 32
+    before, after = load_file(trained / "model.safetensors"), load_file(tmp_path / "more" / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert losses(tmp_path / "more")[1] < losses(trained)[1] - 0.2
+
+
+@pytest.mark.parametrize("column", ["hq", "degradation", "tag"])
+def test_a_dataset_without_a_needed_column_is_refused(column, tokenizers, tmp_path, capsys):
+    dataset = write_dataset(tmp_path / "dataset", without=(column,), train=1, test=1)
+    assert exit_code(main, flags(dataset, tokenizers, tmp_path / "out")) == 2
+    assert f"no column '{column}'" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_bad_input_is_named(dataset, tokenizers, tmp_path, capsys):
+    for argv, named in (
+            (flags(tmp_path / "nowhere", tokenizers, tmp_path / "out"), f"no such dataset folder: {tmp_path / 'nowhere'}"),
+            (flags(dataset, tmp_path / "nowhere", tmp_path / "out"), f"no such model folder: {tmp_path / 'nowhere'}"),
+            (flags(dataset, tokenizers, tmp_path / "out", "--max_length", "100"), "more than --max_length 100"),
+            (flags(dataset, tokenizers, tmp_path / "out", "--max_samples", "many"), "--max_samples"),
+            (["--output_dir", str(tmp_path / "out")], "--dataset_name")):
+        assert exit_code(main, argv) == 2, named
+        assert named in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_evaluation_split_that_is_not_there_is_named(tokenizers, tmp_path, capsys):
+    import datasets
+
+    whole = datasets.load_from_disk(str(write_dataset(tmp_path / "whole", train=2, test=1)))
+    datasets.DatasetDict({"train": whole["train"]}).save_to_disk(str(tmp_path / "train_only"))
+    argv = flags(tmp_path / "train_only", tokenizers, tmp_path / "out", "--eval_strategy", "steps", "--eval_steps", "5")
+    assert exit_code(main, argv) == 2
+    assert "has no split 'test_crops'; it has train" in capsys.readouterr().err
