@@ -9,8 +9,8 @@ from typing import Any
 import skimage
 from PIL import Image
 
-PHOTOS = {"astronaut": ["woman", "astronaut", "flag"], "chelsea": ["cat", "whisker"], "coffee": ["coffee", "cup", "spoon"],
-          "retina": ["eye"]}
+PHOTOS = {"astronaut": ["woman", "astronaut", "flag"], "chelsea": ["cat", "whisker"],
+          "coffee": ["coffee", "cup", "spoon"], "retina": ["eye"]}
 LABELS = (["light blur", "downsample", "medium noise", "light compression", "upsample"],
           ["heavy blur", "keep", "light noise", "heavy compression", "downsample"])
 

@@ -1,4 +1,4 @@
-"""Text and images to ids and back: the dialogue's layout, chains piece by piece, decoding that can't be talked into images."""
+"""Text and images to ids and back: the dialogue's layout, chains piece by piece, and no image where none is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import shutil
 
 import pytest
 
-from realsr_r1.chain import ESCAPED_IMAGE, IMAGE, IMAGE_SECTIONS, SECTIONS, chain_pieces, close_tag, open_tag, parse_chain
+from realsr_r1.chain import (
+    ESCAPED_IMAGE,
+    IMAGE,
+    IMAGE_SECTIONS,
+    SECTIONS,
+    chain_pieces,
+    close_tag,
+    open_tag,
+    parse_chain,
+)
 from realsr_r1.errors import UserError
 from realsr_r1.processing import BROKEN_IMAGE, SETTINGS_FILE, ChainProcessor, ChainSettings
 from realsr_r1.tokens import IMAGE_START, code_name

@@ -16,9 +16,9 @@ from realsr_r1.sft import TOKENS_FOLDER, main
 
 from .small import exit_code, photo, write_dataset
 
-SMALL = ["--max_steps", "10", "--save_steps", "5", "--logging_steps", "1", "--per_device_train_batch_size", "2", "--max_length",
-         "900", "--hidden_size", "32", "--intermediate_size", "64", "--num_hidden_layers", "1", "--num_attention_heads", "2",
-         "--learning_rate", "1e-2", "--report_to", "none", "--disable_tqdm", "true"]
+SMALL = ["--max_steps", "10", "--save_steps", "5", "--logging_steps", "1", "--per_device_train_batch_size", "2",
+         "--max_length", "900", "--hidden_size", "32", "--intermediate_size", "64", "--num_hidden_layers", "1",
+         "--num_attention_heads", "2", "--learning_rate", "1e-2", "--report_to", "none", "--disable_tqdm", "true"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,8 @@ def tokenizers(tiny_model, tmp_path_factory) -> Path:
 
 
 def flags(dataset: Path, model: Path, output: Path, *more: str) -> list[str]:
-    return ["--dataset_name", str(dataset), "--model_name_or_path", str(model), "--output_dir", str(output), *SMALL, *more]
+    folders = ["--dataset_name", str(dataset), "--model_name_or_path", str(model), "--output_dir", str(output)]
+    return [*folders, *SMALL, *more]
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +79,13 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, tokenizers, tra
     output = tmp_path / "run"
     for name in ("checkpoint-5", TOKENS_FOLDER):
         shutil.copytree(trained / name, output / name)
-    shutil.copytree(trained / "checkpoint-10", output / "checkpoint-7", ignore=shutil.ignore_patterns("complete"))  # half-written
+    half_written = output / "checkpoint-7"
+    shutil.copytree(trained / "checkpoint-10", half_written, ignore=shutil.ignore_patterns("complete"))
     shutil.copy(trained / "log_history.jsonl", output)
     assert exit_code(main, flags(dataset, tokenizers, output)) == 0
-    torch.testing.assert_close(load_file(output / "model.safetensors"), load_file(trained / "model.safetensors"), atol=1e-6, rtol=0)
+    resumed, uninterrupted = (load_file(folder / "model.safetensors") for folder in (output, trained))
+    torch.testing.assert_close(resumed, uninterrupted, atol=1e-6, rtol=0)
+    assert not half_written.exists()
     assert losses(output) == pytest.approx(losses(trained), abs=1e-4)
 
 
@@ -104,15 +108,16 @@ def test_a_dataset_without_a_needed_column_is_refused(column, tokenizers, tmp_pa
 
 
 def test_bad_input_is_named(dataset, tokenizers, tmp_path, capsys):
+    nowhere, output = tmp_path / "nowhere", tmp_path / "out"
     for argv, named in (
-            (flags(tmp_path / "nowhere", tokenizers, tmp_path / "out"), f"no such dataset folder: {tmp_path / 'nowhere'}"),
-            (flags(dataset, tmp_path / "nowhere", tmp_path / "out"), f"no such model folder: {tmp_path / 'nowhere'}"),
-            (flags(dataset, tokenizers, tmp_path / "out", "--max_length", "100"), "more than --max_length 100"),
-            (flags(dataset, tokenizers, tmp_path / "out", "--max_samples", "many"), "--max_samples"),
-            (["--output_dir", str(tmp_path / "out")], "--dataset_name")):
+            (flags(nowhere, tokenizers, output), f"no such dataset folder: {nowhere}"),
+            (flags(dataset, nowhere, output), f"no such model folder: {nowhere}"),
+            (flags(dataset, tokenizers, output, "--max_length", "100"), "more than --max_length 100"),
+            (flags(dataset, tokenizers, output, "--max_samples", "many"), "--max_samples"),
+            (["--output_dir", str(output)], "--dataset_name")):
         assert exit_code(main, argv) == 2, named
         assert named in capsys.readouterr().err
-    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert not (output / "model.safetensors").exists()
 
 
 def test_an_evaluation_split_that_is_not_there_is_named(tokenizers, tmp_path, capsys):

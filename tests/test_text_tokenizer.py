@@ -9,7 +9,9 @@ from realsr_r1.text_tokenizer import train_text_tokenizer
 from realsr_r1.tokens import BOS, IMAGE_START, PAD, UNK, TokenLayout, code_name
 
 TEXTS = {"degradation": "light blur, downsample, medium noise, light compression, upsample",
-         "rough_understand": "A cat.", "middle_understand": "A ginger cat.", "final_understand": "A cat, each whisker sharp."}
+         "rough_understand": "A cat.", "middle_understand": "A ginger cat.",
+         "final_understand": "A cat, each whisker sharp."}
+ODD = ["", " ", "Zürich, 東京 🙂\n\ttwo  blanks", "<|image|> </a><b", "x" * 300]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def plain(tokenizer, text):
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 
-@pytest.mark.parametrize("text", [render_chain(TEXTS), "", " ", "Zürich, 東京 🙂\n\ttwo  blanks", "<|image|> </a><b", "x" * 300])
+@pytest.mark.parametrize("text", [render_chain(TEXTS), *ODD])
 def test_every_text_is_read_back_as_it_was(tokenizer, text):
     ids = plain(tokenizer, text)
     assert tokenizer.decode(ids) == text

@@ -99,9 +99,9 @@ def test_broken_and_cut_spans_are_left_out():
     def changed(place: int, token: int) -> list[int]:
         return [*good[:place], token, *good[place + 1:]]
 
-    broken = [good[:-1], good[1:], changed(0, tokens.image_end), changed(1, tokens.size_ids[1]), changed(2, tokens.code_ids[0]),
-              changed(3, tokens.new_line), changed(4, 99), changed(5, tokens.code_ids[0]), changed(len(good) - 1, tokens.new_line),
-              good[:1], good[:2], []]
+    broken = [good[:-1], good[1:], changed(0, tokens.image_end), changed(1, tokens.size_ids[1]),
+              changed(2, tokens.code_ids[0]), changed(3, tokens.new_line), changed(4, 99),
+              changed(5, tokens.code_ids[0]), changed(len(good) - 1, tokens.new_line), good[:1], good[:2], []]
     for ids in broken:
         assert tokens.find_spans(ids) == [], ids
         assert [span.codes for span in tokens.find_spans([*ids, *good, 99])] == [grid(2, 1)], ids

@@ -14,8 +14,9 @@ from realsr_r1.train_tokenizer import STATE_FILE, learning_rate_share, main, res
 
 from .small import exit_code, photo, write_dataset
 
-SMALL = ["--max_steps", "10", "--save_steps", "5", "--restart_every", "5", "--batch_size", "2", "--num_embeddings", "32",
-         "--latent_channels", "32", "--channel_multiplier", "1", "1", "1", "--text_vocab_size", "400", "--max_units", "4"]
+SMALL = ["--max_steps", "10", "--save_steps", "5", "--restart_every", "5", "--batch_size", "2",
+         "--num_embeddings", "32", "--latent_channels", "32", "--channel_multiplier", "1", "1", "1",
+         "--text_vocab_size", "400", "--max_units", "4"]
 
 
 def flags(dataset: Path, output: Path, *more: str) -> list[str]:
@@ -67,7 +68,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, trained, tmp_pa
     monkeypatch.setattr(train_tokenizer, "batches", whole)
     main(flags(dataset, tmp_path))
     assert "resuming at step 5 of 10" in capsys.readouterr().out
-    resumed, uninterrupted = (ChainProcessor.from_pretrained(folder).image_tokenizer.state_dict() for folder in (tmp_path, trained))
+    resumed, uninterrupted = (ChainProcessor.from_pretrained(folder).image_tokenizer.state_dict()
+                              for folder in (tmp_path, trained))
     torch.testing.assert_close(resumed, uninterrupted, atol=1e-6, rtol=0)
 
 

@@ -38,12 +38,18 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
 
 def _complain(line: str) -> int:
     if os.environ.get("RANK", "0") == "0":
-        print(f"realsr-r1: error: {line}", file=sys.stderr, flush=True)
+        tqdm = sys.modules.get("tqdm")  # its `write` puts the line above a progress bar instead of into it
+        write = tqdm.tqdm.write if tqdm else print
+        write(f"realsr-r1: error: {line}", file=sys.stderr)
     return EXIT_BAD_INPUT
 
 
+# What libraries say instead of raising the OS error: tokenizers and safetensors; torch.save, of a file that came out short.
+_DISK_FULL_SIGNS = ("no space left on device", "os error 28", "pytorchstreamwriter failed writing", "unexpected pos")
+
+
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that a disk or a quota is full (safetensors and torch wrap the OS error in text)."""
+    """Whether `error` says that a disk or a quota is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "No space left on device" in str(error) or "os error 28" in str(error).lower()
+    return any(sign in str(error).lower() for sign in _DISK_FULL_SIGNS)

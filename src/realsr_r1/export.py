@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from realsr_r1.processing import ChainProcessor
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
+RECORD = "export.json"  # in the written folder: what it was made from
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -36,7 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     source = find_weights(existing_folder(args.checkpoint, "--checkpoint"))
     output = Path(args.output)
+    made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
+        if (output / RECORD).is_file() and read_json(output / RECORD).get("made_from") == made_from:
+            print(f"{output} is up to date, nothing to do")
+            return
         raise UserError(f"{output} (--output) exists and is not empty; name another folder or remove it")
     import torch
 
@@ -51,8 +58,16 @@ def main(argv: list[str] | None = None) -> None:
         processor.image_tokenizer.to(getattr(torch, args.dtype))
     with atomic_folder(output) as folder:
         (save_ours if args.layout == "ours" else save_lumina)(policy, processor, folder)
+        write_json(folder / RECORD, {"made_from": made_from})
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {policy.num_parameters():,} parameters, {size / 2**20:.1f} MiB, layout {args.layout}")
+
+
+def fingerprint(source: Path, args: argparse.Namespace) -> str:
+    """Of the weights in `source` and the flags that change what is written; the same command gives the same."""
+    files = sorted(path for pattern in ("*.safetensors", "global_step*/*") for path in source.glob(pattern))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([stats, args.layout, args.dtype, args.sampling]).encode()).hexdigest()
 
 
 def sampling_settings(assignments: list[str]) -> dict[str, Any]:
@@ -61,13 +76,17 @@ def sampling_settings(assignments: list[str]) -> dict[str, Any]:
 
     from realsr_r1.rollout import RolloutConfig
 
-    known = {field.name for field in dataclasses.fields(RolloutConfig)}
+    kinds = {field.name: {"int": int, "float": float}.get(field.type, yaml.safe_load)
+             for field in dataclasses.fields(RolloutConfig)}
     values = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
-        if not equals or name not in known:
-            raise UserError(f"--sampling {assignment}: use FIELD=VALUE with a field of {', '.join(sorted(known))}")
-        values[name] = yaml.safe_load(value)
+        if not equals or name not in kinds:
+            raise UserError(f"--sampling {assignment}: use FIELD=VALUE with a field of {', '.join(sorted(kinds))}")
+        try:
+            values[name] = kinds[name](value)
+        except (ValueError, yaml.YAMLError) as error:
+            raise UserError(f"--sampling {assignment}: {value!r} is no value of {name} ({error})") from error
     RolloutConfig(**values)  # checks the values
     return values
 

@@ -23,13 +23,14 @@ def main(argv: list[str] | None = None) -> None:
 
     from realsr_r1.settings import parse
     from realsr_r1.training.config import ChainGRPOConfig
-    from realsr_r1.training.launch import prepare_process, save_model_folder
+    from realsr_r1.training.launch import is_finished, prepare_process, save_model_folder
 
     quiet_trackers()
     args, model_args = parse((ChainGRPOConfig, ModelConfig), argv, "realsr-r1 grpo")
     if args.max_pixels is not None and args.process_index == 0:
         print(f"--max_pixels {args.max_pixels} has no effect: the image size is in the model folder's chain settings")
     prepare_process(args)
+    from realsr_r1.models.loading import policy_config, tensor_shapes
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.rewards import load_reward_funcs
     from realsr_r1.rewards.registry import required_columns
@@ -40,10 +41,13 @@ def main(argv: list[str] | None = None) -> None:
     if not model_args.model_name_or_path:
         raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 sft or export)")
     output = Path(args.output_dir)
-    if (output / "model.safetensors").is_file():
-        print(f"{output} holds a finished model already; nothing to do")
+    if is_finished(output):
+        if args.process_index == 0:
+            print(f"{output} holds a finished run already; nothing to do")
         return
     checkpoint = last_checkpoint(output, set_aside=args.process_index == 0)
+    policy_config(Path(model_args.model_name_or_path))  # this and the next: a bad folder is said before anything is made
+    tensor_shapes(Path(model_args.model_name_or_path))
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
     experts = args.experts or list(processor.settings.experts)
     reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device))

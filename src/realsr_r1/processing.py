@@ -32,9 +32,9 @@ BROKEN_IMAGE = "<|broken image|>"  # stands for image tokens that form no comple
 class ChainSettings:
     """What a model folder says of its chains (`chain_settings.json`).
 
-    `target_px`: input photos and final images are fitted to about target_px^2 pixels; `grid_unit_px`: pixels a size unit
-    (32 in Lumina and PURE); `problem`: the question; `experts`: default experts of the generation reward; `sampling`: fields
-    of `RolloutConfig` that `restore` uses.
+    `target_px`: input photos and final images are fitted to about target_px^2 pixels; `grid_unit_px`: pixels a size
+    unit (32 in Lumina and PURE); `problem`: the question; `experts`: default experts of the generation reward;
+    `sampling`: fields of `RolloutConfig` that `restore` uses.
     """
 
     target_px: int = 512
@@ -56,16 +56,16 @@ class ChainSettings:
 class ChainProcessor:
     """Turns (photo, question) into a prompt, chains into ids, and completions into text and images.
 
-    `tokenizer`: the policy's text tokenizer, whose vocabulary names the image codes. `image_tokenizer`: pixels to codes.
-    Raises `UserError` when the two and the settings don't fit together.
+    `tokenizer`: the policy's text tokenizer, whose vocabulary names the image codes. `image_tokenizer`: pixels to
+    codes. Raises `UserError` when the two and the settings don't fit together.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_tokenizer: ImageTokenizer, settings: ChainSettings):
         self.tokenizer = tokenizer
         self.image_tokenizer = image_tokenizer
         self.settings = settings
-        layout = TokenLayout.from_vocabulary(tokenizer.get_vocab(), image_tokenizer.codebook_size, settings.grid_unit_px,
-                                             image_tokenizer.downsample)
+        layout = TokenLayout.from_vocabulary(tokenizer.get_vocab(), image_tokenizer.codebook_size,
+                                             settings.grid_unit_px, image_tokenizer.downsample)
         if settings.target_px < settings.grid_unit_px:
             raise UserError(f"target_px {settings.target_px} is smaller than grid_unit_px {settings.grid_unit_px}")
         self.layout = dataclasses.replace(layout, chain_form=self._chain_form(layout))
@@ -79,8 +79,8 @@ class ChainProcessor:
     def _chain_form(self, layout: TokenLayout) -> ChainForm:
         sections = tuple(SectionForm(tuple(self.encode_text(open_tag(name))), tuple(self.encode_text(close_tag(name))),
                                      name in IMAGE_SECTIONS) for name in SECTIONS)
-        reserved = {*layout.code_ids, *layout.size_ids.values(), *self.tokenizer.all_special_ids, layout.bos, layout.pad,
-                    layout.end_of_turn, layout.image_start, layout.image_end, layout.new_line}
+        reserved = {*layout.code_ids, *layout.size_ids.values(), *self.tokenizer.all_special_ids, layout.bos,
+                    layout.pad, layout.end_of_turn, layout.image_start, layout.image_end, layout.new_line}
         closing = {section.close_ids[0] for section in sections}
         body = tuple(token for name, token in sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
                      if token not in reserved and token not in closing and "<" not in name and ">" not in name)
@@ -163,7 +163,8 @@ class ChainProcessor:
     @cached_property
     def _image_only_ids(self) -> frozenset[int]:
         layout = self.layout
-        return frozenset((*layout.code_ids, *layout.size_ids.values(), layout.image_start, layout.image_end, layout.new_line))
+        return frozenset((*layout.code_ids, *layout.size_ids.values(),
+                          layout.image_start, layout.image_end, layout.new_line))
 
     def decode(self, ids: Sequence[int]) -> tuple[str, list[Image.Image]]:
         """Ids -> (text with `<|image|>`, the images in order)."""
@@ -207,7 +208,7 @@ class ChainProcessor:
             raise UserError(f"no such model folder: {folder}")
         for part in (SETTINGS_FILE, "tokenizer.json", f"{IMAGE_TOKENIZER_FOLDER}/config.json"):
             if not (folder / part).is_file():
-                raise UserError(f"{folder} has no {part}; it is not a complete model folder (make one with realsr-r1 export)")
+                raise UserError(f"{folder} has no {part}; it is no complete model folder (realsr-r1 export makes one)")
         settings = ChainSettings.from_dict(read_json(folder / SETTINGS_FILE), str(folder / SETTINGS_FILE))
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER).to(device)
         return cls(AutoTokenizer.from_pretrained(folder), image_tokenizer, settings)

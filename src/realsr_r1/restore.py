@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
                         help="of the policy (default: float32)")
     parser.add_argument("--grammar", choices=["chain", "image"], default="chain",
-                        help="chain: every answer is a whole chain; image: only image spans are constrained (default: chain)")
-    parser.add_argument("--skip_bad", action="store_true", help="exit 0 although some photos could not be read or restored")
+                        help="chain: every answer is a whole chain; image: only images are forced (default: chain)")
+    parser.add_argument("--skip_bad", action="store_true",
+                        help="exit 0 although some photos could not be read or restored")
     for name, kind in SAMPLING_FLAGS.items():
         parser.add_argument(f"--{name}", type=kind, help="sampling; default: the model folder's chain settings")
     args = parser.parse_args(argv)
@@ -65,7 +66,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     with atomic_file(output / BAD_ITEMS_FILE) as partial:
         partial.write_text("".join(f"{path}\t{reason}\n" for path, reason in bad), encoding="utf-8")
-    complaint = f"{len(bad)} of {len(photos)} photos were not restored, the first: {bad[0][1]}; all are in {output / BAD_ITEMS_FILE}"
+    complaint = (f"{len(bad)} of {len(photos)} photos were not restored, the first: {bad[0][1]}; all are in "
+                 f"{output / BAD_ITEMS_FILE}")
     if not args.skip_bad:
         raise UserError(f"{complaint}, the others are done (--skip_bad accepts that)")
     print(complaint)
@@ -118,18 +120,20 @@ def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutE
                     bad.append((photo.path, str(error)))
             for part in neighbours(batch):
                 prompts = [processor.encode_prompt(image) for _, image in part]
-                texts, images = processor.decode_batch(engine.generate(prompts, first_row=part[0][0].place).completion_ids)
-                for (photo, lq), text, found in zip(part, texts, images, strict=True):
+                completions = engine.generate(prompts, first_row=part[0][0].place).completion_ids
+                for (photo, lq), ids in zip(part, completions, strict=True):
+                    text, found = processor.decode(ids)  # one by one: a batch can round a pixel another way
                     if found:
                         write_chain(output, photo.path.stem, lq, text, found)
                     else:
-                        bad.append((photo.path, f"the policy wrote no image for {photo.path}; try --grammar chain or another --seed"))
+                        bad.append((photo.path, f"the policy wrote no image for {photo.path}; try --grammar chain or "
+                                                "another --seed"))
             progress.update(min(batch_size, len(photos) - start))
     return bad
 
 
 def neighbours(batch: list[tuple[Photo, Image]]) -> Iterator[list[tuple[Photo, Image]]]:
-    """Split a batch where a place is missing: the engine numbers the rows of a call, and so their noise, without gaps."""
+    """Split a batch where a place is missing: the engine numbers the rows of a call, so their noise, without gaps."""
     part: list[tuple[Photo, Image]] = []
     for item in batch:
         if part and item[0].place != part[-1][0].place + 1:
@@ -145,7 +149,7 @@ def write_chain(output: Path, name: str, lq: Image, text: str, images: list[Imag
     with atomic_folder(output / CHAINS_FOLDER / name) as folder:
         lq.save(folder / "lq.png")
         (folder / "chain.txt").write_text(text + "\n", encoding="utf-8")
-        for section, image in zip(IMAGE_SECTIONS, images, strict=False):  # under --grammar image a chain may hold fewer or more
+        for section, image in zip(IMAGE_SECTIONS, images, strict=False):  # --grammar image may give fewer or more
             image.save(folder / f"{section.removesuffix('_image')}.png")
     with atomic_file(output / f"{name}.png") as partial:
         images[-1].save(partial, format="PNG")

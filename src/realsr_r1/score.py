@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", default="test_crops", help="split to take prompts from (default: test_crops)")
     parser.add_argument("--samples", type=int, default=256, help="prompts, drawn with --seed (default: 256)")
     parser.add_argument("--recipe",
-                        help="GRPO recipe whose rollout settings, rewards and experts are used (default: GRPO's defaults)")
+                        help="GRPO recipe whose rollout settings, rewards and experts count (default: GRPO's defaults)")
     parser.add_argument("--grammar", choices=["image", "chain"], default="image", help="default: image")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts and of the noise (default: 0)")
     parser.add_argument("--label", help="name in tables (default: the folder's)")
@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     result: dict[str, Any] = {
         "label": args.label or Path(args.model).name, "n": len(sources), **drawn, "sources": sources,
         "rewards": {name: mean_with_interval(values) for name, values in scores.items()},
-        "per_photo": {photo: {name: mean([value for value, source in zip(values, sources, strict=True) if source == photo])
+        "per_photo": {photo: {name: mean([value for value, source in zip(values, sources, strict=True)
+                                          if source == photo])
                               for name, values in scores.items()} for photo in sorted(set(sources))},
         "scores": scores,
     }
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:
-    """Raise `UserError` unless another model's result `other`, read from `path`, has the same prompts, noise and rewards."""
+    """Raise `UserError` unless another model's result, read from `path`, has the same prompts, noise and rewards."""
     for key, value in mine.items():
         theirs = other.get(key) if isinstance(other, dict) else None
         if (list(theirs) if isinstance(theirs, dict) else theirs) != value:
@@ -64,7 +65,7 @@ def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:
 
 
 def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list[str]]:
-    """Reward name -> score of each prompt's completion, with the weighted `total`; and the photo each prompt is from."""
+    """Reward name -> score of each prompt's completion, with the weighted `total`; and each prompt's photo."""
     import torch
     from tqdm import tqdm
 
@@ -80,8 +81,8 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
 
     recipe = ["--config", args.recipe] if args.recipe else []
     (settings,) = parse((ChainGRPOConfig,), [*recipe, "--dataset_name", args.dataset_name, "--output_dir", "unused",
-                                             "--grammar", args.grammar, "--seed", str(args.seed), "--report_to", "none"],
-                        "realsr-r1 score")
+                                             "--grammar", args.grammar, "--seed", str(args.seed),
+                                             "--report_to", "none"], "realsr-r1 score")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = ChainProcessor.from_pretrained(args.model, device=device)
     experts = settings.experts or list(processor.settings.experts)
@@ -97,8 +98,9 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
         batch = records[start:start + BATCH]
         completions = engine.generate(encode_prompts(batch, processor)["prompt"], first_row=start).completion_ids
         texts, images = processor.decode_batch(completions)
+        truth = {key: batch[key] for key in batch if key != "image"}
         for name, reward in rewards.items():
-            scores[name] += reward(completions=texts, images=images, **{key: batch[key] for key in batch if key != "image"})
+            scores[name] += reward(completions=texts, images=images, **truth)
     scores["total"] = [sum(weight * (scores[name][row] or 0.0) for name, weight in zip(rewards, weights, strict=True))
                        for row in range(len(records))]
     return scores, list(records["source"]) if "source" in records.column_names else ["all"] * len(records)
@@ -136,9 +138,10 @@ def print_table(result: Mapping[str, Any], other: Mapping[str, Any] | None) -> N
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['n']} prompts of {result['split']}, grammar {result['grammar']}, seed {result['seed']}")
+    table = Table(title=f"{result['n']} prompts of {result['split']}, grammar {result['grammar']}, "
+                        f"seed {result['seed']}")
     table.add_column("reward")
-    for label in ([other["label"]] if other else []) + [result["label"]] + (["difference", "95 % interval"] if other else []):
+    for label in [other["label"], result["label"], "difference", "95 % interval"] if other else [result["label"]]:
         table.add_column(label, justify="right")
     for name, entry in result["rewards"].items():
         cells = [_number(entry["mean"])]

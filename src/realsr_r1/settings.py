@@ -35,9 +35,9 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
             raise UserError(f"{config} is not valid YAML ({error})") from error
         if not isinstance(values, dict):
             raise UserError(f"{config} must hold `key: value` lines")
-        known = {name.lstrip("-").replace("-", "_") for action in parser._actions for name in action.option_strings} | {"env"}
+        known = {name.lstrip("-").replace("-", "_") for action in parser._actions for name in action.option_strings}
         for key in values:
-            if key not in known:
+            if key not in known | {"env"}:
                 raise UserError(f"{config}: unknown setting {key!r}; {prog} --help lists the known ones")
     complaint = io.StringIO()
     try:
@@ -46,6 +46,7 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        raise UserError(complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2] or "bad arguments") from error
+        last = complaint.getvalue().strip().splitlines()[-1]
+        raise UserError(last.partition("error: ")[2] or "bad arguments") from error
     except ValueError as error:
         raise UserError(str(error)) from error

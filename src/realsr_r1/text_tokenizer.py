@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 PIECES = r"</?[a-z_]+>|\s?\p{L}+|\s?\p{N}+|\s?[^\s\p{L}\p{N}<]+|<|\s+"
 
 
-def train_text_tokenizer(texts: Iterable[str], vocab_size: int, codebook_size: int, max_units: int) -> PreTrainedTokenizerFast:
+def train_text_tokenizer(texts: Iterable[str], vocab_size: int, codebook_size: int,
+                         max_units: int) -> PreTrainedTokenizerFast:
     """Train a BPE tokenizer of `vocab_size` text tokens and add the image vocabulary by name.
 
     `codebook_size` image codes, and sizes of 1 to `max_units` grid units, come after the text tokens.
@@ -38,4 +39,5 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int, codebook_size: i
     names += [size_name(units) for units in range(1, max_units + 1)]
     names += [code_name(code) for code in range(codebook_size)]
     tokenizer.add_special_tokens(names)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNK)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD,
+                                   unk_token=UNK)

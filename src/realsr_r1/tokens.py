@@ -84,14 +84,16 @@ class TokenLayout:
     @classmethod
     def from_vocabulary(cls, vocabulary: Mapping[str, int], codebook_size: int, grid_unit_px: int,
                         downsample: int) -> TokenLayout:
-        """Look every id up by name. Raises `UserError` that names the first one missing, or a codebook that doesn't fit."""
+        """Look every id up by name. Raises `UserError` that names the first one missing, or a codebook that misfits."""
         def find(name: str) -> int:
             if name not in vocabulary:
-                raise UserError(f"the text tokenizer has no token named {name}; it is not one of a Lumina-mGPT-style policy")
+                raise UserError(f"the text tokenizer has no token named {name}; it is not that of a Lumina-mGPT-style "
+                                "policy")
             return vocabulary[name]
 
         if grid_unit_px % downsample:
-            raise UserError(f"grid_unit_px {grid_unit_px} is not a multiple of the image tokenizer's down-sampling {downsample}")
+            raise UserError(f"grid_unit_px {grid_unit_px} is not a multiple of the image tokenizer's down-sampling "
+                            f"{downsample}")
         code_ids = tuple(find(code_name(code)) for code in range(codebook_size))
         if code_name(codebook_size) in vocabulary:
             raise UserError(f"the vocabulary has more image codes than the image tokenizer's {codebook_size}; "
@@ -101,8 +103,8 @@ class TokenLayout:
             size_ids[len(size_ids) + 1] = vocabulary[size_name(len(size_ids) + 1)]
         if not size_ids:
             find(size_name(1))
-        return cls(find(BOS), find(PAD), find(END_OF_TURN), find(IMAGE_START), find(IMAGE_END), find(NEW_LINE), size_ids,
-                   code_ids, max(vocabulary.values()) + 1, grid_unit_px, downsample)
+        return cls(find(BOS), find(PAD), find(END_OF_TURN), find(IMAGE_START), find(IMAGE_END), find(NEW_LINE),
+                   size_ids, code_ids, max(vocabulary.values()) + 1, grid_unit_px, downsample)
 
     @cached_property
     def code_of_id(self) -> dict[int, int]:
@@ -127,7 +129,8 @@ class TokenLayout:
         """Codes (h rows of w) -> the ids of the image span. Raises `ValueError` when the grid isn't whole units."""
         height, width = len(codes), len(codes[0])
         rows, columns = height // self.codes_per_unit, width // self.codes_per_unit
-        if height % self.codes_per_unit or width % self.codes_per_unit or rows not in self.size_ids or columns not in self.size_ids:
+        is_whole = height % self.codes_per_unit == width % self.codes_per_unit == 0
+        if not is_whole or rows not in self.size_ids or columns not in self.size_ids:
             raise ValueError(f"a {height}x{width} grid of codes has no size token (unit: {self.codes_per_unit} codes)")
         ids = [self.image_start, self.size_ids[rows], self.size_ids[columns]]
         for row in codes:

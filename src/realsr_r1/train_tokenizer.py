@@ -28,7 +28,8 @@ class TokenizerTrainingConfig:
     """What `realsr-r1 train-tokenizer` takes."""
 
     dataset_name: str = field(metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
-    output_dir: str = field(metadata={"help": "Folder for tokenizers and chain settings. Started again there, it resumes."})
+    output_dir: str = field(metadata={
+        "help": "Folder for tokenizers and chain settings. Started again there, it resumes."})
     target_px: int = field(default=48, metadata={"help": "Photos and final images have about target_px^2 pixels."})
     grid_unit_px: int = field(default=16, metadata={"help": "Pixels one size unit stands for."})
     max_units: int = field(default=16, metadata={"help": "Largest size, in grid units, that has a token."})
@@ -59,8 +60,9 @@ class TokenizerTrainingConfig:
         """Raises `UserError` for values that can't work, before hours of training rather than after."""
         downsample = 2 ** (len(self.channel_multiplier) - 1)
         if self.target_px < self.grid_unit_px or self.grid_unit_px % downsample:
-            raise UserError(f"--grid_unit_px {self.grid_unit_px} must be at most --target_px {self.target_px} and a multiple of "
-                            f"{downsample}, by which {len(self.channel_multiplier)} levels (--channel_multiplier) down-sample")
+            raise UserError(f"--grid_unit_px {self.grid_unit_px} must be at most --target_px {self.target_px} and a "
+                            f"multiple of {downsample}, by which the {len(self.channel_multiplier)} levels of "
+                            "--channel_multiplier down-sample")
         if self.base_channels % 32:
             raise UserError(f"--base_channels {self.base_channels} must be a multiple of 32 (the norms have 32 groups)")
 
@@ -86,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     (output / STATE_FILE).unlink(missing_ok=True)
 
 
-def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenizer: ImageTokenizer, output: Path) -> None:
+def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenizer: ImageTokenizer,
+                   output: Path) -> None:
     """Train the text tokenizer on the dataset's chains and write the complete folder."""
     from realsr_r1.chain import render_chain
     from realsr_r1.data.cold_start import chain_texts
@@ -97,7 +100,8 @@ def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenize
     chains = (render_chain(chain_texts(record, config.seed, index * WORDING_SAMPLES + sample)) + record["problem"]
               for index, record in enumerate(texts) for sample in range(WORDING_SAMPLES))
     tokenizer = train_text_tokenizer(chains, config.text_vocab_size, config.num_embeddings, config.max_units)
-    settings = ChainSettings(target_px=config.target_px, grid_unit_px=config.grid_unit_px, experts=tuple(config.experts))
+    settings = ChainSettings(target_px=config.target_px, grid_unit_px=config.grid_unit_px,
+                             experts=tuple(config.experts))
     ChainProcessor(tokenizer, image_tokenizer, settings).save_pretrained(output)
 
 
@@ -126,8 +130,8 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
         first = state["step"]
         print(f"resuming at step {first} of {config.max_steps}")
     used = torch.zeros(config.num_embeddings, dtype=torch.bool, device=device)
-    progress = tqdm(batches(config, dataset["train"], first), initial=first, total=config.max_steps, desc="image tokenizer",
-                    mininterval=5)
+    progress = tqdm(batches(config, dataset["train"], first), initial=first, total=config.max_steps,
+                    desc="image tokenizer", mininterval=5)
     for step, pixels in enumerate(progress, start=first + 1):
         pixels = pixels.to(device)
         with torch.autocast(device, torch.bfloat16, enabled=config.bf16):

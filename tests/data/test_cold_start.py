@@ -11,7 +11,8 @@ from realsr_r1.sft import IGNORED, Collator
 
 from ..small import records
 
-RECORD = {"tag": ["cat", "whisker, ear"], "degradation": ["light blur", "keep", "heavy noise", "medium compression", "upsample"],
+RECORD = {"tag": ["cat", "whisker, ear"],
+          "degradation": ["light blur", "keep", "heavy noise", "medium compression", "upsample"],
           "descriptions": ["A cat on a chair.", "A ginger cat.", "Each whisker is sharp."]}
 
 

@@ -9,6 +9,7 @@ from realsr_r1.processing import ChainProcessor
 
 from .policies import random_policy
 from .processes import ROOT
+from .two_processes import TwoProcesses, train
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +35,13 @@ def processor(tiny_model: Path) -> ChainProcessor:
 def small_model(processor: ChainProcessor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with a random policy of 0.2 M parameters."""
     return random_policy(tmp_path_factory.mktemp("models") / "small", processor)
+
+
+@pytest.fixture(scope="session")
+def trained(dataset, small_model, tmp_path_factory) -> TwoProcesses:
+    """Two steps with the chain's four rewards and one from a module of one's own."""
+    return train(tmp_path_factory.mktemp("two"), small_model, dataset, [
+        "--reward_funcs", "format", "degradation", "understanding", "generation", "probe:vowels", "--grammar", "chain",
+        "--max_text_tokens", "6", "--max_completion_length", "400", "--num_generations", "3",
+        "--per_device_train_batch_size", "1", "--loss_batch_size", "3", "--save_steps", "1", "--sample_steps", "1"],
+        {"DEBUG_MODE": "true"})

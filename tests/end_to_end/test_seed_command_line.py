@@ -16,6 +16,7 @@ import pytest
 from realsr_r1 import grpo
 from realsr_r1.errors import run as run_entry_point
 from realsr_r1.models import load_policy
+from realsr_r1.training.checkpoints import MARKER
 
 from .policies import steered_policy
 from .processes import free_port, start
@@ -101,16 +102,13 @@ def test_the_text_log_is_where_log_path_says(seed_run):
 def test_the_same_command_says_that_the_run_is_finished(seed_run, capsys):
     before = sorted(seed_run.folder.rglob("*"))
     assert exit_code(seed_run.flags) == 0
-    assert f"{seed_run.folder} holds a finished model already" in capsys.readouterr().out
+    assert f"{seed_run.folder} holds a finished run already" in capsys.readouterr().out
     assert sorted(seed_run.folder.rglob("*")) == before
 
 
 def test_a_stopped_run_that_holds_weights_only_names_the_two_ways_on(seed_run, capsys):
-    (seed_run.folder / "model.safetensors").rename(seed_run.folder / "aside")
-    try:
-        assert exit_code(seed_run.flags) == 2
-    finally:
-        (seed_run.folder / "aside").rename(seed_run.folder / "model.safetensors")
+    (seed_run.folder / MARKER).unlink()
+    assert exit_code(seed_run.flags) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{seed_run.folder / f'checkpoint-{STEPS}'} holds weights only" in error
     assert "--model_name_or_path" in error and "remove" in error

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,38 +10,11 @@ from realsr_r1.models import load_policy
 from realsr_r1.processing import ChainProcessor
 
 from .policies import steered_policy
-from .processes import Run, free_port, start
+from .processes import Run
+from .two_processes import STEPS, TwoProcesses, train
 
-STEPS = 2
 HANG_LIMIT = 60.0  # seconds from the start of training to the end of the process
 GO_ON, STOP = "Describe and restore this photo.", "Nothing, nothing, nothing to do."
-
-
-@dataclass
-class TwoProcesses:
-    """A finished run of two ranks: its folder, its output, and what the probe saw in each rank."""
-
-    folder: Path
-    output: str
-    seen: Path
-
-    def facts(self, name: str, rank: int) -> dict:
-        return json.loads((self.seen / f"{name}-rank{rank}.json").read_text())
-
-    def weights(self, when: str, rank: int) -> dict[str, torch.Tensor]:
-        return torch.load(self.seen / f"weights-{when}-rank{rank}.pt", weights_only=True)
-
-
-def train(folder: Path, model: Path, dataset: Path, flags: list[str], env: dict[str, str] | None = None,
-          limit: Callable[[Run], int] = Run.finish) -> TwoProcesses:
-    seen = folder / "seen"
-    seen.mkdir(parents=True)
-    run = start(["bash", "scripts/train_grpo.sh", "--max_steps", str(STEPS), "--learning_rate", "1e-3", "--warmup_steps", "0",
-                 "--report_to", "none", *flags], folder / "log.txt",
-                {"NPROC": "2", "RECIPE": "configs/recipes/tiny_grpo.yaml", "MODEL": str(model), "DATASET": str(dataset),
-                 "OUTPUT": str(folder / "run"), "MASTER_PORT": str(free_port()), "PROBE_FOLDER": str(seen), **(env or {})})
-    assert limit(run) == 0, run.output()[-6000:]
-    return TwoProcesses(folder / "run", run.output(), seen)
 
 
 def within_limit_after_start(run: Run) -> int:
@@ -52,16 +22,6 @@ def within_limit_after_start(run: Run) -> int:
     seen = run.log.parent / "seen"
     run.wait_for(lambda: all((seen / f"begin-rank{rank}.json").is_file() for rank in (0, 1)))
     return run.finish(HANG_LIMIT)
-
-
-@pytest.fixture(scope="module")
-def trained(dataset, small_model, tmp_path_factory) -> TwoProcesses:
-    """Two steps with the chain's four rewards and one from a module of one's own."""
-    return train(tmp_path_factory.mktemp("two"), small_model, dataset, [
-        "--reward_funcs", "format", "degradation", "understanding", "generation", "probe:vowels", "--grammar", "chain",
-        "--max_text_tokens", "6", "--max_completion_length", "400", "--num_generations", "3",
-        "--per_device_train_batch_size", "1", "--loss_batch_size", "3", "--save_steps", "1", "--sample_steps", "1"],
-        {"DEBUG_MODE": "true"})
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import torch
 
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 
-SHAPE = dict(num_embeddings=64, embed_dim=8, base_channels=32, channel_multiplier=[1, 2, 2], num_res_blocks=1, latent_channels=32)
+SHAPE = dict(num_embeddings=64, embed_dim=8, base_channels=32, channel_multiplier=[1, 2, 2], num_res_blocks=1,
+             latent_channels=32)
 
 
 def make(**changes) -> ImageTokenizer:
@@ -30,7 +31,7 @@ def test_any_grid_is_encoded_and_decoded(tokenizer, height, width):
     ids = tokenizer.encode(pixels)
     assert (tokenizer.downsample, tokenizer.codebook_size) == (4, 64)
     assert ids.shape == (2, height // 4, width // 4) and ids.dtype == torch.int64
-    assert 0 <= ids.min() and ids.max() < 64
+    assert ids.min() >= 0 and ids.max() < 64
     assert tokenizer.decode(ids).shape == pixels.shape
 
 
@@ -44,7 +45,8 @@ def test_a_batch_equals_its_images_one_by_one(tokenizer):
     pixels = make_pixels(32, 48, count=3)
     ids = tokenizer.encode(pixels)
     assert torch.equal(ids, torch.cat([tokenizer.encode(image[None]) for image in pixels]))
-    torch.testing.assert_close(tokenizer.decode(ids), torch.cat([tokenizer.decode(row[None]) for row in ids]), atol=1e-5, rtol=0)
+    alone = torch.cat([tokenizer.decode(row[None]) for row in ids])
+    torch.testing.assert_close(tokenizer.decode(ids), alone, atol=1e-5, rtol=0)
 
 
 def test_the_nearest_code_is_that_of_the_largest_cosine(tokenizer):

@@ -33,9 +33,9 @@ def lumina_folder(policy, tmp_path) -> Path:
     policy.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config.pop("rope_parameters")
-    config.update(model_type="chameleon", architectures=["ChameleonForConditionalGeneration"], vocabulary_map={"<image>": 7},
-                  mask_image_logits=False, dropout=0.05, z_loss_weight=1e-5, rope_theta=10000.0, rope_scaling=None,
-                  torch_dtype="float32", transformers_version="4.44.2")
+    config.update(model_type="chameleon", architectures=["ChameleonForConditionalGeneration"],
+                  vocabulary_map={"<image>": 7}, mask_image_logits=False, dropout=0.05, z_loss_weight=1e-5,
+                  rope_theta=10000.0, rope_scaling=None, torch_dtype="float32", transformers_version="4.44.2")
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -138,8 +138,9 @@ def test_a_folder_that_is_no_model_is_named(lumina_folder, tmp_path):
 
 @pytest.fixture
 def image_tokenizer_folder(tmp_path) -> Path:
-    ImageTokenizer(ImageTokenizerConfig(num_embeddings=16, base_channels=32, channel_multiplier=[1, 1], num_res_blocks=1,
-                                        latent_channels=32)).to(torch.float16).save_pretrained(tmp_path)
+    config = ImageTokenizerConfig(num_embeddings=16, base_channels=32, channel_multiplier=[1, 1], num_res_blocks=1,
+                                  latent_channels=32)
+    ImageTokenizer(config).to(torch.float16).save_pretrained(tmp_path)
     return tmp_path
 
 

@@ -8,6 +8,7 @@ from transformers import ChameleonForConditionalGeneration
 from transformers.models.chameleon.configuration_chameleon import ChameleonConfig
 
 from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.tokens import code_name
 
 HEADS, HEAD_DIM, VOCABULARY = 4, 16, 96
 IMAGE_TOKENS = list(range(8, 40))
@@ -26,13 +27,14 @@ def make_policy(attn_implementation: str = "sdpa", **changes) -> LuminaPolicy:
     return policy.eval()
 
 
-def published_class(policy: LuminaPolicy, attn_implementation: str = "sdpa", **changes) -> ChameleonForConditionalGeneration:
+def published_class(policy: LuminaPolicy, attn_implementation: str = "sdpa",
+                    **changes) -> ChameleonForConditionalGeneration:
     """transformers' class with the policy's weights: each norm repeated for the heads that share it."""
-    vocabulary = {f"IMGIMG{'ABCDEFGHIJ'[code // 10]}{'ABCDEFGHIJ'[code % 10]}Z": token for code, token in enumerate(IMAGE_TOKENS)}
+    vocabulary = {code_name(code): token for code, token in enumerate(IMAGE_TOKENS)}
+    image_tokenizer = dict(base_channels=32, channel_multiplier=[1], num_res_blocks=1, latent_channels=8, embed_dim=8,
+                           num_embeddings=32)
     config = ChameleonConfig(**{**SHAPE, **changes}, attn_implementation=attn_implementation,
-                             vocabulary_map={"<image>": 7, **vocabulary},
-                             vq_config=dict(base_channels=32, channel_multiplier=[1], num_res_blocks=1, latent_channels=8,
-                                            embed_dim=8, num_embeddings=32))
+                             vocabulary_map={"<image>": 7, **vocabulary}, vq_config=image_tokenizer)
     model = ChameleonForConditionalGeneration(config)
     state = policy.state_dict()
     for name, tensor in state.items():
@@ -84,7 +86,8 @@ def test_padding_on_the_left_changes_nothing():
 @pytest.mark.parametrize("rows", [1, 2])
 def test_heads_that_share_a_norm_share_it_after_training_too(rows):
     policy = make_policy(model_parallel_size=rows)
-    norms = {name: parameter for name, parameter in policy.named_parameters() if "_norm." in name and "self_attn" in name}
+    norms = {name: parameter for name, parameter in policy.named_parameters()
+             if ".q_norm." in name or ".k_norm." in name}
     assert len(norms) == 2 * 2 * 2 and all(parameter.shape == (rows, HEAD_DIM) for parameter in norms.values())
     before = {name: parameter.detach().clone() for name, parameter in norms.items()}
     ids = left_padded_batch()["input_ids"]
@@ -115,8 +118,9 @@ def test_only_the_asked_positions_are_projected():
     policy, ids = make_policy(), left_padded_batch()["input_ids"]
     with torch.no_grad():
         everything = policy(input_ids=ids).logits
-        torch.testing.assert_close(policy(input_ids=ids, logits_to_keep=3).logits, everything[:, -3:])
-        torch.testing.assert_close(policy(input_ids=ids, logits_to_keep=torch.tensor([2, 5])).logits, everything[:, [2, 5]])
+        for keep, positions in ((3, [-3, -2, -1]), (torch.tensor([2, 5]), [2, 5])):
+            kept = policy(input_ids=ids, logits_to_keep=keep).logits
+            torch.testing.assert_close(kept, everything[:, positions])
 
 
 def test_no_image_tokenizer_is_inside():

@@ -99,7 +99,8 @@ class ReferenceEngine:
 
     def _text_choices(self, written: int) -> list[int]:
         layout = self.layout
-        banned = {*layout.code_ids, *layout.size_ids.values(), layout.image_end, layout.new_line, layout.pad, layout.bos}
+        banned = {*layout.code_ids, *layout.size_ids.values(), layout.image_end, layout.new_line, layout.pad,
+                  layout.bos}
         smallest = min(layout.size_ids)
         if written + layout.span_length(smallest, smallest) > self.config.max_new_tokens:
             banned.add(layout.image_start)
@@ -113,7 +114,8 @@ class ReferenceEngine:
                           if min(layout.span_length(rows, columns) for columns in layout.size_ids) <= room)
         rows = layout.units_of_id[span[1]]
         if len(span) == 2:
-            return sorted(token for columns, token in layout.size_ids.items() if layout.span_length(rows, columns) <= room)
+            return sorted(token for columns, token in layout.size_ids.items()
+                          if layout.span_length(rows, columns) <= room)
         return self._body_choices(span, rows, layout.units_of_id[span[2]])
 
     def _body_choices(self, span: list[int], rows: int, columns: int) -> list[int]:

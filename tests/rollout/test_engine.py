@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
+
+from realsr_r1.errors import UserError
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
 from .helpers import make_layout, make_policy, make_prompts
 from .reference import ReferenceEngine
 
+LAYOUT = make_layout()
+PROMPTS = make_prompts(LAYOUT)
+CHAIN = RolloutConfig(num_generations=2, max_new_tokens=135, image_top_k_max=200, grammar="chain", max_text_tokens=6,
+                      seed=11)
 
-def compare(policy, layout, config, prompts, step=0):
-    rollout = RolloutEngine(policy, layout, config).generate(prompts, step=step)
-    reference = ReferenceEngine(policy, layout, config)
+
+def compare(policy, config, prompts, step=0):
+    """Engine and reference agree on ids, mask and log-ratio of every row of a batch."""
+    rollout = RolloutEngine(policy, LAYOUT, config).generate(prompts, step=step)
+    reference = ReferenceEngine(policy, LAYOUT, config)
     ratios = []
+    assert len(rollout.completion_ids) == len(prompts) * config.num_generations
     for row, (ids, mask) in enumerate(zip(rollout.completion_ids, rollout.sampled_mask, strict=True)):
         expected, sampled, ratio = reference.generate(prompts[row // config.num_generations], step, row)
         assert ids == expected, row
@@ -27,9 +37,92 @@ def compare(policy, layout, config, prompts, step=0):
 
 @pytest.mark.parametrize("guidance", [0.8, 1.0, 3.0])
 @pytest.mark.parametrize("grammar", ["image", "chain"])
-@pytest.mark.parametrize("top_k", [1, 5])
-def test_engine_equals_the_reference_in_mixed_batches(grammar, guidance, top_k):
-    layout = make_layout()
-    config = RolloutConfig(num_generations=2, max_new_tokens=70 if grammar == "image" else 135, guidance_scale=guidance, text_top_k=top_k,
-                           image_top_k_max=1 if top_k == 1 else 200, grammar=grammar, max_text_tokens=6, seed=11)
-    compare(make_policy(), layout, config, make_prompts(layout), step=4)
+def test_at_top_k_1_the_engine_equals_the_reference_in_mixed_batches(grammar, guidance):
+    config = RolloutConfig(num_generations=1, max_new_tokens=60 if grammar == "image" else 135, guidance_scale=guidance,
+                           text_top_k=1, image_top_k_max=1, grammar=grammar, max_text_tokens=6)
+    compare(make_policy(), config, PROMPTS)
+
+
+@pytest.mark.parametrize("grammar", ["image", "chain"])
+def test_sampled_completions_equal_the_references_draw_by_draw(grammar):
+    config = dataclasses.replace(CHAIN, grammar=grammar, max_new_tokens=135 if grammar == "chain" else 60)
+    compare(make_policy(1), config, PROMPTS, step=4)
+
+
+def test_rows_that_end_early_leave_the_batch_and_the_others_go_on_unchanged():
+    policy = make_policy(2)
+    with torch.no_grad():
+        policy.lm_head.weight[LAYOUT.end_of_turn] *= 3
+    config = RolloutConfig(num_generations=3, max_new_tokens=50, image_top_k_max=200, seed=3, text_top_k=40)
+    rollout = compare(policy, config, PROMPTS)
+    lengths = [len(ids) for ids in rollout.completion_ids]
+    assert len(set(lengths)) > 3
+    assert all(ids[-1] == LAYOUT.end_of_turn for ids in rollout.completion_ids if len(ids) < 50)
+
+
+def test_the_other_layer_order_shared_norms_and_untied_heads_are_followed_too():
+    policy = make_policy(3, swin_norm=True, model_parallel_size=2)
+    compare(policy, dataclasses.replace(CHAIN, num_generations=1, image_sizes=[(1, 1), (1, 2), (1, 1)]), PROMPTS[:2])
+
+
+def test_a_completion_does_not_depend_on_its_neighbours():
+    policy, config = make_policy(4), dataclasses.replace(CHAIN, num_generations=3)
+    together = RolloutEngine(policy, LAYOUT, config).generate(PROMPTS)
+    alone = RolloutEngine(policy, LAYOUT, dataclasses.replace(config, num_generations=1))
+    for row, ids in enumerate(together.completion_ids):
+        assert alone.generate(PROMPTS[row // 3], first_row=row).completion_ids == [ids]
+    last_two = RolloutEngine(policy, LAYOUT, config).generate(PROMPTS[1:], first_row=3)
+    assert last_two.completion_ids == together.completion_ids[3:]
+    repeated = alone.generate([prompt for prompt in PROMPTS for _ in range(3)])
+    assert repeated.completion_ids == together.completion_ids
+
+
+def test_another_step_row_or_seed_gives_other_completions_and_the_same_ones_the_same():
+    policy = make_policy(4)
+    first = RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0])
+    assert RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0]) == first
+    others = [RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0], step=1),
+              RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0], first_row=2),
+              RolloutEngine(policy, LAYOUT, dataclasses.replace(CHAIN, seed=12)).generate(PROMPTS[0])]
+    written = [tuple(ids) for rollout in [first, *others] for ids in rollout.completion_ids]
+    assert len(set(written)) == len(written)
+
+
+def test_the_policys_modes_come_back_and_gradient_checkpointing_changes_nothing():
+    policy = make_policy(5, attention_dropout=0.5)
+    expected = RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0])
+    policy.activation_checkpointing_enable()
+    policy.config.use_cache = False  # as trl and transformers set it with gradient checkpointing
+    policy.train()
+    policy.model.layers[0].eval()
+    assert RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0]) == expected
+    with pytest.raises(UserError):
+        RolloutEngine(policy, LAYOUT, dataclasses.replace(CHAIN, max_new_tokens=5)).generate(PROMPTS[0])
+    assert policy.training and policy.model.layers[1].training and not policy.model.layers[0].training
+    assert policy.is_activation_checkpointing and all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_a_lora_policy_writes_what_its_merged_policy_writes():
+    from peft import LoraConfig, get_peft_model
+
+    policy = get_peft_model(make_policy(6), LoraConfig(target_modules=["q_proj", "v_proj", "up_proj"], r=2))
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    policy = policy.double()
+    written = RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[:2])
+    assert written == RolloutEngine(policy.merge_and_unload(), LAYOUT, CHAIN).generate(PROMPTS[:2])
+
+
+def test_bfloat16_policies_write_well_formed_chains():
+    rollout = RolloutEngine(make_policy(7, torch.bfloat16), LAYOUT, CHAIN).generate(PROMPTS)
+    assert all(len(LAYOUT.find_spans(ids)) == 3 for ids in rollout.completion_ids)
+    assert math.isfinite(rollout.log_ratio)
+
+
+def test_a_policy_that_has_diverged_is_named_as_such():
+    policy = make_policy(8)
+    with torch.no_grad():
+        policy.model.norm.weight[0] = float("nan")
+    with pytest.raises(UserError, match="diverged"):
+        RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0])

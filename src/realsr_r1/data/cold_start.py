@@ -57,8 +57,9 @@ def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int],
     for row, index in enumerate(indices):
         prompt = processor.prompt_from_span(spans[row], rows[row]["problem"])
         first = len(rows) + row * len(chain_images[row])
+        chain_spans = spans[first:first + len(chain_images[row])]
         answer = processor.encode_chain(chain_texts(rows[row], seed, index),
-                                        dict(zip(chain_images[row], spans[first:first + len(chain_images[row])], strict=True)))
+                                        dict(zip(chain_images[row], chain_spans, strict=True)))
         encoded["input_ids"].append(numpy.asarray(prompt + answer, dtype=numpy.int32))
         encoded["prompt_length"].append(len(prompt))
     return encoded

@@ -20,9 +20,9 @@ class ImageTokenizerConfig(JanusVQVAEConfig):
     """`JanusVQVAEConfig`, under a `model_type` of our own.
 
     What matters: `num_embeddings` (codes), `embed_dim` (size of a code), `base_channels` (a multiple of 32),
-    `channel_multiplier` (one entry a level: n levels down-sample by 2^(n-1)), `num_res_blocks`, `latent_channels`. LlamaGen
-    (arXiv 2406.06525) l2-normalises codes and has attention after each residual block of the deepest level; Chameleon
-    (arXiv 2405.09818) does neither.
+    `channel_multiplier` (one entry a level: n levels down-sample by 2^(n-1)), `num_res_blocks`, `latent_channels`.
+    LlamaGen (arXiv 2406.06525) l2-normalises codes and has attention after each residual block of the deepest level;
+    Chameleon (arXiv 2405.09818) does neither.
     """
 
     model_type = "realsr_r1_image_tokenizer"
@@ -104,7 +104,10 @@ class ImageTokenizer(PreTrainedModel):
         return self.config.num_embeddings
 
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, H, W) -> latents (B, embed_dim, h, w), before the quantizer. Raises `ValueError` on a wrong shape."""
+        """Pixels (B, 3, H, W) -> latents (B, embed_dim, h, w), before the quantizer.
+
+        Raises `ValueError` on a wrong shape.
+        """
         if pixels.ndim != 4 or pixels.shape[1] != 3 or any(side % self.downsample for side in pixels.shape[2:]):
             raise ValueError(f"pixels must be (B, 3, H, W) with H and W multiples of {self.downsample}, "
                              f"not {tuple(pixels.shape)}")

@@ -37,8 +37,8 @@ def load_policy(path: str | Path, dtype: torch.dtype | None = None,
     """Load a policy from one of our folders, or from a folder in Lumina-mGPT's published layout.
 
     `dtype`: of the parameters; the file's own by default. `attn_implementation`: as in transformers;
-    `flash_attention_2` becomes `sdpa`, with one warning, where it can't run. Under an active DeepSpeed ZeRO-3 config the
-    parameters are partitioned as transformers does it. Raises `UserError` that names a missing folder, another
+    `flash_attention_2` becomes `sdpa`, with one warning, where it can't run. Under an active DeepSpeed ZeRO-3 config
+    the parameters are partitioned as transformers does it. Raises `UserError` that names a missing folder, another
     architecture, and the first tensor that is missing, unexpected or of a wrong shape.
     """
     path = Path(path)
@@ -46,7 +46,9 @@ def load_policy(path: str | Path, dtype: torch.dtype | None = None,
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in LuminaPolicy(config).state_dict().items()}
     _check_tensors(path, tensor_shapes(path), expected)
-    kwargs: dict[str, Any] = {"attn_implementation": usable_attention(attn_implementation)} if attn_implementation else {}
+    kwargs: dict[str, Any] = {}
+    if attn_implementation:
+        kwargs["attn_implementation"] = usable_attention(attn_implementation)
     return LuminaPolicy.from_pretrained(path, config=config, dtype=dtype or "auto", **kwargs)
 
 
@@ -64,13 +66,13 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, **override
     """Load an image tokenizer, in float32 on the CPU: a folder that we saved, or a published file.
 
     A file is a pickle (`.pt`, `.pth`, `.ckpt`; read as data only) or `.safetensors`. `family`: what it is, one of
-    `published.FAMILIES`; by default told by its tensor names. `overrides`: keys of `ImageTokenizerConfig` that differ from
-    the family's (or the folder's), e.g. `base_channels=32`. Raises `UserError` naming the file or tensor at fault.
+    `published.FAMILIES`; by default told by its tensor names. `overrides`: keys of `ImageTokenizerConfig` that differ
+    from the family's (or the folder's), e.g. `base_channels=32`. Raises `UserError` naming the file or tensor at fault.
     """
     path = Path(path)
     if path.is_dir():
         if family is not None:
-            raise UserError(f"{path} is a folder, which says itself what it is; family={family!r} is for published files")
+            raise UserError(f"{path} is a folder, which says what it is; family={family!r} is for published files")
         config = read_json(path / "config.json")
         if config.get("model_type") != ImageTokenizerConfig.model_type:
             raise UserError(f"{path} holds a model of type {config.get('model_type')!r}, not an image tokenizer")

@@ -1,8 +1,8 @@
 """The policy: the Lumina-mGPT decoder (Chameleon's, arXiv 2405.09818) with image logits, in the published layout.
 
 Layers, attention and rotary positions are transformers' Chameleon. Ours are two things: q/k norms that are stored one
-row a model-parallel shard (so heads that share a norm stay tied in training, DESIGN decision 5), and a head that does not
-mask image tokens. No image tokenizer inside. Knows ids only.
+row a model-parallel shard (so heads that share a norm stay tied in training, DESIGN decision 5), and a head that does
+not mask image tokens. No image tokenizer inside. Knows ids only.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
 
 
 class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
-    """The policy. `policy(input_ids, attention_mask, position_ids).logits` (B, L, vocabulary), image tokens included."""
+    """`policy(input_ids, attention_mask, position_ids).logits`: (B, L, vocabulary), image tokens included."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
@@ -117,8 +117,8 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Next-token logits, and with `labels` (-100 = not scored) the mean cross-entropy.
 
-        `input_ids` (B, L); `attention_mask` (B, past + L), 1 = attend; `position_ids` (B, L); `logits_to_keep`: only the
-        last n positions (0 = all), or a tensor of positions.
+        `input_ids` (B, L); `attention_mask` (B, past + L), 1 = attend; `position_ids` (B, L); `logits_to_keep`: only
+        the last n positions (0 = all), or a tensor of positions.
         """
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,

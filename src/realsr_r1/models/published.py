@@ -22,14 +22,15 @@ _LLAMAGEN = {"num_embeddings": 16384, "embed_dim": 8, "base_channels": 128, "num
 FAMILIES: dict[str, dict[str, Any]] = {
     "llamagen-vq8": {**_LLAMAGEN, "channel_multiplier": [1, 2, 2, 4]},
     "llamagen-vq16": {**_LLAMAGEN, "channel_multiplier": [1, 1, 2, 2, 4]},
-    "chameleon": {"num_embeddings": 8192, "embed_dim": 256, "base_channels": 128, "num_res_blocks": 2, "latent_channels": 256,
-                  "channel_multiplier": [1, 1, 2, 2, 4], "l2_normalised_codes": False, "deepest_level_attention": False},
+    "chameleon": {"num_embeddings": 8192, "embed_dim": 256, "base_channels": 128, "num_res_blocks": 2,
+                  "latent_channels": 256, "channel_multiplier": [1, 1, 2, 2, 4], "l2_normalised_codes": False,
+                  "deepest_level_attention": False},
 }
 STATE_KEYS = ("model", "state_dict")  # where LlamaGen's and Chameleon's pickles keep the state dict
 # Tensors that belong to training: LlamaGen's count of used codes, Chameleon's discriminator and perceptual loss.
 TRAINING_TENSORS = re.compile(r"quantize\.codebook_used$|loss\.")
 
-# (their name, ours), applied in turn. LlamaGen numbers the three middle blocks, and names levels in the order they run in.
+# (their name, ours), applied in turn. LlamaGen numbers the three middle blocks, and levels in the order they run in.
 _LLAMAGEN_NAMES = (
     (r"encoder\.conv_blocks\.(\d+)\.(attn|downsample)\.", r"encoder.down.\1.\2."),
     (r"encoder\.conv_blocks\.(\d+)\.res\.", r"encoder.down.\1.block."),
@@ -42,15 +43,16 @@ _LLAMAGEN_NAMES = (
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` file, or of a pickle (`.pt`, `.pth`, `.ckpt`), bare or under "model" or "state_dict".
+    """The tensors of a `.safetensors` file, or of a pickle (`.pt`, `.pth`, `.ckpt`), bare or under one of `STATE_KEYS`.
 
     Raises `UserError` that names a file that can't be read, and a pickle that holds more than data (it is not run).
     """
     try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        is_pickle = path.suffix != ".safetensors"
+        state: Any = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: it is no pickle of plain tensors ({_reason(error)}); get it from its publisher, "
-                        "or as .safetensors") from error
+        raise UserError(f"{path} is refused: it is no pickle of plain tensors ({_reason(error)}); get it from its "
+                        "publisher, or as .safetensors") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} can't be read ({_reason(error)}); copy it again") from error
     for key in STATE_KEYS:

@@ -24,7 +24,7 @@ class RolloutConfig:
         guidance_scale: s of `uncond + s * (cond - uncond)` at image codes; 1.0 switches the unconditional branch off.
         text_top_k: how many of the likeliest tokens may be drawn in text and for sizes; ties are kept.
         image_top_k_min, image_top_k_max: top-k at image codes, from the first (sure) to the second (unsure) by entropy.
-        grammar: "image" constrains image spans only; "chain" forces the whole chain, so every completion is well formed.
+        grammar: "image" constrains image spans only; "chain" forces the whole chain: every completion is well formed.
         image_sizes: for "chain", (rows, columns) in grid units of the rough, middle and final image; None takes a
             quarter, a half and the whole of each side of the prompt's last image.
         max_text_tokens: for "chain", longest body of a text section, its closing tag not counted.
@@ -50,7 +50,8 @@ class RolloutConfig:
         if self.max_text_tokens < 0:
             raise UserError(f"max_text_tokens is {self.max_text_tokens}; it must be at least 0")
         if self.image_top_k_max < self.image_top_k_min:
-            raise UserError(f"image_top_k_max {self.image_top_k_max} is smaller than image_top_k_min {self.image_top_k_min}")
+            raise UserError(f"image_top_k_max {self.image_top_k_max} is smaller than image_top_k_min "
+                            f"{self.image_top_k_min}")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}; it must be above 0 (for the likeliest tokens set the "
                             "top-k settings to 1)")

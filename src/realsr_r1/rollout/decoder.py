@@ -1,7 +1,7 @@
-"""The policy, one token a row at a time, with caches allocated once: the prompt's, the completions', the unconditional ones.
+"""The policy, one token a row at a time, with caches allocated once: prompts', completions', unconditional ones.
 
-Rows of one prompt share its keys and values. Conditional and unconditional rows go through the layers in one batch. Knows
-the layers of `LuminaPolicy`; no grammar, no sampling.
+Rows of one prompt share its keys and values. Conditional and unconditional rows go through the layers in one batch.
+Knows the layers of `LuminaPolicy`; no grammar, no sampling.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from realsr_r1.models.policy import QK_NORM_EPS
 class Decoder:
     """Steps a policy over R rows.
 
-    `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues. `max_new_tokens`: tokens a row can be
-    fed; `max_span`: tokens an unconditional branch can be fed (0: there will be none).
+    `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues. `max_new_tokens`: tokens a row
+    can be fed; `max_span`: tokens an unconditional branch can be fed (0: there will be none).
     """
 
     def __init__(self, policy: nn.Module, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
@@ -58,12 +58,14 @@ class Decoder:
         self.shared = [(gather(layer, "keys"), gather(layer, "values")) for layer in range(len(self.model.layers))]
         self.prompt_mask = None  # (prompts, 1, 1, longest): what is padding
         if len({len(prompt) for prompt in prompts}) > 1:
-            self.prompt_mask = (torch.arange(longest, device=self.device) >= self.prompt_lengths[:, None])[:, None, None]
+            columns = torch.arange(longest, device=self.device)
+            self.prompt_mask = (columns >= self.prompt_lengths[:, None])[:, None, None]
 
     def _empty_cache(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         like = self.shared[0][0]
         shape = (rows, like.shape[1], length, like.shape[3])
-        return like.new_empty(shape), like.new_empty(shape)
+        # Zeros, because columns a row hasn't reached are weighted with 0, and 0 times garbage may be NaN.
+        return like.new_zeros(shape), like.new_zeros(shape)
 
     def _rotary_table(self, length: int) -> None:
         positions = torch.arange(length, device=self.device)[None]
@@ -72,7 +74,7 @@ class Decoder:
         self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)  # the sign of rotate_half
 
     def _group_rows(self) -> None:
-        """Lay rows out as (prompts, largest group): `place` (prompts * largest,) is a row, `place_of_row` (R,) its inverse.
+        """Lay rows out as (prompts, largest group): `place` (prompts * largest,) -> row, `place_of_row` (R,) -> place.
 
         Both are None when the rows already lie so.
         """
@@ -133,7 +135,7 @@ class Decoder:
         return states[:count], states[count:]
 
     def _unconditional_places(self, places: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the tokens at `places` (U,) go in a flattened cache, (U * kv heads,), and what they can't see of its columns."""
+        """Where the tokens at `places` (U,) go in a flattened cache, (U * kv heads,), and the columns they can't see."""
         _, heads, length, _ = self.unconditional[0][0].shape
         first = torch.arange(len(places) * heads, device=self.device) * length
         columns = torch.arange(reach, device=self.device)
@@ -141,7 +143,9 @@ class Decoder:
 
     def _project(self, index: int, states: torch.Tensor, cos: torch.Tensor,
                  sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """States (B, hidden) -> scaled queries (B, kv heads, heads a kv head, head_dim), keys, values (B, kv heads, head_dim)."""
+        """States (B, hidden) -> queries (B, kv heads, heads / kv heads, head_dim), keys and values
+        (B, kv heads, head_dim); normed, rotated, queries scaled.
+        """
         attention, norms = self.model.layers[index].self_attn, self.norms[index]
         batch, head_dim = len(states), attention.head_dim
         both = torch.cat((attention.q_proj(states), attention.k_proj(states)), dim=-1).view(batch, -1, head_dim)
@@ -171,7 +175,8 @@ class Decoder:
         """(R, heads, n, d) -> (prompts, heads, largest group * n, d)."""
         _, heads, n, width = rows.shape
         rows = rows if self.place is None else rows[self.place]
-        return rows.reshape(-1, self.largest, heads, n, width).transpose(1, 2).reshape(-1, heads, self.largest * n, width)
+        groups = rows.reshape(-1, self.largest, heads, n, width).transpose(1, 2)
+        return groups.reshape(-1, heads, self.largest * n, width)
 
     def _to_rows(self, groups: torch.Tensor, n: int) -> torch.Tensor:
         """Inverse of `_to_groups`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -31,9 +31,10 @@ COMPACT_SHARE = 0.25  # finished rows leave the batch when they are this share o
 class Rollout:
     """Completions of a batch, N prompts x G, grouped.
 
-    `completion_ids`: the end-of-turn included where it was written. `sampled_mask`: 1 where the grammar left a choice, 0
-    where it left one. `log_ratio`: mean over sampled tokens of log q - log p, q being the distribution they were drawn from
-    (guidance, masks, top-k, temperature) and p the policy's own (unguided, temperature 1, whole vocabulary); 0 if none was.
+    `completion_ids`: the end-of-turn included where it was written. `sampled_mask`: 1 where the grammar left a choice,
+    0 where it left one id. `log_ratio`: mean over sampled tokens of log q - log p, q being what they were drawn from
+    (guidance, masks, top-k, temperature) and p the policy's own distribution (unguided, temperature 1, whole
+    vocabulary); 0 if none was sampled.
     """
 
     completion_ids: list[list[int]]
@@ -45,8 +46,8 @@ class RolloutEngine:
     """Samples completions of a policy under a grammar, with guidance inside images.
 
     Args:
-        policy: a `LuminaPolicy`, or a LoRA one around it; on any device, of any float type. Under ZeRO-3 its parameters must
-            be gathered.
+        policy: a `LuminaPolicy`, or a LoRA one around it; on any device, of any float type. Under ZeRO-3 its parameters
+            must be gathered.
         processor_or_layout: the `ChainProcessor` of the model, or its `TokenLayout`.
         config: see `RolloutConfig`.
     """
@@ -63,17 +64,20 @@ class RolloutEngine:
                             "they don't belong together")
 
     @torch.no_grad()
-    def generate(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int = 0, first_row: int = 0) -> Rollout:
+    def generate(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int = 0,
+                 first_row: int = 0) -> Rollout:
         """G completions of one prompt (a list of ids), or N x G of a list of prompts, grouped.
 
-        `step`: global step; `first_row`: number of the first completion in the whole batch, where this call makes a part of it.
-        Both only choose the random numbers. Raises `UserError` when a prompt is empty or a chain can't fit the budget.
+        `step`: global step; `first_row`: number of the first completion in the whole batch, where this call makes a part
+        of it. Both only choose the random numbers. Raises `UserError` when a prompt is empty, a chain can't fit the
+        budget, or the policy's scores are not finite.
         """
         prompts = [prompt_ids] if prompt_ids and isinstance(prompt_ids[0], int) else prompt_ids
         if not prompts or not all(prompts):
             raise UserError("a rollout needs at least one prompt, and every prompt at least one token")
         with _evaluating(self.policy):
-            return _Run(self.policy, self.layout, self.config, [tuple(prompt) for prompt in prompts], step, first_row).finish()
+            run = _Run(self.policy, self.layout, self.config, [tuple(prompt) for prompt in prompts], step, first_row)
+            return run.finish()
 
 
 @contextmanager
@@ -101,8 +105,8 @@ class _Run:
         count, vocab_size = len(prompt_of_row), embedding.num_embeddings
         if config.grammar == "chain":
             sizes = [config.image_sizes or chain_sizes(layout, prompt) for prompt in distinct]
-            self.grammar: Any = ChainGrammar(layout, sizes, prompt_of_row, config.max_new_tokens, config.max_text_tokens,
-                                             vocab_size)
+            self.grammar: ChainGrammar | ImageGrammar = ChainGrammar(
+                layout, sizes, prompt_of_row, config.max_new_tokens, config.max_text_tokens, vocab_size)
         else:
             self.grammar = ImageGrammar(layout, count, config.max_new_tokens, vocab_size, self.device)
         self.is_guided = config.guidance_scale != 1.0
@@ -203,6 +207,9 @@ class _Run:
         return tokens[keep]
 
     def _rollout(self) -> Rollout:
+        if not self.log_ratio_sum.isfinite():
+            raise UserError("the policy's scores are not finite: its training has diverged (lower learning_rate, or go "
+                            "back to an earlier checkpoint) or its type is too narrow (use bfloat16 or float32)")
         lengths = self.lengths.tolist()
         ids, sampled = self.tokens.tolist(), self.sampled.tolist()
         count = sum(map(sum, sampled))

@@ -1,7 +1,7 @@
 """What may come next: two grammars over token ids, kept for a whole batch of rows as tensors.
 
-Both count, a row, the tokens of the image span it is in: `offset` 0 outside, 1 after image start, 2 after the rows token,
-3 and more among codes and new lines. Knows ids and budgets; no text, no policy, no random numbers.
+Both count, a row, the tokens of the image span it is in: `offset` is 0 outside, 1 after image start, 2 after the rows
+token, 3 and more among codes and new lines. Knows ids and budgets; no text, no policy, no random numbers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class ImageGrammar:
         by_rows = 3 + self.units * (per_unit * (smallest * per_unit + 1))
         by_columns = 2 + self.height[rows, None] * (self.units * per_unit + 1)
         is_size = self.units > 0
-        return torch.where(offset == 0, text, is_size & torch.where(offset == 1, by_rows <= remaining, by_columns <= remaining))
+        needed = torch.where(offset == 1, by_rows, by_columns)
+        return torch.where(offset == 0, text, is_size & (needed <= remaining))
 
     def chooses_text(self) -> torch.Tensor:
         """Rows that may have a choice outside image bodies, (R,) bool."""
@@ -104,10 +105,11 @@ class ImageGrammar:
 class ChainGrammar:
     """Forces the whole chain: tags, spans and end-of-turn; text bodies and codes are chosen.
 
-    A chain is a program of slots, one a token: a fixed id, a code, or a text body, which stays until the first id of its
-    closing tag comes. That id is forced when the body has `max_text_tokens`, or when the rest needs all that is left of
-    `max_new_tokens`; so every completion is well formed. `image_sizes` has an entry a prompt: (rows, columns) in grid units of
-    its images, in order; `prompt_of_row` (R,) says which is a row's. Raises `UserError` when the budget can't hold it.
+    A chain is a program of slots, one a token: a fixed id, a code, or a text body, which stays until the first id of
+    its closing tag comes. That id is forced when the body has `max_text_tokens`, or when the rest needs all that is
+    left of `max_new_tokens`; so every completion is well formed. `image_sizes` has an entry a prompt: (rows, columns)
+    in grid units of its images, in order; `prompt_of_row` (R,) says which is a row's. Raises `UserError` when the
+    budget can't hold the chain.
     """
 
     def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[Sequence[int]]], prompt_of_row: torch.Tensor,
@@ -167,7 +169,7 @@ class ChainGrammar:
         return self.ids[self.prompt_of_row, self.slot] == _BODY
 
     def steady_steps(self) -> torch.Tensor:
-        """For how many tokens from now a row is sure to stay where it is: body, tag, image start, image body, done; (R,)."""
+        """For how many tokens from now a row is sure to stay where it is: text, tag, span start, codes, done; (R,)."""
         return self.steady[self.prompt_of_row, self.slot]
 
     def advance(self, tokens: torch.Tensor) -> None:
@@ -222,7 +224,8 @@ class _Program:
 
     def steady_steps(self) -> list[int]:
         """A slot: how many slots from it on are alike, in a body's, outside an image, at its start, or in its body."""
-        kinds = [(token == _BODY, min(offset, 1), offset >= 3) for token, offset in zip(self.ids, self.offsets, strict=True)]
+        slots = zip(self.ids, self.offsets, strict=True)
+        kinds = [(token == _BODY, offset >= 1, offset >= 3) for token, offset in slots]
         steps = [1] * len(kinds)
         for slot in range(len(kinds) - 2, -1, -1):
             if kinds[slot] == kinds[slot + 1] and self.ids[slot] != _BODY:

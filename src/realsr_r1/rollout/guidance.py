@@ -10,7 +10,7 @@ import torch
 
 
 class UnconditionalRows:
-    """Which rows have an unconditional branch now: `rows` (U,) int64, slot -> row, and `slot_of_row` (R,) its inverse."""
+    """Which rows have an unconditional branch now: `rows` (U,) int64, slot -> row; `slot_of_row` (R,) its inverse."""
 
     def __init__(self, batch: int, device: torch.device):
         self.rows = torch.empty(0, dtype=torch.int64, device=device)
@@ -43,5 +43,5 @@ class UnconditionalRows:
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
-    """`uncond + scale * (cond - uncond)`, for scores of one shape (Ho and Salimans, arXiv 2207.12598, its form without +1)."""
+    """`uncond + scale * (cond - uncond)`, for scores of one shape (after Ho and Salimans, arXiv 2207.12598)."""
     return torch.lerp(unconditional, conditional, scale)

@@ -58,7 +58,8 @@ def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float,
     """Draw one choice a row: top-k with ties kept, then temperature, then the inverse CDF at `uniform`.
 
     `scores` (R, C), -inf where a choice is not allowed, in the order of the CDF; `k` one number, or (R,) int64;
-    `uniform` (R,) float64. Returns the choices (R,) int64 and the log-probability each was drawn with (R,) float64.
+    `uniform` (R,) float64. Returns the choices (R,) int64 and the log-probability each was drawn with (R,) float64 (NaN
+    where the scores are).
     """
     if isinstance(k, int):
         ranked = scores.topk(min(k, scores.shape[-1])).values
@@ -70,4 +71,5 @@ def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float,
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:]
     choice = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+    choice.clamp_(max=scores.shape[-1] - 1)  # NaN scores would give an index past the end
     return choice[:, 0], (weights.gather(1, choice) / total).log_()[:, 0]

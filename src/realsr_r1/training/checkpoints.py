@@ -32,8 +32,7 @@ class CompletionMarker(TrainerCallback):
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            with atomic_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER) as partial:
-                partial.write_text("all parts of this checkpoint are written\n", encoding="utf-8")
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             self._delete_old(Path(args.output_dir), Path(state.best_model_checkpoint or "").name)
 
     def _delete_old(self, folder: Path, best: str) -> None:
@@ -42,6 +41,12 @@ class CompletionMarker(TrainerCallback):
             if complete[step].name != best:
                 (complete[step] / MARKER).unlink()  # first: a checkpoint that is half deleted must not count
                 shutil.rmtree(complete[step], ignore_errors=True)
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the completion marker into `folder`."""
+    with atomic_file(folder / MARKER) as partial:
+        partial.write_text("everything that belongs into this folder is written\n", encoding="utf-8")
 
 
 def complete_checkpoints(folder: Path) -> dict[int, Path]:

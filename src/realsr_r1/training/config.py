@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from realsr_r1.errors import UserError
+from realsr_r1.training.rollouts import rollout_config
 
 
 @dataclass
@@ -92,6 +93,7 @@ class ChainGRPOConfig(GRPOConfig):
             raise UserError(f"--num_generations {self.num_generations}: a group needs at least 2 completions to compare")
         if self.sample_steps < 0:
             raise UserError(f"--sample_steps {self.sample_steps} must be 0 or more")
+        rollout_config(self, self.num_generations)  # says now what the first rollout would
         if self.batch_unit == "prompts":
             completions = self.per_device_train_batch_size * self.num_generations
             micro = self.loss_batch_size or self.num_generations

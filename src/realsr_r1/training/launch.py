@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from realsr_r1.training.checkpoints import MARKER, mark_complete
+
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
@@ -33,10 +35,15 @@ def prepare_process(args: TrainingArguments) -> None:
 def save_model_folder(trainer: Trainer, processor: ChainProcessor, output_dir: str | Path) -> None:
     """Write a complete model folder into `output_dir`; rank 0 writes, all ranks take part in gathering weights.
 
-    The processor comes first and the weights last: a folder with weights is a whole one.
+    A marker comes last: without it the run doesn't count as finished (`is_finished`).
     """
     if trainer.is_world_process_zero():
         processor.save_pretrained(output_dir)
     trainer.save_model(str(output_dir))
+    if trainer.is_world_process_zero():
+        mark_complete(Path(output_dir))
 
 
+def is_finished(output_dir: str | Path) -> bool:
+    """Whether the run in `output_dir` has come to its end, the writing of its model folder included."""
+    return (Path(output_dir) / MARKER).is_file()

@@ -1,0 +1,162 @@
+"""realsr-r1 restore: photos in, restored photos and their chains out; bad photos named, the others done."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+from realsr_r1.chain import parse_chain
+from realsr_r1.restore import BAD_ITEMS_FILE, main
+
+from .small import exit_code, photo, write_model
+
+NAMES = ("astronaut", "chelsea", "coffee", "retina")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model, tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "small", tiny_model)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Four photos: two square ones, a wide one and a tall one."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index, name in enumerate(NAMES):
+        photo(name, 64).resize([(40, 40), (64, 30), (33, 33), (30, 70)][index]).save(folder / f"{name}.png")
+    return folder
+
+
+def restore(model: Path, source: Path, output: Path, *more: str) -> int:
+    folders = ["--model", str(model), "--input", str(source), "--output", str(output)]
+    return exit_code(main, [*folders, "--device", "cpu", *more])
+
+
+@pytest.fixture(scope="module")
+def restored(model, photos, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("output") / "restored"
+    assert restore(model, photos, output) == 0
+    return output
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def result(folder: Path, name: str) -> bytes:
+    return (folder / f"{name}.png").read_bytes()
+
+
+def test_a_folder_gives_a_png_and_a_chain_for_every_photo(restored):
+    parts = ("chain.txt", "final.png", "lq.png", "middle.png", "rough.png")
+    assert sorted(contents(restored)) == sorted([f"{name}.png" for name in NAMES]
+                                                + [f"chains/{name}/{part}" for name in NAMES for part in parts])
+
+
+def test_a_chain_is_whole_and_its_images_grow_to_the_photos_shape(restored):
+    for name, size in zip(NAMES, [(32, 32), (32, 16), (32, 32), (16, 32)], strict=True):
+        folder = restored / "chains" / name
+        text = (folder / "chain.txt").read_text(encoding="utf-8")
+        assert parse_chain(text).is_well_formed
+        images = {part: Image.open(folder / f"{part}.png") for part in ("lq", "rough", "middle", "final")}
+        assert images["lq"].size == images["final"].size == size
+        assert images["rough"].size == images["middle"].size == (16, 16)
+        image = Image.open(restored / f"{name}.png")
+        assert image.mode == "RGB" and ImageChops.difference(image, images["final"]).getbbox() is None
+
+
+def test_one_photo_can_be_given_as_a_file(model, photos, restored, tmp_path):
+    assert restore(model, photos / "astronaut.png", tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["astronaut.png", "chains"]
+    assert result(tmp_path, "astronaut") == result(restored, "astronaut")  # the first of the folder
+
+
+def test_the_same_seed_gives_the_same_photos_whatever_the_batches(model, photos, restored, tmp_path):
+    assert restore(model, photos, tmp_path / "one_by_one", "--batch_size", "1") == 0
+    assert contents(tmp_path / "one_by_one") == contents(restored)
+    assert restore(model, photos, tmp_path / "other", "--seed", "7") == 0
+    assert all(result(tmp_path / "other", name) != result(restored, name) for name in NAMES)
+
+
+def test_a_run_that_is_started_again_does_the_rest_and_gives_the_same(model, photos, restored, tmp_path, capsys):
+    output = tmp_path / "restored"
+    shutil.copytree(restored, output)
+    for name in ("astronaut", "coffee"):
+        (output / f"{name}.png").unlink()
+    kept = (output / "chelsea.png").stat().st_mtime_ns
+    assert restore(model, photos, output) == 0
+    assert "2 of 4 photos are restored" in capsys.readouterr().out
+    assert contents(output) == contents(restored)
+    assert (output / "chelsea.png").stat().st_mtime_ns == kept
+
+
+def test_a_finished_run_needs_no_model(photos, restored, tmp_path):
+    assert restore(tmp_path / "nowhere", photos, restored) == 0
+
+
+def test_corrupt_photos_are_named_and_the_others_done(model, photos, restored, tmp_path, capsys):
+    source, output = tmp_path / "photos", tmp_path / "restored"
+    shutil.copytree(photos, source)
+    (source / "chelsea.png").write_bytes(b"not an image")
+    (source / "zero.jpg").write_bytes(b"")
+    assert restore(model, source, output) == 2
+    error = capsys.readouterr().err
+    assert "2 of 5 photos were not restored" in error and str(source / "chelsea.png") in error
+    listed = (output / BAD_ITEMS_FILE).read_text(encoding="utf-8")
+    bad = [str(source / name) for name in ("chelsea.png", "zero.jpg")]
+    assert [line.split("\t")[0] for line in listed.splitlines()] == bad
+    assert "zero.jpg is empty (0 bytes)" in listed
+    for name in ("astronaut", "coffee", "retina"):  # as they are without a corrupt neighbour
+        assert result(output, name) == result(restored, name)
+    assert not list(output.rglob("*chelsea*")) + list(output.rglob("*zero*"))
+    assert restore(model, source, output, "--skip_bad") == 0
+    shutil.copy(photos / "chelsea.png", source)
+    (source / "zero.jpg").unlink()
+    assert restore(model, source, output) == 0
+    assert contents(output) == contents(restored)
+
+
+def test_an_answer_without_an_image_is_a_bad_item(model, photos, tmp_path, capsys):
+    argv = ["--grammar", "image", "--max_new_tokens", "4"]  # no image fits
+    assert restore(model, photos / "coffee.png", tmp_path / "out", *argv) == 2
+    assert f"the policy wrote no image for {photos / 'coffee.png'}; try --grammar chain" in capsys.readouterr().err
+
+
+def test_bad_input_is_named_and_nothing_written(model, photos, tmp_path, capsys):
+    empty, twice = tmp_path / "empty", tmp_path / "twice"
+    for folder in (empty, twice):
+        folder.mkdir()
+    for suffix in ("png", "jpg"):
+        photo("coffee").save(twice / f"a.{suffix}")
+    for argv, named in (
+            ((model, tmp_path / "nowhere"), f"no such file or folder: {tmp_path / 'nowhere'}"),
+            ((model, empty), f"{empty} (--input) holds no images"),
+            ((model, twice), f"{twice / 'a.png'} and {twice / 'a.jpg'} would both become a.png"),
+            ((tmp_path / "nowhere", photos), f"no such model folder: {tmp_path / 'nowhere'}"),
+            ((empty, photos), f"{empty} has no chain_settings.json"),
+            ((model, photos, "--batch_size", "0"), "--batch_size"),
+            ((model, photos, "--temperature", "0"), "temperature"),
+            ((model, photos, "--max_new_tokens", "20"), "20")):
+        assert restore(*argv[:2], tmp_path / "out", *argv[2:]) == 2, named
+        assert named in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_photos_own_folder_is_no_output(model, photos, capsys):
+    before = contents(photos)
+    for source in (photos, photos / "coffee.png"):
+        assert restore(model, source, photos) == 2
+        assert f"--output {photos} is the folder of the photos themselves" in capsys.readouterr().err
+    assert contents(photos) == before
+
+
+def test_the_embedded_model_restores_a_photo_with_its_defaults(tiny_model, tmp_path):
+    photo("coffee", 200).save(tmp_path / "coffee.jpg")
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    assert restore(tmp_path / "copy", tmp_path / "coffee.jpg", tmp_path / "out") == 0
+    assert Image.open(tmp_path / "out" / "coffee.png").size == (48, 48)
+    text = (tmp_path / "out" / "chains" / "coffee" / "chain.txt").read_text(encoding="utf-8")
+    assert parse_chain(text).is_well_formed
