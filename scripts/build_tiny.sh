@@ -29,7 +29,8 @@ realsr sft --config configs/recipes/tiny_sft.yaml --dataset_name "$work/dataset"
     --output_dir "$work/cold_start"
 
 stage "export in float16"
-[ -d "$work/tiny" ] || realsr export --checkpoint "$work/cold_start" --output "$work/tiny" --dtype float16
+realsr export --checkpoint "$work/cold_start" --output "$work/tiny" --dtype float16 \
+    --sampling temperature=0.7 guidance_scale=1.0 text_top_k=1 image_top_k_max=100 max_text_tokens=60 max_new_tokens=600
 du -sh "$work/tiny"
 if [ "${INSTALL:-0}" = 1 ]; then
     rm -rf assets/tiny && cp -r "$work/tiny" assets/tiny

@@ -28,7 +28,7 @@ def wheel_folder(package: str) -> Path:
     """The folder an installed wheel put its files in, found without importing it; `UserError` if it isn't there."""
     spec = importlib.util.find_spec(WHEEL_MODULES[package])
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{package} isn't installed in this Python; run scripts/setup.sh or `pip install {package}`")
+        raise UserError(f"{package} isn't installed in this Python; run setup.sh or `pip install {package}`")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole job on real photographs, without GPU or internet: dataset, GRPO from the embedded cold start, export,
-# restore, evaluate, report. A finished stage is not run again.
+# restore, evaluate, report. A finished stage is not run again; only evaluation and report are, in seconds.
 #   bash scripts/quickstart.sh                  outputs/quickstart
 #   bash scripts/quickstart.sh --fresh          from the beginning
 #   bash scripts/quickstart.sh --from_scratch   tokenizers and cold start too, with short budgets (a rough model)
@@ -45,7 +45,8 @@ if [ "$from_scratch" = 1 ]; then
 fi
 
 grpo() { NPROC=2 RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
-export_model() { [ -d "$work/model" ] || realsr export --checkpoint "$run" --output "$work/model" --dtype float16; }
+export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16 --sampling temperature=0.7 \
+    guidance_scale=1.0 text_top_k=1 image_top_k_max=100 max_text_tokens=60 max_new_tokens=600; }
 score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 64 --recipe "$recipe" \
     --label "$3" --output "$work/$1.json" "${@:4}"; }
 evaluate() { realsr evaluate --restored "$work/restored" --gt "$work/test_crops/hq" --lq "$work/test_crops/lq" \

@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${RECIPE:?name the recipe: RECIPE=configs/recipes/...}" "${DATASET:?name the dataset folder: DATASET=...}"
 : "${MODEL:?name the model or tokenizer folder: MODEL=...}" "${OUTPUT:?name the run folder: OUTPUT=...}"
-exec "${PYTHON:-.venv/bin/python}" -m torch.distributed.run --nproc_per_node="${NPROC:-6}" \
+exec "${PYTHON:-.venv/bin/python}" scripts/torchrun.py --nproc_per_node="${NPROC:-6}" \
     --master_addr=127.0.0.1 --master_port="${MASTER_PORT:-11318}" src/realsr_r1/sft.py --config "$RECIPE" \
     --dataset_name "$DATASET" --model_name_or_path "$MODEL" --output_dir "$OUTPUT" "$@"

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from realsr_r1.errors import UserError
-from realsr_r1.images import (fit_image, fitted_size, list_images, load_image, resize_to_cover, to_pil, to_pixels,
-                              to_rgb)
+from realsr_r1.images import fit_image, fitted_size, list_images, load_image, resize_to_cover, to_pil, to_pixels, to_rgb
 
 
 @pytest.mark.parametrize("size, expected", [

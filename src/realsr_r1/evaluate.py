@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.errors import UserError, run
 from realsr_r1.files import atomic_file, existing_folder
 from realsr_r1.images import list_images, load_image
-from realsr_r1.metrics import (BASELINE_METRICS, FID_FEATURES, METRICS, OFFLINE_METRICS, Scorer, load_metrics,
-                               parse_metrics)
+from realsr_r1.metrics import BASELINE_METRICS, FID_FEATURES, METRICS, OFFLINE_METRICS, Scorer, load_metrics, parse_metrics
 
 if TYPE_CHECKING:
     from PIL import Image

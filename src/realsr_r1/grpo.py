@@ -25,7 +25,6 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.training.config import ChainGRPOConfig
     from realsr_r1.training.launch import is_finished, prepare_process, save_model_folder
 
-    quiet_trackers()
     args, model_args = parse((ChainGRPOConfig, ModelConfig), argv, "realsr-r1 grpo")
     if args.max_pixels is not None and args.process_index == 0:
         print(f"--max_pixels {args.max_pixels} has no effect: the image size is in the model folder's chain settings")
@@ -57,9 +56,13 @@ def main(argv: list[str] | None = None) -> None:
         return load_prompts(args.dataset_name, split, processor, columns, output / PROMPTS_FOLDER / split,
                             args.max_prompt_length, max_samples, args.seed)
 
-    with args.main_process_first(desc="tokenising prompts"):
+    with args.main_process_first(local=False, desc="tokenising prompts"):
         train = prompts(args.dataset_train_split, args.max_samples)
         evaluation = prompts(args.dataset_test_split, None) if args.eval_strategy != "no" else None
+    wanted = args.generation_batch_size // args.num_generations
+    if len(train) < wanted:
+        raise UserError(f"{args.dataset_name}: {args.dataset_train_split} has {len(train)} prompts, fewer than the {wanted} of one "
+                        "rollout over all devices; use more prompts or a smaller --per_device_train_batch_size")
     trainer = ChainGRPOTrainer(load_trainable(args, model_args), processor, reward_funcs, args, train, evaluation,
                                reward_log=reward_log_path(), peft_config=get_peft_config(model_args))
     if args.process_index == 0:
@@ -70,12 +73,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def load_trainable(args: ChainGRPOConfig, model_args: ModelConfig) -> Any:
     """The policy to train, in float32 unless `--dtype` says otherwise (DeepSpeed and autocast cast it themselves)."""
-    import torch
-
     from realsr_r1.models import load_policy
 
-    dtype = torch.float32 if model_args.dtype in (None, "float32") else model_args.dtype
-    return load_policy(model_args.model_name_or_path, dtype=dtype, attn_implementation=model_args.attn_implementation)
+    return load_policy(model_args.model_name_or_path, dtype=model_args.dtype,
+                       attn_implementation=model_args.attn_implementation)
 
 
 def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, Any]:
@@ -84,12 +85,6 @@ def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, 
              "learning_rate", "max_steps", "num_train_epochs", "rollout_temperature", "guidance_scale", "text_top_k",
              "image_top_k_max", "grammar", "train_forced_tokens", "loss_type", "beta", "bf16", "seed", "world_size"]
     return {"model_name_or_path": model_args.model_name_or_path, **{name: getattr(args, name) for name in names}}
-
-
-def quiet_trackers() -> None:
-    """wandb works offline where nobody is logged in."""
-    if not os.environ.get("WANDB_API_KEY") and not (Path.home() / ".netrc").is_file():
-        os.environ.setdefault("WANDB_MODE", "offline")
 
 
 def reward_log_path() -> str | None:

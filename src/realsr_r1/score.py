@@ -68,7 +68,9 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     """Reward name -> score of each prompt's completion, with the weighted `total`; and each prompt's photo."""
     import torch
     from tqdm import tqdm
+    from trl import ModelConfig
 
+    from realsr_r1.data.dataset import select_records
     from realsr_r1.models import load_policy
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.rewards import load_reward_funcs
@@ -76,22 +78,22 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     from realsr_r1.rollout import RolloutEngine
     from realsr_r1.settings import parse
     from realsr_r1.training.config import ChainGRPOConfig
-    from realsr_r1.training.prompts import encode_prompts, select_records
+    from realsr_r1.training.prompts import encode_prompts, needed_columns
     from realsr_r1.training.rollouts import rollout_config
 
     recipe = ["--config", args.recipe] if args.recipe else []
-    (settings,) = parse((ChainGRPOConfig,), [*recipe, "--dataset_name", args.dataset_name, "--output_dir", "unused",
-                                             "--grammar", args.grammar, "--seed", str(args.seed),
-                                             "--report_to", "none"], "realsr-r1 score")
+    settings, model_args = parse((ChainGRPOConfig, ModelConfig), [
+        *recipe, "--dataset_name", args.dataset_name, "--output_dir", "unused",
+        "--grammar", args.grammar, "--seed", str(args.seed), "--report_to", "none"], "realsr-r1 score")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = ChainProcessor.from_pretrained(args.model, device=device)
     experts = settings.experts or list(processor.settings.experts)
     columns = required_columns(settings.reward_funcs, experts)
-    records = select_records(args.dataset_name, args.split, columns, args.samples, args.seed)
+    records = select_records(args.dataset_name, args.split, needed_columns(columns), args.samples, args.seed)
     functions = load_reward_funcs(settings.reward_funcs, experts=experts, device=device)
     rewards = dict(zip(settings.reward_funcs, functions, strict=True))
     weights = settings.reward_weights or [1.0] * len(rewards)
-    policy = load_policy(args.model, dtype=torch.float32).to(device)
+    policy = load_policy(args.model, dtype=model_args.dtype).to(device)
     engine = RolloutEngine(policy, processor, rollout_config(settings, num_generations=1))
     scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
     for start in tqdm(range(0, len(records), BATCH), desc=f"scoring {Path(args.model).name}"):

@@ -34,18 +34,21 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.training.callbacks import JsonLog
     from realsr_r1.training.checkpoints import CompletionMarker, last_checkpoint
-    from realsr_r1.training.launch import save_model_folder
+    from realsr_r1.training.launch import is_finished, save_model_folder
+    from realsr_r1.training.rendering import RenderingTokenizer
 
-    if (Path(args.output_dir) / "model.safetensors").is_file():
-        print(f"{args.output_dir} holds a finished model already; nothing to do")
+    if is_finished(args.output_dir):
+        if args.process_index == 0:
+            print(f"{args.output_dir} holds a finished run already; nothing to do")
         return
     checkpoint = last_checkpoint(args.output_dir, set_aside=args.process_index == 0)
     processor = ChainProcessor.from_pretrained(args.model_name_or_path, device=str(args.device))
-    with args.main_process_first(desc="tokenising"):
+    with args.main_process_first(local=False, desc="tokenising"):
         train = tokenised(args, processor, "train")
         evaluation = tokenised(args, processor, "test_crops") if args.eval_strategy != "no" else None
     trainer = Trainer(model=make_policy(args, processor), args=args, train_dataset=train, eval_dataset=evaluation,
-                      data_collator=Collator(processor.layout.pad), callbacks=[JsonLog(), CompletionMarker()])
+                      data_collator=Collator(processor.layout.pad),
+                      processing_class=RenderingTokenizer.of(processor), callbacks=[JsonLog(), CompletionMarker()])
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, args.output_dir)
 
@@ -71,22 +74,18 @@ def make_policy(args: ColdStartConfig, processor: ChainProcessor) -> Any:
 def tokenised(args: ColdStartConfig, processor: ChainProcessor, split: str) -> Dataset:
     """A split as `input_ids` and `prompt_length`; made once in `output_dir/tokens`, then read from there."""
     from realsr_r1.data.cold_start import COLUMNS, encode_records
-    from realsr_r1.data.dataset import load_dataset_dict, require_columns
+    from realsr_r1.data.dataset import select_records
     from realsr_r1.data.stored import stored
 
+    records = select_records(args.dataset_name, split, {"the cold start": COLUMNS},
+                             args.max_samples if split == "train" else None, args.seed)
+
     def encode() -> Dataset:
-        dataset = load_dataset_dict(args.dataset_name)
-        if split not in dataset:
-            raise UserError(f"{args.dataset_name} has no split {split!r}; it has {', '.join(dataset)}")
-        records = dataset[split]
-        require_columns(records, COLUMNS, "the cold start's chains are made of them")
-        if args.max_samples is not None and args.max_samples < len(records):
-            records = records.shuffle(seed=args.seed).select(range(args.max_samples))
         return records.map(encode_records, batched=True, batch_size=64, with_indices=True, desc=f"tokenising {split}",
                            remove_columns=records.column_names, keep_in_memory=True,
                            fn_kwargs={"processor": processor, "seed": args.seed})
 
-    encoded = stored(Path(args.output_dir) / TOKENS_FOLDER / split, encode)
+    encoded = stored(Path(args.output_dir) / TOKENS_FOLDER / split, records, processor, encode, args.seed)
     longest = max((len(ids) for ids in encoded.with_format("numpy")["input_ids"]), default=0)
     if longest > args.max_length:
         raise UserError(f"the longest chain of {split} has {longest} tokens, more than --max_length {args.max_length}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from realsr_r1.processing import ChainProcessor
 
 from .policies import random_policy

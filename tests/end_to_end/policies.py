@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
 from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
 from realsr_r1.processing import ChainProcessor
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from realsr_r1 import grpo
 from realsr_r1.errors import run
 

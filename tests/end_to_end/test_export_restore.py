@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+
 from realsr_r1 import export, restore
 from realsr_r1.chain import parse_chain
 from realsr_r1.errors import UserError
@@ -87,10 +88,11 @@ def test_another_export_into_the_same_folder_is_refused(small_model, tmp_path, c
         export.main([*command, *change])
 
 
-def test_sampling_settings_go_into_the_folder_and_restore_uses_them(small_model, tmp_path):
+def test_sampling_settings_go_into_the_folder_over_those_it_had(small_model, processor, tmp_path):
     export.main(["--checkpoint", str(small_model), "--output", str(tmp_path / "model"), "--sampling", "temperature=5e-1",
                  "image_top_k_max=100"])
-    assert ChainProcessor.from_pretrained(tmp_path / "model").settings.sampling == {"temperature": 0.5, "image_top_k_max": 100}
+    assert ChainProcessor.from_pretrained(tmp_path / "model").settings.sampling == {
+        **processor.settings.sampling, "temperature": 0.5, "image_top_k_max": 100}
 
 
 @pytest.mark.parametrize("assignment", ["heat=1", "temperature", "temperature=warm", "temperature=-1", "text_top_k=1.5",
@@ -105,7 +107,8 @@ def test_a_bad_sampling_setting_is_one_line_and_writes_nothing(small_model, tmp_
 
 
 def test_a_checkpoint_that_holds_zero_shards_only_is_put_together(trained, tmp_path):
-    shutil.copytree(trained.folder / "checkpoint-2", tmp_path / "shards", ignore=shutil.ignore_patterns("model.safetensors"))
+    shutil.copytree(trained.folder / "checkpoint-2", tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors").unlink()
     export.main(["--checkpoint", str(tmp_path / "shards"), "--output", str(tmp_path / "model")])
     weights = trained.weights("step-2", 0)
     for name, parameter in load_policy(tmp_path / "model").named_parameters():

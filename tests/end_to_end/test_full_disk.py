@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from realsr_r1 import export, grpo
 from realsr_r1.errors import run
 from realsr_r1.models import load_policy

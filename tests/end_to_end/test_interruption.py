@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from realsr_r1.models import load_policy
 from realsr_r1.training.checkpoints import complete_checkpoints
 
@@ -40,26 +41,29 @@ def command(dataset: Path, model: Path, output: Path) -> list[str]:
 def interrupted(dataset, small_model, tmp_path_factory) -> Interrupted:
     folder = tmp_path_factory.mktemp("interrupted")
     facts = Interrupted(folder / "whole", folder / "killed", [], [], [])
-    for name, stops in (("whole", [None]), ("killed", ["step 3", "save 3", None])):
-        for number, stop in enumerate(stops):
-            seen = folder / f"{name}-{number}"
-            seen.mkdir()
-            run = start(command(dataset, small_model, folder / name), seen / "log.txt",
-                        {"PROBE_FOLDER": str(seen), "PROBE_STOP": stop})
-            _let_run(run, seen, stop)
-            if name == "killed":
-                facts.began_at.append(json.loads((seen / "begin-rank0.json").read_text())["step"])
-                facts.outputs.append(run.output())
-                facts.kept_at_kill.append(sorted(complete_checkpoints(facts.killed)))
+
+    def launch(output: Path, number: int, stop: str | None = None) -> tuple[Run, Path]:
+        seen = folder / f"{output.name}-{number}"
+        seen.mkdir()
+        return start(command(dataset, small_model, output), seen / "log.txt",
+                     {"PROBE_FOLDER": str(seen), "PROBE_STOP": stop}), seen
+
+    whole, _ = launch(facts.whole, 0)  # beside the others: there are two cores
+    try:
+        for number, stop in enumerate(["step 3", "save 3", None]):
+            run, seen = launch(facts.killed, number, stop)
+            if stop:
+                run.wait_for((seen / "stopped-rank0.json").is_file)
+                run.kill()
+            else:
+                assert run.finish() == 0, run.output()[-4000:]
+            facts.began_at.append(json.loads((seen / "begin-rank0.json").read_text())["step"])
+            facts.outputs.append(run.output())
+            facts.kept_at_kill.append(sorted(complete_checkpoints(facts.killed)))
+        assert whole.finish() == 0, whole.output()[-4000:]
+    finally:
+        whole.end()
     return facts
-
-
-def _let_run(run: Run, seen: Path, stop: str | None) -> None:
-    if stop:
-        run.wait_for((seen / "stopped-rank0.json").is_file)
-        run.kill()
-    else:
-        assert run.finish() == 0, run.output()[-4000:]
 
 
 def test_it_goes_on_from_the_last_complete_checkpoint(interrupted):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from realsr_r1 import grpo
 from realsr_r1.errors import run as run_entry_point
 from realsr_r1.models import load_policy

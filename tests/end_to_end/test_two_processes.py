@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from realsr_r1.models import load_policy
 from realsr_r1.processing import ChainProcessor
 

@@ -134,6 +134,24 @@ def require_columns(dataset: datasets.Dataset, columns: Iterable[str], reason: s
                         f"{', '.join(dataset.column_names)}")
 
 
+def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[str]], max_samples: int | None = None,
+                   seed: int = 0) -> datasets.Dataset:
+    """A split of the dataset in folder `path`, or `max_samples` records of it drawn with `seed`.
+
+    `needs`: what needs columns -> the columns. Raises `UserError` for a missing split or column.
+    """
+    dataset = load_dataset_dict(path)
+    if split not in dataset:
+        raise UserError(f"{path} has no split {split!r}; it has {', '.join(dataset)}")
+    records = dataset[split]
+    for reason, columns in needs.items():
+        require_columns(records, columns, reason)
+    if max_samples is not None and max_samples < len(records):
+        records = records.shuffle(seed=seed, keep_in_memory=True).select(range(max_samples))
+        records = records.flatten_indices(keep_in_memory=True)  # joining columns would, in a file beside the dataset
+    return records
+
+
 def label_balance(records: Iterable[Mapping[str, Any]]) -> str:
     """The share of every degradation label in percent, item by item, in one line; empty where there are no labels."""
     from collections import Counter

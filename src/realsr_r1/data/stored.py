@@ -1,23 +1,41 @@
-"""Datasets that a stage makes once in its output folder and reads from there when it is started again."""
+"""Token ids that a stage makes once in its output folder and reads from there when it is started again."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from realsr_r1.files import atomic_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from realsr_r1.processing import ChainProcessor
 
-def stored(folder: str | Path, make: Callable[[], Dataset]) -> Dataset:
-    """The dataset in `folder`, made with `make` if it isn't there yet. Reading is memory-mapped."""
+
+def stored(folder: str | Path, records: Dataset, processor: ChainProcessor, make: Callable[[], Dataset],
+           *settings: Any) -> Dataset:
+    """What `make` gives, kept in a folder inside `folder` that is named after what it is made from.
+
+    That is `records`, the tokenizers and image sizes of `processor`, and `settings`: a run that is started again with other
+    ones makes it anew. Reading is memory-mapped.
+    """
     from datasets import load_from_disk
 
-    if not Path(folder).is_dir():
+    path = Path(folder) / _made_from(records, processor, settings)
+    if not path.is_dir():
         made = make()
-        with atomic_folder(folder) as partial:
+        with atomic_folder(path) as partial:
             made.save_to_disk(str(partial))
-    return load_from_disk(str(folder))
+    return load_from_disk(str(path))
+
+
+def _made_from(records: Dataset, processor: ChainProcessor, settings: tuple[Any, ...]) -> str:
+    digest = hashlib.sha256(records._fingerprint.encode())
+    digest.update(processor.tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(repr((processor.settings.target_px, processor.settings.grid_unit_px, settings)).encode())
+    for tensor in processor.image_tokenizer.state_dict().values():
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

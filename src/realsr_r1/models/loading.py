@@ -32,11 +32,11 @@ FOREIGN_CONFIG_KEYS = ("model_type", "architectures", "vq_config", "vocabulary_m
 disable_progress_bar()  # of loading and saving: one bar a file says nothing
 
 
-def load_policy(path: str | Path, dtype: torch.dtype | None = None,
+def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
                 attn_implementation: str | None = None) -> PreTrainedModel:
     """Load a policy from one of our folders, or from a folder in Lumina-mGPT's published layout.
 
-    `dtype`: of the parameters; the file's own by default. `attn_implementation`: as in transformers;
+    `dtype`: of the parameters (a torch dtype or its name); the file's own by default. `attn_implementation`: as in transformers;
     `flash_attention_2` becomes `sdpa`, with one warning, where it can't run. Under an active DeepSpeed ZeRO-3 config
     the parameters are partitioned as transformers does it. Raises `UserError` that names a missing folder, another
     architecture, and the first tensor that is missing, unexpected or of a wrong shape.

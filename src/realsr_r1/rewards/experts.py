@@ -126,7 +126,7 @@ def create_experts(names: Sequence[str], device: str = "cpu") -> list[Expert]:
     return [_create_expert(name, str(device)) for name in names]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _create_expert(name: str, device: str) -> Expert:
     if name in METRICS:
         return MetricExpert(name, device)

@@ -135,7 +135,7 @@ class Decoder:
         return states[:count], states[count:]
 
     def _unconditional_places(self, places: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the tokens at `places` (U,) go in a flattened cache, (U * kv heads,), and the columns they can't see."""
+        """Where the tokens at `places` (U,) go in a flattened cache, (U * kv heads,), and columns they can't see."""
         _, heads, length, _ = self.unconditional[0][0].shape
         first = torch.arange(len(places) * heads, device=self.device) * length
         columns = torch.arange(reach, device=self.device)

@@ -68,9 +68,9 @@ class RolloutEngine:
                  first_row: int = 0) -> Rollout:
         """G completions of one prompt (a list of ids), or N x G of a list of prompts, grouped.
 
-        `step`: global step; `first_row`: number of the first completion in the whole batch, where this call makes a part
-        of it. Both only choose the random numbers. Raises `UserError` when a prompt is empty, a chain can't fit the
-        budget, or the policy's scores are not finite.
+        `step`: global step; `first_row`: number of the first completion in the whole batch, where this call makes a
+        part of it. Both only choose the random numbers. Raises `UserError` when a prompt is empty, a chain can't fit
+        the budget, or the policy's scores are not finite.
         """
         prompts = [prompt_ids] if prompt_ids and isinstance(prompt_ids[0], int) else prompt_ids
         if not prompts or not all(prompts):

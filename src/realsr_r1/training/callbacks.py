@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from realsr_r1.files import atomic_file
+
 LOG_FILE = "log_history.jsonl"
 
 
@@ -19,7 +21,8 @@ class JsonLog(TrainerCallback):
         if state.is_world_process_zero and path.is_file():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line).get("step", 0) <= state.global_step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            with atomic_file(path) as partial:
+                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -58,6 +58,8 @@ class ChainGRPOConfig(GRPOConfig):
     max_completion_length: int = field(default=7000, metadata={"help": "Longest completion in tokens."})
     per_device_train_batch_size: int = field(default=1, metadata={
         "help": "Prompts a device and rollout (completions with --batch_unit completions)."})
+    per_device_eval_batch_size: int = field(default=1, metadata={
+        "help": "Prompts a device and evaluation step (completions with --batch_unit completions)."})
     batch_unit: str = field(default="prompts", metadata={
         "help": "What per_device_train_batch_size counts: prompts (as the seed) or completions (as TRL).",
         "choices": ["prompts", "completions"]})
@@ -84,6 +86,8 @@ class ChainGRPOConfig(GRPOConfig):
     temperature: float = field(default=1.0, metadata={"help": "Divides the logits in the loss (seed: 1)."})
     loss_type: str = field(default="grpo", metadata={"help": "TRL's loss; grpo: mean over sequences of token means."})
     scale_rewards: str = field(default="group", metadata={"help": "Advantages are divided by the group's deviation (seed)."})
+    learning_rate: float = field(default=2e-6, metadata={"help": "Of AdamW (seed: 2e-6)."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the prompts (seed: 2)."})
     beta: float = field(default=0.0, metadata={"help": "Weight of the KL term to the reference policy (seed: 0)."})
 
     def __post_init__(self) -> None:
@@ -91,13 +95,23 @@ class ChainGRPOConfig(GRPOConfig):
         _require_paths(self.dataset_name)
         if self.num_generations < 2:
             raise UserError(f"--num_generations {self.num_generations}: a group needs at least 2 completions to compare")
+        if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
+            raise UserError("--per_device_train_batch_size and --per_device_eval_batch_size must be at least 1")
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
+            raise UserError(f"--reward_weights has {len(self.reward_weights)} values for {len(self.reward_funcs)} --reward_funcs")
+        if not self.ds3_gather_for_generation:
+            raise UserError("--ds3_gather_for_generation false: rollouts need whole parameters; leave it true")
         if self.sample_steps < 0:
             raise UserError(f"--sample_steps {self.sample_steps} must be 0 or more")
         rollout_config(self, self.num_generations)  # says now what the first rollout would
         if self.batch_unit == "prompts":
+            if self.steps_per_generation is not None:
+                raise UserError("--steps_per_generation goes with --batch_unit completions; with prompts it follows from "
+                                "--per_device_train_batch_size and --loss_batch_size")
+            self.per_device_eval_batch_size *= self.num_generations_eval or self.num_generations
             completions = self.per_device_train_batch_size * self.num_generations
-            micro = self.loss_batch_size or self.num_generations
-            if completions % micro:
+            micro = self.num_generations if self.loss_batch_size is None else self.loss_batch_size
+            if micro < 1 or completions % micro:
                 raise UserError(f"--loss_batch_size {micro} must divide the {completions} completions a device makes "
                                 "(--per_device_train_batch_size times --num_generations)")
             self.per_device_train_batch_size = micro
@@ -112,6 +126,18 @@ class ChainGRPOConfig(GRPOConfig):
             super().__post_init__()
         except ValueError as error:
             raise UserError(str(error)) from error
+        self._require_whole_groups()
+
+    def _require_whole_groups(self) -> None:
+        """A group is made on one device."""
+        made, group = self.per_device_train_batch_size * self.steps_per_generation, self.num_generations
+        if made % group:
+            raise UserError(f"a device makes {made} completions a rollout (--per_device_train_batch_size times "
+                            f"--steps_per_generation), which is not a multiple of --num_generations {group}")
+        group = self.num_generations_eval or self.num_generations
+        if self.eval_strategy != "no" and self.per_device_eval_batch_size % group:
+            raise UserError(f"--per_device_eval_batch_size {self.per_device_eval_batch_size} is not a multiple of the {group} "
+                            "completions of a group")
 
 
 def _require_paths(*paths: str) -> None:

@@ -7,19 +7,19 @@ logging and evaluation are TRL's.
 
 from __future__ import annotations
 
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from realsr_r1.rollout import RolloutEngine
+from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
 from realsr_r1.training.checkpoints import CompletionMarker
+from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.rollouts import rollout_config
 from realsr_r1.training.samples import append_reward_log, write_samples
 
@@ -30,31 +30,6 @@ if TYPE_CHECKING:
     from realsr_r1.training.config import ChainGRPOConfig
 
 EVALUATION_STEP = -1  # the step of evaluation's noise: the same at every evaluation
-
-
-class RenderingTokenizer(PreTrainedTokenizerFast):
-    """The text tokenizer as TRL sees it: an image decodes to `<|image|>`, and a checkpoint gets the whole processor."""
-
-    processor: ChainProcessor
-
-    @classmethod
-    def of(cls, processor: ChainProcessor) -> RenderingTokenizer:
-        """The tokenizer of `processor`."""
-        source = processor.tokenizer
-        tokenizer = cls(tokenizer_object=source.backend_tokenizer, bos_token=source.bos_token, padding_side="left",
-                        pad_token=source.convert_ids_to_tokens(processor.layout.pad),
-                        eos_token=source.convert_ids_to_tokens(processor.layout.end_of_turn))
-        tokenizer.processor = processor
-        return tokenizer
-
-    def batch_decode(self, sequences: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
-        """Ids -> texts, an image as `<|image|>`."""
-        return [self.processor.decode_text(ids) for ids in sequences]
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
-        """Save tokenizer, image tokenizer and chain settings: a checkpoint is a complete model folder."""
-        self.processor.save_pretrained(save_directory)
-        return ()
 
 
 class ChainGRPOTrainer(GRPOTrainer):
@@ -72,10 +47,12 @@ class ChainGRPOTrainer(GRPOTrainer):
         self.reward_log = reward_log
         self._rollouts_at: tuple[int, int] = (-1, 0)  # (global step, rollouts made at it)
         self._evaluated_rows = 0
+        self._sampled_at = 0  # the step of the last saved sample
+        self._agreement = Agreement()
         model.generation_config.eos_token_id = processor.layout.end_of_turn
-        super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
-                         processing_class=RenderingTokenizer.of(processor), rollout_func=ChainGRPOTrainer.rollout,
-                         callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
+        super().__init__(model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
+                         train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=RenderingTokenizer.of(processor),
+                         rollout_func=ChainGRPOTrainer.rollout, callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
 
     def rollout(prompts: list[list[int]], trainer: ChainGRPOTrainer) -> dict[str, Any]:  # noqa: N805
         """TRL's `rollout_func`: prompts (each repeated G times, contiguous) -> completions, their images and masks."""
@@ -85,17 +62,14 @@ class ChainGRPOTrainer(GRPOTrainer):
         training = self.model.training
         group = self.num_generations if training else self.num_generations_eval
         step, first_row = self._noise_of(len(prompts), training)
-        rollout, fault = None, None
         with unwrap_model_for_generation(
                 self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as policy:
-            try:
+            with self._agreement:  # TRL's context must end normally to put its hooks back
                 engine = RolloutEngine(policy, self.processor, rollout_config(self.args, group))
                 rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
-            except Exception as error:  # said to all ranks below; TRL's context must end normally to put its hooks back
-                fault = error
-        self._agree_on(fault)
-        _, images = self.processor.decode_batch(rollout.completion_ids)
+                _, images = self.processor.decode_batch(rollout.completion_ids)
+        self._agreement.settle()
         self._metrics["train" if training else "eval"]["sampling/log_ratio"].append(rollout.log_ratio)
         mask = rollout.sampled_mask
         if self.args.train_forced_tokens:
@@ -115,14 +89,6 @@ class ChainGRPOTrainer(GRPOTrainer):
         self._rollouts_at = (self.state.global_step, made + 1)
         return self.state.global_step, made * rows * self.accelerator.num_processes + offset
 
-    def _agree_on(self, fault: Exception | None) -> None:
-        """Raise on all ranks when one failed, before the next collective would hang on it."""
-        failed = self.accelerator.gather(torch.tensor([fault is not None], device=self.accelerator.device))
-        if fault is not None:
-            raise fault
-        if failed.any():
-            raise RuntimeError(f"the rollout failed on rank {int(failed.int().argmax())}; its output has the error")
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation, with the same noise each time."""
         self._evaluated_rows = 0
@@ -133,15 +99,29 @@ class ChainGRPOTrainer(GRPOTrainer):
         scored = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.model.training:
             own = self.accelerator.process_index * len(prompts)  # `scored` holds the rows of all ranks
-            rewards = self._named(scored[own:own + len(prompts)])
-            step = self.state.global_step + 1  # the step these completions will be learned from
-            if self.reward_log:
-                append_reward_log(self.reward_log, step, self.accelerator.process_index, completions, rewards)
-            if self.accelerator.is_main_process and self.args.sample_steps and (step == 1 or step % self.args.sample_steps == 0):
-                group = slice(0, self.num_generations)
-                write_samples(self.args.output_dir, step, inputs[0], completions[group], [row["images"] for row in inputs[group]],
-                              {name: values[group] for name, values in rewards.items()})
+            with self._agreement:
+                self._write_down(inputs, completions, self._named(scored[own:own + len(prompts)]))
+        self._agreement.settle()
         return scored
+
+    def _write_down(self, inputs: list[dict[str, Any]], completions: list[str], rewards: dict[str, list[float | None]]) -> None:
+        """The text log of rewards, and a sample where one is due."""
+        step = self.state.global_step + 1  # the step these completions will be learned from
+        if self.reward_log:
+            append_reward_log(self.reward_log, step, self.accelerator.process_index, completions, rewards)
+        every = self.args.sample_steps
+        if self.accelerator.is_main_process and every and (step == 1 or step // every > self._sampled_at // every):
+            self._sampled_at = step
+            group = slice(0, self.num_generations)
+            write_samples(self.args.output_dir, step, inputs[0], completions[group], [row["images"] for row in inputs[group]],
+                          {name: values[group] for name, values in rewards.items()})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's logging; with `--log_completions` its table shows prompts as text."""
+        prompts = [prompt if isinstance(prompt, str) else self.processor.decode_text(prompt) for prompt in self._logs["prompt"]]
+        self._logs["prompt"].clear()
+        self._logs["prompt"].extend(prompts)
+        super().log(logs, start_time)
 
     def _named(self, scored: torch.Tensor) -> dict[str, list[float | None]]:
         """Rewards (rows, functions) -> name -> values, with the weighted `total`; None where there is no score."""

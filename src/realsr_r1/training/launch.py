@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def prepare_process(args: TrainingArguments) -> None:
-    """Join the process group. On CPU with DeepSpeed this must happen before a model is built (FACTS section 10)."""
+    """Join the process group, and let wandb work offline where nobody is logged in.
+
+    On CPU with DeepSpeed the group must be there before a model is built (FACTS section 10).
+    """
     import os
     import warnings
 
@@ -29,6 +32,11 @@ def prepare_process(args: TrainingArguments) -> None:
         # An op for inference that DeepSpeed would compile here, for minutes; training doesn't use it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
+    if "wandb" in args.report_to and "WANDB_MODE" not in os.environ:
+        import wandb
+
+        if not wandb.login(prompt=False):
+            os.environ["WANDB_MODE"] = "offline"
     args.device  # noqa: B018  (transformers sets the device and the group up on first use)
 
 

@@ -1,0 +1,112 @@
+"""Only a checkpoint with its marker counts, and there is always one once there was one (DESIGN decision 13)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from realsr_r1.errors import UserError
+from realsr_r1.training.checkpoints import MARKER, CompletionMarker, complete_checkpoints, last_checkpoint
+
+
+def make_checkpoint(run: Path, step: int, is_complete: bool = True, files: tuple[str, ...] = ("scheduler.pt",)) -> Path:
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", *files, *([MARKER] if is_complete else [])):
+        (folder / name).touch()
+    return folder
+
+
+def save(marker: CompletionMarker, run: Path, step: int, args: SimpleNamespace, best: Path | None = None) -> None:
+    """What transformers' trainer does at a save: the files first, then the callback."""
+    make_checkpoint(run, step, is_complete=False)
+    state = SimpleNamespace(global_step=step, is_world_process_zero=True, best_model_checkpoint=best and str(best))
+    marker.on_save(args, state, None)
+
+
+@pytest.fixture
+def args(tmp_path) -> SimpleNamespace:
+    return SimpleNamespace(output_dir=str(tmp_path), save_total_limit=2)
+
+
+def started(args: SimpleNamespace) -> CompletionMarker:
+    marker = CompletionMarker()
+    marker.on_train_begin(args, None, None)
+    return marker
+
+
+@pytest.mark.parametrize("folder", ["no such folder", "."])
+def test_a_run_that_saved_nothing_has_no_checkpoint(tmp_path, folder):
+    assert last_checkpoint(tmp_path / folder, set_aside=True) is None
+
+
+def test_the_newest_complete_checkpoint_is_taken_by_number(tmp_path):
+    for step in (2, 10, 9):
+        make_checkpoint(tmp_path, step)
+    assert last_checkpoint(tmp_path, set_aside=True) == tmp_path / "checkpoint-10"
+
+
+def test_half_written_ones_are_set_aside_with_a_line_each(tmp_path, capsys):
+    make_checkpoint(tmp_path, 1)
+    for _ in range(2):
+        make_checkpoint(tmp_path, 2, is_complete=False)
+        assert last_checkpoint(tmp_path, set_aside=True) == tmp_path / "checkpoint-1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "incomplete-checkpoint-2.0",
+                                                                "incomplete-checkpoint-2.1"]
+    assert [line.count("half written") for line in capsys.readouterr().out.splitlines()] == [1, 1]
+
+
+def test_the_other_ranks_leave_them_alone(tmp_path):
+    make_checkpoint(tmp_path, 1)
+    half = make_checkpoint(tmp_path, 2, is_complete=False)
+    assert last_checkpoint(tmp_path, set_aside=False) == tmp_path / "checkpoint-1"
+    assert half.is_dir()
+
+
+def test_a_checkpoint_of_weights_only_names_the_two_ways_on(tmp_path):
+    make_checkpoint(tmp_path, 3, files=())
+    with pytest.raises(UserError, match=r"checkpoint-3 holds weights only.*--model_name_or_path .*checkpoint-3.*remove"):
+        last_checkpoint(tmp_path, set_aside=True)
+
+
+def test_deepspeed_shards_are_an_optimizer_too(tmp_path):
+    (make_checkpoint(tmp_path, 3, files=()) / "global_step3").mkdir()
+    assert last_checkpoint(tmp_path, set_aside=True) == tmp_path / "checkpoint-3"
+
+
+def test_a_save_is_marked(tmp_path, args):
+    save(started(args), tmp_path, 1, args)
+    assert complete_checkpoints(tmp_path) == {1: tmp_path / "checkpoint-1"}
+
+
+def test_old_checkpoints_go_when_the_new_one_counts_and_not_before(tmp_path, args):
+    marker = started(args)
+    assert args.save_total_limit is None  # transformers would delete before the marker is there
+    for step in (5, 10, 15):
+        save(marker, tmp_path, step, args)
+    assert sorted(complete_checkpoints(tmp_path)) == [10, 15]
+    assert not (tmp_path / "checkpoint-5").exists()
+
+
+def test_without_a_limit_all_stay(tmp_path, args):
+    args.save_total_limit = None
+    marker = started(args)
+    for step in (1, 2, 3):
+        save(marker, tmp_path, step, args)
+    assert sorted(complete_checkpoints(tmp_path)) == [1, 2, 3]
+
+
+def test_the_best_one_stays(tmp_path, args):
+    marker = started(args)
+    for step in (1, 2, 3, 4):
+        save(marker, tmp_path, step, args, best=tmp_path / "checkpoint-1")
+    assert sorted(complete_checkpoints(tmp_path)) == [1, 3, 4]
+
+
+def test_other_ranks_mark_and_delete_nothing(tmp_path, args):
+    make_checkpoint(tmp_path, 1, is_complete=False)
+    state = SimpleNamespace(global_step=1, is_world_process_zero=False, best_model_checkpoint=None)
+    started(args).on_save(args, state, None)
+    assert complete_checkpoints(tmp_path) == {}

@@ -1,0 +1,60 @@
+"""The seed's settings, counted in prompts, become TRL's, counted in completions."""
+
+from __future__ import annotations
+
+import pytest
+
+from realsr_r1.errors import UserError
+from realsr_r1.training.config import ChainGRPOConfig, ColdStartConfig
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A function that makes a `ChainGRPOConfig` from the fields that matter."""
+    return lambda **fields: ChainGRPOConfig(output_dir=str(tmp_path), dataset_name="data", report_to="none", **fields)
+
+
+@pytest.mark.parametrize("prompts, group, micro, accumulation, expected", [
+    (1, 5, None, 1, (5, 1, 1)),  # the seed's: a group is one batch of the loss
+    (1, 5, 1, 1, (1, 5, 5)),
+    (4, 16, 16, 1, (16, 4, 4)),
+    (2, 8, 4, 3, (4, 4, 12)),
+])
+def test_prompts_become_completions(config, prompts, group, micro, accumulation, expected):
+    args = config(per_device_train_batch_size=prompts, num_generations=group, loss_batch_size=micro,
+                  gradient_accumulation_steps=accumulation)
+    assert (args.per_device_train_batch_size, args.steps_per_generation, args.gradient_accumulation_steps) == expected
+    assert args.per_device_train_batch_size * args.steps_per_generation == prompts * group
+
+
+def test_completions_stay_completions(config):
+    args = config(batch_unit="completions", per_device_train_batch_size=4, num_generations=4, gradient_accumulation_steps=2)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 2)
+
+
+def test_the_defaults_are_the_seeds(config):
+    args = config()
+    assert (args.loss_type, args.scale_rewards, args.beta, args.temperature, args.num_generations) == ("grpo", "group", 0.0, 1.0, 5)
+    assert (args.rollout_temperature, args.guidance_scale, args.image_top_k_min, args.image_top_k_max) == (0.9, 0.8, 1, 2000)
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"num_generations": 1}, "--num_generations 1"),
+    ({"sample_steps": -1}, "--sample_steps -1"),
+    ({"loss_batch_size": 2}, "--loss_batch_size 2"),
+    ({"loss_batch_size": 0}, "--loss_batch_size 0"),
+    ({"batch_unit": "completions", "loss_batch_size": 2}, "--loss_batch_size"),
+    ({"grammar": "free"}, "'free'"),
+    ({"rollout_temperature": 0.0}, "temperature"),
+    ({"image_top_k_max": 0}, "image_top_k_max"),
+    ({"batch_unit": "completions", "per_device_train_batch_size": 3, "num_generations": 5}, "num_generations"),
+])
+def test_values_that_cannot_work_are_refused(config, fields, message):
+    with pytest.raises(UserError, match=message):
+        config(**fields)
+
+
+@pytest.mark.parametrize("make", [ChainGRPOConfig, ColdStartConfig])
+def test_a_missing_dataset_is_said(make, tmp_path):
+    with pytest.raises(UserError, match="--dataset_name"):
+        make(output_dir=str(tmp_path))
