@@ -32,12 +32,12 @@ def prepare_process(args: TrainingArguments) -> None:
         # An op for inference that DeepSpeed would compile here, for minutes; training doesn't use it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
-    if "wandb" in args.report_to and "WANDB_MODE" not in os.environ:
+    args.device  # noqa: B018  (transformers sets the device and the group up on first use)
+    if "wandb" in args.report_to and "WANDB_MODE" not in os.environ and args.process_index == 0:
         import wandb
 
         if not wandb.login(prompt=False):
-            os.environ["WANDB_MODE"] = "offline"
-    args.device  # noqa: B018  (transformers sets the device and the group up on first use)
+            wandb.setup(wandb.Settings(mode="offline"))  # the variable would come too late: login has read it
 
 
 def save_model_folder(trainer: Trainer, processor: ChainProcessor, output_dir: str | Path) -> None:
