@@ -40,12 +40,22 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         yield partial
+        _open_to_others(partial)
         if path.exists():
             os.replace(path, old)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give files the mode that the user's umask gives new ones (safetensors writes them for the owner alone)."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 def write_json(path: str | Path, value: Any) -> None:

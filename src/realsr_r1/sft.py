@@ -80,10 +80,10 @@ def tokenised(args: ColdStartConfig, processor: ChainProcessor, split: str) -> D
     records = select_records(args.dataset_name, split, {"the cold start": COLUMNS},
                              args.max_samples if split == "train" else None, args.seed)
 
-    def encode() -> Dataset:
+    def encode(fingerprint: str) -> Dataset:
         return records.map(encode_records, batched=True, batch_size=64, with_indices=True, desc=f"tokenising {split}",
                            remove_columns=records.column_names, keep_in_memory=True,
-                           fn_kwargs={"processor": processor, "seed": args.seed})
+                           new_fingerprint=fingerprint, fn_kwargs={"processor": processor, "seed": args.seed})
 
     encoded = stored(Path(args.output_dir) / TOKENS_FOLDER / split, records, processor, encode, args.seed)
     longest = max((len(ids) for ids in encoded.with_format("numpy")["input_ids"]), default=0)

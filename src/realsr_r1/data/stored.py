@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from realsr_r1.processing import ChainProcessor
 
 
-def stored(folder: str | Path, records: Dataset, processor: ChainProcessor, make: Callable[[], Dataset],
+def stored(folder: str | Path, records: Dataset, processor: ChainProcessor, make: Callable[[str], Dataset],
            *settings: Any) -> Dataset:
-    """What `make` gives, kept in a folder inside `folder` that is named after what it is made from.
+    """What `make(fingerprint)` gives, kept in a folder inside `folder` that is named after what it is made from.
 
     That is `records`, the tokenizers and image sizes of `processor`, and `settings`: a run that is started again with other
     ones makes it anew. Reading is memory-mapped.
     """
     from datasets import load_from_disk
 
-    path = Path(folder) / _made_from(records, processor, settings)
+    fingerprint = _made_from(records, processor, settings)
+    path = Path(folder) / fingerprint
     if not path.is_dir():
-        made = make()
+        made = make(fingerprint)
         with atomic_folder(path) as partial:
             made.save_to_disk(str(partial))
     return load_from_disk(str(path))

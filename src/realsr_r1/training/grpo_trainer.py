@@ -116,6 +116,9 @@ class ChainGRPOTrainer(GRPOTrainer):
             write_samples(self.args.output_dir, step, inputs[0], completions[group], [row["images"] for row in inputs[group]],
                           {name: values[group] for name, values in rewards.items()})
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: TRL's card would name a hub model; what a run is, is in `settings.json` and the report."""
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's logging; with `--log_completions` its table shows prompts as text."""
         prompts = [prompt if isinstance(prompt, str) else self.processor.decode_text(prompt) for prompt in self._logs["prompt"]]

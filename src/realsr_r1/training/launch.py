@@ -25,6 +25,8 @@ def prepare_process(args: TrainingArguments) -> None:
 
     # DeepSpeed calls collectives under their old names; torch says so at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # And TRL asks transformers for gradient checkpointing under its old name, at every rollout.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")
 
     if args.deepspeed and "RANK" in os.environ and not torch.cuda.is_available():
         import deepspeed.ops

@@ -29,9 +29,9 @@ def load_prompts(dataset_name: str, split: str, processor: ChainProcessor, rewar
 
     records = select_records(dataset_name, split, needed_columns(reward_columns), max_samples, seed)
 
-    def encode() -> Dataset:
+    def encode(fingerprint: str) -> Dataset:
         return records.map(encode_prompts, batched=True, batch_size=64, desc=f"tokenising {split}", keep_in_memory=True,
-                           remove_columns=records.column_names, fn_kwargs={"processor": processor})
+                           remove_columns=records.column_names, fn_kwargs={"processor": processor}, new_fingerprint=fingerprint)
 
     prompts = stored(folder, records, processor, encode)
     longest = max((len(ids) for ids in prompts.with_format("numpy")["prompt"]), default=0)
