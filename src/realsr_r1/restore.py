@@ -7,6 +7,7 @@ already are left as they are; a photo's noise depends on its place in the input 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -96,10 +97,15 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
+    if (args.device or "").startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: no CUDA GPU is available here; leave the flag out to use the CPU")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     processor = ChainProcessor.from_pretrained(args.model, device=device)
     policy = load_policy(args.model, dtype=getattr(torch, args.dtype)).to(device)
     flags = {name: getattr(args, name) for name in SAMPLING_FLAGS if getattr(args, name) is not None}
+    unknown = sorted(set(processor.settings.sampling) - {field.name for field in dataclasses.fields(RolloutConfig)})
+    if unknown:
+        raise UserError(f"{args.model}: unknown sampling setting {unknown[0]!r} in its chain settings")
     settings: dict[str, Any] = {**processor.settings.sampling, **flags, "num_generations": 1, "grammar": args.grammar}
     return processor, RolloutEngine(policy, processor, RolloutConfig(**settings))
 
