@@ -88,7 +88,7 @@ def test_max_pixels_is_noticed_once(seed_run):
 
 
 def test_flash_attention_falls_back_with_one_warning_a_process_at_most(seed_run):
-    assert 1 <= seed_run.output.count("flash_attention_2 needs") <= PROCESSES
+    assert seed_run.output.count("flash_attention_2 needs") == 1
 
 
 def test_wandb_writes_offline_where_there_is_no_key(seed_run):

@@ -27,6 +27,8 @@ def prepare_process(args: TrainingArguments) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # And TRL asks transformers for gradient checkpointing under its old name, at every rollout.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")
+    if args.process_index:  # rank 0 says it for all
+        warnings.filterwarnings("ignore", message="flash_attention_2 needs")
 
     if args.deepspeed and "RANK" in os.environ and not torch.cuda.is_available():
         import deepspeed.ops
