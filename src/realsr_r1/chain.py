@@ -18,7 +18,6 @@ IMAGE = "<|image|>"
 ESCAPED_IMAGE = "<\\|image|>"  # how the same characters look when a policy writes them as text (DESIGN decision 14)
 
 PROBLEM = ("Name the degradation of this photo, then describe and restore it in three steps, from rough to final.")
-PURE_PROBLEM = ("Perceive the degradation level, understand the image content, and restore the high-quality image.")
 
 _TAG = re.compile(r"<(/?)(" + "|".join(SECTIONS) + r")>")
 _WHOLE = re.compile(r"\s*" + r"\s*".join(

@@ -172,7 +172,11 @@ class ChainProcessor:
         return texts[0], images[0]
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> tuple[list[str], list[list[Image.Image]]]:
-        """Several streams at once; images of one size are decoded in one batch, never in tiles."""
+        """Several streams at once: their texts and their images."""
+        return [self.decode_text(ids) for ids in batch], self.decode_images(batch)
+
+    def decode_images(self, batch: Sequence[Sequence[int]]) -> list[list[Image.Image]]:
+        """The images of several streams; those of one size are decoded in one batch, never in tiles."""
         import torch
 
         found = [self.layout.find_spans(ids) for ids in batch]
@@ -185,7 +189,7 @@ class ChainProcessor:
             grids = torch.tensor([found[row][index].codes for row, index in places])
             for (row, index), image in zip(places, to_pil(self.image_tokenizer.decode(grids)), strict=True):
                 images[row][index] = image
-        return [self.decode_text(ids) for ids in batch], images
+        return images
 
     # Folders
 

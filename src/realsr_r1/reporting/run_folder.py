@@ -21,7 +21,7 @@ SECONDS_KEY = "train_runtime"
 # Settings worth the reader's eye, in this order; the others are folded away.
 HEADLINE_SETTINGS = (
     "model_name_or_path", "dataset_name", "grammar", "num_generations", "learning_rate", "max_steps",
-    "num_train_epochs", "per_device_train_batch_size", "batch_unit", "gradient_accumulation_steps", "reward_funcs",
+    "num_train_epochs", "generation_batch_size", "reward_funcs",
     "reward_weights", "rollout_temperature", "guidance_scale", "text_top_k", "beta", "seed")
 
 

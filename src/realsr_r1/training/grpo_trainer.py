@@ -68,7 +68,7 @@ class ChainGRPOTrainer(GRPOTrainer):
             with self._agreement:  # TRL's context must end normally to put its hooks back
                 engine = RolloutEngine(policy, self.processor, rollout_config(self.args, group))
                 rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
-                _, images = self.processor.decode_batch(rollout.completion_ids)
+                images = self.processor.decode_images(rollout.completion_ids)
         self._agreement.settle()
         self._metrics["train" if training else "eval"]["sampling/log_ratio"].append(rollout.log_ratio)
         mask = rollout.sampled_mask
