@@ -14,12 +14,12 @@ realsr() { "$python" -m realsr_r1.cli "$@"; }
 
 "$python" scripts/gather_photos.py --source wheels --output "$work/photos"
 realsr create-json --images "$work/photos" --tags assets/photos/tags --descriptions assets/photos/descriptions \
-    --degradation configs/degradation/tiny.yaml --crop_px 48 --crops_per_photo 200 --test_crops_per_photo 24 \
+    --degradation configs/degradation/tiny.yaml --crop_px 48 --crops_per_photo 200 --test_crops_per_photo 48 \
     --crop_scales 0.15,1.0 --test_photos coffee,rocket,flower --skip_bad --output "$work/dataset"
 
 score() {  # name model label split seed [flags]
     [ -f "$work/$1.json" ] || realsr score --model "$2" --label "$3" --dataset_name "$work/dataset" --split "$4" --seed "$5" \
-        --samples "$([ "$4" = test ] && echo 72 || echo 288)" --recipe "$recipe" --output "$work/$1.json" "${@:6}"
+        --samples "$([ "$4" = test ] && echo 72 || echo 576)" --recipe "$recipe" --output "$work/$1.json" "${@:6}"
 }
 for seed in "${seeds[@]}"; do
     started=$SECONDS run=$work/grpo-$seed
