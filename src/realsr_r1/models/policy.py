@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.chameleon.configuration_chameleon import ChameleonConfig
 from transformers.models.chameleon.modeling_chameleon import (
     ChameleonDecoderLayer,
@@ -23,6 +23,8 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonRotaryEmbedding,
     ChameleonSwinDecoderLayer,
 )
+
+from realsr_r1.models.shared_prompt import SharedPrompts, masks
 
 QK_NORM_EPS = 1e-5  # Chameleon's layer norm over a head
 
@@ -88,6 +90,21 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         self.rotary_emb = ChameleonRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def forward(self, input_ids: torch.LongTensor | None = None, attention_mask: Any = None,
+                shared_prompts: SharedPrompts | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
+        """Chameleon's forward; with `shared_prompts`, `input_ids` (1, T) is the packed row they describe.
+
+        Then `last_hidden_state` is (completions, length + 1, hidden): the states that predict each completion's tokens.
+        """
+        if shared_prompts is None:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = super().forward(
+            input_ids=input_ids, position_ids=shared_prompts.positions().to(input_ids.device),
+            attention_mask=input_ids.new_empty(1, 1, 0, 0),  # four dimensions: transformers builds none of its own
+            shared_prompts=shared_prompts, shared_masks=masks(self.config, shared_prompts, self.embed_tokens.weight), **kwargs)
+        outputs.last_hidden_state = outputs.last_hidden_state[0, shared_prompts.predecessors().to(input_ids.device)]
+        return outputs
 
 
 class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):

@@ -77,6 +77,8 @@ class ChainGRPOConfig(GRPOConfig):
     max_text_tokens: int = field(default=256, metadata={"help": "With --grammar chain: tokens a text section has at most."})
     train_forced_tokens: bool = field(default=False, metadata={
         "help": "Score tokens that the grammar forced, too (as the seed does)."})
+    share_prompts: bool = field(default=True, metadata={
+        "help": "The loss computes a prompt once for its completions in a microbatch, not once for each."})
 
     sample_steps: int = field(default=50, metadata={"help": "Steps between saved samples of one group; 0 = none."})
     max_pixels: int | None = field(default=None, metadata={

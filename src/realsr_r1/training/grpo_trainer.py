@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import split_tensor_dict
 
+from realsr_r1.models.shared_prompt import share_prompts
 from realsr_r1.rollout import RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
 from realsr_r1.training.checkpoints import CompletionMarker
+from realsr_r1.training.packing import pack_groups
 from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.rollouts import rollout_config
 from realsr_r1.training.samples import append_reward_log, write_samples
@@ -53,6 +57,9 @@ class ChainGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
                          train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=RenderingTokenizer.of(processor),
                          rollout_func=ChainGRPOTrainer.rollout, callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
+        if self.args.share_prompts:
+            for scored in filter(None, (self.model, self.ref_model)):
+                share_prompts(self.accelerator.unwrap_model(scored).config)
 
     def rollout(prompts: list[list[int]], trainer: ChainGRPOTrainer) -> dict[str, Any]:  # noqa: N805
         """TRL's `rollout_func`: prompts (each repeated G times, contiguous) -> completions, their images and masks."""
@@ -93,6 +100,37 @@ class ChainGRPOTrainer(GRPOTrainer):
         """TRL's evaluation, with the same noise each time."""
         self._evaluated_rows = 0
         return super().evaluate(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        if not self.args.share_prompts or not self.model.training:
+            return batch
+        # TRL shuffles rows over microbatches next; made up here, it is whole microbatches that it shuffles.
+        chunks = split_tensor_dict(batch, self.args.steps_per_generation)
+        return {"number": torch.arange(len(chunks)), "chunk": chunks}
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(generation_batch)
+        return inputs["chunk"][0] if "chunk" in inputs else inputs
+
+    def _get_per_token_logps_and_entropies(
+            self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
+            batch_size: int | None = None, compute_entropy: bool = False, **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's log-probabilities (and entropies) of completions, (B, completion), each prompt computed once a microbatch."""
+        if not self.args.share_prompts:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
+        log_probs, entropies, batch_size = [], [], batch_size or len(input_ids)
+        for ids, mask in zip(input_ids.split(batch_size), attention_mask.split(batch_size), strict=True):
+            packed = pack_groups(ids, mask, logits_to_keep)
+            with self.accelerator.autocast():
+                outputs = model(input_ids=packed.input_ids, shared_prompts=packed.layout, shift_labels=packed.labels,
+                                fused_lm_head=True)
+            missing = (0, logits_to_keep - packed.labels.shape[1])
+            log_probs.append(F.pad(outputs.log_probs, missing))
+            entropies.append(F.pad(outputs.entropy, missing) if compute_entropy else None)
+        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[str],
                            completion_ids_list: list[list[int]]) -> torch.Tensor:
