@@ -19,7 +19,7 @@ realsr create-json --images "$work/photos" --tags assets/photos/tags --descripti
 
 score() {  # name model label split seed [flags]
     [ -f "$work/$1.json" ] || realsr score --model "$2" --label "$3" --dataset_name "$work/dataset" --split "$4" --seed "$5" \
-        --samples "$([ "$4" = test ] && echo 72 || echo 576)" --recipe "$recipe" --output "$work/$1.json" "${@:6}"
+        --samples "$([ "$4" = test ] && echo 72 || echo 576)" --batch_size 64 --recipe "$recipe" --output "$work/$1.json" "${@:6}"
 }
 for seed in "${seeds[@]}"; do
     started=$SECONDS run=$work/grpo-$seed

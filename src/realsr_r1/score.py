@@ -15,7 +15,6 @@ from realsr_r1.errors import UserError, run
 from realsr_r1.files import read_json, write_json
 
 RESAMPLES = 10_000
-BATCH = 16  # prompts at a time
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,12 +28,13 @@ def main(argv: list[str] | None = None) -> None:
                         help="GRPO recipe whose rollout settings, rewards and experts count (default: GRPO's defaults)")
     parser.add_argument("--grammar", choices=["image", "chain"], default="image", help="default: image")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts and of the noise (default: 0)")
+    parser.add_argument("--batch_size", type=int, default=16, help="prompts at a time (default: 16)")
     parser.add_argument("--label", help="name in tables (default: the folder's)")
     parser.add_argument("--compare", help="JSON of another model with the same prompts and noise, to pair with")
     parser.add_argument("--output", required=True, help="JSON file to write")
     args = parser.parse_args(argv)
-    if args.samples < 1:
-        raise UserError("--samples must be at least 1")
+    if args.samples < 1 or args.batch_size < 1:
+        raise UserError("--samples and --batch_size must be at least 1")
     other = read_json(args.compare) if args.compare else None
     drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}
     if other is not None:
@@ -96,8 +96,8 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     policy = load_policy(args.model, dtype=model_args.dtype).to(device)
     engine = RolloutEngine(policy, processor, rollout_config(settings, num_generations=1))
     scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
-    for start in tqdm(range(0, len(records), BATCH), desc=f"scoring {Path(args.model).name}"):
-        batch = records[start:start + BATCH]
+    for start in tqdm(range(0, len(records), args.batch_size), desc=f"scoring {Path(args.model).name}"):
+        batch = records[start:start + args.batch_size]
         completions = engine.generate(encode_prompts(batch, processor)["prompt"], first_row=start).completion_ids
         texts, images = processor.decode_batch(completions)
         truth = {key: batch[key] for key in batch if key != "image"}
