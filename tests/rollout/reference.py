@@ -55,7 +55,7 @@ class ReferenceEngine:
                 scores = self.logits(prompt + ids)
                 probabilities = self.probabilities(scores, ids, choices)
                 token = choices[self._pick(probabilities, uniform(self.config.seed, step, row, len(ids)))]
-                log_p = torch.log_softmax(scores, -1)[token].item()
+                log_p = torch.log_softmax(scores[choices], -1)[choices.index(token)].item()
                 ratios.append(math.log(probabilities[choices.index(token)]) - log_p)
             sampled.append(int(len(choices) > 1))
             ids.append(token)

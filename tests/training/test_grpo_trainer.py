@@ -69,7 +69,9 @@ def seed_gradients(policy: torch.nn.Module, prompts: list[list[int]], completion
     return {name: parameter.grad for name, parameter in policy.named_parameters()}
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss_batch_size": 2}, {"train_forced_tokens": True}], ids=lambda value: str(value))
+@pytest.mark.parametrize("changes", [
+    {}, {"loss_batch_size": 2}, {"loss_batch_size": 6, "gradient_checkpointing": True}, {"share_prompts": False},
+    {"train_forced_tokens": True}], ids=str)
 def test_a_step_is_the_seeds_update(make_trainer, model, processor, changes):
     trainer, reward = make_trainer(**changes)
     trainer.train()

@@ -20,13 +20,16 @@ class Decoder:
     """Steps a policy over R rows.
 
     `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues. `max_new_tokens`: tokens a row
-    can be fed; `max_span`: tokens an unconditional branch can be fed (0: there will be none).
+    can be fed; `max_span`: tokens an unconditional branch can be fed (0: there will be none). `code_ids`: those of
+    the image codes, ascending.
     """
 
     def __init__(self, policy: nn.Module, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
-                 max_new_tokens: int, max_span: int):
+                 max_new_tokens: int, max_span: int, code_ids: torch.Tensor):
         policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # a LoRA policy of peft
-        self.model, self.lm_head = policy.model, policy.lm_head
+        self.model, self.lm_head, self.code_ids = policy.model, policy.lm_head, code_ids
+        # The head's rows of the codes, side by side; an adapter on the head has no such rows.
+        self.code_head = policy.lm_head.weight[code_ids] if type(policy.lm_head) is nn.Linear else None
         self.device = prompt_of_row.device
         self.steps = 0
         self.prompt_of_row = prompt_of_row
@@ -94,6 +97,16 @@ class Decoder:
     def first_states(self) -> torch.Tensor:
         """The prompts' last hidden states, a row each, (R, hidden): where the first tokens are drawn from."""
         return self.prompt_states[self.prompt_of_row]
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Hidden states (n, hidden) -> scores of all ids, (n, vocabulary), in float32 at least."""
+        return _widened(self.lm_head(states))
+
+    def code_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Hidden states (n, hidden) -> scores of the image codes only, (n, codes), in float32 at least."""
+        if self.code_head is None:
+            return self.logits(states)[:, self.code_ids]
+        return _widened(F.linear(states, self.code_head))
 
     def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
              reach: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,6 +215,10 @@ class Decoder:
         for keys, values in self.unconditional:
             keys[:len(slots), :, :reach] = keys[slots, :, :reach]
             values[:len(slots), :, :reach] = values[slots, :, :reach]
+
+
+def _widened(scores: torch.Tensor) -> torch.Tensor:
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:

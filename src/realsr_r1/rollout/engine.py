@@ -33,8 +33,8 @@ class Rollout:
 
     `completion_ids`: the end-of-turn included where it was written. `sampled_mask`: 1 where the grammar left a choice,
     0 where it left one id. `log_ratio`: mean over sampled tokens of log q - log p, q being what they were drawn from
-    (guidance, masks, top-k, temperature) and p the policy's own distribution (unguided, temperature 1, whole
-    vocabulary); 0 if none was sampled.
+    (guidance, top-k, temperature) and p the policy's own distribution (unguided, temperature 1), both over the ids the
+    grammar allowed; 0 if none was sampled.
     """
 
     completion_ids: list[list[int]]
@@ -111,8 +111,8 @@ class _Run:
             self.grammar = ImageGrammar(layout, count, config.max_new_tokens, vocab_size, self.device)
         self.is_guided = config.guidance_scale != 1.0
         span = self.grammar.longest_span() if self.is_guided else 0
-        self.decoder = Decoder(policy, distinct, prompt_of_row, config.max_new_tokens, span)
         self.code_ids = torch.tensor(sorted(layout.code_ids), device=self.device)
+        self.decoder = Decoder(policy, distinct, prompt_of_row, config.max_new_tokens, span, self.code_ids)
         self.rows = torch.arange(count, device=self.device)
         self.unconditional = UnconditionalRows(count, self.device)
         self.uniforms = uniforms(config.seed, step, self.rows + first_row, config.max_new_tokens)
@@ -158,42 +158,38 @@ class _Run:
     def _choose(self, states: torch.Tensor, free_states: torch.Tensor | None, position: int) -> torch.Tensor:
         """The next token of every row, (R,), from hidden states; keeps count of what was sampled."""
         forced = self.grammar.forced()
-        plans = [(rows, choose) for (rows, count), choose in (
-            (self.image_rows, self._choose_code), (self.text_rows, self._choose_text)) if count]
-        if not plans:
-            return forced
-        logits = self.decoder.lm_head(states)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        is_free, tokens, has_choice = forced == FREE, forced.clone(), torch.zeros_like(self.grammar.done)
         uniform = self.uniforms[self.rows, position]
-        tokens, log_q = torch.zeros_like(forced), torch.zeros_like(uniform)
-        has_choice = forced == FREE
-        for rows, choose in plans:
-            tokens[rows], log_q[rows], several = choose(logits[rows], rows, free_states, uniform[rows])
-            has_choice[rows] &= several
-        tokens = torch.where(forced == FREE, tokens, forced)
-        log_p = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        self.log_ratio_sum += torch.where(has_choice, log_q - log_p, 0.0).sum()
+        for (rows, count), choose in ((self.image_rows, self._choose_code), (self.text_rows, self._choose_text)):
+            if count:
+                chosen, log_ratio, several = choose(states[rows], rows, free_states, uniform[rows])
+                tokens[rows] = chosen
+                has_choice[rows] = several & is_free[rows]
+                self.log_ratio_sum += log_ratio.masked_fill(~has_choice[rows], 0.0).sum()
         self.sampled[self.rows, position] = has_choice.long()
-        return tokens
+        return torch.where(is_free, tokens, forced)
 
-    def _choose_code(self, logits: torch.Tensor, rows: torch.Tensor | slice, free_states: torch.Tensor | None,
+    def _choose_code(self, states: torch.Tensor, rows: torch.Tensor | slice, free_states: torch.Tensor | None,
                      uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | bool]:
-        """Image codes: guidance, then only codes, then entropy top-k, temperature, draw."""
-        config, scores = self.config, logits[:, self.code_ids]
+        """Image codes: guidance, then entropy top-k, temperature, draw. Only the codes' logits are computed."""
+        config = self.config
         if self.is_guided:
-            free = self.decoder.lm_head(free_states[self.unconditional.slot_of_row[rows]])[:, self.code_ids]
-            scores = guide(scores, free.to(scores.dtype), config.guidance_scale)
+            states = torch.cat((states, free_states[self.unconditional.slot_of_row[rows]]))
+        scores = plain = self.decoder.code_logits(states)
+        if self.is_guided:
+            plain, free = scores.chunk(2)
+            scores = guide(plain, free, config.guidance_scale)
         k = entropy_top_k(scores, config.image_top_k_min, config.image_top_k_max)
-        choice, log_q = draw(scores, k, config.temperature, uniform)
-        return self.code_ids[choice], log_q, len(self.code_ids) > 1
+        choice, log_q = draw(scores, k, config.temperature, uniform, config.image_top_k_max)
+        return self.code_ids[choice], log_q - _log_probability(plain, choice), len(self.code_ids) > 1
 
-    def _choose_text(self, logits: torch.Tensor, rows: torch.Tensor | slice, free_states: torch.Tensor | None,
+    def _choose_text(self, states: torch.Tensor, rows: torch.Tensor | slice, free_states: torch.Tensor | None,
                      uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | bool]:
         """Text and sizes: what the grammar allows, fixed top-k, temperature, draw."""
         allowed = self.grammar.allowed(rows)
-        scores = logits.masked_fill(~allowed, -float("inf"))
+        scores = self.decoder.logits(states).masked_fill(~allowed, -float("inf"))
         token, log_q = draw(scores, self.config.text_top_k, self.config.temperature, uniform)
-        return token, log_q, allowed.sum(-1) > 1
+        return token, log_q - _log_probability(scores, token), allowed.sum(-1) > 1
 
     def _leave_out_done(self, tokens: torch.Tensor) -> torch.Tensor:
         """Drop finished rows from the batch once they are many. Returns the tokens of the rows in it."""
@@ -216,3 +212,8 @@ class _Run:
         return Rollout([row[:length] for row, length in zip(ids, lengths, strict=True)],
                        [row[:length] for row, length in zip(sampled, lengths, strict=True)],
                        float(self.log_ratio_sum) / max(count, 1))
+
+
+def _log_probability(scores: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+    """Of `choice` (R,) under the softmax of `scores` (R, C)."""
+    return scores.gather(1, choice[:, None])[:, 0] - scores.logsumexp(-1)

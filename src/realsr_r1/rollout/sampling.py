@@ -53,20 +53,17 @@ def entropy_top_k(scores: torch.Tensor, k_min: int, k_max: int) -> torch.Tensor:
     return k.long().clamp(1, scores.shape[-1])
 
 
-def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float,
-         uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, uniform: torch.Tensor,
+         k_max: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one choice a row: top-k with ties kept, then temperature, then the inverse CDF at `uniform`.
 
-    `scores` (R, C), -inf where a choice is not allowed, in the order of the CDF; `k` one number, or (R,) int64;
-    `uniform` (R,) float64. Returns the choices (R,) int64 and the log-probability each was drawn with (R,) float64 (NaN
-    where the scores are).
+    `scores` (R, C), -inf where a choice is not allowed, in the order of the CDF; `k` one number, or (R,) int64 and
+    then at most `k_max` (C by default); `uniform` (R,) float64. Returns the choices (R,) int64 and the log-probability
+    each was drawn with (R,) float64 (NaN where the scores are).
     """
-    if isinstance(k, int):
-        ranked = scores.topk(min(k, scores.shape[-1])).values
-        smallest = ranked[:, -1:]
-    else:
-        ranked = scores.sort(dim=-1, descending=True).values
-        smallest = ranked.gather(1, k[:, None] - 1)
+    k_max = k if isinstance(k, int) else k_max or scores.shape[-1]
+    ranked = scores.topk(min(k_max, scores.shape[-1])).values
+    smallest = ranked[:, -1:] if isinstance(k, int) else ranked.gather(1, k[:, None] - 1)
     weights = ((scores - ranked[:, :1]) / temperature).exp_().masked_fill_(scores < smallest, 0.0).double()
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:]
