@@ -45,23 +45,23 @@ class ReferenceEngine:
         self.policy, self.layout, self.config = policy.eval(), layout, config
 
     def generate(self, prompt: list[int], step: int = 0, row: int = 0) -> tuple[list[int], list[int], list[float]]:
-        """One completion of one prompt: ids, sampled mask, and the log-ratio of every sampled token."""
-        ids, sampled, ratios = [], [], []
+        """One completion of one prompt: ids, sampled mask, and the log-probability each token was drawn with (forced: 0)."""
+        ids, sampled, log_q = [], [], []
         while len(ids) < self.config.max_new_tokens:
             choices = self.choices(prompt, ids)
+            log_q.append(0.0)
             if len(choices) == 1:
                 token = choices[0]
             else:
                 scores = self.logits(prompt + ids)
                 probabilities = self.probabilities(scores, ids, choices)
                 token = choices[self._pick(probabilities, uniform(self.config.seed, step, row, len(ids)))]
-                log_p = torch.log_softmax(scores[choices], -1)[choices.index(token)].item()
-                ratios.append(math.log(probabilities[choices.index(token)]) - log_p)
+                log_q[-1] = math.log(probabilities[choices.index(token)])
             sampled.append(int(len(choices) > 1))
             ids.append(token)
             if token == self.layout.end_of_turn:
                 break
-        return ids, sampled, ratios
+        return ids, sampled, log_q
 
     def logits(self, ids: list[int]) -> torch.Tensor:
         with torch.no_grad():

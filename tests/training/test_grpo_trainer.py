@@ -55,18 +55,21 @@ def make_trainer(model, processor, dataset, tmp_path):
 
 
 def seed_gradients(policy: torch.nn.Module, prompts: list[list[int]], completions: list[list[int]], masks: list[list[int]],
-                   scores: list[float]) -> dict[str, torch.Tensor]:
-    """Gradients of mean over completions of the mean over scored tokens of -advantage * probability ratio."""
+                   scores: list[float]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Gradients of mean over completions of the mean over scored tokens of -advantage * probability ratio; and the
+    completions' log-probabilities.
+    """
     groups = torch.tensor(scores).view(-1, GROUP)
     advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
-    loss = torch.zeros(())
+    loss, log_probs = torch.zeros(()), []
     for prompt, completion, mask, advantage in zip(prompts, completions, masks, advantages, strict=True):
         logits = policy(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1:-1]
         chosen = logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
-        ratio = (chosen - chosen.detach()).exp()
+        log_probs.append(chosen.detach())
+        ratio = (chosen - log_probs[-1]).exp()
         loss = loss - advantage * (ratio * torch.tensor(mask)).sum() / sum(mask) / len(completions)
     loss.backward()
-    return {name: parameter.grad for name, parameter in policy.named_parameters()}
+    return {name: parameter.grad for name, parameter in policy.named_parameters()}, log_probs
 
 
 @pytest.mark.parametrize("changes", [
@@ -83,11 +86,16 @@ def test_a_step_is_the_seeds_update(make_trainer, model, processor, changes):
     assert rollout.completion_ids == seen["completion_ids"]
     masks = [[1] * len(row) for row in rollout.sampled_mask] if changes.get("train_forced_tokens") else rollout.sampled_mask
     assert changes.get("train_forced_tokens") or 0 < sum(masks[0]) < len(masks[0])
-    gradients = seed_gradients(policy, prompts, rollout.completion_ids, masks, seen["scores"])
+    gradients, log_probs = seed_gradients(policy, prompts, rollout.completion_ids, masks, seen["scores"])
     before = {name: tensor.detach().clone() for name, tensor in policy.named_parameters()}
     assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-4
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(before[name] - parameter.detach(), gradients[name], rtol=1e-3, atol=2e-6)
+    if changes.get("loss_batch_size", 6) == 6:  # else a mean of the microbatches' means
+        drawn = torch.cat([torch.tensor(row) for row in rollout.log_q])
+        scored = torch.cat([torch.tensor(row) for row in masks]).bool()
+        logged = next(row["sampling/log_ratio"] for row in trainer.state.log_history if "sampling/log_ratio" in row)
+        assert logged == pytest.approx(float((drawn - torch.cat(log_probs))[scored].mean()), abs=1e-4)
 
 
 def test_rewards_get_texts_images_and_the_datasets_columns(make_trainer):

@@ -32,14 +32,13 @@ class Rollout:
     """Completions of a batch, N prompts x G, grouped.
 
     `completion_ids`: the end-of-turn included where it was written. `sampled_mask`: 1 where the grammar left a choice,
-    0 where it left one id. `log_ratio`: mean over sampled tokens of log q - log p, q being what they were drawn from
-    (guidance, top-k, temperature) and p the policy's own distribution (unguided, temperature 1), both over the ids the
-    grammar allowed; 0 if none was sampled.
+    0 where it left one id. `log_q`: log-probability each token was drawn with (guidance, grammar, top-k and temperature
+    applied), 0 where it left one id.
     """
 
     completion_ids: list[list[int]]
     sampled_mask: list[list[int]]
-    log_ratio: float
+    log_q: list[list[float]]
 
 
 class RolloutEngine:
@@ -120,7 +119,7 @@ class _Run:
         self.sampled = torch.zeros_like(self.tokens)
         self.lengths = torch.zeros_like(self.rows)
         self.reach = 0  # columns of the unconditional caches in use
-        self.log_ratio_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.log_q = torch.zeros(self.tokens.shape, dtype=torch.float64, device=self.device)
 
     def finish(self) -> Rollout:
         """Write every completion to its end."""
@@ -160,13 +159,13 @@ class _Run:
         forced = self.grammar.forced()
         is_free, tokens, has_choice = forced == FREE, forced.clone(), torch.zeros_like(self.grammar.done)
         uniform = self.uniforms[self.rows, position]
+        log_q = torch.zeros_like(uniform)
         for (rows, count), choose in ((self.image_rows, self._choose_code), (self.text_rows, self._choose_text)):
             if count:
-                chosen, log_ratio, several = choose(states[rows], rows, free_states, uniform[rows])
-                tokens[rows] = chosen
+                tokens[rows], log_q[rows], several = choose(states[rows], rows, free_states, uniform[rows])
                 has_choice[rows] = several & is_free[rows]
-                self.log_ratio_sum += log_ratio.masked_fill(~has_choice[rows], 0.0).sum()
         self.sampled[self.rows, position] = has_choice.long()
+        self.log_q[self.rows, position] = log_q.masked_fill(~has_choice, 0.0)
         return torch.where(is_free, tokens, forced)
 
     def _choose_code(self, states: torch.Tensor, rows: torch.Tensor | slice, free_states: torch.Tensor | None,
@@ -175,13 +174,12 @@ class _Run:
         config = self.config
         if self.is_guided:
             states = torch.cat((states, free_states[self.unconditional.slot_of_row[rows]]))
-        scores = plain = self.decoder.code_logits(states)
+        scores = self.decoder.code_logits(states)
         if self.is_guided:
-            plain, free = scores.chunk(2)
-            scores = guide(plain, free, config.guidance_scale)
+            scores = guide(*scores.chunk(2), config.guidance_scale)
         k = entropy_top_k(scores, config.image_top_k_min, config.image_top_k_max)
         choice, log_q = draw(scores, k, config.temperature, uniform, config.image_top_k_max)
-        return self.code_ids[choice], log_q - _log_probability(plain, choice), len(self.code_ids) > 1
+        return self.code_ids[choice], log_q, len(self.code_ids) > 1
 
     def _choose_text(self, states: torch.Tensor, rows: torch.Tensor | slice, free_states: torch.Tensor | None,
                      uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | bool]:
@@ -189,7 +187,7 @@ class _Run:
         allowed = self.grammar.allowed(rows)
         scores = self.decoder.logits(states).masked_fill(~allowed, -float("inf"))
         token, log_q = draw(scores, self.config.text_top_k, self.config.temperature, uniform)
-        return token, log_q - _log_probability(scores, token), allowed.sum(-1) > 1
+        return token, log_q, allowed.sum(-1) > 1
 
     def _leave_out_done(self, tokens: torch.Tensor) -> torch.Tensor:
         """Drop finished rows from the batch once they are many. Returns the tokens of the rows in it."""
@@ -203,17 +201,9 @@ class _Run:
         return tokens[keep]
 
     def _rollout(self) -> Rollout:
-        if not self.log_ratio_sum.isfinite():
+        if not self.log_q.isfinite().all():
             raise UserError("the policy's scores are not finite: its training has diverged (lower learning_rate, or go "
                             "back to an earlier checkpoint) or its type is too narrow (use bfloat16 or float32)")
         lengths = self.lengths.tolist()
-        ids, sampled = self.tokens.tolist(), self.sampled.tolist()
-        count = sum(map(sum, sampled))
-        return Rollout([row[:length] for row, length in zip(ids, lengths, strict=True)],
-                       [row[:length] for row, length in zip(sampled, lengths, strict=True)],
-                       float(self.log_ratio_sum) / max(count, 1))
-
-
-def _log_probability(scores: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-    """Of `choice` (R,) under the softmax of `scores` (R, C)."""
-    return scores.gather(1, choice[:, None])[:, 0] - scores.logsumexp(-1)
+        return Rollout(*([row[:length] for row, length in zip(table.tolist(), lengths, strict=True)]
+                         for table in (self.tokens, self.sampled, self.log_q)))

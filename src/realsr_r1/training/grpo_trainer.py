@@ -23,6 +23,7 @@ from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
 from realsr_r1.training.checkpoints import CompletionMarker
 from realsr_r1.training.packing import pack_groups
+from realsr_r1.training.reference import reference_like
 from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.rollouts import rollout_config
 from realsr_r1.training.samples import append_reward_log, write_samples
@@ -54,9 +55,10 @@ class ChainGRPOTrainer(GRPOTrainer):
         self._sampled_at = 0  # the step of the last saved sample
         self._agreement = Agreement()
         model.generation_config.eos_token_id = processor.layout.end_of_turn
-        super().__init__(model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
-                         train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=RenderingTokenizer.of(processor),
-                         rollout_func=ChainGRPOTrainer.rollout, callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
+        with reference_like(model):
+            super().__init__(model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
+                             train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=RenderingTokenizer.of(processor),
+                             rollout_func=ChainGRPOTrainer.rollout, callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
         if self.args.share_prompts:
             for scored in filter(None, (self.model, self.ref_model)):
                 share_prompts(self.accelerator.unwrap_model(scored).config)
@@ -77,12 +79,11 @@ class ChainGRPOTrainer(GRPOTrainer):
                 rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
                 images = self.processor.decode_images(rollout.completion_ids)
         self._agreement.settle()
-        self._metrics["train" if training else "eval"]["sampling/log_ratio"].append(rollout.log_ratio)
         mask = rollout.sampled_mask
         if self.args.train_forced_tokens:
             mask = [[1] * len(row) for row in mask]
-        return {"prompt_ids": prompts, "completion_ids": rollout.completion_ids, "logprobs": None, "env_mask": mask,
-                "images": images}
+        return {"prompt_ids": prompts, "completion_ids": rollout.completion_ids, "logprobs": rollout.log_q,
+                "env_mask": mask, "images": images}
 
     def _noise_of(self, rows: int, training: bool) -> tuple[int, int]:
         """(step, first row) of a rollout's noise: what a completion draws depends on neither ranks nor resuming."""
@@ -117,10 +118,12 @@ class ChainGRPOTrainer(GRPOTrainer):
             self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
             batch_size: int | None = None, compute_entropy: bool = False, **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's log-probabilities (and entropies) of completions, (B, completion), each prompt computed once a microbatch."""
+        """TRL's log-probabilities (and entropies) of completions, (B, completion); each prompt once a microbatch."""
         if not self.args.share_prompts:
-            return super()._get_per_token_logps_and_entropies(
+            scored = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
+            self._log_probs = scored[0].detach()
+            return scored
         log_probs, entropies, batch_size = [], [], batch_size or len(input_ids)
         for ids, mask in zip(input_ids.split(batch_size), attention_mask.split(batch_size), strict=True):
             packed = pack_groups(ids, mask, logits_to_keep)
@@ -130,7 +133,17 @@ class ChainGRPOTrainer(GRPOTrainer):
             missing = (0, logits_to_keep - packed.labels.shape[1])
             log_probs.append(F.pad(outputs.log_probs, missing))
             entropies.append(F.pad(outputs.entropy, missing) if compute_entropy else None)
+        self._log_probs = torch.cat(log_probs).detach()
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """TRL's loss; logs how far what tokens were drawn from is from what is trained (DESIGN decision 10)."""
+        loss = super()._compute_loss(model, inputs)
+        mask = inputs["completion_mask"] * inputs["tool_mask"]
+        log_ratio = ((inputs["sampling_per_token_logps"] - self._log_probs) * mask).sum() / mask.sum().clamp(min=1)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["sampling/log_ratio"].append(self.accelerator.gather(log_ratio).mean().item())
+        return loss
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[str],
                            completion_ids_list: list[list[int]]) -> torch.Tensor:
