@@ -56,9 +56,10 @@ class ChainGRPOTrainer(GRPOTrainer):
         self._agreement = Agreement()
         model.generation_config.eos_token_id = processor.layout.end_of_turn
         with reference_like(model):
-            super().__init__(model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
-                             train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=RenderingTokenizer.of(processor),
-                             rollout_func=ChainGRPOTrainer.rollout, callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
+            super().__init__(
+                model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
+                train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=RenderingTokenizer.of(processor),
+                rollout_func=ChainGRPOTrainer.rollout, callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
         if self.args.share_prompts:
             for scored in filter(None, (self.model, self.ref_model)):
                 share_prompts(self.accelerator.unwrap_model(scored).config)
