@@ -6,6 +6,7 @@ Knows nothing of the rest of the package; everything may import it.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     A `UserError` and a full disk become one line on stderr and exit code 2; any other exception keeps its traceback,
     because then the fault is ours. Under torchrun all ranks find the same fault, and rank 0 says it.
     """
+    _show_information()
     try:
         code = main(argv) or 0
     except UserError as error:
@@ -34,6 +36,17 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         code = _complain(f"the disk is full{f' while writing {filename}' if filename else ''}; free some space or write "
                          "elsewhere, then run the same command again")
     sys.exit(code)
+
+
+def _show_information() -> None:
+    """What the package logs (which model was loaded, say) goes to stderr when it is run, not when it is imported."""
+    logger = logging.getLogger("realsr_r1")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("realsr-r1: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def _complain(line: str) -> int:

@@ -1,7 +1,7 @@
-"""Turn a training run or checkpoint into a self-contained model folder: `realsr-r1 export --checkpoint DIR --output DIR`.
+"""Turn published files or a training run into a self-contained model folder: `realsr-r1 export --checkpoint DIR --output DIR`.
 
-Takes a finished run, a run that was stopped (its newest complete checkpoint), or one checkpoint folder: with whole
-weights, with ZeRO shards only, or with a LoRA adapter (merged).
+Takes a finished run, a run that was stopped (its newest complete checkpoint), one checkpoint folder (with whole weights,
+with ZeRO shards only, or with a LoRA adapter, which is merged), or a published folder with the files that belong to it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +18,29 @@ from realsr_r1.errors import UserError, run
 from realsr_r1.files import atomic_folder, existing_folder, read_json, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from realsr_r1.models.policy import LuminaPolicy
     from realsr_r1.processing import ChainProcessor
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
+TOKENIZER = "tokenizer.json"
 RECORD = "export.json"  # in the written folder: what it was made from
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Find the checkpoint, load its policy and processor, write the folder."""
+    """Find the checkpoint and what belongs to it, load them, write the folder."""
     parser = argparse.ArgumentParser(prog="realsr-r1 export", description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint folder or model folder")
+    parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint folder, model folder or published folder")
     parser.add_argument("--output", required=True, help="folder to make")
     parser.add_argument("--layout", choices=["ours", "lumina"], default="ours",
                         help="ours: everything restore needs; lumina: the policy as Lumina-mGPT publishes it (default: ours)")
+    parser.add_argument("--image_tokenizer", help="a published image tokenizer (vqgan.ckpt, vq_ds8_c2i.pt, ...) or a folder of "
+                                                  "ours (default: the checkpoint's own)")
+    parser.add_argument("--tokenizer", help="text tokenizer: a tokenizer.json or a folder with one (default: the checkpoint's own)")
+    parser.add_argument("--chain_settings", help="YAML or JSON file, e.g. one of configs/chain (default: the checkpoint's own)")
     parser.add_argument("--sampling", nargs="+", metavar="FIELD=VALUE", default=[],
                         help="sampling settings that restore uses by default, e.g. temperature=0.5 image_top_k_max=100")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
@@ -45,19 +53,20 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{output} is up to date, nothing to do")
             return
         raise UserError(f"{output} (--output) exists and is not empty; name another folder or remove it")
-    import torch
-
-    from realsr_r1.processing import ChainProcessor
-
-    processor = ChainProcessor.from_pretrained(source)
-    sampling = {**processor.settings.sampling, **sampling_settings(args.sampling)}
-    processor.settings = dataclasses.replace(processor.settings, sampling=sampling)
-    policy = load_trained(source)
-    if args.dtype:
-        policy = policy.to(getattr(torch, args.dtype))
-        processor.image_tokenizer.to(getattr(torch, args.dtype))
+    folders = [source, *base_of(source)]
+    check_architecture(folders[-1])
+    processor = make_processor(folders, args) if args.layout == "ours" else None
+    tokenizer = processor.tokenizer if processor else find_text_tokenizer(folders, args.tokenizer)
+    policy, dtypes = load_trained(source, args.dtype)
+    if processor:
+        check_vocabulary(policy, processor)
+        if args.dtype:
+            processor.image_tokenizer.to(policy.dtype)
     with atomic_folder(output) as folder:
-        (save_ours if args.layout == "ours" else save_lumina)(policy, processor, folder)
+        if processor:
+            save_ours(policy, dtypes, processor, folder)
+        else:
+            save_lumina(policy, dtypes, tokenizer, folder)
         write_json(folder / RECORD, {"made_from": made_from})
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {policy.num_parameters():,} parameters, {size / 2**20:.1f} MiB, layout {args.layout}")
@@ -66,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
 def fingerprint(source: Path, args: argparse.Namespace) -> str:
     """Of the weights in `source` and the flags that change what is written; the same command gives the same."""
     files = sorted(path for pattern in ("*.safetensors", "global_step*/*") for path in source.glob(pattern))
+    parts = [Path(part) for part in (args.image_tokenizer, args.tokenizer, args.chain_settings) if part]
+    files += [file for part in parts for file in (sorted(part.rglob("*")) if part.is_dir() else [part]) if file.is_file()]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps([stats, args.layout, args.dtype, args.sampling]).encode()).hexdigest()
 
@@ -91,11 +102,11 @@ def sampling_settings(assignments: list[str]) -> dict[str, Any]:
     return values
 
 
+# What goes in: a checkpoint and the parts that belong to it
+
 def find_weights(folder: Path) -> Path:
     """The folder that holds weights: `folder` itself, or the newest complete checkpoint inside it."""
-    from realsr_r1.models.loading import WEIGHTS_INDEX
-
-    if any((folder / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX, ADAPTER)) or any(folder.glob("global_step*")):
+    if has_weights(folder) or (folder / ADAPTER).is_file() or any(folder.glob("global_step*")):
         return folder
     from realsr_r1.training.checkpoints import complete_checkpoints
 
@@ -105,43 +116,168 @@ def find_weights(folder: Path) -> Path:
     return find_weights(found[max(found)])
 
 
-def load_trained(source: Path) -> PreTrainedModel:
-    """The policy of a checkpoint folder: whole weights, a merged adapter, or weights put together from ZeRO shards."""
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a policy's whole weights, in one file or in shards."""
+    from realsr_r1.models.checking import WEIGHTS_INDEX
+
+    return any((folder / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX))
+
+
+def base_of(source: Path) -> list[Path]:
+    """The folder of the policy that an adapter was trained on; none where `source` holds no adapter."""
+    if not (source / ADAPTER).is_file():
+        return []
+    base = read_json(source / ADAPTER).get("base_model_name_or_path")
+    if not base or not Path(base).is_dir():
+        raise UserError(f"{source / ADAPTER} says that the adapter belongs to the model {base!r}, and there is no such folder; "
+                        "put it back or correct base_model_name_or_path")
+    return [Path(base)]
+
+
+def check_architecture(folder: Path) -> None:
+    """Raise `UserError` for a policy of another kind or a damaged file, before anything large is read."""
+    from realsr_r1.models.checking import tensor_headers
+    from realsr_r1.models.loading import policy_config
+
+    policy_config(folder)
+    if has_weights(folder):
+        tensor_headers(folder)
+
+
+def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProcessor:
+    """The processor of the checkpoint, or of its base, with the parts that flags name in place of its own."""
+    from realsr_r1.models import load_image_tokenizer
+    from realsr_r1.processing import IMAGE_TOKENIZER_FOLDER, SETTINGS_FILE, ChainProcessor, ChainSettings
+    from realsr_r1.rollout import RolloutConfig
+
+    def part(flag: str, name: str, hint: str) -> Path:
+        given = getattr(args, flag)
+        found = [Path(given)] if given else [folder / name for folder in folders if (folder / name).exists()]
+        if not found:
+            raise UserError(f"{folders[0]} has no {name}: name one with --{flag} ({hint})")
+        if not found[0].exists():
+            raise UserError(f"no such file or folder: {given} (given by --{flag})")
+        return found[0]
+
+    file = part("chain_settings", SETTINGS_FILE, "configs/chain has one for each published family")
+    tokenizer = find_text_tokenizer(folders, args.tokenizer)
+    if tokenizer is None:
+        raise UserError(f"{folders[0]} has no text tokenizer ({TOKENIZER}): name the file or its folder with --tokenizer")
+    image_tokenizer = load_image_tokenizer(part("image_tokenizer", IMAGE_TOKENIZER_FOLDER, "vqgan.ckpt for Lumina-mGPT, "
+                                                                                           "vq_ds8_c2i.pt for PURE"))
+    settings = ChainSettings.from_dict(read_settings(file), str(file))
+    sampling = {**settings.sampling, **sampling_settings(args.sampling)}
+    unknown = sorted(set(sampling) - {field.name for field in dataclasses.fields(RolloutConfig)})
+    if unknown:
+        raise UserError(f"{file}: unknown sampling setting {unknown[0]!r}")
+    try:
+        RolloutConfig(**sampling)
+    except (UserError, TypeError) as error:
+        raise UserError(f"{file}: bad sampling settings: {error}") from error
+    return ChainProcessor(tokenizer, image_tokenizer, dataclasses.replace(settings, sampling=sampling))
+
+
+def read_settings(file: Path) -> Any:
+    """A YAML file's values (JSON is YAML too). Raises `UserError` naming a file that isn't one."""
+    import yaml
+
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{file} is not valid YAML ({error})") from error
+
+
+def find_text_tokenizer(folders: list[Path], given: str | None) -> PreTrainedTokenizerBase | None:
+    """The text tokenizer `--tokenizer` names, else that of the first folder with one. Raises `UserError` for a bad one.
+
+    The file alone counts: published folders name tokenizer classes that transformers would rebuild in its own way.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from realsr_r1.tokens import BOS, EOS, PAD, UNK
+
+    files = [Path(given)] if given else [folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()]
+    if not files:
+        return None
+    file = files[0] / TOKENIZER if files[0].is_dir() else files[0]
+    if not file.is_file():
+        raise UserError(f"no such file: {file}{' (given by --tokenizer)' if given else ''}")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(f"{file} can't be read as a text tokenizer ({error})") from error
+    roles = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
+    known = {role: name for role, name in roles.items() if tokenizer.token_to_id(name) is not None}  # others would be added
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **known)
+
+
+def check_vocabulary(policy: PreTrainedModel, processor: ChainProcessor) -> None:
+    """Raise `UserError` where the policy has no logit for a token of the tokenizer."""
+    if processor.layout.vocab_size > policy.config.vocab_size:
+        raise UserError(f"the policy has a vocabulary of {policy.config.vocab_size:,} and its text tokenizer one of "
+                        f"{processor.layout.vocab_size:,}; they don't belong together")
+
+
+def load_trained(source: Path, dtype: str | None = None) -> tuple[LuminaPolicy, dict[str, torch.dtype]]:
+    """The policy of a checkpoint folder in `dtype` (by default that of its weights), and the types to write tensors in.
+
+    Whole weights are read as they are, ZeRO shards are put together, and an adapter is merged into its base in float32.
+    Types are given only where the weights have several: then the policy has the widest, and its tensors get their own back.
+    """
+    import torch
+
     from realsr_r1.models import load_policy
-    from realsr_r1.models.loading import WEIGHTS_INDEX
-
-    if (source / ADAPTER).is_file():
-        from peft import PeftModel
-
-        base = read_json(source / ADAPTER)["base_model_name_or_path"]
-        return PeftModel.from_pretrained(load_policy(base), source).merge_and_unload()
-    if (source / WEIGHTS).is_file() or (source / WEIGHTS_INDEX).is_file():
-        return load_policy(source)
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
+    from realsr_r1.models.checking import file_headers, stored_dtypes, tensor_headers
     from realsr_r1.models.loading import policy_config
     from realsr_r1.models.policy import LuminaPolicy
 
-    policy = LuminaPolicy(policy_config(source))
-    policy.load_state_dict(get_fp32_state_dict_from_zero_checkpoint(str(source)))
-    return policy
+    weights, *_ = [*base_of(source), source]
+    if not has_weights(weights):
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        policy = LuminaPolicy(policy_config(source))
+        policy.load_state_dict(get_fp32_state_dict_from_zero_checkpoint(str(source)))
+        return policy.to(getattr(torch, dtype) if dtype else torch.float32), {}
+    dtypes = stored_dtypes(weights, tensor_headers(weights))
+    if weights == source:
+        policy = load_policy(source)
+    else:
+        from peft import PeftModel
+
+        file_headers(source / "adapter_model.safetensors")  # names a damaged file
+        policy = PeftModel.from_pretrained(load_policy(weights, dtype=torch.float32), source).merge_and_unload()
+    if dtype:
+        return policy.to(getattr(torch, dtype)), {}
+    return (policy, dtypes) if len(set(dtypes.values())) > 1 else (policy.to(*set(dtypes.values())), {})
 
 
-def save_ours(policy: PreTrainedModel, processor: ChainProcessor, folder: Path) -> None:
+# What comes out
+
+def save_weights(policy: LuminaPolicy, dtypes: Mapping[str, torch.dtype], folder: Path) -> None:
+    """Config, generation config and weights, in shards where they are large; `dtypes` as `load_trained` gives them."""
+    state = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in policy.state_dict().items()} if dtypes else None
+    policy.save_pretrained(folder, state_dict=state)
+
+
+def save_ours(policy: LuminaPolicy, dtypes: Mapping[str, torch.dtype], processor: ChainProcessor, folder: Path) -> None:
     """A self-contained model folder: policy, tokenizers, chain settings."""
-    policy.generation_config.eos_token_id = processor.layout.end_of_turn
-    policy.save_pretrained(folder)
+    layout = processor.layout  # a published config may call id 1 the beginning, which is the padding
+    policy.generation_config.update(bos_token_id=layout.bos, pad_token_id=layout.pad, eos_token_id=layout.end_of_turn)
+    save_weights(policy, dtypes, folder)
     processor.save_pretrained(folder)
 
 
-def save_lumina(policy: PreTrainedModel, processor: ChainProcessor, folder: Path) -> None:
-    """The policy and its text tokenizer in Lumina-mGPT's layout: a Chameleon config with the vocabulary in it."""
-    policy.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
-    config: dict[str, Any] = read_json(folder / "config.json")
-    config.update(model_type="chameleon", architectures=["ChameleonForConditionalGeneration"], mask_image_logits=False,
-                  vocabulary_map=processor.tokenizer.get_vocab())
-    write_json(folder / "config.json", config)
+def save_lumina(policy: LuminaPolicy, dtypes: Mapping[str, torch.dtype], tokenizer: PreTrainedTokenizerBase | None,
+                folder: Path) -> None:
+    """The policy, and its text tokenizer where there is one, in Lumina-mGPT's layout."""
+    from realsr_r1.models.lumina_layout import lumina_config
+
+    save_weights(policy, dtypes, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    vocabulary = tokenizer.get_vocab() if tokenizer is not None else None
+    write_json(folder / "config.json", lumina_config(policy.config, None if dtypes else policy.dtype, vocabulary))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ Knows how a dialogue is written (FACTS section 3): `<s>` question end-of-turn an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain import ESCAPED_IMAGE, IMAGE, IMAGE_SECTIONS, PROBLEM, SECTIONS, chain_pieces, close_tag, open_tag
 from realsr_r1.errors import UserError
 from realsr_r1.files import read_json, write_json
-from realsr_r1.images import fit_image, resize_to_cover, to_pil, to_pixels
-from realsr_r1.tokens import ChainForm, SectionForm, TokenLayout
+from realsr_r1.images import fit_image, resize_to_cover, to_pil, to_pixels, to_rgb
+from realsr_r1.tokens import ChainForm, SectionForm, TokenLayout, code_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 SETTINGS_FILE, IMAGE_TOKENIZER_FOLDER = "chain_settings.json", "image_tokenizer"
 BROKEN_IMAGE = "<|broken image|>"  # stands for image tokens that form no complete span
+FITS = ("crop", "stretch")
+MAX_BATCH_PIXELS = 8 * 512 * 512  # in one batch of the image tokenizer: 1 GiB an activation at the published width
+# What is tokenised on its own (DESIGN decision 15): images and the chain's tags.
+_PIECES = re.compile("(" + "|".join(map(re.escape, (IMAGE, *map(open_tag, SECTIONS), *map(close_tag, SECTIONS)))) + ")")
 
 
 @dataclass(frozen=True)
@@ -33,24 +38,35 @@ class ChainSettings:
     """What a model folder says of its chains (`chain_settings.json`).
 
     `target_px`: input photos and final images are fitted to about target_px^2 pixels; `grid_unit_px`: pixels a size
-    unit (32 in Lumina and PURE); `problem`: the question; `experts`: default experts of the generation reward;
-    `sampling`: fields of `RolloutConfig` that `restore` uses.
+    unit (32 in Lumina and PURE); `fit`: "crop" keeps the shape of a photo as far as whole units allow (Lumina-mGPT's
+    rule), "stretch" makes it target_px x target_px (PURE's inference); `problem`: the question; `experts`: default
+    experts of the generation reward; `sampling`: fields of `RolloutConfig` that `restore` uses.
     """
 
     target_px: int = 512
     grid_unit_px: int = 32
+    fit: str = "crop"
     problem: str = PROBLEM
     experts: tuple[str, ...] = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> ChainSettings:
-        """Check keys; raises `UserError` naming the unknown one and `source`."""
-        known = {item.name for item in dataclasses.fields(cls)}
-        for key in values:
-            if key not in known:
-                raise UserError(f"{source}: unknown chain setting {key!r}; known are {', '.join(sorted(known))}")
-        return cls(**{**values, **({"experts": tuple(values["experts"])} if "experts" in values else {})})
+        """Check keys and values; raises `UserError` naming the one at fault and `source`."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"{source} must hold `key: value` lines of chain settings")
+        kinds = {"target_px": int, "grid_unit_px": int, "fit": str, "problem": str, "experts": Sequence, "sampling": Mapping}
+        for key, value in values.items():
+            if key not in kinds:
+                raise UserError(f"{source}: unknown chain setting {key!r}; known are {', '.join(sorted(kinds))}")
+            if not isinstance(value, kinds[key]) or isinstance(value, str) != (kinds[key] is str):
+                raise UserError(f"{source}: chain setting {key} is {value!r}, which is no {kinds[key].__name__.lower()}")
+        settings = cls(**{**values, **({"experts": tuple(values["experts"])} if "experts" in values else {})})
+        if settings.fit not in FITS:
+            raise UserError(f"{source}: fit is {settings.fit!r}; it must be one of {', '.join(FITS)}")
+        if min(settings.target_px, settings.grid_unit_px) < 1:
+            raise UserError(f"{source}: target_px and grid_unit_px must be at least 1")
+        return settings
 
 
 class ChainProcessor:
@@ -64,10 +80,16 @@ class ChainProcessor:
         self.tokenizer = tokenizer
         self.image_tokenizer = image_tokenizer
         self.settings = settings
-        layout = TokenLayout.from_vocabulary(tokenizer.get_vocab(), image_tokenizer.codebook_size,
-                                             settings.grid_unit_px, image_tokenizer.downsample)
+        # Published tokenizers may have got the name of an image's place in text, with an id that the policy doesn't have.
+        vocabulary = {name: token for name, token in tokenizer.get_vocab().items() if name != IMAGE}
+        _check_codes(vocabulary, image_tokenizer.codebook_size)
+        layout = TokenLayout.from_vocabulary(vocabulary, image_tokenizer.codebook_size, settings.grid_unit_px,
+                                             image_tokenizer.downsample)
         if settings.target_px < settings.grid_unit_px:
             raise UserError(f"target_px {settings.target_px} is smaller than grid_unit_px {settings.grid_unit_px}")
+        if settings.fit == "stretch" and settings.target_px % settings.grid_unit_px:
+            raise UserError(f"fit 'stretch' needs a target_px of whole grid units, and {settings.target_px} is no multiple of "
+                            f"{settings.grid_unit_px}")
         self.layout = dataclasses.replace(layout, chain_form=self._chain_form(layout))
 
     # Text
@@ -89,8 +111,14 @@ class ChainProcessor:
     # Images
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """The photo as the policy sees it: about target_px^2 pixels, whole grid units."""
-        return fit_image(image, self.settings.target_px, self.settings.grid_unit_px)
+        """The photo as the policy sees it: about target_px^2 pixels, whole grid units (`settings.fit` says how)."""
+        if self.settings.fit == "crop":
+            return fit_image(image, self.settings.target_px, self.settings.grid_unit_px)
+        from PIL import Image
+
+        size = (self.settings.target_px,) * 2
+        image = to_rgb(image)
+        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> list[list[int]]:
         """Images of whole grid units -> their spans of ids, in order; those of one size share batches."""
@@ -98,9 +126,8 @@ class ChainProcessor:
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             by_size.setdefault(image.size, []).append(index)
-        for indices in by_size.values():
-            for start in range(0, len(indices), batch_size):
-                batch = indices[start:start + batch_size]
+        for (width, height), indices in by_size.items():
+            for batch in _batches(indices, width * height, batch_size):
                 codes = self.image_tokenizer.encode(to_pixels([images[index] for index in batch])).tolist()
                 for index, grid in zip(batch, codes, strict=True):
                     spans[index] = self.layout.span(grid)
@@ -126,6 +153,8 @@ class ChainProcessor:
         """`encode_prompt` for an image that is already a span of ids."""
         text = self.settings.problem if text is None else text
         before, _, after = text.partition(IMAGE)
+        if IMAGE in after:
+            raise UserError(f"the question {text!r} has {text.count(IMAGE)} times {IMAGE}; a prompt has one image")
         return [self.layout.bos, *self.encode_text(before), *span, *(self.encode_text(after) if after else []),
                 self.layout.end_of_turn]
 
@@ -136,7 +165,31 @@ class ChainProcessor:
             ids += spans[image_section] if image_section else self.encode_text(text)
         return [*ids, self.layout.end_of_turn]
 
+    def encode_answer(self, text: str, images: Sequence[Image.Image | Sequence[int]]) -> list[int]:
+        """The way back from `decode`: an answer's text and its images -> ids, end-of-turn included.
+
+        `images`: one for every `<|image|>` in the text, as a picture of whole grid units or as the span of ids it was
+        (`image_spans`): decoding a picture and encoding it again may give other codes, its span gives the same.
+        Tags and the text between them are tokenised apart, so what `encode_chain` wrote comes back id by id. Raises
+        `ValueError` for another number of images, and for a text with a broken image.
+        """
+        pieces = [piece for piece in _PIECES.split(text) if piece]
+        if BROKEN_IMAGE in text or pieces.count(IMAGE) != len(images):
+            raise ValueError(f"{len(images)} images for a text with {pieces.count(IMAGE)} times {IMAGE} and "
+                             f"{text.count(BROKEN_IMAGE)} broken ones")
+        pictures = [image for image in images if not isinstance(image, Sequence)]
+        encoded = iter(self.encode_images(pictures) if pictures else [])
+        spans = iter([image if isinstance(image, Sequence) else next(encoded) for image in images])
+        ids: list[int] = []
+        for piece in pieces:
+            ids += next(spans) if piece == IMAGE else self.encode_text(piece.replace(ESCAPED_IMAGE, IMAGE))
+        return [*ids, self.layout.end_of_turn]
+
     # Decoding
+
+    def image_spans(self, ids: Sequence[int]) -> list[list[int]]:
+        """The complete images in a stream as their ids, in the order of `decode`'s images."""
+        return [list(ids[span.start:span.stop]) for span in self.layout.find_spans(ids)]
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Ids -> text, with `<|image|>` for every complete span and nothing else (DESIGN decision 14)."""
@@ -152,7 +205,8 @@ class ChainProcessor:
         for token in [*ids, None]:
             stray = token in self._image_only_ids
             if run and (token is None or stray):
-                pieces.append(self.tokenizer.decode(run, skip_special_tokens=True).replace(IMAGE, ESCAPED_IMAGE))
+                text = self.tokenizer.decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                pieces.append(text.replace(IMAGE, ESCAPED_IMAGE))
                 run = []
             if stray and not (pieces and pieces[-1] == BROKEN_IMAGE):
                 pieces.append(BROKEN_IMAGE)
@@ -176,7 +230,7 @@ class ChainProcessor:
         return [self.decode_text(ids) for ids in batch], self.decode_images(batch)
 
     def decode_images(self, batch: Sequence[Sequence[int]]) -> list[list[Image.Image]]:
-        """The images of several streams; those of one size are decoded in one batch, never in tiles."""
+        """The images of several streams; those of one size share batches, and none is decoded in tiles."""
         import torch
 
         found = [self.layout.find_spans(ids) for ids in batch]
@@ -185,10 +239,11 @@ class ChainProcessor:
         for row, spans in enumerate(found):
             for index, span in enumerate(spans):
                 by_shape.setdefault((len(span.codes), len(span.codes[0])), []).append((row, index))
-        for places in by_shape.values():
-            grids = torch.tensor([found[row][index].codes for row, index in places])
-            for (row, index), image in zip(places, to_pil(self.image_tokenizer.decode(grids)), strict=True):
-                images[row][index] = image
+        for (height, width), places in by_shape.items():
+            for part in _batches(places, height * width * self.layout.downsample**2, len(places)):
+                grids = torch.tensor([found[row][index].codes for row, index in part])
+                for (row, index), image in zip(part, to_pil(self.image_tokenizer.decode(grids)), strict=True):
+                    images[row][index] = image
         return images
 
     # Folders
@@ -216,3 +271,20 @@ class ChainProcessor:
         settings = ChainSettings.from_dict(read_json(folder / SETTINGS_FILE), str(folder / SETTINGS_FILE))
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER).to(device)
         return cls(AutoTokenizer.from_pretrained(folder), image_tokenizer, settings)
+
+
+def _batches(items: list[Any], pixels: int, largest: int) -> Iterator[list[Any]]:
+    """Split images of `pixels` pixels each into batches of at most `largest`, and at most `MAX_BATCH_PIXELS`."""
+    size = max(1, min(largest, MAX_BATCH_PIXELS // pixels))
+    for start in range(0, len(items), size):
+        yield items[start:start + size]
+
+
+def _check_codes(vocabulary: Mapping[str, int], codebook_size: int) -> None:
+    """Raise `UserError` where the vocabulary names the first codes of the image tokenizer, and then no more."""
+    named = 0
+    while code_name(named) in vocabulary:
+        named += 1
+    if 0 < named < codebook_size and not any(code_name(code) in vocabulary for code in range(named, codebook_size)):
+        raise UserError(f"the image tokenizer has {codebook_size:,} codes and the text tokenizer names {named:,}; they don't "
+                        "belong together")

@@ -98,8 +98,8 @@ class TokenLayout:
         if code_name(codebook_size) in vocabulary:
             raise UserError(f"the vocabulary has more image codes than the image tokenizer's {codebook_size}; "
                             "they don't belong together")
-        size_ids = {}
-        while size_name(len(size_ids) + 1) in vocabulary and vocabulary[size_name(len(size_ids) + 1)] not in code_ids:
+        size_ids, taken = {}, frozenset(code_ids)  # published vocabularies have thousands of both
+        while size_name(len(size_ids) + 1) in vocabulary and vocabulary[size_name(len(size_ids) + 1)] not in taken:
             size_ids[len(size_ids) + 1] = vocabulary[size_name(len(size_ids) + 1)]
         if not size_ids:
             find(size_name(1))

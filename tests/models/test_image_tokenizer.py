@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from realsr_r1.models import image_tokenizer
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 
 SHAPE = dict(num_embeddings=64, embed_dim=8, base_channels=32, channel_multiplier=[1, 2, 2], num_res_blocks=1,
@@ -76,10 +77,30 @@ def test_without_normalisation_the_nearest_code_is_that_of_the_smallest_distance
     torch.testing.assert_close(codes[0, :, 1, 2], tokenizer.quantize.embedding.weight[5])
 
 
-def test_attention_of_the_deepest_level_can_be_left_out():
-    names = [name for name, _ in make(deepest_level_attention=False).named_parameters() if ".attn" in name]
-    assert names and all(".mid.attn_1." in name for name in names)
-    assert any("encoder.down.2.attn.0." in name for name, _ in make().named_parameters())
+def places_of_attention(**changes) -> set[str]:
+    return {name.partition(".attn")[0] for name, _ in make(**changes).named_parameters() if ".attn" in name}
+
+
+def test_attention_is_in_the_levels_that_the_config_names():
+    middle = {"encoder.mid", "decoder.mid"}
+    assert places_of_attention() == places_of_attention(attention_levels=[2]) == {"encoder.down.2", "decoder.up.0", *middle}
+    assert places_of_attention(attention_levels=[]) == middle
+    assert places_of_attention(attention_levels=[0, 1]) == {"encoder.down.0", "encoder.down.1", "decoder.up.1", "decoder.up.2",
+                                                            *middle}
+    assert places_of_attention(attention_levels=[], middle_attention=False) == set()
+
+
+@pytest.mark.parametrize("changes", [dict(attention_levels=[0, 2]), dict(attention_levels=[], middle_attention=False)])
+def test_a_tokenizer_works_wherever_its_attention_is(changes):
+    tokenizer, pixels = make(**changes), make_pixels(16, 24)
+    assert tokenizer.decode(tokenizer.encode(pixels)).shape == pixels.shape
+
+
+def test_many_latents_find_the_same_codes_as_few(tokenizer, monkeypatch):
+    latents = torch.randn(2, 8, 5, 7)
+    ids = tokenizer.quantize.nearest(latents)
+    monkeypatch.setattr(image_tokenizer, "MAX_SIMILARITIES", 3 * 64)
+    assert torch.equal(tokenizer.quantize.nearest(latents), ids)
 
 
 def test_a_reconstruction_loss_reaches_every_part_but_only_the_used_codes():

@@ -36,7 +36,7 @@ def stored(folder: str | Path, records: Dataset, processor: ChainProcessor, make
 def _made_from(records: Dataset, processor: ChainProcessor, settings: tuple[Any, ...]) -> str:
     digest = hashlib.sha256(records._fingerprint.encode())
     digest.update(processor.tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(repr((processor.settings.target_px, processor.settings.grid_unit_px, settings)).encode())
+    digest.update(repr((processor.settings.target_px, processor.settings.grid_unit_px, processor.settings.fit, settings)).encode())
     for tensor in processor.image_tokenizer.state_dict().values():
         digest.update(tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

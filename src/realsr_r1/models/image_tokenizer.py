@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
-from transformers.models.janus.modeling_janus import JanusVQVAEDecoder, JanusVQVAEEncoder
+from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock, JanusVQVAEDecoder, JanusVQVAEEncoder
 
 COMMITMENT_WEIGHT = 0.25  # beta of VQ-VAE (arXiv 1711.00937)
+MAX_SIMILARITIES = 2**25  # latents x codes that are compared at a time: 128 MiB in float32
 
 
 class ImageTokenizerConfig(JanusVQVAEConfig):
@@ -22,13 +23,15 @@ class ImageTokenizerConfig(JanusVQVAEConfig):
     What matters: `num_embeddings` (codes), `embed_dim` (size of a code), `base_channels` (a multiple of 32),
     `channel_multiplier` (one entry a level: n levels down-sample by 2^(n-1)), `num_res_blocks`, `latent_channels`.
     LlamaGen (arXiv 2406.06525) l2-normalises codes and has attention after each residual block of the deepest level;
-    Chameleon (arXiv 2405.09818) does neither.
+    Chameleon (arXiv 2405.09818) does neither. `attention_levels`: the levels with attention, 0 = full resolution (None:
+    the deepest one); `middle_attention`: whether there is one between the two residual blocks in the middle.
     """
 
     model_type = "realsr_r1_image_tokenizer"
 
     l2_normalised_codes: bool = True
-    deepest_level_attention: bool = True
+    attention_levels: list[int] | tuple[int, ...] | None = None
+    middle_attention: bool = True
 
 
 class Quantizer(nn.Module):
@@ -47,7 +50,10 @@ class Quantizer(nn.Module):
         """Latents (B, C, h, w) -> ids (B, h, w) of the nearest codes."""
         flat = self.scaled(latents.permute(0, 2, 3, 1).float())
         codebook = self.scaled(self.embedding.weight.float())
-        return (flat @ codebook.T - codebook.square().sum(-1) / 2).argmax(-1)
+        offset = codebook.square().sum(-1) / 2
+        rows = max(1, MAX_SIMILARITIES // len(codebook))
+        ids = [(part @ codebook.T - offset).argmax(-1) for part in flat.flatten(0, 2).split(rows)]
+        return torch.cat(ids).view(flat.shape[:3])
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (B, h, w) -> codes (B, C, h, w)."""
@@ -81,10 +87,18 @@ class ImageTokenizer(PreTrainedModel):
         self.quantize = Quantizer(config.num_embeddings, config.embed_dim, config.l2_normalised_codes)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
-        if not config.deepest_level_attention:
-            for level in (*self.encoder.down, *self.decoder.up):
-                level.attn = nn.ModuleList()
+        self._place_attention()
         self.post_init()
+
+    def _place_attention(self) -> None:
+        """Attention where the config wants it; transformers' parts have it in the deepest level and in the middle."""
+        levels = self.config.attention_levels
+        if levels is not None:
+            for number, level in [*enumerate(self.encoder.down), *enumerate(reversed(self.decoder.up))]:
+                blocks = level.block if number in levels else ()
+                level.attn = nn.ModuleList([JanusVQVAEAttnBlock(block.out_channels) for block in blocks])
+        if not self.config.middle_attention:
+            self.encoder.mid.attn_1 = self.decoder.mid.attn_1 = nn.Identity()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Convolutions and norms keep torch's own start (a VQ trained from scratch learns faster from it)."""

@@ -1,55 +1,98 @@
 """Reading policies and image tokenizers from disk: our own folders and the layouts they are published in.
 
-A file's header is compared with what the model expects before anything is loaded, in every mode (transformers says
-nothing of wrong keys under ZeRO-3). Knows files and tensors; no tokens.
+A policy keeps the layout it was stored in, so heads that shared a norm go on sharing it. Tensors are compared with what
+the model expects before any is loaded (`models.checking`). Knows files and tensors; no tokens.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
 from realsr_r1.errors import UserError
 from realsr_r1.files import read_json
+from realsr_r1.models.checking import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    TensorHeader,
+    check_tensors,
+    file_headers,
+    stored_dtypes,
+    tensor_headers,
+    tensor_shapes,
+)
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
-from realsr_r1.models.published import FAMILIES, family_of, read_state_dict, with_our_names
+from realsr_r1.models.published import published_image_tokenizer
+from realsr_r1.models.streaming import empty_policy, fill, fill_partitioned
 
-Shapes = dict[str, tuple[int, ...]]  # tensor name -> shape
-
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# Keys of a published Chameleon/Lumina config.json that are not the decoder's: its own VQ model and its vocabulary.
+PUBLISHED_MODEL_TYPE = "chameleon"  # of Lumina-mGPT, PURE and transformers' Chameleon alike
+# Keys of a published config.json that are not the decoder's: its own VQ model and its vocabulary. They are kept with all
+# others in `LuminaConfig.published_config`.
 FOREIGN_CONFIG_KEYS = ("model_type", "architectures", "vq_config", "vocabulary_map", "torch_dtype", "dtype",
-                       "transformers_version")
+                       "transformers_version", "image_token_id")
+IMAGE_ENCODER = "model.vqmodel."  # transformers' Chameleon folders hold one; it can't decode, so it is left out
+QUERY_NORM, KEY_NORM = (f"model.layers.0.self_attn.{name}_norm.weight" for name in "qk")
 
+__all__ = ["WEIGHTS", "WEIGHTS_INDEX", "load_image_tokenizer", "load_policy", "policy_config", "tensor_shapes",
+           "usable_attention"]
+
+logger = logging.getLogger(__name__)
 disable_progress_bar()  # of loading and saving: one bar a file says nothing
 
 
 def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
-                attn_implementation: str | None = None) -> PreTrainedModel:
-    """Load a policy from one of our folders, or from a folder in Lumina-mGPT's published layout.
+                attn_implementation: str | None = None, quantization_config: Any | None = None) -> PreTrainedModel:
+    """Load a policy from one of our folders, or from one in Lumina-mGPT's or in transformers' Chameleon layout.
 
-    `dtype`: of the parameters (a torch dtype or its name); the file's own by default. `attn_implementation`: as in transformers;
-    `flash_attention_2` becomes `sdpa`, with one warning, where it can't run. Under an active DeepSpeed ZeRO-3 config
-    the parameters are partitioned as transformers does it. Raises `UserError` that names a missing folder, another
-    architecture, and the first tensor that is missing, unexpected or of a wrong shape.
+    `dtype`: of the parameters (a torch dtype or its name); the file's own by default, the widest where it holds several.
+    `attn_implementation`: as in transformers; `flash_attention_2` becomes `sdpa`, with one warning, where it can't run.
+    `quantization_config`: a `BitsAndBytesConfig`, to hold the layers in 4 or 8 bits (QLoRA). Under an active DeepSpeed
+    ZeRO-3 config the parameters are partitioned while they are read, in DeepSpeed's type. One line, at level
+    info and on rank 0 only, says what was loaded. Raises `UserError` that names a missing folder, another architecture,
+    and the first tensor that is missing, unexpected or of a wrong shape.
     """
     path = Path(path)
     config = policy_config(path)
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in LuminaPolicy(config).state_dict().items()}
-    _check_tensors(path, tensor_shapes(path), expected)
-    kwargs: dict[str, Any] = {}
+    found = tensor_headers(path)
+    headers = {name: header for name, header in found.items() if not name.startswith(IMAGE_ENCODER)}
     if attn_implementation:
-        kwargs["attn_implementation"] = usable_attention(attn_implementation)
-    return LuminaPolicy.from_pretrained(path, config=config, dtype=dtype or "auto", **kwargs)
+        config._attn_implementation = usable_attention(attn_implementation)
+    policy = empty_policy(config)
+    check_tensors(path, {name: header.shape for name, header in headers.items()},
+                  {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
+                  optional=("lm_head.weight",) if config.tie_word_embeddings else ())
+    stored = set(stored_dtypes(path, headers).values())
+    if dtype in (None, "auto"):
+        dtype = stored.pop() if len(stored) == 1 else torch.float32
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if quantization_config is not None:
+        policy = LuminaPolicy.from_pretrained(path, config=config, dtype=dtype, quantization_config=quantization_config)
+    elif is_deepspeed_zero3_enabled():
+        fill_partitioned(policy, path)
+    else:
+        fill(policy, path, dtype)
+    policy.name_or_path = str(path)  # peft writes it into an adapter's config; export finds the base by it
+    if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        logger.info(_summary(path, policy, headers, len(found) - len(headers)))
+    return policy
+
+
+def _summary(path: Path, policy: LuminaPolicy, headers: Mapping[str, TensorHeader], left_out: int) -> str:
+    config, parameters = policy.config, sum(header.numel for header in headers.values())
+    rows, dtype = config.model_parallel_size, str(policy.dtype).removeprefix("torch.")
+    return (f"{path}: a policy of {parameters:,} parameters, {config.num_hidden_layers} layers, vocabulary {config.vocab_size:,}, "
+            f"{rows} q-norm row{'s' * (rows > 1)} for {config.num_attention_heads} heads, {dtype}"
+            + (f"; the {left_out} tensors of its image encoder are left out" if left_out else ""))
 
 
 def usable_attention(name: str) -> str:
@@ -62,79 +105,82 @@ def usable_attention(name: str) -> str:
     return name
 
 
-def load_image_tokenizer(path: str | Path, family: str | None = None, **overrides: Any) -> ImageTokenizer:
-    """Load an image tokenizer, in float32 on the CPU: a folder that we saved, or a published file.
+def policy_config(path: Path) -> LuminaConfig:
+    """The decoder's config of a folder, ours or published. Raises `UserError` for another architecture.
+
+    Of a published folder all keys are kept, in `published_config`. How many rows its q/k norms have is taken from its
+    files: Lumina-mGPT stores `model_parallel_size` of them, transformers one a head under whatever the config says.
+    """
+    if not path.is_dir():
+        raise UserError(f"no such model folder: {path}")
+    file = path / "config.json"
+    raw = read_json(file)
+    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    if kind not in (LuminaConfig.model_type, PUBLISHED_MODEL_TYPE):
+        raise UserError(f"{file} describes a model of type {kind!r}; known are {LuminaConfig.model_type} and "
+                        f"{PUBLISHED_MODEL_TYPE} (Lumina-mGPT)")
+    values = {key: value for key, value in raw.items() if key not in FOREIGN_CONFIG_KEYS}
+    if values.get("num_key_value_heads", 0) is None:  # as older configs say "as many as heads"
+        values["num_key_value_heads"] = values.get("num_attention_heads", LuminaConfig.num_attention_heads)
+    if kind == PUBLISHED_MODEL_TYPE:
+        values |= {"published_config": raw, **_norm_rows(path)}
+    try:
+        config = LuminaConfig(**values)
+        empty_policy(config)
+    except Exception as error:  # a value of a wrong type or size can fail anywhere in transformers
+        raise UserError(f"{file} describes no policy that can be built: {_one_line(error)}") from error
+    return config
+
+
+def _norm_rows(path: Path) -> dict[str, int]:
+    shapes = tensor_shapes(path)
+    rows = [shapes[name][0] for name in (QUERY_NORM, KEY_NORM) if len(shapes.get(name, ())) == 2]
+    if len(rows) < 2:
+        return {}  # the comparison of all tensors will name what is missing or of another shape
+    return {"model_parallel_size": rows[0], **({"key_norm_rows": rows[1]} if rows[1] != rows[0] else {})}
+
+
+def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: torch.dtype | str | None = None,
+                         **overrides: Any) -> ImageTokenizer:
+    """Load an image tokenizer onto the CPU: a folder that we saved, or a published file.
 
     A file is a pickle (`.pt`, `.pth`, `.ckpt`; read as data only) or `.safetensors`. `family`: what it is, one of
-    `published.FAMILIES`; by default told by its tensor names. `overrides`: keys of `ImageTokenizerConfig` that differ
-    from the family's (or the folder's), e.g. `base_channels=32`. Raises `UserError` naming the file or tensor at fault.
+    `published.FAMILIES`; by default told by its tensor names. Its shape is told by a `.yaml` of the same name beside it,
+    else by its tensors. `dtype`: of the parameters (a torch dtype or its name), float32 by default. `overrides`: keys of
+    `ImageTokenizerConfig` that win over all that. Raises `UserError` naming the file or tensor at fault.
     """
     path = Path(path)
-    if path.is_dir():
-        if family is not None:
-            raise UserError(f"{path} is a folder, which says what it is; family={family!r} is for published files")
-        config = read_json(path / "config.json")
-        if config.get("model_type") != ImageTokenizerConfig.model_type:
-            raise UserError(f"{path} holds a model of type {config.get('model_type')!r}, not an image tokenizer")
-        tensor_shapes(path)  # names a damaged file
-        state = load_file(path / WEIGHTS)
-    elif path.is_file():
-        state = read_state_dict(path)
-        family = family or family_of(state, path)
-        if family not in FAMILIES:
-            raise UserError(f"family {family!r} is unknown; known are {', '.join(FAMILIES)}")
-        config, state = FAMILIES[family], with_our_names(state, family)
-    else:
-        raise UserError(f"no such image tokenizer: {path}")
     for key in overrides:
         if not hasattr(ImageTokenizerConfig, key):
             raise UserError(f"an image tokenizer's config has no key {key!r}")
-    config = ImageTokenizerConfig.from_dict({**config, **overrides})
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in ImageTokenizer(config).state_dict().items()}
-    _check_tensors(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, expected)
+    if path.is_dir():
+        if family is not None:
+            raise UserError(f"{path} is a folder, which says what it is; family={family!r} is for published files")
+        values = read_json(path / "config.json")
+        if values.get("model_type") != ImageTokenizerConfig.model_type:
+            raise UserError(f"{path} holds a model of type {values.get('model_type')!r}, not an image tokenizer")
+        if not (path / WEIGHTS).is_file():
+            raise UserError(f"{path} has no {WEIGHTS}")
+        file_headers(path / WEIGHTS)  # names a damaged file
+        state, stored_name, why = load_file(path / WEIGHTS), str, ""
+    elif path.is_file():
+        state, stored_name, values, why = published_image_tokenizer(path, family, overrides)
+    else:
+        raise UserError(f"no such image tokenizer: {path}")
+    try:
+        config = ImageTokenizerConfig.from_dict({**values, **overrides})
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in ImageTokenizer(config).state_dict().items()}
+    except Exception as error:  # as for a policy's config
+        raise UserError(f"{path}: these shapes make no image tokenizer{why}: {_one_line(error)}") from error
+    check_tensors(path, {name: tuple(tensor.shape) for name, tensor in state.items()},
+                  {stored_name(name): shape for name, shape in expected.items()}, why=why)
     # Not from_pretrained: under ZeRO-3 that would partition this model too, and it stays whole on every rank.
     model = ImageTokenizer(config)
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    return model.eval().requires_grad_(False)
+    model.load_state_dict({name: state[stored_name(name)].float() for name in expected})
+    target = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+    return model.to(target).eval().requires_grad_(False)
 
 
-def policy_config(path: Path) -> LuminaConfig:
-    """The decoder's config of a folder, ours or published. Raises `UserError` for another architecture."""
-    if not path.is_dir():
-        raise UserError(f"no such model folder: {path}")
-    raw = read_json(path / "config.json")
-    if raw.get("model_type") not in (LuminaConfig.model_type, "chameleon"):
-        raise UserError(f"{path / 'config.json'} describes a model of type {raw.get('model_type')!r}; "
-                        f"known are {LuminaConfig.model_type} and chameleon (Lumina-mGPT)")
-    return LuminaConfig(**{key: value for key, value in raw.items() if key not in FOREIGN_CONFIG_KEYS})
-
-
-def tensor_shapes(path: Path) -> Shapes:
-    """Name -> shape of every tensor in a folder's safetensors files, read from their headers."""
-    if (path / WEIGHTS).is_file():
-        files = [path / WEIGHTS]
-    elif (path / WEIGHTS_INDEX).is_file():
-        index = read_json(path / WEIGHTS_INDEX)
-        files = [path / name for name in sorted(set(index["weight_map"].values()))]
-    else:
-        raise UserError(f"{path} has no {WEIGHTS} (nor {WEIGHTS_INDEX})")
-    shapes: Shapes = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                shapes.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} can't be read as safetensors ({error}); copy it again") from error
-    return shapes
-
-
-def _check_tensors(path: Path, found: Shapes, expected: Shapes) -> None:
-    for name, shape in expected.items():
-        if name not in found:
-            raise UserError(f"{path}: tensor {name} is missing")
-        if found[name] != shape:
-            raise UserError(f"{path}: tensor {name} has shape {list(found[name])}, expected {list(shape)}")
-    unexpected = sorted(set(found) - set(expected))
-    if unexpected:
-        raise UserError(f"{path}: unexpected tensor {unexpected[0]} ({len(unexpected)} in all)")
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

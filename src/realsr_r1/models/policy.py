@@ -33,11 +33,25 @@ class LuminaConfig(ChameleonConfig):
     """`ChameleonConfig` under a `model_type` of our own, without an image tokenizer inside.
 
     `model_parallel_size` is the number of rows of each q/k norm; heads are dealt to rows in contiguous blocks.
+    `key_norm_rows`: rows of the k norms where they differ (one row a head, with fewer key/value heads).
+    `published_config`: the config.json that the policy was published with, for export to write back.
     """
 
     model_type = "realsr_r1_lumina"
     sub_configs_defaults = {}
     sub_configs = {}
+
+    key_norm_rows: int | None = None
+    published_config: dict | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without `published_config`: trackers log this, and a vocabulary of 65,536 names is no setting of a run."""
+        return {key: value for key, value in super().to_dict().items() if key != "published_config"}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What config.json holds: `published_config` too."""
+        values = super().to_diff_dict()
+        return {**values, "published_config": self.published_config} if self.published_config else values
 
 
 class SharedHeadNorm(nn.Module):
@@ -83,9 +97,9 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
         head_dim = config.hidden_size // config.num_attention_heads
         for layer in self.layers:
-            rows = config.model_parallel_size
-            layer.self_attn.q_norm = SharedHeadNorm(rows, config.num_attention_heads, head_dim)
-            layer.self_attn.k_norm = SharedHeadNorm(rows, config.num_key_value_heads, head_dim)
+            query_rows, key_rows = config.model_parallel_size, config.key_norm_rows or config.model_parallel_size
+            layer.self_attn.q_norm = SharedHeadNorm(query_rows, config.num_attention_heads, head_dim)
+            layer.self_attn.k_norm = SharedHeadNorm(key_rows, config.num_key_value_heads, head_dim)
         self.norm = ChameleonRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = ChameleonRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
@@ -111,6 +125,7 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
     """`policy(input_ids, attention_mask, position_ids).logits`: (B, L, vocabulary), image tokens included."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _keys_to_ignore_on_load_unexpected = [r"^model\.vqmodel\."]  # transformers keeps an image encoder beside the decoder
 
     def __init__(self, config: LuminaConfig):
         super().__init__(config)

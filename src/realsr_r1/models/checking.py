@@ -1,0 +1,92 @@
+"""What the safetensors files of a folder hold, read from their headers, and how that differs from what a model expects.
+
+transformers says nothing of wrong keys under ZeRO-3, so loading compares headers first, in every mode. Loads no tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from realsr_r1.errors import UserError
+from realsr_r1.files import read_json
+
+Shapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+# Types that a policy or an image tokenizer can be stored in, as safetensors writes them.
+STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class TensorHeader(NamedTuple):
+    """What a file's header says of one tensor; `dtype` in safetensors' spelling, e.g. `BF16`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or the shards its index names. Raises `UserError` where there are none."""
+    if (path / WEIGHTS).is_file():
+        return [path / WEIGHTS]
+    if not (path / WEIGHTS_INDEX).is_file():
+        raise UserError(f"{path} has no {WEIGHTS} (nor {WEIGHTS_INDEX})")
+    index = read_json(path / WEIGHTS_INDEX)
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+        raise UserError(f"{path / WEIGHTS_INDEX} has no weight_map; copy it again")
+    return [path / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def file_headers(file: Path) -> dict[str, TensorHeader]:
+    """Name -> header of every tensor in one file. Raises `UserError` naming a file that is missing or damaged."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+            return {name: TensorHeader(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} can't be read as safetensors ({error}); copy it again") from error
+
+
+def tensor_headers(path: Path) -> dict[str, TensorHeader]:
+    """Name -> header of every tensor in a folder's safetensors files."""
+    return {name: header for file in weight_files(path) for name, header in file_headers(file).items()}
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in a folder's safetensors files."""
+    return {name: header.shape for name, header in tensor_headers(path).items()}
+
+
+def stored_dtypes(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, torch.dtype]:
+    """Name -> type of every tensor. Raises `UserError` naming one that is no plain floating point tensor."""
+    for name, header in headers.items():
+        if header.dtype not in STORED_DTYPES:
+            raise UserError(f"{path}: tensor {name} is stored as {header.dtype}; a policy is one of "
+                            f"{', '.join(STORED_DTYPES)}")
+    return {name: STORED_DTYPES[header.dtype] for name, header in headers.items()}
+
+
+def check_tensors(path: Path, found: Shapes, expected: Shapes, optional: Collection[str] = (), why: str = "") -> None:
+    """Raise `UserError` naming the first tensor that is missing, of a wrong shape, or unexpected.
+
+    `optional`: names that may be missing; `why`: where the expected shapes come from, for the message.
+    """
+    for name, shape in expected.items():
+        if name not in found:
+            if name not in optional:
+                raise UserError(f"{path}: tensor {name} is missing{why}")
+        elif tuple(found[name]) != tuple(shape):
+            raise UserError(f"{path}: tensor {name} has shape {list(found[name])}, expected {list(shape)}{why}")
+    unexpected = sorted(set(found) - set(expected))
+    if unexpected:
+        raise UserError(f"{path}: unexpected tensor {unexpected[0]} ({len(unexpected)} in all){why}")
