@@ -9,7 +9,8 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
 
@@ -24,9 +25,9 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     A `UserError` and a full disk become one line on stderr and exit code 2; any other exception keeps its traceback,
     because then the fault is ours. Under torchrun all ranks find the same fault, and rank 0 says it.
     """
-    _show_information()
     try:
-        code = main(argv) or 0
+        with _information_on_stdout():
+            code = main(argv) or 0
     except UserError as error:
         code = _complain(" ".join(str(error).split()))
     except Exception as error:
@@ -38,15 +39,17 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     sys.exit(code)
 
 
-def _show_information() -> None:
-    """What the package logs (which model was loaded, say) goes to stderr when it is run, not when it is imported."""
-    logger = logging.getLogger("realsr_r1")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("realsr-r1: %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+@contextmanager
+def _information_on_stdout() -> Iterator[None]:
+    """What the package logs (which model was loaded, say) is shown where it is run, not where it is imported."""
+    logger, handler = logging.getLogger("realsr_r1"), logging.StreamHandler(sys.stdout)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 def _complain(line: str) -> int:
