@@ -114,7 +114,9 @@ def test_bad_input_is_named(dataset, tokenizers, tmp_path, capsys):
             (flags(dataset, nowhere, output), f"no such model folder: {nowhere}"),
             (flags(dataset, tokenizers, output, "--max_length", "100"), "more than --max_length 100"),
             (flags(dataset, tokenizers, output, "--max_samples", "many"), "--max_samples"),
-            (["--output_dir", str(output)], "--dataset_name")):
+            (["--output_dir", str(output)], "--dataset_name"),
+            (["--output_dir", str(output), "--dataset_name", str(dataset)], "--model_name_or_path must name a model folder"),
+            (flags(dataset, tokenizers, output, "--load_in_4bit"), "need --use_peft true")):
         assert exit_code(main, argv) == 2, named
         assert named in capsys.readouterr().err
     assert not (output / "model.safetensors").exists()

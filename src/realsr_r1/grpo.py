@@ -19,16 +19,19 @@ PROMPTS_FOLDER, SETTINGS_FILE = "prompts", "settings.json"
 
 def main(argv: list[str] | None = None) -> None:
     """Settings, process group, resume check, rewards, processor, data, policy, trainer, train, save."""
-    from trl import ModelConfig, get_peft_config
+    from trl import ModelConfig
 
     from realsr_r1.settings import parse
+    from realsr_r1.training.adapters import adapter_config, quantization_config
     from realsr_r1.training.config import ChainGRPOConfig
     from realsr_r1.training.launch import is_finished, prepare_process, save_model_folder
 
     args, model_args = parse((ChainGRPOConfig, ModelConfig), argv, "realsr-r1 grpo")
     if args.max_pixels is not None and args.process_index == 0:
         print(f"--max_pixels {args.max_pixels} has no effect: the image size is in the model folder's chain settings")
+    adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
+    from realsr_r1.models import load_policy
     from realsr_r1.models.loading import policy_config, tensor_shapes
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.rewards import load_reward_funcs
@@ -63,20 +66,15 @@ def main(argv: list[str] | None = None) -> None:
     if len(train) < wanted:
         raise UserError(f"{args.dataset_name}: {args.dataset_train_split} has {len(train)} prompts, fewer than the {wanted} of one "
                         "rollout over all devices; use more prompts or a smaller --per_device_train_batch_size")
-    trainer = ChainGRPOTrainer(load_trainable(args, model_args), processor, reward_funcs, args, train, evaluation,
-                               reward_log=reward_log_path(), peft_config=get_peft_config(model_args))
+    # In float32 unless --dtype says otherwise: DeepSpeed and autocast cast it themselves.
+    policy = load_policy(model_args.model_name_or_path, dtype=model_args.dtype, quantization_config=quantization,
+                         attn_implementation=model_args.attn_implementation)
+    trainer = ChainGRPOTrainer(policy, processor, reward_funcs, args, train, evaluation,
+                               reward_log=reward_log_path(), peft_config=adapters)
     if args.process_index == 0:
         write_json(output / SETTINGS_FILE, shown_settings(args, model_args))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, output)
-
-
-def load_trainable(args: ChainGRPOConfig, model_args: ModelConfig) -> Any:
-    """The policy to train, in float32 unless `--dtype` says otherwise (DeepSpeed and autocast cast it themselves)."""
-    from realsr_r1.models import load_policy
-
-    return load_policy(model_args.model_name_or_path, dtype=model_args.dtype,
-                       attn_implementation=model_args.attn_implementation)
 
 
 def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, Any]:
@@ -84,7 +82,9 @@ def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, 
     names = ["run_name", "dataset_name", "reward_funcs", "reward_weights", "experts", "num_generations", "generation_batch_size",
              "learning_rate", "max_steps", "num_train_epochs", "rollout_temperature", "guidance_scale", "text_top_k",
              "image_top_k_max", "grammar", "train_forced_tokens", "loss_type", "beta", "bf16", "seed", "world_size"]
-    return {"model_name_or_path": model_args.model_name_or_path, **{name: getattr(args, name) for name in names}}
+    adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
+    return {"model_name_or_path": model_args.model_name_or_path, **{name: getattr(args, name) for name in names},
+            "use_peft": model_args.use_peft, **{name: getattr(model_args, name) for name in adapters}}
 
 
 def reward_log_path() -> str | None:

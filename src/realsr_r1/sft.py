@@ -13,6 +13,7 @@ from realsr_r1.errors import UserError, run
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from trl import ModelConfig
 
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.training.config import ColdStartConfig
@@ -23,11 +24,18 @@ IGNORED = -100  # label that transformers' loss leaves out
 
 def main(argv: list[str] | None = None) -> None:
     """Tokens, policy, training, model folder."""
+    from trl import ModelConfig
+
     from realsr_r1.settings import parse
+    from realsr_r1.training.adapters import adapter_config, quantization_config, with_adapter
     from realsr_r1.training.config import ColdStartConfig
     from realsr_r1.training.launch import prepare_process
 
-    (args,) = parse((ColdStartConfig,), argv, "realsr-r1 sft")
+    args, model_args = parse((ColdStartConfig, ModelConfig), argv, "realsr-r1 sft")
+    if not model_args.model_name_or_path:
+        raise UserError("--model_name_or_path must name a model folder to go on from, or the tokenizers of a new policy "
+                        "(a folder from realsr-r1 train-tokenizer)")
+    adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
     from transformers import Trainer
 
@@ -42,26 +50,33 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{args.output_dir} holds a finished run already; nothing to do")
         return
     checkpoint = last_checkpoint(args.output_dir, set_aside=args.process_index == 0)
-    processor = ChainProcessor.from_pretrained(args.model_name_or_path, device=str(args.device))
+    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
     with args.main_process_first(local=False, desc="tokenising"):
         train = tokenised(args, processor, "train")
         evaluation = tokenised(args, processor, "test_crops") if args.eval_strategy != "no" else None
-    trainer = Trainer(model=make_policy(args, processor), args=args, train_dataset=train, eval_dataset=evaluation,
+    policy = make_policy(args, model_args, quantization, processor)
+    if adapters is not None:
+        policy = with_adapter(policy, adapters, args)
+    trainer = Trainer(model=policy, args=args, train_dataset=train, eval_dataset=evaluation,
                       data_collator=Collator(processor.layout.pad),
                       processing_class=RenderingTokenizer.of(processor), callbacks=[JsonLog(), CompletionMarker()])
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, args.output_dir)
 
 
-def make_policy(args: ColdStartConfig, processor: ChainProcessor) -> Any:
+def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: Any, processor: ChainProcessor) -> Any:
     """The folder's policy, or a new one of the recipe's shape where the folder has none."""
     import torch
 
     from realsr_r1.models import load_policy
     from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
 
-    if (Path(args.model_name_or_path) / "config.json").is_file():
-        return load_policy(args.model_name_or_path, dtype=torch.float32, attn_implementation=args.attn_implementation)
+    folder = Path(model_args.model_name_or_path)
+    if (folder / "config.json").is_file():
+        return load_policy(folder, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation,
+                           quantization_config=quantization)
+    if model_args.use_peft:
+        raise UserError(f"{folder} holds no policy, and --use_peft trains adapters on one; name a model folder")
     layout = processor.layout
     torch.manual_seed(args.seed)
     return LuminaPolicy(LuminaConfig(

@@ -34,7 +34,7 @@ class Probe(TrainerCallback):
                        **kwargs: Any) -> None:
         parts = {name: {"all": parameter.ds_numel, "here": parameter.ds_tensor.numel()}
                  for name, parameter in model.named_parameters() if hasattr(parameter, "ds_tensor")}
-        _save_weights("begin", model)
+        save_weights("begin", model)
         _write("begin", {"pid": os.getpid(), "step": state.global_step, "parts": parts})
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -42,13 +42,13 @@ class Probe(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None,
                     **kwargs: Any) -> None:
-        _save_weights(f"step-{state.global_step}", model)
+        save_weights(f"step-{state.global_step}", model)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         _stop_if_told(f"save {state.global_step}")  # callbacks of ours come later: the checkpoint has no marker yet
 
 
-def _save_weights(when: str, model: Any) -> None:
+def save_weights(when: str, model: Any) -> None:
     """The whole weights as this rank gathers them. All ranks must call it."""
     gathered: Any = contextlib.nullcontext()
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):

@@ -71,6 +71,12 @@ def test_a_checkpoint_of_weights_only_names_the_two_ways_on(tmp_path):
         last_checkpoint(tmp_path, set_aside=True)
 
 
+def test_of_adapters_only_the_way_on_is_to_merge_them_first(tmp_path):
+    make_checkpoint(tmp_path, 3, files=("adapter_config.json",))
+    with pytest.raises(UserError, match=r"export --checkpoint .*checkpoint-3 --output MODEL\), then .*--model_name_or_path MODEL"):
+        last_checkpoint(tmp_path, set_aside=True)
+
+
 def test_deepspeed_shards_are_an_optimizer_too(tmp_path):
     (make_checkpoint(tmp_path, 3, files=()) / "global_step3").mkdir()
     assert last_checkpoint(tmp_path, set_aside=True) == tmp_path / "checkpoint-3"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import ADAPTER_CONFIG_NAME, is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
 from realsr_r1.errors import UserError
@@ -114,6 +114,9 @@ def policy_config(path: Path) -> LuminaConfig:
     if not path.is_dir():
         raise UserError(f"no such model folder: {path}")
     file = path / "config.json"
+    if not file.is_file() and (path / ADAPTER_CONFIG_NAME).is_file():
+        raise UserError(f"{path} holds a LoRA adapter without its policy; merge them with realsr-r1 export --checkpoint {path} "
+                        "--output DIR, and use that folder")
     raw = read_json(file)
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind not in (LuminaConfig.model_type, PUBLISHED_MODEL_TYPE):
@@ -133,6 +136,8 @@ def policy_config(path: Path) -> LuminaConfig:
 
 
 def _norm_rows(path: Path) -> dict[str, int]:
+    if not any((path / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX)):
+        return {}  # a config alone, as in configs/models
     shapes = tensor_shapes(path)
     rows = [shapes[name][0] for name in (QUERY_NORM, KEY_NORM) if len(shapes.get(name, ())) == 2]
     if len(rows) < 2:

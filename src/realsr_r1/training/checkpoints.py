@@ -70,8 +70,11 @@ def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
         return None
     newest = complete[max(complete)]
     if not (newest / "scheduler.pt").is_file() and not any(newest.glob("global_step*")):
-        raise UserError(f"{newest} holds weights only, so the run in {folder} can't go on: start a new run from it with "
-                        f"--model_name_or_path {newest} and another --output_dir, or remove {folder} to begin again")
+        start, first = newest, ""
+        if (newest / "adapter_config.json").is_file():
+            start, first = "MODEL", f"merge its adapter (realsr-r1 export --checkpoint {newest} --output MODEL), then "
+        raise UserError(f"{newest} holds weights only, so the run in {folder} can't go on: {first}start a new run from it with "
+                        f"--model_name_or_path {start} and another --output_dir, or remove {folder} to begin again")
     return newest
 
 

@@ -14,12 +14,9 @@ from realsr_r1.training.rollouts import rollout_config
 
 @dataclass
 class ColdStartConfig(TrainingArguments):
-    """What `realsr-r1 sft` takes: every field of `TrainingArguments`, and these."""
+    """What `realsr-r1 sft` takes: every field of `TrainingArguments`, and these. The model's are in TRL's `ModelConfig`."""
 
     dataset_name: str = field(default="", metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
-    model_name_or_path: str = field(default="", metadata={
-        "help": "Model folder to go on from, or a processor folder (realsr-r1 train-tokenizer) for a new policy."})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
     max_samples: int | None = field(default=None, metadata={"help": "Train on this many records only, drawn with --seed."})
     max_length: int = field(default=11776, metadata={"help": "Longest prompt + chain, in tokens (PURE: 11,776)."})
     hidden_size: int = field(default=256, metadata={"help": "New policy only: width."})
@@ -29,8 +26,8 @@ class ColdStartConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep false: the collator needs all columns."})
 
     def __post_init__(self) -> None:
-        """Raises `UserError` when a path is missing."""
-        _require_paths(self.dataset_name, self.model_name_or_path)
+        """Raises `UserError` when the dataset is missing."""
+        _require_dataset(self.dataset_name)
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()  # transformers refuses bf16 on CPU without it
         super().__post_init__()
 
@@ -94,7 +91,7 @@ class ChainGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         """Translate prompts into TRL's batch numbers. Raises `UserError` for values that can't work."""
-        _require_paths(self.dataset_name)
+        _require_dataset(self.dataset_name)
         if self.num_generations < 2:
             raise UserError(f"--num_generations {self.num_generations}: a group needs at least 2 completions to compare")
         if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
@@ -142,6 +139,6 @@ class ChainGRPOConfig(GRPOConfig):
                             "completions of a group")
 
 
-def _require_paths(*paths: str) -> None:
-    if not all(paths):
-        raise UserError("--dataset_name and --model_name_or_path must name folders")
+def _require_dataset(folder: str) -> None:
+    if not folder:
+        raise UserError("--dataset_name must name the folder of a prepared dataset (realsr-r1 create-json makes one)")

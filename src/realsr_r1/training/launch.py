@@ -18,6 +18,7 @@ def prepare_process(args: TrainingArguments) -> None:
 
     On CPU with DeepSpeed the group must be there before a model is built (FACTS section 10).
     """
+    import logging
     import os
     import warnings
 
@@ -27,6 +28,11 @@ def prepare_process(args: TrainingArguments) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # And TRL asks transformers for gradient checkpointing under its old name, at every rollout.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")
+    # Our rollouts plug in there, and requirements.txt pins the TRL they were tested with.
+    warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+    # peft looks at the base folder's config whenever it saves adapters, and a published one names another type.
+    logging.getLogger("transformers.configuration_utils").addFilter(
+        lambda record: "instantiate a model of type" not in record.getMessage())
     if args.process_index:  # rank 0 says it for all
         warnings.filterwarnings("ignore", message="flash_attention_2 needs")
 
