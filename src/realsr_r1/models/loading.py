@@ -62,12 +62,10 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
     and the first tensor that is missing, unexpected or of a wrong shape.
     """
     path = Path(path)
-    config = policy_config(path)
+    policy = _empty_policy(path, usable_attention(attn_implementation) if attn_implementation else None)
+    config = policy.config
     found = tensor_headers(path)
     headers = {name: header for name, header in found.items() if not name.startswith(IMAGE_ENCODER)}
-    if attn_implementation:
-        config._attn_implementation = usable_attention(attn_implementation)
-    policy = empty_policy(config)
     check_tensors(path, {name: header.shape for name, header in headers.items()},
                   {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
                   optional=("lm_head.weight",) if config.tie_word_embeddings else ())
@@ -111,6 +109,10 @@ def policy_config(path: Path) -> LuminaConfig:
     Of a published folder all keys are kept, in `published_config`. How many rows its q/k norms have is taken from its
     files: Lumina-mGPT stores `model_parallel_size` of them, transformers one a head under whatever the config says.
     """
+    return _empty_policy(path).config
+
+
+def _empty_policy(path: Path, attn_implementation: str | None = None) -> LuminaPolicy:
     if not path.is_dir():
         raise UserError(f"no such model folder: {path}")
     file = path / "config.json"
@@ -129,10 +131,11 @@ def policy_config(path: Path) -> LuminaConfig:
         values |= {"published_config": raw, **_norm_rows(path)}
     try:
         config = LuminaConfig(**values)
-        empty_policy(config)
+        if attn_implementation:
+            config._attn_implementation = attn_implementation
+        return empty_policy(config)
     except Exception as error:  # a value of a wrong type or size can fail anywhere in transformers
         raise UserError(f"{file} describes no policy that can be built: {_one_line(error)}") from error
-    return config
 
 
 def _norm_rows(path: Path) -> dict[str, int]:
