@@ -44,3 +44,11 @@ def tiny_model() -> Path:
     folder = ROOT / "assets" / "tiny"
     assert (folder / "model.safetensors").is_file(), f"no model in {folder}; scripts/build_tiny.sh makes it"
     return folder
+
+
+@pytest.fixture(scope="session")
+def published_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published policy with its tokenizers, as `published.write_published_files` has it. Copy it to change it."""
+    from .published import write_published_files
+
+    return write_published_files(tmp_path_factory.mktemp("published"))

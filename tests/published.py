@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.tokens import code_name
 
+from .conftest import ROOT
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
@@ -133,4 +135,40 @@ def transformers_chameleon(folder: Path, **changes: Any) -> Any:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     model.eval().save_pretrained(folder)
+    return model
+
+
+def write_published_files(folder: Path) -> Path:
+    """Published files: `lumina` (policy of the real vocabulary), `tokenizer`, `vqgan.ckpt` with its yaml."""
+    import torch
+    import yaml
+
+    lumina_folder(folder / "lumina", "bfloat16", vocab_size=LUMINA_VOCABULARY, num_hidden_layers=1, model_parallel_size=2,
+                  max_position_embeddings=2048)
+    text_tokenizer(8192).save_pretrained(folder / "tokenizer")
+    model = image_tokenizer("chameleon")
+    torch.save({"state_dict": published_state(model, "chameleon")}, folder / "vqgan.ckpt")
+    (folder / "vqgan.yaml").write_text(yaml.safe_dump({"model": {"params": {"embed_dim": 8, "n_embed": 8192, "ddconfig": dict(
+        ch=32, ch_mult=[1] * 5, num_res_blocks=1, z_channels=32, resolution=64, attn_resolutions=[], in_channels=3, out_ch=3)}}}))
+    return folder
+
+
+def export_flags(files: Path, without: str = "") -> list[str]:
+    """The flags of `export` that name these files."""
+    flags = {"--image_tokenizer": files / "vqgan.ckpt", "--tokenizer": files / "tokenizer",
+             "--chain_settings": ROOT / "configs" / "chain" / "lumina.yaml"}
+    return [str(word) for flag, value in flags.items() if flag != without for word in (flag, value)]
+
+
+def write_adapter(folder: Path, base: Path) -> Any:
+    """A LoRA adapter of random numbers on the policy in `base`, saved to `folder`; returns the model it belongs to."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from realsr_r1.models import load_policy
+
+    torch.manual_seed(2)
+    model = get_peft_model(load_policy(base, dtype=torch.float32), LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False))
+    model.save_pretrained(folder)
     return model

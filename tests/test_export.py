@@ -1,4 +1,4 @@
-"""`realsr-r1 export`: published files become a model folder, weights come out as they went in, and bad files are one line."""
+"""`realsr-r1 export`: published files become a model folder, and weights come out as they went in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration
 
 from realsr_r1 import export
-from realsr_r1.errors import run
 from realsr_r1.models import load_image_tokenizer, load_policy
 from realsr_r1.processing import ChainProcessor, ChainSettings
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
@@ -23,12 +22,11 @@ from realsr_r1.rollout import RolloutConfig, RolloutEngine
 from .conftest import ROOT
 from .published import (
     HEADS,
-    LUMINA_VOCABULARY,
-    image_tokenizer,
+    export_flags,
     lumina_folder,
-    published_state,
     text_tokenizer,
     transformers_chameleon,
+    write_adapter,
 )
 from .small import photo
 
@@ -64,40 +62,22 @@ def logits(policy: Any) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    """Published files: `lumina` (policy of the real vocabulary), `tokenizer`, `vqgan.ckpt` with its yaml."""
-    folder = tmp_path_factory.mktemp("files")
-    lumina_folder(folder / "lumina", "bfloat16", vocab_size=LUMINA_VOCABULARY, num_hidden_layers=1, model_parallel_size=2,
-                  max_position_embeddings=2048)
-    text_tokenizer(8192).save_pretrained(folder / "tokenizer")
-    model = image_tokenizer("chameleon")
-    torch.save({"state_dict": published_state(model, "chameleon")}, folder / "vqgan.ckpt")
-    (folder / "vqgan.yaml").write_text(yaml.safe_dump({"model": {"params": {"embed_dim": 8, "n_embed": 8192, "ddconfig": dict(
-        ch=32, ch_mult=[1] * 5, num_res_blocks=1, z_channels=32, resolution=64, attn_resolutions=[], in_channels=3, out_ch=3)}}}))
-    return folder
-
-
-def flags_of(files: Path, without: str = "") -> list[str]:
-    flags = {"--image_tokenizer": files / "vqgan.ckpt", "--tokenizer": files / "tokenizer", "--chain_settings": LUMINA}
-    return [str(word) for flag, value in flags.items() if flag != without for word in (flag, value)]
-
-
-@pytest.fixture(scope="module")
-def ours(files, tmp_path_factory) -> Path:
+def ours(published_files, tmp_path_factory) -> Path:
     """The published files as a model folder."""
-    return exported(tmp_path_factory.mktemp("ours"), files / "lumina", *flags_of(files))
+    return exported(tmp_path_factory.mktemp("ours"), published_files / "lumina", *export_flags(published_files))
 
 
 # Published files -> a model folder
 
-def test_published_files_become_a_folder_that_holds_everything(files, ours):
-    assert_same_tensors(ours, files / "lumina")
+def test_published_files_become_a_folder_that_holds_everything(published_files, ours):
+    assert_same_tensors(ours, published_files / "lumina")
     processor, policy = ChainProcessor.from_pretrained(ours), load_policy(ours)
     settings = yaml.safe_load(LUMINA.read_text())
     assert {key: getattr(processor.settings, key) for key in settings} == {**settings, "experts": tuple(settings["experts"])}
-    assert torch.equal(logits(policy), logits(load_policy(files / "lumina")))
+    assert torch.equal(logits(policy), logits(load_policy(published_files / "lumina")))
     pixels = torch.rand(1, 3, 64, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    assert torch.equal(processor.image_tokenizer.encode(pixels), load_image_tokenizer(files / "vqgan.ckpt").encode(pixels))
+    published = load_image_tokenizer(published_files / "vqgan.ckpt")
+    assert torch.equal(processor.image_tokenizer.encode(pixels), published.encode(pixels))
     generation = policy.generation_config
     assert (generation.bos_token_id, generation.pad_token_id, generation.eos_token_id) == (0, 1, 8710)
 
@@ -111,11 +91,11 @@ def test_that_folder_restores_a_photo(ours):
     assert len(images) == 3 and images[-1].size == (32, 32) and text.endswith("</final_image>")
 
 
-def test_a_tokenizer_inside_the_published_folder_is_found(files, tmp_path):
-    shutil.copytree(files / "lumina", tmp_path / "lumina")
-    shutil.copy(files / "tokenizer" / "tokenizer.json", tmp_path / "lumina")
+def test_a_tokenizer_inside_the_published_folder_is_found(published_files, tmp_path):
+    shutil.copytree(published_files / "lumina", tmp_path / "lumina")
+    shutil.copy(published_files / "tokenizer" / "tokenizer.json", tmp_path / "lumina")
     (tmp_path / "lumina" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast"}))
-    folder = exported(tmp_path, tmp_path / "lumina", *flags_of(files, without="--tokenizer"))
+    folder = exported(tmp_path, tmp_path / "lumina", *export_flags(published_files, without="--tokenizer"))
     assert ChainProcessor.from_pretrained(folder).encode_text("the cat") == text_tokenizer(8192)("the cat").input_ids
 
 
@@ -154,10 +134,10 @@ def test_types_stay_tensor_by_tensor(tmp_path):
     assert config_of(folder) == config_of(published)
 
 
-def test_the_published_config_comes_back_after_a_stay_in_a_folder_of_ours(files, ours, tmp_path):
+def test_the_published_config_comes_back_after_a_stay_in_a_folder_of_ours(published_files, ours, tmp_path):
     folder = exported(tmp_path, ours, "--layout", "lumina")
-    assert_same_tensors(folder, files / "lumina")
-    assert config_of(folder) == config_of(files / "lumina")
+    assert_same_tensors(folder, published_files / "lumina")
+    assert config_of(folder) == config_of(published_files / "lumina")
     assert (folder / "tokenizer.json").is_file() and not (folder / "image_tokenizer").exists()
 
 
@@ -214,157 +194,6 @@ def test_a_type_that_is_asked_for_is_written_and_said(tmp_path):
     assert config_of(folder) == {**config_of(published), "torch_dtype": "bfloat16"}
 
 
-# LoRA
-
-def adapter(folder: Path, base: Path) -> Any:
-    """A LoRA adapter of random numbers on the policy in `base`, saved to `folder`; returns the model it belongs to."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(2)
-    model = get_peft_model(load_policy(base, dtype=torch.float32), LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False))
-    model.save_pretrained(folder)
-    return model
-
-
-@pytest.mark.parametrize("layout", ["ours", "lumina"])
-def test_an_adapter_is_merged_into_its_base(layout, tiny_model, tmp_path):
-    base = tmp_path / "base"
-    shutil.copytree(tiny_model, base)
-    model = adapter(tmp_path / "adapter", base)
-    folder = exported(tmp_path, tmp_path / "adapter", "--layout", layout, "--dtype", "float32")
-    torch.testing.assert_close(logits(load_policy(folder)), logits(model), atol=1e-4, rtol=0)
-    assert (logits(load_policy(folder)) - logits(load_policy(base, dtype=torch.float32))).abs().max() > 1e-2
-    if layout == "ours":
-        assert ChainProcessor.from_pretrained(folder).settings == ChainProcessor.from_pretrained(base).settings
-
-
-def test_an_adapter_is_merged_in_float32_and_written_as_its_base_is(tmp_path):
-    base = lumina_folder(tmp_path / "base", "bfloat16")
-    model = adapter(tmp_path / "adapter", base)
-    merged = model.merge_and_unload().state_dict()
-    folder = exported(tmp_path, tmp_path / "adapter", "--layout", "lumina")
-    for name, tensor in tensors(folder).items():
-        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, merged[name].to(torch.bfloat16))
-    assert config_of(folder) == config_of(base)
-
-
-# Bad input
-
-def complaint(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run the command, check that it ends with one line and exit code 2, and return the line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_info:
-        run(export.main, argv)
-    assert exit_info.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("realsr-r1: error: ")
-    return lines[0]
-
-
-@pytest.fixture
-def bad(files, tmp_path, capsys):
-    """Export with one of the published files spoilt; returns the complaint."""
-    copy = tmp_path / "files"
-    shutil.copytree(files, copy)
-
-    def spoil_and_export(spoil, without: str = "") -> str:
-        spoil(copy)
-        argv = ["--checkpoint", str(copy / "lumina"), "--output", str(tmp_path / "output")]
-        line = complaint([*argv, *flags_of(copy, without)], capsys)
-        assert not (tmp_path / "output").exists()
-        return line
-
-    return spoil_and_export
-
-
-def test_truncated_weights_are_refused(bad):
-    def spoil(files: Path) -> None:
-        path = files / "lumina" / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-100])
-
-    assert "lumina/model.safetensors can't be read as safetensors" in bad(spoil)
-
-
-def test_a_pickle_that_runs_code_is_refused_unrun(bad, tmp_path):
-    class Harmful:
-        def __reduce__(self):
-            return open, (str(tmp_path / "was-here"), "w")
-
-    line = bad(lambda files: torch.save({"state_dict": Harmful()}, files / "vqgan.ckpt"))
-    assert "vqgan.ckpt is refused" in line
-    assert not (tmp_path / "was-here").exists()
-
-
-@pytest.mark.parametrize("name", ["<s>", "<racm3:break>"])  # all names: test_published_vocabularies
-def test_a_tokenizer_without_a_special_name_is_refused(bad, name):
-    line = bad(lambda files: text_tokenizer(8192, without=name).save_pretrained(files / "tokenizer"))
-    assert f"the text tokenizer has no token named {name}" in line
-
-
-@pytest.mark.parametrize("codes, complaint_", [(8191, "more image codes than the image tokenizer's 8191"),
-                                               (8193, "image tokenizer has 8,193 codes and the text tokenizer names 8,192")])
-def test_a_codebook_that_does_not_fit_is_refused(bad, codes, complaint_):
-    def spoil(files: Path) -> None:
-        state = published_state(image_tokenizer("chameleon", num_embeddings=codes), "chameleon")
-        torch.save({"state_dict": state}, files / "vqgan.ckpt")
-        (files / "vqgan.yaml").unlink()
-
-    assert complaint_ in bad(spoil)
-
-
-def test_another_architecture_is_refused(bad):
-    def spoil(files: Path) -> None:
-        config = config_of(files / "lumina")
-        (files / "lumina" / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-
-    assert "describes a model of type 'llama'" in bad(spoil)
-
-
-def test_a_policy_that_is_smaller_than_its_vocabulary_is_refused(bad):
-    def spoil(files: Path) -> None:
-        shutil.rmtree(files / "lumina")
-        lumina_folder(files / "lumina", vocab_size=9000)
-
-    assert "a vocabulary of 9,000 and its text tokenizer one of 65,536" in bad(spoil)
-
-
-@pytest.mark.parametrize("flag, message", [
-    ("--tokenizer", "has no text tokenizer (tokenizer.json): name the file or its folder with --tokenizer"),
-    ("--image_tokenizer", "has no image_tokenizer: name one with --image_tokenizer (vqgan.ckpt for Lumina-mGPT"),
-    ("--chain_settings", "has no chain_settings.json: name one with --chain_settings (configs/chain")])
-def test_what_a_published_folder_lacks_is_named_with_its_flag(bad, flag, message):
-    assert message in bad(lambda files: None, without=flag)
-
-
-@pytest.mark.parametrize("flag", ["--tokenizer", "--image_tokenizer", "--chain_settings", "--checkpoint"])
-def test_a_file_that_is_not_there_is_named(files, tmp_path, capsys, flag):
-    argv = ["--checkpoint", str(files / "lumina"), "--output", str(tmp_path / "out"), *flags_of(files)]
-    line = complaint([*argv, flag, str(tmp_path / "none")], capsys)
-    assert str(tmp_path / "none") in line and flag in line
-
-
-@pytest.mark.parametrize("text, message", [
-    ("target_px: [1", "not valid YAML"), ("fit: squeeze", "fit is 'squeeze'"), ("", "key: value"),
-    ("sampling: {heat: 1}", "unknown sampling setting 'heat'"), ("sampling: {temperature: 0}", "temperature is 0")])
-def test_bad_chain_settings_are_named(files, tmp_path, capsys, text, message):
-    (tmp_path / "chain.yaml").write_text(text)
-    line = complaint(["--checkpoint", str(files / "lumina"), "--output", str(tmp_path / "out"), *flags_of(files),
-                      "--chain_settings", str(tmp_path / "chain.yaml")], capsys)
-    assert f"{tmp_path / 'chain.yaml'}" in line and message in line
-
-
-def test_an_adapter_whose_base_is_gone_or_that_is_cut_is_refused(tmp_path, capsys):
-    base = lumina_folder(tmp_path / "base")
-    adapter(tmp_path / "adapter", base)
-    argv = ["--checkpoint", str(tmp_path / "adapter"), "--output", str(tmp_path / "out"), "--layout", "lumina"]
-    weights = tmp_path / "adapter" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4])
-    assert "adapter_model.safetensors can't be read" in complaint(argv, capsys)
-    base.rename(tmp_path / "moved")
-    assert f"adapter_config.json says that the adapter belongs to the model '{base}'" in complaint(argv, capsys)
-
-
 def test_large_policies_are_written_in_shards(tmp_path, monkeypatch):
     from realsr_r1.models.policy import LuminaPolicy
 
@@ -377,3 +206,27 @@ def test_large_policies_are_written_in_shards(tmp_path, monkeypatch):
     assert_same_tensors(folder, published)
     with safe_open(next(folder.glob("*.safetensors")), "pt") as file:
         assert file.metadata() == {"format": "pt"}  # older transformers refuses files that don't say so
+
+
+# LoRA
+
+@pytest.mark.parametrize("layout", ["ours", "lumina"])
+def test_an_adapter_is_merged_into_its_base(layout, tiny_model, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    model = write_adapter(tmp_path / "adapter", base)
+    folder = exported(tmp_path, tmp_path / "adapter", "--layout", layout, "--dtype", "float32")
+    torch.testing.assert_close(logits(load_policy(folder)), logits(model), atol=1e-4, rtol=0)
+    assert (logits(load_policy(folder)) - logits(load_policy(base, dtype=torch.float32))).abs().max() > 1e-2
+    if layout == "ours":
+        assert ChainProcessor.from_pretrained(folder).settings == ChainProcessor.from_pretrained(base).settings
+
+
+def test_an_adapter_is_merged_in_float32_and_written_as_its_base_is(tmp_path):
+    base = lumina_folder(tmp_path / "base", "bfloat16")
+    model = write_adapter(tmp_path / "adapter", base)
+    merged = model.merge_and_unload().state_dict()
+    folder = exported(tmp_path, tmp_path / "adapter", "--layout", "lumina")
+    for name, tensor in tensors(folder).items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, merged[name].to(torch.bfloat16))
+    assert config_of(folder) == config_of(base)

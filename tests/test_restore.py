@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def result(folder: Path, name: str) -> bytes:
 
 
 def test_a_folder_gives_a_png_and_a_chain_for_every_photo(restored):
-    parts = ("chain.txt", "final.png", "lq.png", "middle.png", "rough.png")
+    parts = ("chain.txt", "final.png", "lq.png", "made_with.json", "middle.png", "rough.png")
     assert sorted(contents(restored)) == sorted([f"{name}.png" for name in NAMES]
                                                 + [f"chains/{name}/{part}" for name in NAMES for part in parts])
 
@@ -93,8 +94,24 @@ def test_a_run_that_is_started_again_does_the_rest_and_gives_the_same(model, pho
     assert (output / "chelsea.png").stat().st_mtime_ns == kept
 
 
-def test_a_finished_run_needs_no_model(photos, restored, tmp_path):
-    assert restore(tmp_path / "nowhere", photos, restored) == 0
+def test_photos_of_another_model_or_of_other_flags_are_not_taken_for_done(model, tiny_model, photos, restored, tmp_path, capsys):
+    before = contents(restored)
+    other_model = write_model(tmp_path / "other", tiny_model, seed=1)
+    for other, *flags in ((other_model,), (model, "--seed", "7"), (model, "--grammar", "image")):
+        assert restore(other, photos, restored, *flags) == 2
+        assert "astronaut.png was restored by another model or with other flags" in capsys.readouterr().err
+    assert contents(restored) == before
+
+
+def test_a_stretched_photo_comes_back_in_its_shape(model, photos, tmp_path):
+    stretching = shutil.copytree(model, tmp_path / "model")
+    settings = json.loads((stretching / "chain_settings.json").read_text())
+    (stretching / "chain_settings.json").write_text(json.dumps({**settings, "fit": "stretch"}))
+    assert restore(stretching, photos, tmp_path / "out") == 0
+    # As many pixels as the policy's 32 x 32, and the aspects 40:40, 64:30, 33:33 and 30:70.
+    sizes = [Image.open(tmp_path / "out" / f"{name}.png").size for name in NAMES]
+    assert sizes == [(32, 32), (47, 22), (32, 32), (21, 49)]
+    assert all(Image.open(tmp_path / "out" / "chains" / name / "final.png").size == (32, 32) for name in NAMES)
 
 
 def test_corrupt_photos_are_named_and_the_others_done(model, photos, restored, tmp_path, capsys):

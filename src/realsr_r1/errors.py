@@ -45,6 +45,8 @@ def _information_on_stdout() -> Iterator[None]:
     logger, handler = logging.getLogger("realsr_r1"), logging.StreamHandler(sys.stdout)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # peft imports bitsandbytes, which tells every run on a CPU that it lacks a faster kernel than its own.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -86,6 +86,12 @@ def fitted_size(width: int, height: int, target_px: int, unit_px: int) -> tuple[
     return max(candidates, key=lambda size: (overlap(size), size))
 
 
+def size_of_shape(shape: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """The size (width, height) in px with the aspect of `shape` (width, height) and about `pixels` pixels."""
+    scale = (pixels / (shape[0] * shape[1])) ** 0.5
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Scale `image` to cover `size` (width, height) and crop its centre: box halving first, then bicubic."""
     width, height = size

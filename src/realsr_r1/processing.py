@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain import ESCAPED_IMAGE, IMAGE, IMAGE_SECTIONS, PROBLEM, SECTIONS, chain_pieces, close_tag, open_tag
 from realsr_r1.errors import UserError
 from realsr_r1.files import read_json, write_json
-from realsr_r1.images import fit_image, resize_to_cover, to_pil, to_pixels, to_rgb
+from realsr_r1.images import fit_image, resize_to_cover, size_of_shape, to_pil, to_pixels, to_rgb
 from realsr_r1.tokens import ChainForm, SectionForm, TokenLayout, code_name
 
 if TYPE_CHECKING:
@@ -118,6 +118,18 @@ class ChainProcessor:
 
         size = (self.settings.target_px,) * 2
         image = to_rgb(image)
+        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+    def unfit(self, image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+        """A restored image as the photo's owner expects it: a stretched one gets the photo's `shape` (width, height) back.
+
+        It keeps its number of pixels. Under "crop" nothing is to be undone.
+        """
+        if self.settings.fit == "crop":
+            return image
+        from PIL import Image
+
+        size = size_of_shape(shape, image.width * image.height)
         return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> list[list[int]]:

@@ -1,20 +1,22 @@
 """Restore photos with a model folder: `realsr-r1 restore --model DIR --input FILE|DIR --output DIR`.
 
-Writes NAME.png for every photo, and its chain (text and the images on the way) in `chains/NAME/`. Photos that are done
-already are left as they are; a photo's noise depends on its place in the input only, so a resumed run gives the same.
+Writes NAME.png for every photo, and in `chains/NAME/` its chain (text and the images on the way) and what it was made
+with. Photos that are done already are left as they are; a photo's noise depends on its place in the input only, so a
+resumed run gives the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from realsr_r1.chain import IMAGE_SECTIONS
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file, atomic_folder
+from realsr_r1.files import atomic_file, atomic_folder, read_json, write_json
 from realsr_r1.images import list_images, load_image
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.rollout import RolloutEngine
 
-CHAINS_FOLDER, BAD_ITEMS_FILE = "chains", "bad_items.txt"
+CHAINS_FOLDER, MADE_WITH_FILE, BAD_ITEMS_FILE = "chains", "made_with.json", "bad_items.txt"
 SAMPLING_FLAGS = {"temperature": float, "guidance_scale": float, "text_top_k": int, "image_top_k_min": int,
                   "image_top_k_max": int, "max_new_tokens": int, "max_text_tokens": int, "seed": int}
 
@@ -33,6 +35,14 @@ class Photo(NamedTuple):
 
     place: int
     path: Path
+
+
+class Fitted(NamedTuple):
+    """A photo, as the policy sees it, and its own size (width, height) in px."""
+
+    photo: Photo
+    lq: Image
+    shape: tuple[int, int]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,10 +68,11 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output)
     if output.resolve() == photos[0].parent.resolve():
         raise UserError(f"--output {output} is the folder of the photos themselves; name another one")
-    todo = [Photo(place, path) for place, path in enumerate(photos) if not (output / f"{path.stem}.png").is_file()]
+    made_with = settings_of(args)
+    todo = [Photo(place, path) for place, path in enumerate(photos) if not is_restored(output, path.stem, made_with)]
     if len(todo) < len(photos):
         print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
-    bad = restore_all(todo, *load_engine(args), output, args.batch_size) if todo else []
+    bad = restore_all(todo, *load_engine(args), output, made_with, args.batch_size) if todo else []
     if not bad:
         (output / BAD_ITEMS_FILE).unlink(missing_ok=True)
         return
@@ -89,6 +100,26 @@ def find_photos(source: Path) -> list[Path]:
     return photos
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides how a photo is restored: the flags that were given, and the names, sizes and times of the model's files."""
+    model = Path(args.model)
+    files = [(str(path.relative_to(model)), path.stat()) for path in sorted(model.rglob("*")) if path.is_file()]
+    listed = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
+    flags = {name: getattr(args, name) for name in ("dtype", "grammar", *SAMPLING_FLAGS) if getattr(args, name) is not None}
+    return {"model": hashlib.sha256(listed.encode()).hexdigest()[:16], **flags}
+
+
+def is_restored(output: Path, name: str, made_with: dict[str, Any]) -> bool:
+    """Whether `output` holds photo `name` already. Raises `UserError` when it was made with something else."""
+    if not (output / f"{name}.png").is_file():
+        return False
+    record = output / CHAINS_FOLDER / name / MADE_WITH_FILE
+    if record.is_file() and read_json(record) != made_with:
+        raise UserError(f"{output / name}.png was restored by another model or with other flags ({record}); give another "
+                        "--output, or delete this one")
+    return True
+
+
 def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine]:
     """Policy and processor of the model folder, with its sampling settings under the flags."""
     import torch
@@ -111,26 +142,28 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
 
 
 def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutEngine, output: Path,
-                batch_size: int) -> list[tuple[Path, str]]:
+                made_with: dict[str, Any], batch_size: int) -> list[tuple[Path, str]]:
     """Restore photos batch by batch; returns (photo, reason) for those that could not be."""
     from tqdm import tqdm
 
     bad: list[tuple[Path, str]] = []
     with tqdm(total=len(photos), desc="restoring", unit="photo") as progress:
         for start in range(0, len(photos), batch_size):
-            batch: list[tuple[Photo, Image]] = []
+            batch: list[Fitted] = []
             for photo in photos[start:start + batch_size]:
                 try:
-                    batch.append((photo, processor.fit(load_image(photo.path))))
+                    image = load_image(photo.path)
+                    batch.append(Fitted(photo, processor.fit(image), image.size))
                 except UserError as error:
                     bad.append((photo.path, str(error)))
             for part in neighbours(batch):
-                prompts = [processor.encode_prompt(image) for _, image in part]
-                completions = engine.generate(prompts, first_row=part[0][0].place).completion_ids
-                for (photo, lq), ids in zip(part, completions, strict=True):
+                prompts = [processor.encode_prompt(item.lq) for item in part]
+                completions = engine.generate(prompts, first_row=part[0].photo.place).completion_ids
+                for (photo, lq, shape), ids in zip(part, completions, strict=True):
                     text, found = processor.decode(ids)  # one by one: a batch can round a pixel another way
                     if found:
-                        write_chain(output, photo.path.stem, lq, text, found)
+                        write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found, made_with)
+                        write_photo(output / f"{photo.path.stem}.png", processor.unfit(found[-1], shape))
                     else:
                         bad.append((photo.path, f"the policy wrote no image for {photo.path}; try --grammar chain or "
                                                 "another --seed"))
@@ -138,11 +171,11 @@ def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutE
     return bad
 
 
-def neighbours(batch: list[tuple[Photo, Image]]) -> Iterator[list[tuple[Photo, Image]]]:
+def neighbours(batch: list[Fitted]) -> Iterator[list[Fitted]]:
     """Split a batch where a place is missing: the engine numbers the rows of a call, so their noise, without gaps."""
-    part: list[tuple[Photo, Image]] = []
+    part: list[Fitted] = []
     for item in batch:
-        if part and item[0].place != part[-1][0].place + 1:
+        if part and item.photo.place != part[-1].photo.place + 1:
             yield part
             part = []
         part.append(item)
@@ -150,15 +183,20 @@ def neighbours(batch: list[tuple[Photo, Image]]) -> Iterator[list[tuple[Photo, I
         yield part
 
 
-def write_chain(output: Path, name: str, lq: Image, text: str, images: list[Image]) -> None:
-    """`chains/NAME/` with the input as the policy saw it, text and images; then NAME.png, the last image."""
-    with atomic_folder(output / CHAINS_FOLDER / name) as folder:
+def write_chain(path: Path, lq: Image, text: str, images: list[Image], made_with: dict[str, Any]) -> None:
+    """The folder of a photo's chain: the input as the policy saw it, text and images as it wrote them."""
+    with atomic_folder(path) as folder:
         lq.save(folder / "lq.png")
         (folder / "chain.txt").write_text(text + "\n", encoding="utf-8")
         for section, image in zip(IMAGE_SECTIONS, images, strict=False):  # --grammar image may give fewer or more
             image.save(folder / f"{section.removesuffix('_image')}.png")
-    with atomic_file(output / f"{name}.png") as partial:
-        images[-1].save(partial, format="PNG")
+        write_json(folder / MADE_WITH_FILE, made_with)
+
+
+def write_photo(path: Path, image: Image) -> None:
+    """The restored photo; written after its chain, so it says that both are there."""
+    with atomic_file(path) as partial:
+        image.save(partial, format="PNG")
 
 
 if __name__ == "__main__":

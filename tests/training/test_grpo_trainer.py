@@ -98,6 +98,16 @@ def test_a_step_is_the_seeds_update(make_trainer, model, processor, changes):
         assert logged == pytest.approx(float((drawn - torch.cat(log_probs))[scored].mean()), abs=1e-4)
 
 
+def test_with_bf16_rollouts_compute_in_bfloat16_as_the_loss_does(make_trainer):
+    trainer, _ = make_trainer(bf16=True)
+    types = []
+    projection = trainer.model.model.layers[0].self_attn.q_proj
+    projection.register_forward_hook(lambda module, inputs, output: types.append((torch.is_grad_enabled(), output.dtype)))
+    trainer.train()
+    assert projection.weight.dtype == torch.float32
+    assert {with_gradients for with_gradients, _ in types} == {False, True} and {dtype for _, dtype in types} == {torch.bfloat16}
+
+
 def test_rewards_get_texts_images_and_the_datasets_columns(make_trainer):
     trainer, reward = make_trainer()
     trainer.train()

@@ -132,7 +132,7 @@ class Decoder:
             if len(rows):
                 keys, values = self.unconditional[index]
                 for cache, new in ((keys, key), (values, value)):
-                    cache.view(-1, cache.shape[-1]).index_copy_(0, places_in_cache, new[count:].flatten(0, 1))
+                    cache.view(-1, cache.shape[-1]).index_copy_(0, places_in_cache, new[count:].flatten(0, 1).to(cache.dtype))
                 scores = query[count:] @ keys[:len(rows), :, :reach].transpose(-1, -2)
                 weights = _softmax(scores.masked_fill_(hidden_columns, -float("inf")))
                 free = weights @ values[:len(rows), :, :reach]

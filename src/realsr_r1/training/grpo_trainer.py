@@ -75,7 +75,9 @@ class ChainGRPOTrainer(GRPOTrainer):
         with unwrap_model_for_generation(
                 self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as policy:
-            with self._agreement:  # TRL's context must end normally to put its hooks back
+            # The agreement is entered first, inside TRL's context, which must end normally to put its hooks back. Under
+            # --bf16 without DeepSpeed the weights are float32, and attention kernels want what the loss gives them.
+            with self._agreement, self.accelerator.autocast():
                 engine = RolloutEngine(policy, self.processor, rollout_config(self.args, group))
                 rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
                 images = self.processor.decode_images(rollout.completion_ids)
