@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1.devices import pick_device
 from realsr_r1.errors import UserError, run
 from realsr_r1.files import atomic_file, existing_folder
 from realsr_r1.images import list_images, load_image
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     """Pair, score, print, write. Raises `UserError` on bad input; then nothing is written."""
     args = _parser().parse_args(argv)
     names = parse_metrics(args.metrics)
-    device = _device(args.device)
+    device = pick_device(args.device)
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"{args.output} is not a folder (given by --output)")
     triples, notes = find_triples(args.restored, args.gt, args.lq, args.skip_bad)
@@ -67,21 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder for metrics.json and metrics.csv")
     add("--metrics", default=",".join(OFFLINE_METRICS), help=(
         f"comma-separated, or all (default: %(default)s, which need no weights). Known: {', '.join(METRICS)}"))
-    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     add("--skip_bad", action="store_true", help=(
         "leave out photos that lack a partner or can't be read, instead of stopping"))
     return parser
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} can't be used here ({reason}); try --device cpu") from error
-    return name
 
 
 # --- pairing ---

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from realsr_r1.chain import IMAGE_SECTIONS
+from realsr_r1.devices import pick_device
 from realsr_r1.errors import UserError, run
 from realsr_r1.files import atomic_file, atomic_folder, read_json, write_json
 from realsr_r1.images import list_images, load_image
@@ -128,9 +129,7 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
-    if (args.device or "").startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: no CUDA GPU is available here; leave the flag out to use the CPU")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(args.device)
     processor = ChainProcessor.from_pretrained(args.model, device=device)
     policy = load_policy(args.model, dtype=getattr(torch, args.dtype)).to(device)
     flags = {name: getattr(args, name) for name in SAMPLING_FLAGS if getattr(args, name) is not None}

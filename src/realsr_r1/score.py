@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from realsr_r1.devices import pick_device
 from realsr_r1.errors import UserError, run
 from realsr_r1.files import read_json, write_json
 
@@ -66,7 +67,6 @@ def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:
 
 def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list[str]]:
     """Reward name -> score of each prompt's completion, with the weighted `total`; and each prompt's photo."""
-    import torch
     from tqdm import tqdm
     from trl import ModelConfig
 
@@ -79,13 +79,12 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     from realsr_r1.settings import parse
     from realsr_r1.training.config import ChainGRPOConfig
     from realsr_r1.training.prompts import encode_prompts, needed_columns
-    from realsr_r1.training.rollouts import rollout_config
 
     recipe = ["--config", args.recipe] if args.recipe else []
     settings, model_args = parse((ChainGRPOConfig, ModelConfig), [
         *recipe, "--dataset_name", args.dataset_name, "--output_dir", "unused",
         "--grammar", args.grammar, "--seed", str(args.seed), "--report_to", "none"], "realsr-r1 score")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device()
     processor = ChainProcessor.from_pretrained(args.model, device=device)
     experts = settings.experts or list(processor.settings.experts)
     columns = required_columns(settings.reward_funcs, experts)
@@ -94,7 +93,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     rewards = dict(zip(settings.reward_funcs, functions, strict=True))
     weights = settings.reward_weights or [1.0] * len(rewards)
     policy = load_policy(args.model, dtype=model_args.dtype).to(device)
-    engine = RolloutEngine(policy, processor, rollout_config(settings, num_generations=1))
+    engine = RolloutEngine(policy, processor, settings.rollout_config(num_generations=1))
     scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
     for start in tqdm(range(0, len(records), args.batch_size), desc=f"scoring {Path(args.model).name}"):
         batch = records[start:start + args.batch_size]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1.devices import pick_device
 from realsr_r1.errors import UserError, run
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
     from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 
     torch.manual_seed(config.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device()
     model = ImageTokenizer(ImageTokenizerConfig(
         num_embeddings=config.num_embeddings, embed_dim=config.embed_dim, base_channels=config.base_channels,
         channel_multiplier=config.channel_multiplier, num_res_blocks=config.num_res_blocks,

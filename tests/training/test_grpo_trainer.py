@@ -13,7 +13,6 @@ from realsr_r1.rollout import RolloutEngine
 from realsr_r1.training.config import ChainGRPOConfig
 from realsr_r1.training.grpo_trainer import ChainGRPOTrainer
 from realsr_r1.training.prompts import load_prompts
-from realsr_r1.training.rollouts import rollout_config
 
 from ..small import write_model
 
@@ -82,7 +81,7 @@ def test_a_step_is_the_seeds_update(make_trainer, model, processor, changes):
     prompts = seen["prompts"]
     assert prompts[0] == prompts[GROUP - 1] != prompts[GROUP]  # groups are whole
     policy = load_policy(model)
-    rollout = RolloutEngine(policy, processor, rollout_config(trainer.args, GROUP)).generate(prompts[::GROUP], step=0)
+    rollout = RolloutEngine(policy, processor, trainer.args.rollout_config(GROUP)).generate(prompts[::GROUP], step=0)
     assert rollout.completion_ids == seen["completion_ids"]
     masks = [[1] * len(row) for row in rollout.sampled_mask] if changes.get("train_forced_tokens") else rollout.sampled_mask
     assert changes.get("train_forced_tokens") or 0 < sum(masks[0]) < len(masks[0])

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from realsr_r1.errors import UserError
-from realsr_r1.training.rollouts import rollout_config
+from realsr_r1.rollout import RolloutConfig
 
 
 @dataclass
@@ -102,7 +102,7 @@ class ChainGRPOConfig(GRPOConfig):
             raise UserError("--ds3_gather_for_generation false: rollouts need whole parameters; leave it true")
         if self.sample_steps < 0:
             raise UserError(f"--sample_steps {self.sample_steps} must be 0 or more")
-        rollout_config(self, self.num_generations)  # says now what the first rollout would
+        self.rollout_config(self.num_generations)  # says now what the first rollout would
         if self.batch_unit == "prompts":
             if self.steps_per_generation is not None:
                 raise UserError("--steps_per_generation goes with --batch_unit completions; with prompts it follows from "
@@ -126,6 +126,13 @@ class ChainGRPOConfig(GRPOConfig):
         except ValueError as error:
             raise UserError(str(error)) from error
         self._require_whole_groups()
+
+    def rollout_config(self, num_generations: int) -> RolloutConfig:
+        """The engine's settings for groups of `num_generations`. Raises `UserError` for values out of range."""
+        return RolloutConfig(
+            num_generations=num_generations, max_new_tokens=self.max_completion_length, temperature=self.rollout_temperature,
+            guidance_scale=self.guidance_scale, text_top_k=self.text_top_k, image_top_k_min=self.image_top_k_min,
+            image_top_k_max=self.image_top_k_max, grammar=self.grammar, max_text_tokens=self.max_text_tokens, seed=self.seed)
 
     def _require_whole_groups(self) -> None:
         """A group is made on one device."""

@@ -25,7 +25,6 @@ from realsr_r1.training.checkpoints import CompletionMarker
 from realsr_r1.training.packing import pack_groups
 from realsr_r1.training.reference import reference_like
 from realsr_r1.training.rendering import RenderingTokenizer
-from realsr_r1.training.rollouts import rollout_config
 from realsr_r1.training.samples import append_reward_log, write_samples
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class ChainGRPOTrainer(GRPOTrainer):
             # The agreement is entered first, inside TRL's context, which must end normally to put its hooks back. Under
             # --bf16 without DeepSpeed the weights are float32, and attention kernels want what the loss gives them.
             with self._agreement, self.accelerator.autocast():
-                engine = RolloutEngine(policy, self.processor, rollout_config(self.args, group))
+                engine = RolloutEngine(policy, self.processor, self.args.rollout_config(group))
                 rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
                 images = self.processor.decode_images(rollout.completion_ids)
         self._agreement.settle()
