@@ -82,6 +82,14 @@ def test_the_same_seed_gives_the_same_photos_whatever_the_batches(model, photos,
     assert all(result(tmp_path / "other", name) != result(restored, name) for name in NAMES)
 
 
+def test_jacobi_takes_fewer_forward_passes_and_says_how_many(model, photos, tmp_path, capsys):
+    for name in ("once", "again"):
+        assert restore(model, photos, tmp_path / name, "--jacobi", "8", "--batch_size", {"once": "4", "again": "3"}[name]) == 0
+        line = capsys.readouterr().out.strip()
+        assert line.endswith(" forward passes a token (jacobi 8)") and 1 / 8 < float(line.split()[0]) < 1
+    assert contents(tmp_path / "once") == contents(tmp_path / "again")
+
+
 def test_a_run_that_is_started_again_does_the_rest_and_gives_the_same(model, photos, restored, tmp_path, capsys):
     output = tmp_path / "restored"
     shutil.copytree(restored, output)
@@ -156,6 +164,7 @@ def test_bad_input_is_named_and_nothing_written(model, photos, tmp_path, capsys)
             ((empty, photos), f"{empty} has no chain_settings.json"),
             ((model, photos, "--batch_size", "0"), "--batch_size"),
             ((model, photos, "--temperature", "0"), "temperature"),
+            ((model, photos, "--jacobi", "-2"), "jacobi is -2"),
             ((model, photos, "--max_new_tokens", "20"), "20")):
         assert restore(*argv[:2], tmp_path / "out", *argv[2:]) == 2, named
         assert named in capsys.readouterr().err

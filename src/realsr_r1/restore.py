@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CHAINS_FOLDER, MADE_WITH_FILE, BAD_ITEMS_FILE = "chains", "made_with.json", "bad_items.txt"
 SAMPLING_FLAGS = {"temperature": float, "guidance_scale": float, "text_top_k": int, "image_top_k_min": int,
                   "image_top_k_max": int, "max_new_tokens": int, "max_text_tokens": int, "seed": int}
+ENGINE_FLAGS = (*SAMPLING_FLAGS, "jacobi")
 
 
 class Photo(NamedTuple):
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="exit 0 although some photos could not be read or restored")
     for name, kind in SAMPLING_FLAGS.items():
         parser.add_argument(f"--{name}", type=kind, help="sampling; default: the model folder's chain settings")
+    parser.add_argument("--jacobi", type=int, metavar="N", help="feed N tokens of a photo in one forward pass inside images "
+                        "(Speculative Jacobi Decoding): fewer passes, other images of the same distribution; try 8")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UserError("--batch_size must be at least 1")
@@ -106,7 +109,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     model = Path(args.model)
     files = [(str(path.relative_to(model)), path.stat()) for path in sorted(model.rglob("*")) if path.is_file()]
     listed = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
-    flags = {name: getattr(args, name) for name in ("dtype", "grammar", *SAMPLING_FLAGS) if getattr(args, name) is not None}
+    flags = {name: getattr(args, name) for name in ("dtype", "grammar", *ENGINE_FLAGS) if getattr(args, name) is not None}
     return {"model": hashlib.sha256(listed.encode()).hexdigest()[:16], **flags}
 
 
@@ -132,7 +135,7 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
     device = pick_device(args.device)
     processor = ChainProcessor.from_pretrained(args.model, device=device)
     policy = load_policy(args.model, dtype=getattr(torch, args.dtype)).to(device)
-    flags = {name: getattr(args, name) for name in SAMPLING_FLAGS if getattr(args, name) is not None}
+    flags = {name: getattr(args, name) for name in ENGINE_FLAGS if getattr(args, name) is not None}
     unknown = sorted(set(processor.settings.sampling) - {field.name for field in dataclasses.fields(RolloutConfig)})
     if unknown:
         raise UserError(f"{args.model}: unknown sampling setting {unknown[0]!r} in its chain settings")
@@ -146,6 +149,7 @@ def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutE
     from tqdm import tqdm
 
     bad: list[tuple[Path, str]] = []
+    forwards = tokens = 0
     with tqdm(total=len(photos), desc="restoring", unit="photo") as progress:
         for start in range(0, len(photos), batch_size):
             batch: list[Fitted] = []
@@ -157,8 +161,9 @@ def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutE
                     bad.append((photo.path, str(error)))
             for part in neighbours(batch):
                 prompts = [processor.encode_prompt(item.lq) for item in part]
-                completions = engine.generate(prompts, first_row=part[0].photo.place).completion_ids
-                for (photo, lq, shape), ids in zip(part, completions, strict=True):
+                rollout = engine.generate(prompts, first_row=part[0].photo.place)
+                forwards, tokens = forwards + sum(rollout.forwards), tokens + sum(map(len, rollout.completion_ids))
+                for (photo, lq, shape), ids in zip(part, rollout.completion_ids, strict=True):
                     text, found = processor.decode(ids)  # one by one: a batch can round a pixel another way
                     if found:
                         write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found, made_with)
@@ -167,6 +172,8 @@ def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutE
                         bad.append((photo.path, f"the policy wrote no image for {photo.path}; try --grammar chain or "
                                                 "another --seed"))
             progress.update(min(batch_size, len(photos) - start))
+    if engine.config.jacobi > 1 and tokens:
+        print(f"{forwards / tokens:.3f} forward passes a token (jacobi {engine.config.jacobi})")
     return bad
 
 

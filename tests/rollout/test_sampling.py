@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare, kstest
 
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
-from realsr_r1.rollout.sampling import draw, entropy_top_k, uniforms
+from realsr_r1.rollout.sampling import couple, draw, entropy_top_k, uniforms
 
 from . import reference
 from .helpers import make_layout, make_policy, make_prompts
@@ -41,7 +41,7 @@ def test_text_is_drawn_from_the_references_distribution(top_k):
     assert_drawn_from([ids[0] for ids in rollout.completion_ids], dict(zip(choices, probabilities, strict=True)))
 
 
-@pytest.mark.parametrize("guidance", [0.8, 3.0])
+@pytest.mark.parametrize("guidance", [0.8, 1.0, 3.0])
 def test_codes_are_drawn_from_the_references_distribution(guidance):
     policy = make_policy(2, spread=0.15)
     form = LAYOUT.chain_form
@@ -59,6 +59,23 @@ def test_codes_are_drawn_from_the_references_distribution(guidance):
     assert_drawn_from([ids[5] for ids in rollout.completion_ids], dict(zip(choices, probabilities, strict=True)))
 
 
+def test_drafts_of_one_distribution_become_draws_from_another_and_few_change():
+    generator = torch.Generator().manual_seed(3)
+    before = torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0, 0.0], dtype=torch.float64)
+    after = torch.tensor([0.1, 0.35, 0.0, 0.1, 0.25, 0.2], dtype=torch.float64)
+    drafts = torch.multinomial(before, DRAWS, replacement=True, generator=generator)
+    uniform = torch.rand(DRAWS, generator=generator, dtype=torch.float64)
+    tables = before.expand(DRAWS, 6), after.expand(DRAWS, 6)
+    coupled = couple(drafts, *tables, uniform)
+    assert_drawn_from(coupled.tolist(), dict(enumerate(after.tolist())))
+    stayed = (coupled == drafts).double().mean().item()
+    assert stayed == pytest.approx(torch.minimum(before, after).sum().item(), abs=0.02)
+    replaced = coupled[drafts == 2]  # which it was drawn instead of says nothing about the draft
+    excess = (after - before).clamp(min=0)
+    assert_drawn_from(replaced.tolist(), dict(enumerate((excess / excess.sum()).tolist())))
+    assert torch.equal(couple(drafts, tables[0], tables[0], uniform), drafts)
+
+
 def test_random_numbers_are_the_references_uniform_and_without_visible_order():
     numbers = uniforms(7, 3, torch.arange(5, 9), 6)
     expected = [[reference.uniform(7, 3, row, position) for position in range(6)] for row in range(5, 9)]
@@ -67,6 +84,9 @@ def test_random_numbers_are_the_references_uniform_and_without_visible_order():
     many = uniforms(0, 0, torch.arange(200), 200)
     assert many.min() >= 0 and many.max() < 1
     assert kstest(many.flatten().numpy(), "uniform").pvalue > 0.001
+    several = uniforms(7, 3, torch.arange(5, 9), 6, draws=50)
+    assert several.shape == (4, 6, 50) and len({*several.flatten().tolist(), *numbers.flatten().tolist()}) == 4 * 6 * 51
+    assert kstest(several.flatten().numpy(), "uniform").pvalue > 0.001
     shifted = torch.stack([many[:-1, :-1].flatten(), many[1:, :-1].flatten(), many[:-1, 1:].flatten()])
     assert (torch.corrcoef(shifted) - torch.eye(3)).abs().max() < 0.02
 

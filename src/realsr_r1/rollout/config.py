@@ -28,6 +28,8 @@ class RolloutConfig:
         image_sizes: for "chain", (rows, columns) in grid units of the rough, middle and final image; None takes a
             quarter, a half and the whole of each side of the prompt's last image.
         max_text_tokens: for "chain", longest body of a text section, its closing tag not counted.
+        jacobi: tokens of a row fed in one forward pass inside images (Speculative Jacobi Decoding); completions have the
+            same distribution, but are others for a seed. 0 or 1: one after another.
         seed: of the random numbers; a completion is a function of (seed, step, row, position) (DESIGN decision 12).
     """
 
@@ -41,14 +43,16 @@ class RolloutConfig:
     grammar: str = "image"
     image_sizes: Sequence[Sequence[int]] | None = None
     max_text_tokens: int = 300
+    jacobi: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "max_new_tokens", "text_top_k", "image_top_k_min"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_text_tokens < 0:
-            raise UserError(f"max_text_tokens is {self.max_text_tokens}; it must be at least 0")
+        for name in ("max_text_tokens", "jacobi"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.image_top_k_max < self.image_top_k_min:
             raise UserError(f"image_top_k_max {self.image_top_k_max} is smaller than image_top_k_min "
                             f"{self.image_top_k_min}")

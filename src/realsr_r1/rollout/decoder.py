@@ -1,4 +1,4 @@
-"""The policy, one token a row at a time, with caches allocated once: prompts', completions', unconditional ones.
+"""The policy, one token or several a row at a time, with caches allocated once: prompts', completions', unconditional ones.
 
 Rows of one prompt share its keys and values. Conditional and unconditional rows go through the layers in one batch.
 Knows the layers of `LuminaPolicy`; no grammar, no sampling.
@@ -6,7 +6,8 @@ Knows the layers of `LuminaPolicy`; no grammar, no sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from realsr_r1.models.policy import QK_NORM_EPS
 
 
 class Decoder:
-    """Steps a policy over R rows.
+    """Steps a policy over R rows: all by one token each (`step`), or each by several from its own place on (`feed`).
 
     `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues. `max_new_tokens`: tokens a row
     can be fed; `max_span`: tokens an unconditional branch can be fed (0: there will be none). `code_ids`: those of
@@ -94,9 +95,18 @@ class Decoder:
             self.place = self.place_of_row = None
 
     @property
-    def first_states(self) -> torch.Tensor:
-        """The prompts' last hidden states, a row each, (R, hidden): where the first tokens are drawn from."""
-        return self.prompt_states[self.prompt_of_row]
+    def first_rows(self) -> torch.Tensor:
+        """The first row of each prompt, (prompts,)."""
+        first = torch.arange(len(self.prompt_lengths), device=self.device) * self.largest
+        return first if self.place is None else self.place[first]
+
+    def by_prompt(self, values: torch.Tensor) -> torch.Tensor:
+        """A value a row (R,) -> a prompt's side by side, (prompts, largest group); what fills a small group means nothing."""
+        return (values if self.place is None else values[self.place]).view(-1, self.largest)
+
+    def by_row(self, values: torch.Tensor) -> torch.Tensor:
+        """Inverse of `by_prompt`."""
+        return values.flatten() if self.place is None else values.flatten()[self.place_of_row]
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Hidden states (n, hidden) -> scores of all ids, (n, vocabulary), in float32 at least."""
@@ -120,39 +130,75 @@ class Decoder:
         positions = self.prompt_lengths[self.prompt_of_row] + column
         if len(rows):
             tokens, positions = torch.cat((tokens, tokens[rows])), torch.cat((positions, places))
-            places_in_cache, hidden_columns = self._unconditional_places(places, reach)
-        states = self.model.embed_tokens(tokens)
-        cos, sin = self.cos[positions, None], self.sin[positions, None]
-        swin = self.model.config.swin_norm
-        for index, layer in enumerate(self.model.layers):
-            query, key, value = self._project(index, states if swin else layer.input_layernorm(states), cos, sin)
+            free_window = self._window(self.unconditional, places[:, None], reach)
+
+        def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             keys, values = self.own[index]
             keys[:, :, column], values[:, :, column] = key[:count], value[:count]
             attended = self._attend(index, query[:count], keys[:, :, :column + 1], values[:, :, :column + 1])
             if len(rows):
-                keys, values = self.unconditional[index]
-                for cache, new in ((keys, key), (values, value)):
-                    cache.view(-1, cache.shape[-1]).index_copy_(0, places_in_cache, new[count:].flatten(0, 1).to(cache.dtype))
-                scores = query[count:] @ keys[:len(rows), :, :reach].transpose(-1, -2)
-                weights = _softmax(scores.masked_fill_(hidden_columns, -float("inf")))
-                free = weights @ values[:len(rows), :, :reach]
-                attended = torch.cat((attended, free))
-            attended = layer.self_attn.o_proj(attended.reshape(len(states), -1))
+                keys, values = free_window.write(self.unconditional[index], key[count:], value[count:])
+                attended = torch.cat((attended, _attend_own(query[count:], keys, values, free_window.hidden)))
+            return attended
+
+        states = self._through_layers(tokens, positions, attend)
+        return states[:count], states[count:]
+
+    def feed(self, tokens: torch.Tensor, columns: torch.Tensor, longest: int, rows: torch.Tensor, places: torch.Tensor,
+             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row n tokens (R, n), its first at `columns` (R,) of its completion, and the branches of `rows` too.
+
+        What a row was fed from there on before is forgotten. `longest`: the largest column + n; `places` (U,): of the
+        first tokens in their spans; `reach`: at least the largest place + n. Don't mix with `step`. Returns hidden states
+        (R, n, hidden) and (U, n, hidden).
+        """
+        (count, n), self.steps = tokens.shape, longest
+        ahead = torch.arange(n, device=self.device)
+        columns, places = columns[:, None] + ahead, places[:, None] + ahead
+        positions = torch.cat((self.prompt_lengths[self.prompt_of_row, None] + columns, places))
+        own_window = self._window(self.own, columns, longest)
+        free_window = self._window(self.unconditional, places, reach)
+
+        def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            query = query.unflatten(0, (-1, n)).transpose(1, 2)  # (R + U, kv heads, n, heads / kv heads, head_dim)
+            together = query.flatten(2, 3)
+            keys, values = own_window.write(self.own[index], key[:count * n], value[:count * n])
+            attended = self._attend(index, together[:count], keys, values, own_window.hidden)
+            if len(rows):
+                keys, values = free_window.write(self.unconditional[index], key[count * n:], value[count * n:])
+                attended = torch.cat((attended, _attend_own(together[count:], keys, values, free_window.hidden)))
+            return attended.reshape(query.shape).transpose(1, 2)
+
+        states = self._through_layers(torch.cat((tokens, tokens[rows])).flatten(), positions.flatten(), attend)
+        return states[:count * n].unflatten(0, (-1, n)), states[count * n:].unflatten(0, (-1, n))
+
+    def _through_layers(self, tokens: torch.Tensor, positions: torch.Tensor,
+                        attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Ids (B,) at their positions (B,) -> hidden states (B, hidden).
+
+        `attend(layer, query, key, value)` stores keys and values and attends; shapes are those of `_project`.
+        """
+        states = self.model.embed_tokens(tokens)
+        cos, sin = self.cos[positions, None], self.sin[positions, None]
+        swin = self.model.config.swin_norm
+        for index, layer in enumerate(self.model.layers):
+            projected = self._project(index, states if swin else layer.input_layernorm(states), cos, sin)
+            attended = layer.self_attn.o_proj(attend(index, *projected).reshape(len(states), -1))
             if swin:
                 states = states + layer.input_layernorm(attended)
                 states = states + layer.post_attention_layernorm(layer.mlp(states))
             else:
                 states = states + attended
                 states = states + layer.mlp(layer.post_attention_layernorm(states))
-        states = self.model.norm(states)
-        return states[:count], states[count:]
+        return self.model.norm(states)
 
-    def _unconditional_places(self, places: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the tokens at `places` (U,) go in a flattened cache, (U * kv heads,), and columns they can't see."""
-        _, heads, length, _ = self.unconditional[0][0].shape
-        first = torch.arange(len(places) * heads, device=self.device) * length
-        columns = torch.arange(reach, device=self.device)
-        return first + places.repeat_interleave(heads), (columns > places[:, None])[:, None, None]
+    def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor, reach: int) -> _Window:
+        """Where the tokens at `columns` (B, n) go in `caches`, and what of their first `reach` columns they can't see."""
+        _, heads, length, _ = caches[0][0].shape
+        first = torch.arange(len(columns) * heads, device=self.device).view(-1, 1, heads) * length
+        queries = columns.repeat_interleave(self.model.config.num_attention_heads // heads, dim=1)
+        hidden = torch.arange(reach, device=self.device) > queries[:, None, :, None]
+        return _Window((first + columns[..., None]).flatten(), hidden)
 
     def _project(self, index: int, states: torch.Tensor, cos: torch.Tensor,
                  sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -170,8 +216,9 @@ class Decoder:
         query = (query * attention.scaling).reshape(batch, attention.num_key_value_heads, -1, head_dim)
         return query, key, attention.v_proj(states).view(batch, -1, head_dim)
 
-    def _attend(self, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values."""
+    def _attend(self, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+                hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values, without `hidden` ones."""
         n = query.shape[2]
         prompt_keys, prompt_values = self.shared[index]
         length = prompt_keys.shape[2]
@@ -179,7 +226,10 @@ class Decoder:
         shared = grouped @ prompt_keys.transpose(-1, -2)
         if self.prompt_mask is not None:
             shared = shared.masked_fill(self.prompt_mask, -float("inf"))
-        scores = torch.cat((self._to_rows(shared, n), query @ keys.transpose(-1, -2)), dim=-1)
+        own = query @ keys.transpose(-1, -2)
+        if hidden is not None:
+            own = own.masked_fill_(hidden, -float("inf"))
+        scores = torch.cat((self._to_rows(shared, n), own), dim=-1)
         weights = _softmax(scores)
         shared = self._to_groups(weights[..., :length]) @ prompt_values
         return self._to_rows(shared, n) + weights[..., length:] @ values
@@ -215,6 +265,28 @@ class Decoder:
         for keys, values in self.unconditional:
             keys[:len(slots), :, :reach] = keys[slots, :, :reach]
             values[:len(slots), :, :reach] = values[slots, :, :reach]
+
+
+class _Window(NamedTuple):
+    """Where B rows' next n tokens go in a flattened cache, `places` (B * n * kv heads,), and columns they can't see,
+    `hidden` (B, 1, n * heads / kv heads, reach) bool.
+    """
+
+    places: torch.Tensor
+    hidden: torch.Tensor
+
+    def write(self, cache: tuple[torch.Tensor, torch.Tensor], key: torch.Tensor,
+              value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values (B * n, kv heads, head_dim); returns the cache's columns in reach."""
+        for stored, new in zip(cache, (key, value), strict=True):
+            stored.view(-1, stored.shape[-1]).index_copy_(0, self.places, new.flatten(0, 1).to(stored.dtype))
+        rows, _, _, reach = self.hidden.shape
+        return cache[0][:rows, :, :reach], cache[1][:rows, :, :reach]
+
+
+def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Queries (B, kv heads, n, head_dim) over keys and values without `hidden` ones."""
+    return _softmax((query @ keys.transpose(-1, -2)).masked_fill_(hidden, -float("inf"))) @ values
 
 
 def _widened(scores: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,6 @@ class ImageGrammar:
     def __init__(self, layout: TokenLayout, rows: int, max_new_tokens: int, vocab_size: int, device: torch.device):
         self.layout = layout
         self.max_new_tokens = max_new_tokens
-        self.position = 0  # the same for all rows: each writes one token a step
         self.units = torch.zeros(vocab_size, dtype=torch.int64, device=device)
         for units, token in layout.size_ids.items():
             self.units[token] = units
@@ -38,24 +37,30 @@ class ImageGrammar:
                       layout.bos]] = False
         self.no_image = self.in_text.clone()
         self.no_image[layout.image_start] = False
-        self.offset, self.height, self.width = torch.zeros(3, rows, dtype=torch.int64, device=device).unbind()
+        # Tokens written; tokens of the image span it is in; size of the span's grid of codes.
+        self.position, self.offset, self.height, self.width = torch.zeros(4, rows, dtype=torch.int64, device=device).unbind()
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def forced(self) -> torch.Tensor:
         """The one id the grammar leaves inside a span, pad for a finished row, `FREE` where there is a choice; (R,)."""
-        place = self.offset - 3
-        line = self.width + 1
-        forced = torch.where(place % line == self.width, self.layout.new_line, FREE)
-        forced.masked_fill_(place == self.height * line, self.layout.image_end)
+        return self.upcoming(1)[:, 0]
+
+    def upcoming(self, count: int) -> torch.Tensor:
+        """`forced()` of the next `count` tokens, (R, count); meaningless after a row's `steady_steps()`."""
+        place = self.offset[:, None] - 3 + torch.arange(count, device=self.offset.device)
+        height, width = self.height[:, None], self.width[:, None]
+        line = width + 1
+        forced = torch.where(place % line == width, self.layout.new_line, FREE)
+        forced.masked_fill_(place == height * line, self.layout.image_end)
         forced.masked_fill_(place < 0, FREE)
-        return forced.masked_fill_(self.done, self.layout.pad)
+        return forced.masked_fill_(self.done[:, None], self.layout.pad)
 
     def allowed(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Which ids may come next for `rows` that are outside image bodies, (n, vocabulary)."""
-        offset, remaining = self.offset[rows, None], self.max_new_tokens - self.position
+        offset, remaining = self.offset[rows, None], self.max_new_tokens - self.position[rows, None]
         smallest = min(self.layout.size_ids)
         starts = self.layout.span_length(smallest, smallest) <= remaining
-        text = self.in_text if starts else self.no_image
+        text = torch.where(starts, self.in_text, self.no_image)
         per_unit = self.layout.codes_per_unit
         # Tokens that an image of this many rows (and the fewest columns), or this many columns, still needs.
         by_rows = 3 + self.units * (per_unit * (smallest * per_unit + 1))
@@ -73,23 +78,22 @@ class ImageGrammar:
         steps = torch.where(self.offset >= 3, 4 + self.height * (self.width + 1) - self.offset, 1)
         return steps.masked_fill_(self.done, self.max_new_tokens)
 
-    def advance(self, tokens: torch.Tensor) -> None:
-        """Every row took its token, (R,)."""
-        self.position += 1
+    def advance(self, tokens: torch.Tensor, count: torch.Tensor | int = 1) -> None:
+        """Every row took its token, (R,), or, from its token on, `count` (R,) of its `upcoming` ones (0: none)."""
+        self.position = self.position + count
         units = self.units[tokens] * self.layout.codes_per_unit
         self.height = torch.where(self.offset == 1, units, self.height)
         self.width = torch.where(self.offset == 2, units, self.width)
         inside = (self.offset > 0) | (tokens == self.layout.image_start)
-        ends = (self.offset > 3) & (tokens == self.layout.image_end)
-        self.offset = (self.offset + 1) * (inside & ~ends)
-        self.done = self.done | (tokens == self.layout.end_of_turn)
-        if self.position == self.max_new_tokens:
-            self.done = torch.ones_like(self.done)
+        after = self.offset + count
+        ends = (self.offset >= 3) & (after == 4 + self.height * (self.width + 1))
+        self.offset = after * (inside & ~ends)
+        self.done = self.done | (tokens == self.layout.end_of_turn) | (self.position >= self.max_new_tokens)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, (n,) int64."""
-        self.offset, self.height, self.width, self.done = (
-            state[rows] for state in (self.offset, self.height, self.width, self.done))
+        self.position, self.offset, self.height, self.width, self.done = (
+            state[rows] for state in (self.position, self.offset, self.height, self.width, self.done))
 
     def longest_span(self) -> int:
         """Tokens of the longest image that fits the budget (0: none does)."""
@@ -119,7 +123,6 @@ class ChainGrammar:
         self.layout = layout
         self.max_new_tokens = max_new_tokens
         self.max_text_tokens = max_text_tokens
-        self.position = 0
         self.prompt_of_row = prompt_of_row
         device = prompt_of_row.device
         programs = [_Program(layout, sizes) for sizes in image_sizes]
@@ -144,9 +147,8 @@ class ChainGrammar:
         self.in_body[:, list(layout.chain_form.body_ids)] = True
         self.in_body[torch.arange(len(sections), device=device), self.closing] = True
         self.has_body = len(layout.chain_form.body_ids) > 0
-        self.slot = torch.zeros_like(prompt_of_row)
-        self.body_length = torch.zeros_like(prompt_of_row)
-        self.offset = torch.zeros_like(prompt_of_row)
+        # Tokens written; the slot that comes next; tokens of the text body, or of the image span, it is in.
+        self.position, self.slot, self.body_length, self.offset = (torch.zeros_like(prompt_of_row) for _ in range(4))
         self.done = torch.zeros_like(prompt_of_row, dtype=torch.bool)
 
     def forced(self) -> torch.Tensor:
@@ -160,6 +162,12 @@ class ChainGrammar:
         forced = torch.where((ids == _BODY) & closes, closing, ids)
         return forced.masked_fill_(forced < 0, FREE)
 
+    def upcoming(self, count: int) -> torch.Tensor:
+        """`forced()` of the next `count` tokens, (R, count); meaningless after a row's `steady_steps()`."""
+        slots = self.slot[:, None] + torch.arange(1, count, device=self.slot.device)
+        later = self.ids[self.prompt_of_row[:, None], slots.clamp_(max=self.ids.shape[1] - 1)]
+        return torch.cat((self.forced()[:, None], later.masked_fill_(later < 0, FREE)), dim=1)
+
     def allowed(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Which ids may come next for `rows` that are in text bodies (others' are meaningless), (n, vocabulary)."""
         return self.in_body[self.sections[self.prompt_of_row[rows], self.slot[rows]]]
@@ -172,20 +180,20 @@ class ChainGrammar:
         """For how many tokens from now a row is sure to stay where it is: text, tag, span start, codes, done; (R,)."""
         return self.steady[self.prompt_of_row, self.slot]
 
-    def advance(self, tokens: torch.Tensor) -> None:
-        """Every row took its token, (R,)."""
-        self.position += 1
+    def advance(self, tokens: torch.Tensor, count: torch.Tensor | int = 1) -> None:
+        """Every row took its token, (R,), or, from its token on, `count` (R,) of its `upcoming` ones (0: none)."""
+        self.position = self.position + count
         stays = (self.ids[self.prompt_of_row, self.slot] == _BODY) & (
             tokens != self.closing[self.sections[self.prompt_of_row, self.slot]])
         self.body_length = (self.body_length + 1) * stays
-        self.slot = self.slot + (~stays & ~self.done)
+        self.slot = self.slot + (~stays & ~self.done) * count
         self.offset = self.offsets[self.prompt_of_row, self.slot]
         self.done = self.slot >= self.ends[self.prompt_of_row]
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, (n,) int64."""
-        self.prompt_of_row, self.slot, self.body_length, self.offset, self.done = (
-            state[rows] for state in (self.prompt_of_row, self.slot, self.body_length, self.offset, self.done))
+        self.prompt_of_row, self.position, self.slot, self.body_length, self.offset, self.done = (
+            state[rows] for state in (self.prompt_of_row, self.position, self.slot, self.body_length, self.offset, self.done))
 
     def longest_span(self) -> int:
         """Tokens of the longest image."""

@@ -1,6 +1,7 @@
 """Drawing tokens: random numbers as a function of their place, top-k with ties kept, inverse-CDF draws.
 
-Everything works on a batch of rows as tensors. Knows scores and counters; no grammar, no policy.
+Also the rule by which drafts are kept or drawn again. Everything works on a batch of rows as tensors. Knows scores and
+counters; no grammar, no policy.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
+BELOW_ONE = 1 - 2.0**-52  # times a total, in float64, this is always less than the total
 ENTROPY_MAX, ENTROPY_MIDDLE = 10.0, 5.0  # nats; FACTS section 5
 
 
-def uniforms(seed: int, step: int, rows: torch.Tensor, positions: int) -> torch.Tensor:
+def uniforms(seed: int, step: int, rows: torch.Tensor, positions: int, draws: int | None = None) -> torch.Tensor:
     """Uniform numbers in [0, 1), (len(rows), positions) float64, each a hash of (seed, step, row, position).
 
-    `rows` (R,) int64: rows of the whole batch. Integer arithmetic only, so every device gives the same numbers.
+    `rows` (R,) int64: rows of the whole batch. With `draws`, (len(rows), positions, draws): that many numbers a position,
+    others than the one without. Integer arithmetic only, so every device gives the same numbers.
     """
     key = torch.zeros((), dtype=torch.int64, device=rows.device)
     for counter in (torch.full_like(key, _signed(seed)), torch.full_like(key, _signed(step)), rows[:, None],
                     torch.arange(positions, device=rows.device)[None, :]):
         key = _mix(key + (counter + 1) * _GAMMA)
+    if draws is not None:
+        key = _mix(key[..., None] + (torch.arange(draws, device=rows.device) + 1) * _GAMMA)
     return _shift(key, 11).double() * 2.0**-53
 
 
@@ -55,18 +60,49 @@ def entropy_top_k(scores: torch.Tensor, k_min: int, k_max: int) -> torch.Tensor:
 
 def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, uniform: torch.Tensor,
          k_max: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one choice a row: top-k with ties kept, then temperature, then the inverse CDF at `uniform`.
+    """Draw from every row: top-k with ties kept, then temperature, then the inverse CDF at `uniform`.
 
-    `scores` (R, C), -inf where a choice is not allowed, in the order of the CDF; `k` one number, or (R,) int64 and
-    then at most `k_max` (C by default); `uniform` (R,) float64. Returns the choices (R,) int64 and the log-probability
-    each was drawn with (R,) float64 (NaN where the scores are).
+    `scores`, `k` and `k_max`: see `weights`; `uniform` (R,) or, for several draws a row, (R, m), float64. Returns the
+    choices, int64, and the log-probability each was drawn with, float64 (NaN where the scores are), shaped as `uniform`.
+    """
+    kept = weights(scores, k, temperature, k_max)
+    cumulative = kept.cumsum(-1)
+    total = cumulative[:, -1:]
+    choice = invert(cumulative, uniform.reshape(len(scores), -1))
+    log_q = (kept.gather(1, choice) / total).log_()
+    return choice.view(uniform.shape), log_q.view(uniform.shape)
+
+
+def weights(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, k_max: int | None = None) -> torch.Tensor:
+    """What choices are drawn in proportion to, (R, C) float64: top-k with ties kept, then temperature.
+
+    `scores` (R, C), -inf where a choice is not allowed; `k` one number, or (R,) int64 and then at most `k_max` (C by
+    default).
     """
     k_max = k if isinstance(k, int) else k_max or scores.shape[-1]
     ranked = scores.topk(min(k_max, scores.shape[-1])).values
     smallest = ranked[:, -1:] if isinstance(k, int) else ranked.gather(1, k[:, None] - 1)
-    weights = ((scores - ranked[:, :1]) / temperature).exp_().masked_fill_(scores < smallest, 0.0).double()
-    cumulative = weights.cumsum(-1)
-    total = cumulative[:, -1:]
-    choice = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
-    choice.clamp_(max=scores.shape[-1] - 1)  # NaN scores would give an index past the end
-    return choice[:, 0], (weights.gather(1, choice) / total).log_()[:, 0]
+    return ((scores - ranked[:, :1]) / temperature).exp_().masked_fill_(scores < smallest, 0.0).double()
+
+
+def invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The choices at `uniform` (R, m), of sums of weights (R, C) whose last is their total; (R, m) int64."""
+    choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return choice.clamp_(max=cumulative.shape[-1] - 1)  # NaN scores would give an index past the end
+
+
+def couple(drafts: torch.Tensor, drawn_from: torch.Tensor, target: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Turn drafts that were drawn from one distribution into draws from another, changing as few as can be; (R,) int64.
+
+    A draft stays with probability min(1, target / drawn_from) at it; another is drawn from what `target` has more than
+    `drawn_from` (the rule of speculative sampling: Leviathan, Kalman and Matias, arXiv 2211.17192). `drafts` (R,) int64;
+    `drawn_from`, `target` (R, C) float64, rows of sum 1; `uniform` (R,) float64, independent of the drafts.
+    """
+    before, now = (table.gather(1, drafts[:, None])[:, 0] for table in (drawn_from, target))
+    kept = (now / before).clamp(max=1.0)
+    excess = (target - drawn_from).clamp_(min=0.0).cumsum_(-1)
+    # Given that a draft goes, what is left of its random number is uniform again, and independent of it.
+    left = ((uniform - kept) / (1 - kept)).clamp_(0.0, BELOW_ONE)
+    others = invert(excess, left[:, None])[:, 0]
+    stays = (uniform < kept) | (excess[:, -1] <= 0)  # without excess the two differ by rounding only
+    return torch.where(stays, drafts, others)
