@@ -83,9 +83,9 @@ def test_the_same_seed_gives_the_same_photos_whatever_the_batches(model, photos,
 
 
 def test_jacobi_takes_fewer_forward_passes_and_says_how_many(model, photos, tmp_path, capsys):
-    for name in ("once", "again"):
-        assert restore(model, photos, tmp_path / name, "--jacobi", "8", "--batch_size", {"once": "4", "again": "3"}[name]) == 0
-        line = capsys.readouterr().out.strip()
+    for name, size in (("once", "4"), ("again", "3")):
+        assert restore(model, photos, tmp_path / name, "--jacobi", "8", "--batch_size", size) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
         assert line.endswith(" forward passes a token (jacobi 8)") and 1 / 8 < float(line.split()[0]) < 1
     assert contents(tmp_path / "once") == contents(tmp_path / "again")
 

@@ -38,7 +38,27 @@ def compare(policy, config, prompts, step=0):
 def test_at_top_k_1_the_engine_equals_the_reference_in_mixed_batches(grammar, guidance):
     config = RolloutConfig(num_generations=1, max_new_tokens=60 if grammar == "image" else 135, guidance_scale=guidance,
                            text_top_k=1, image_top_k_max=1, grammar=grammar, max_text_tokens=6)
-    compare(make_policy(), config, PROMPTS)
+    policy, prompts = make_policy(7), PROMPTS
+    if grammar == "image":
+        prompts = [*PROMPTS, *([LAYOUT.bos, 26 + number, 30, LAYOUT.end_of_turn] for number in range(3))]
+        with torch.no_grad():  # a policy that writes images and ends
+            policy.lm_head.weight[LAYOUT.image_start] *= 2
+            policy.lm_head.weight[LAYOUT.end_of_turn] *= 1.5
+    rollout = compare(policy, config, prompts)
+    if grammar == "image":
+        assert any({"text", "done"} < now and len(now) >= 4 for now in states_at_once(rollout))
+
+
+def states_at_once(rollout) -> list[set]:
+    """What the rows of a batch are in at each position: "text", an image's (height, width), or "done"."""
+    longest, rows = max(map(len, rollout.completion_ids)), []
+    for ids in rollout.completion_ids:
+        states = ["text"] * len(ids) + ["done"] * (longest - len(ids))
+        for span in LAYOUT.find_spans(ids):
+            size = (len(span.codes), len(span.codes[0]))
+            states[span.start:span.stop] = [size] * (span.stop - span.start)
+        rows.append(states)
+    return [set(states) for states in zip(*rows, strict=True)]
 
 
 @pytest.mark.parametrize("grammar", ["image", "chain"])
