@@ -80,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
                                   "KEY.txt in a tar or the column tag of a dataset")
     add("--descriptions", type=Path, help="folder of descriptions: NAME.json with the texts rough, middle, final; or a .jsonl file with "
                                           "these keys; in a tar KEY.json, in a dataset the column descriptions")
+    add("--tagger", metavar="MODEL", help="instead of --tags: package.module:factory, or a model of the Hugging Face Hub (zero-shot object "
+                                          "detection, or image-text-to-text)")
+    add("--captioner", metavar="MODEL", help="instead of --descriptions: package.module:factory, or an image-text-to-text model")
+    add("--annotation", type=Path, help="YAML file with their prompts, batches, time limits: configs/annotation/default.yaml or a copy")
     add("--json", type=Path, help="instead of photos: a JSON list with image_path, problem, tag (and the keys that "
                                   "create-json adds); it becomes the split train, nothing is degraded")
     add("--output", type=Path, required=True, help="folder to make")
@@ -115,6 +119,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for flag, smallest in (("crop_px", 8), ("crops_per_photo", 1), ("test_crops_per_photo", 0), ("num_proc", 1)):
         if getattr(args, flag) < smallest:
             raise UserError(f"--{flag} is {getattr(args, flag)}; it must be at least {smallest}")
+    for given, model in (("tags", "tagger"), ("descriptions", "captioner")):
+        if getattr(args, given) and getattr(args, model):
+            raise UserError(f"--{given} and --{model} are two ways to the same; drop one")
     args.scales = _scales(args)
     args.shard = _shard(args.shard) if args.shard else None
     for flag, file_suffix in (("images", ".tar"), ("tags", ".jsonl"), ("descriptions", ".jsonl")):
@@ -174,7 +181,7 @@ def _fingerprint(args: argparse.Namespace) -> dict[str, Any]:
                  if key not in ("output", "num_proc", "skip_bad", "shard", "merge") and value not in (None, [])}
     files = [Path(args.test_photos[1:])] if args.test_photos.startswith("@") else []
     folders = () if args.json else (args.images, args.tags, args.descriptions, *args.evaluation_photos)
-    for path in (args.json, args.degradation, *folders):
+    for path in (args.json, args.degradation, args.annotation, *folders):
         if path is not None:
             files += walk(path) if path.is_dir() else [path]
     digest = hashlib.blake2b(digest_size=16)
@@ -203,6 +210,7 @@ def _finished_state(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any]
 
 def _plan_photos(args: argparse.Namespace, fingerprint: dict[str, Any]) -> Plan:
     """Crops of photos, split as the arguments say."""
+    from realsr_r1.data.annotation import AnnotationConfig, annotating, models
     from realsr_r1.data.crops import CropPlan
     from realsr_r1.data.degradation_config import DegradationConfig
     from realsr_r1.data.making import Plan
@@ -215,10 +223,12 @@ def _plan_photos(args: argparse.Namespace, fingerprint: dict[str, Any]) -> Plan:
     if args.crop_px % config.scale:
         raise UserError(f"--crop_px {args.crop_px} is no multiple of the degradation's scale {config.scale}")
     listing = list_photos(args.images, args.hf_dataset, args.hf_split)
-    tags = reader(args.tags, "tag", listing.photos)
-    descriptions = reader(args.descriptions, "description", listing.photos)
-    if tags is None:
-        raise UserError(f"give the photos' tags: --tags DIR or --tags FILE.jsonl ({args.images or args.hf_dataset} has none)")
+    tags = None if args.tagger else reader(args.tags, "tag", listing.photos)
+    descriptions = None if args.captioner else reader(args.descriptions, "description", listing.photos)
+    if tags is None and not args.tagger:
+        raise UserError(f"give the photos' tags: --tags DIR, --tags FILE.jsonl or --tagger MODEL "
+                        f"({args.images or args.hf_dataset} has none)")
+    asking = AnnotationConfig.from_yaml(args.annotation) if args.annotation else AnnotationConfig()
     rejected = _with_orphans(args, listing, [tags, descriptions])
     test = _test_photos(args, listing)
     counts = {True: {"test": max(1, args.test_crops_per_photo)},
@@ -229,7 +239,9 @@ def _plan_photos(args: argparse.Namespace, fingerprint: dict[str, Any]) -> Plan:
     def make(work: Path, parts: Sequence[Part]) -> None:
         others = [photo for folder in args.evaluation_photos for photo in list_photos(folder, None, "").photos]
         evaluation = hash_once([photo for photo in listing.photos if photo.name in test] + others, work / "parts" / "evaluation.json")
-        make_missing_parts(PhotoJob(work, crop_plan, tags, descriptions, evaluation, test), parts, args.num_proc)
+        job = PhotoJob(work, crop_plan, tags, descriptions, evaluation, test)
+        with models({"tag": args.tagger, "description": args.captioner}, asking) as asked:
+            make_missing_parts(job, parts, args.num_proc, annotating(parts, asked, asking))
 
     return Plan(fingerprint, parts, rejected, listing.left_out, True, make)
 

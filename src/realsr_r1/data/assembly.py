@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.data.dataset import Record, features_of, label_counts
-from realsr_r1.data.parts import PART_FILE, SPLITS
+from realsr_r1.data.parts import PART_FILE, SPLITS, finished_parts
 from realsr_r1.data.sources import Item
 from realsr_r1.errors import UserError
 from realsr_r1.files import atomic_file, read_json, write_json
@@ -47,7 +47,7 @@ def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], wit
 
     `rejected`, `left_out`: what was found before any part was made. `with_lists`: write SPLIT.json too. Raises `NothingGood`.
     """
-    parts = sorted(path for path in (work / "parts").iterdir() if (path / PART_FILE).is_file())
+    parts = finished_parts(work)
     notes = [read_json(part / PART_FILE) for part in parts]
     contents = Contents()
     for name, before in (("rejected", rejected), ("left_out", left_out)):
@@ -161,9 +161,13 @@ def link_or_copy(source: Path, target: Path) -> None:
 def lay_together(shards: Sequence[Path], work: Path) -> None:
     """Parts and image files of finished shards under `work`, beside each other. They share their disk space with the shards."""
     for shard in shards:
-        for kind in ("parts", "images"):
-            for parent, _, files in os.walk(shard / kind):
-                for name in files:
-                    source = Path(parent, name)
-                    if not (work / source.relative_to(shard)).exists():
-                        link_or_copy(source, work / source.relative_to(shard))
+        for part in finished_parts(shard):
+            _link_tree(part, work / "parts" / part.name)
+        _link_tree(shard / "images", work / "images")
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    for parent, _, files in os.walk(source):
+        for name in files:
+            file = Path(parent, name)
+            link_or_copy(file, target / file.relative_to(source))

@@ -15,7 +15,7 @@ from typing import Any
 
 from realsr_r1.data.assembly import Contents, NothingGood, assemble, lay_together
 from realsr_r1.data.dataset import label_balance
-from realsr_r1.data.parts import Part
+from realsr_r1.data.parts import Part, finished_parts
 from realsr_r1.data.sources import Item
 from realsr_r1.errors import UserError
 from realsr_r1.files import read_json, resumable_folder, write_json
@@ -96,7 +96,7 @@ def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
         if state["fingerprint"] != states[0]["fingerprint"]:
             raise UserError(f"{shard} and {shards[0]} were made from other arguments or files; remove the one that is wrong")
     first = states[0]
-    there = {part.name for shard in shards for part in (shard / "parts").iterdir() if part.is_dir()}
+    there = {part.name for shard in shards for part in finished_parts(shard)}
     if len(there) < first["parts"]:
         raise UserError(f"{first['parts'] - len(there)} of {first['parts']} parts are missing in {folder}, which holds the shards "
                         f"{', '.join(shard.name for shard in shards)}; make the others first")

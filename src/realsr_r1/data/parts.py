@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,7 +155,7 @@ class PhotoJob:
 
     work: Path
     plan: CropPlan
-    tags: Reader
+    tags: Reader | None  # None where a model gives them: `make_missing_parts` has them put in by `prepare`
     descriptions: Reader | None
     evaluation: Evaluation
     test: frozenset[str]  # photos of the split test, by name
@@ -162,7 +163,8 @@ class PhotoJob:
     def for_part(self, part: Part) -> PhotoJob:
         """The same with as little as this part needs."""
         photos = part.photos
-        return replace(self, tags=self.tags.only(photos), test=self.test & {photo.name for photo in photos},
+        return replace(self, test=self.test & {photo.name for photo in photos},
+                       tags=self.tags.only(photos) if self.tags else None,
                        descriptions=self.descriptions.only(photos) if self.descriptions else None)
 
     def make(self, part: Part) -> None:
@@ -175,6 +177,7 @@ class PhotoJob:
                     writer.rejected[photo.name] = Item(photo.name, str(error))
 
     def _make_photo(self, photo: Photo, tasks: list[Task], writer: PartWriter) -> None:
+        assert self.tags is not None
         extra: dict[str, Any] = {"tag": self.tags.read(photo)}
         if self.descriptions is not None:
             extra["descriptions"] = self.descriptions.read(photo)
@@ -241,6 +244,11 @@ def part_folder(work: Path, part: Part) -> Path:
     return work / "parts" / f"{part.number:05d}"
 
 
+def finished_parts(work: Path) -> list[Path]:
+    """The folders of the parts that are made, in order; those that a killed process left half-made have hidden names."""
+    return sorted(path for path in (work / "parts").iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def make_missing_parts(job: Job, parts: Sequence[Part], processes: int, prepare: Callable[[Part, Job], Job] | None = None) -> None:
     """Make those of the parts that aren't there, over processes, with a progress bar (rate, time left).
 
@@ -248,7 +256,10 @@ def make_missing_parts(job: Job, parts: Sequence[Part], processes: int, prepare:
     """
     from realsr_r1.data.processes import run_all
 
-    missing = [part for part in parts if not (part_folder(job.work, part) / PART_FILE).is_file()]
+    (job.work / "parts").mkdir(parents=True, exist_ok=True)
+    for half_made in (job.work / "parts").glob(".*"):
+        shutil.rmtree(half_made, ignore_errors=True)
+    missing = [part for part in parts if not part_folder(job.work, part).is_dir()]
     total = sum(part.size for part in parts)
     unit = "crops" if isinstance(job, PhotoJob) else "records"
 

@@ -129,6 +129,8 @@ class JsonLines:
         with open(self.path, "rb") as file:
             file.seek(start)
             value = _parsed(file.readline(), f"line {number} of {self.path}")
+        if "error" in value:  # what annotation.py writes of a photo that a model failed on
+            raise UserError(value["error"])
         where = f"line {number} of {self.path}"
         return (checked_tags(value.get("tag", value.get("tags")), where) if self.kind == "tag"
                 else checked_descriptions(value, where))

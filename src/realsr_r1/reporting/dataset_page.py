@@ -27,6 +27,7 @@ OWN_CSS = """
 .columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 14px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .card h3 { margin-bottom: 8px; }
+.columns .scores { grid-template-columns: 84px minmax(40px, 1fr) 52px; }
 .tags { columns: 3 280px; column-gap: 32px; }
 .tags .scores { break-inside: avoid; grid-template-columns: 112px minmax(40px, 1fr) 52px; margin-bottom: 5px; }
 .tags .name { overflow-wrap: anywhere; }
