@@ -88,7 +88,7 @@ def make_shard(output: Path, shard: Shard, plan: Plan) -> dict[str, Any]:
 def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
     """Join the finished shards beside `output`; return its state. Raises `UserError` that names what is missing or differs."""
     folder = shards_folder(output)
-    shards = sorted(path for path in folder.glob("*-of-*") if (path / STATE_FILE).is_file())
+    shards = sorted(path for path in folder.glob("[0-9]*-of-*") if (path / STATE_FILE).is_file())
     if not shards:
         raise UserError(f"--merge finds no finished shard in {folder}; make them with --shard i/n and the same --output")
     states = [read_json(shard / STATE_FILE) for shard in shards]

@@ -22,7 +22,7 @@ from realsr_r1.data.dataset import COLUMN_OF_KEY, Record, features_of, row_of
 from realsr_r1.data.near_duplicates import Evaluation
 from realsr_r1.data.photos import decode
 from realsr_r1.data.sidecars import Reader
-from realsr_r1.data.sources import Item, Photo
+from realsr_r1.data.sources import FilePlace, Item, Photo
 from realsr_r1.errors import UserError
 from realsr_r1.files import atomic_folder, write_json
 
@@ -224,8 +224,6 @@ class ListJob:
                     writer.rejected[name] = Item(name, f"record {number} of {self.source}: {error}")
 
     def _file(self, name: str) -> bytes:
-        from realsr_r1.images import load_image
-
         path = self.root / name
         try:
             inside = path.resolve().is_relative_to(self.root.resolve())
@@ -233,7 +231,7 @@ class ListJob:
             raise UserError(f"{name!r} is no path ({error})") from error
         if not inside:
             raise UserError(f"{name} lies outside of {self.root}; give the folder that its images lie in as --images")
-        load_image(path)
+        decode(Photo(name, FilePlace(str(path))))
         return path.read_bytes()
 
 

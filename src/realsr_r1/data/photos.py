@@ -13,9 +13,8 @@ from realsr_r1.data.sources import Photo
 from realsr_r1.errors import UserError
 from realsr_r1.images import to_rgb
 
-# px of a photo. Two copies in RGB (turning one upright makes another), or five with transparency (compositing), stay below
-# about 500 MB, so that a worker stays below 1 GiB.
-MOST_PIXELS = 80_000_000
+# px of a photo, so that a worker stays below 1 GiB: turning one upright takes a second copy, compositing a transparent one four.
+MOST_PIXELS = 64_000_000
 MOST_PIXELS_TRANSPARENT = 24_000_000
 
 
@@ -30,7 +29,10 @@ def decode(photo: Photo) -> Image.Image:
             with Image.open(file) as image:
                 _check(photo.name, image)
                 image.load()
-                return to_rgb(ImageOps.exif_transpose(_eight_bits(image)))
+                image = _eight_bits(image)
+                ImageOps.exif_transpose(image, in_place=True)
+                is_plain = image.mode == "RGB" and "transparency" not in image.info
+                return image if is_plain else to_rgb(image)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything on a damaged file: OSError, SyntaxError, struct.error, ...

@@ -73,10 +73,13 @@ class SidecarFolder:
 
     def read(self, photo: Photo) -> list[str]:
         path = self.folder / f"{photo.stem}{KINDS[self.kind]}"
-        if not path.is_file():
-            raise UserError(f"no {self.kind} file {path}")
         where = f"{self.kind} file {path}"
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(f"no {where}") from error
+        except OSError as error:  # a folder, no right to read, a name that is too long
+            raise UserError(f"{where} can't be read ({error.strerror})") from error
         return _tags_of_text(data, where) if self.kind == "tag" else checked_descriptions(_parsed(data, where), where)
 
     def only(self, photos: Iterable[Photo]) -> SidecarFolder:
