@@ -4,7 +4,7 @@
 
 Makes `--crops` crops of 512 px with the published degradation, `--repeats` times with each number of processes, in turn, start-up
 included, and prints as JSON: `crops_per_second` (medians), `speedup` (of the most processes to one, median over the turns), `share`
-(of linear), `crops_per_cpu_second` (which other programs disturb less) and `worker_MiB`: the most memory that a worker process held.
+(of linear), `crops_per_cpu_second` (which other programs disturb less) and `worker_MiB`: the most memory that a worker held.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main() -> None:
     print(json.dumps({
         "crops": crops, "photos": len(photos), "load_average": round(os.getloadavg()[0], 1),
         "crops_per_second": {count: round(median(rate), 2) for count, rate in rates.items()},
-        "crops_per_cpu_second": {count: round(median(crops / run["cpu_seconds"] for run in done), 2) for count, done in runs.items()},
+        "crops_per_cpu_second": {count: round(median(crops / run["cpu_seconds"] for run in done), 2)
+                                 for count, done in runs.items()},
         "speedup": round(speedup, 2), "share": round(speedup / (many / few), 2),
         "worker_MiB": {count: round(max(run["worker_MiB"] for run in done)) for count, done in runs.items()}}))
 

@@ -214,5 +214,6 @@ def test_the_page_shows_counts_labels_tags_and_pairs(images, lines, tmp_path):
     main(flags(images, lines, tmp_path / "out", "--crops_per_photo", "3"))
     page = (tmp_path / "out" / "dataset.html").read_text()
     assert page.count("data:image/png") == 2 * 9
-    for text in ("records of train, from 3 photos", "second resize", ">thing<", ">chelsea<", "more/cats/chelsea.png", "Rejected: none"):
+    for text in ("records of train, from 3 photos", "second resize", ">thing<", ">chelsea<", "more/cats/chelsea.png",
+                 "Rejected: none"):
         assert text in page

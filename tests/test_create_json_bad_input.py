@@ -26,7 +26,8 @@ def bomb(path):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    pixels = zlib.compress(bytes(1000))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
 
 
 @pytest.fixture
@@ -115,7 +116,8 @@ def test_a_path_that_leaves_the_datasets_root_is_listed(folder, tmp_path, capsys
 
 def test_bad_lines_of_json_are_listed(folder, tmp_path):
     lines = tmp_path / "known.jsonl"
-    lines.write_bytes(b'{"image": "good.png", "tag": "cat"}\n{"image": \nnot json\n{"tag": "cat"}\n{"image": "good.png", "tag": "dog"}\n'
+    lines.write_bytes(b'{"image": "good.png", "tag": "cat"}\n{"image": \nnot json\n{"tag": "cat"}\n'
+                      b'{"image": "good.png", "tag": "dog"}\n'
                       b'{"image": "nowhere.png", "tag": "cat"}\n{"image": "cmyk.jpg", "tag": 3}\n\xff\n')
     for name in [path.name for path in folder[0].iterdir() if path.name not in ("good.png", "cmyk.jpg")]:
         (folder[0] / name).unlink()

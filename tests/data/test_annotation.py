@@ -71,8 +71,8 @@ def workplace(photos_dir, tmp_path, monkeypatch):
 
 
 def flags(workplace, *more):
-    return ["--images", str(workplace / "images"), "--output", str(workplace / "out"), "--crop_px", "48", "--degradation", str(TINY),
-            "--num_proc", "1", "--annotation", str(workplace / "asking.yaml"), *more]
+    return ["--images", str(workplace / "images"), "--output", str(workplace / "out"), "--crop_px", "48",
+            "--degradation", str(TINY), "--num_proc", "1", "--annotation", str(workplace / "asking.yaml"), *more]
 
 
 def test_answers_become_tags_and_descriptions_in_batches(workplace):
@@ -118,7 +118,8 @@ def test_the_settings_in_the_repository_are_read():
     assert "commas" in config.tagger["prompt"] and {"rough", "middle", "final"} <= set(config.captioner)
 
 
-@pytest.mark.parametrize("text, named", [("batch: 3", "batch"), ("retries: -1", "retries"), ("tagger: 3", "tagger"), ("- 1", "unknown")])
+@pytest.mark.parametrize("text, named", [
+    ("batch: 3", "batch"), ("retries: -1", "retries"), ("tagger: 3", "tagger"), ("- 1", "unknown")])
 def test_wrong_settings_are_named(workplace, text, named):
     (workplace / "asking.yaml").write_text(text)
     with pytest.raises(UserError, match=f"{named}.*asking.yaml"):

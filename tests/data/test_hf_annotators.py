@@ -33,12 +33,20 @@ def tokenizer():
 def answering_model(tmp_path_factory):
     """A LLaVA of two layers of 16."""
     import torch
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
 
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**sizes, image_size=32, patch_size=16), image_token_index=WORDS.index("<image>"),
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**sizes, image_size=32, patch_size=16),
                          text_config=LlamaConfig(**sizes, vocab_size=len(WORDS), pad_token_id=0, bos_token_id=1, eos_token_id=2),
+                         image_token_index=WORDS.index("<image>"),
                          vision_feature_select_strategy="default", vision_feature_layer=-1)
     folder = tmp_path_factory.mktemp("llava")
     LlavaForConditionalGeneration(config).save_pretrained(folder)

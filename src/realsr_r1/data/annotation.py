@@ -1,7 +1,7 @@
 """Tags and descriptions from a model: asked in batches in a process of its own, so that one that hangs or crashes can be ended.
 
-A model is what a factory makes: `factory(settings) -> model`, `model(images) -> answers`, one for each PIL image: tags (a list, or one
-comma-separated text), or the texts rough, middle and final (an object, or a list). Models of the Hugging Face Hub are in
+A model is what a factory makes: `factory(settings) -> model`, `model(images) -> answers`, one for each PIL image: tags (a list,
+or one comma-separated text), or the texts rough, middle and final (an object, or a list). Models of the Hugging Face Hub are in
 hf_annotators.py. Answers become files of JSON lines, which sidecars.py reads.
 """
 
@@ -81,7 +81,10 @@ def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
 
 
 def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: AnnotationConfig, path: Path) -> None:
-    """Write what `model` says of the photos to `path`, a JSON line each; of a photo it fails on, why. `kind`: tag or description."""
+    """Write what `model` says of the photos to `path`, a JSON line each; of a photo it fails on, why.
+
+    `kind`: tag or description. Does nothing when the file is there.
+    """
     if path.is_file():
         return
     answers: dict[str, dict[str, Any]] = {}

@@ -1,7 +1,7 @@
 """Joins the parts of a dataset: JSON lists, a DatasetDict whose shards are the parts' Arrow files, lists of what isn't in it.
 
-Reads and writes line by line, so that memory doesn't grow with the dataset, and gives the same bytes for the same parts. Shards made
-on several machines are laid together first.
+Reads and writes line by line, so that memory doesn't grow with the dataset, and gives the same bytes for the same parts. Shards
+made on several machines are laid together first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from realsr_r1.data.dataset import Record, features_of, label_counts
 from realsr_r1.data.parts import PART_FILE, SPLITS, finished_parts

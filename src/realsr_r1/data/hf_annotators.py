@@ -51,7 +51,8 @@ def _answerer(name: str, settings: dict[str, Any]) -> Callable[[Images, str], li
     pipe = _pipeline("image-text-to-text", name)
 
     def answer(images: Images, prompt: str) -> list[str]:
-        chats = [[{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}] for image in images]
+        chats = [[{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+                 for image in images]
         outputs = pipe(text=chats, return_full_text=False, batch_size=len(chats),
                        generate_kwargs={"max_new_tokens": settings.get("max_new_tokens", 128), "do_sample": False})
         return [(output[0] if isinstance(output, list) else output)["generated_text"] for output in outputs]

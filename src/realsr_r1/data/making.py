@@ -79,8 +79,9 @@ def make_shard(output: Path, shard: Shard, plan: Plan) -> dict[str, Any]:
             (work / "parts").mkdir(exist_ok=True)
             plan.make(work, mine)
             write_json(work / STATE_FILE, {
-                "fingerprint": plan.fingerprint, "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of {len(plan.parts)} parts",
-                "bad": [], "bad_count": 0, "parts": len(plan.parts), "with_lists": plan.with_lists,
+                "fingerprint": plan.fingerprint, "bad": [], "bad_count": 0,
+                "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of {len(plan.parts)} parts",
+                "parts": len(plan.parts), "with_lists": plan.with_lists,
                 "rejected": [vars(item) for item in plan.rejected], "left_out": [vars(item) for item in plan.left_out]})
         return read_json(work / STATE_FILE)
 

@@ -147,7 +147,8 @@ class JsonLines:
         known, bad = set(photos), list(self.rejected)
         for name, (_, number) in self.lines.items():
             if name not in known and str(Path(name).with_suffix("")) not in known:
-                bad.append(Item(f"{self.path.name}:{number}", f"line {number} of {self.path} is about {name}, which isn't in {images}"))
+                reason = f"line {number} of {self.path} is about {name}, which isn't in {images}"
+                bad.append(Item(f"{self.path.name}:{number}", reason))
         return bad
 
 

@@ -1,6 +1,6 @@
 """One page about a dataset: how much it holds, how its labels are balanced, its tags, and pairs of LQ and HQ crops.
 
-Needs no script and no other file, and holds nothing that changes from run to run (no date), so that the same data give the same bytes.
+Needs no script and no other file, and holds nothing that changes from run to run (no date): the same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def _bars(values: Iterable[tuple[str, int]], whole: int, largest: int) -> str:
 def _labels(labels: Mapping[str, Mapping[str, int]]) -> str:
     if not labels:
         return '<p class="missing">The records have no degradation labels.</p>'
-    cards = "".join(f'<div class="card"><h3>{html.escape(item)}</h3>{_bars(words.items(), total := sum(words.values()), total)}</div>'
-                    for item, words in labels.items())
+    cards = "".join(f'<div class="card"><h3>{html.escape(item)}</h3>{_bars(words.items(), count, count)}</div>'
+                    for item, words in labels.items() for count in [sum(words.values())])
     return f"<p>Shares of the records of train.</p><div class=columns>{cards}</div>"
 
 
@@ -91,8 +91,8 @@ def _tags(contents: Contents) -> str:
         return '<p class="missing">The photos of train have no tags.</p>'
     shown = sorted(contents.tags.items(), key=lambda item: (-item[1], item[0]))[:TAGS]
     photos = contents.photos.get("train", 0)
-    return (f"<p>{'The' if len(shown) < len(contents.tags) else 'All'} {len(shown)} most frequent of {len(contents.tags):,} tags: share of "
-            f'the photos of train.</p><div class="card tags">{_bars(shown, photos, shown[0][1])}</div>')
+    which = f"The {len(shown)} most frequent of {len(contents.tags):,} tags" if len(shown) < len(contents.tags) else "All tags"
+    return (f'<p>{which}: share of the photos of train.</p><div class="card tags">{_bars(shown, photos, shown[0][1])}</div>')
 
 
 def _pairs(folder: Path) -> str:
