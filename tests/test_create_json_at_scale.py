@@ -186,7 +186,19 @@ def test_near_duplicates_of_evaluation_photos_are_kept_out_of_training(images, l
     assert left_out(tmp_path / "out") == {"again.jpg": "a near-duplicate of the evaluation photo more/coffee.png",
                                           "astronaut.png": "a near-duplicate of the evaluation photo portrait.png"}
     assert "left out 2 photo(s)" in capsys.readouterr().out
-    assert "near-duplicates of evaluation photos kept out" in (tmp_path / "out" / "dataset.html").read_text()
+    assert "near-duplicates of photos to evaluate on" in (tmp_path / "out" / "dataset.html").read_text()
+
+
+def test_a_copy_of_a_photo_with_test_crops_is_not_trained_on(images, lines, tmp_path):
+    with Image.open(images / "more" / "coffee.png") as photo:
+        photo.resize((420, 280)).save(images / "more" / "z.jpg", quality=40)
+    with open(lines, "a") as file:
+        file.write('{"image": "more/z.jpg", "tag": "cup"}\n')
+    assert main(flags(images, lines, tmp_path / "with", "--test_crops_per_photo", "1")) == 0
+    assert list(left_out(tmp_path / "with")) == ["more/z.jpg"]
+    assert "more/z.jpg" not in load_dataset_dict(tmp_path / "with")["train"]["source"]
+    assert main(flags(images, lines, tmp_path / "without")) == 0
+    assert "more/z.jpg" in load_dataset_dict(tmp_path / "without")["train"]["source"]
 
 
 def test_the_two_views_of_a_stereo_pair_are_one_photo(images, lines, photos_dir, tmp_path):

@@ -79,7 +79,7 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     from realsr_r1.data.crops import CropPlan
     from realsr_r1.data.degradation_config import DegradationConfig
     from realsr_r1.data.making import Plan
-    from realsr_r1.data.near_duplicates import hash_once
+    from realsr_r1.data.near_duplicates import hash_photos
     from realsr_r1.data.parts import PhotoJob, make_missing_parts, plan_parts
     from realsr_r1.data.sidecars import reader
     from realsr_r1.data.sources import list_photos
@@ -102,10 +102,12 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     crop_plan = CropPlan(args.crop_px, args.scales, args.test_crops_per_photo > 0, args.seed, config)
 
     def make(work: Path, parts: Sequence[Part]) -> None:
-        others = [photo for folder in args.evaluation_photos for photo in list_photos(folder, None, "").photos]
         kept = [photo for photo in listing.photos if photo.name in test]
-        evaluation = hash_once(kept + others, work / "parts" / "evaluation.json")
-        job = PhotoJob(work, crop_plan, tags, descriptions, evaluation, test)
+        kept += [photo for folder in args.evaluation_photos for photo in list_photos(folder, None, "").photos]
+        evaluation = hash_photos(kept, work / "parts" / "evaluation", args.num_proc)
+        others = [photo for photo in listing.photos if photo.name not in test] if args.test_crops_per_photo else []
+        twins = hash_photos(others, work / "parts" / "others", args.num_proc).twins()
+        job = PhotoJob(work, crop_plan, tags, descriptions, evaluation, twins, test)
         with models({"tag": args.tagger, "description": args.captioner}, asking) as asked:
             make_missing_parts(job, parts, args.num_proc, annotating(parts, asked, asking))
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from realsr_r1.data.crops import CropPlan, make_crops
 from realsr_r1.data.dataset import COLUMN_OF_KEY, Record, features_of, row_of
-from realsr_r1.data.near_duplicates import Evaluation
+from realsr_r1.data.near_duplicates import Hashes
 from realsr_r1.data.photos import decode
 from realsr_r1.data.sidecars import Reader
 from realsr_r1.data.sources import FilePlace, Item, Photo
@@ -157,13 +157,15 @@ class PhotoJob:
     plan: CropPlan
     tags: Reader | None  # None where a model gives them: `make_missing_parts` has them put in by `prepare`
     descriptions: Reader | None
-    evaluation: Evaluation
+    evaluation: Hashes  # of photos that must not be trained on
+    twins: dict[str, str]  # photos like an earlier one that has test crops -> that one
     test: frozenset[str]  # photos of the split test, by name
 
     def for_part(self, part: Part) -> PhotoJob:
         """The same with as little as this part needs."""
         photos = part.photos
-        return replace(self, test=self.test & {photo.name for photo in photos},
+        names = {photo.name for photo in photos}
+        return replace(self, test=self.test & names, twins={name: self.twins[name] for name in names & self.twins.keys()},
                        tags=self.tags.only(photos) if self.tags else None,
                        descriptions=self.descriptions.only(photos) if self.descriptions else None)
 
@@ -177,6 +179,10 @@ class PhotoJob:
                     writer.rejected[photo.name] = Item(photo.name, str(error))
 
     def _make_photo(self, photo: Photo, tasks: list[Task], writer: PartWriter) -> None:
+        if photo.name in self.twins:
+            reason = f"a near-duplicate of {self.twins[photo.name]}, parts of which are kept for test_crops"
+            writer.left_out[photo.name] = Item(photo.name, reason)
+            return
         assert self.tags is not None
         extra: dict[str, Any] = {"tag": self.tags.read(photo)}
         if self.descriptions is not None:
@@ -244,7 +250,7 @@ def part_folder(work: Path, part: Part) -> Path:
 
 def finished_parts(work: Path) -> list[Path]:
     """The folders of the parts that are made, in order; those that a killed process left half-made have hidden names."""
-    return sorted(path for path in (work / "parts").iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted((work / "parts").glob("[0-9]*/"))
 
 
 def make_missing_parts(job: Job, parts: Sequence[Part], processes: int, prepare: Callable[[Part, Job], Job] | None = None) -> None:

@@ -19,6 +19,8 @@ def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, tot
     """Run the calls. `calls`: each with its size; taken as they can be begun. `total`, `done`: sizes, for the progress bar."""
     from tqdm import tqdm
 
+    if done == total:
+        return
     with tqdm(total=total, initial=done, unit=f" {unit}", desc="create-json") as bar:
         if processes <= 1:
             for call, size in calls:

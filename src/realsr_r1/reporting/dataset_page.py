@@ -67,7 +67,7 @@ def _figures(contents: Contents) -> list[tuple[str, int]]:
     figures = [(f"records of {split}, from {contents.photos.get(split, 0):,} photos", count)
                for split, count in contents.counts.items() if count]
     near = sum("near-duplicate" in item.reason for item in contents.left_out)
-    return [*figures, ("near-duplicates of evaluation photos kept out", near), ("rejected", len(contents.rejected))]
+    return [*figures, ("near-duplicates of photos to evaluate on, kept out", near), ("rejected", len(contents.rejected))]
 
 
 def _bars(values: Iterable[tuple[str, int]], whole: int, largest: int) -> str:
