@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from realsr_r1.errors import UserError
 
 LOOK_AT_PARENT = 1.0  # seconds
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, total: int, done: int, unit: str) -> None:
@@ -44,7 +49,7 @@ def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, tot
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _take_finished(waiting: dict[Future[None], int], bar) -> None:
+def _take_finished(waiting: dict[Future[None], int], bar: Any) -> None:
     finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
     for future in finished:
         bar.update(waiting.pop(future))
@@ -52,7 +57,13 @@ def _take_finished(waiting: dict[Future[None], int], bar) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Let this process end when `parent` is gone (killed, it can't end its children)."""
+    """Let this process end when `parent` is gone (killed, it can't end its children): on Linux at once, elsewhere in a second.
+
+    Otherwise it could go on writing where the same command, started again, writes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(LOOK_AT_PARENT)
