@@ -53,6 +53,17 @@ def error_line(capsys):
     return lines[0]
 
 
+def reasons(output, file="rejected.jsonl"):
+    """What the file lists, as `name: reason`."""
+    items = [json.loads(line) for line in (output / file).read_text().splitlines()]
+    return [f"{item['name']}: {item['reason']}" if item["name"] not in item["reason"] else item["reason"] for item in items]
+
+
+def files_of(folder):
+    """Every file below the folder: its path -> its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def test_all_splits_and_columns_are_written(photos, tmp_path, capsys):
     output = tmp_path / "out"
     assert exit_code(flags(photos, output, "--descriptions", str(photos["descriptions"]), "--crops_per_photo", "4",
@@ -97,14 +108,13 @@ def test_scale_4_gives_a_quarter_of_the_size(photos, tmp_path):
 
 def test_result_does_not_depend_on_the_number_of_processes(photos, tmp_path):
     contents = []
-    for processes in ("1", "2"):
+    for processes in ("1", "2", "5"):
         output = tmp_path / processes
-        assert main([*flags(photos, output, "--crops_per_photo", "3", "--test_crops_per_photo", "2"),
+        assert main([*flags(photos, output, "--crops_per_photo", "12", "--test_crops_per_photo", "5"),
                      "--num_proc", processes]) == 0
-        contents.append({str(path.relative_to(output)): path.read_bytes()
-                         for path in sorted(output.rglob("*")) if path.suffix == ".png" or path.name == "train.json"})
-    assert len(contents[0]) == 3 * 5 * 2 + 1
-    assert contents[0] == contents[1]
+        contents.append(files_of(output))
+    assert sum(name.endswith(".png") for name in contents[0]) == 3 * 17 * 2
+    assert contents[0] == contents[1] == contents[2]
 
 
 def test_another_seed_gives_other_crops_and_degradations(photos, tmp_path):
@@ -207,8 +217,8 @@ def test_good_items_are_finished_and_bad_ones_listed(photos, tmp_path, capsys, d
     for _ in range(2):  # the rerun does nothing, and says the same
         assert exit_code(argv) == 2
         line = error_line(capsys)
-        assert expected in line and "bad_items.txt" in line
-    assert expected in (output / "bad_items.txt").read_text()
+        assert expected in line and "rejected.jsonl" in line
+    assert any(expected in reason for reason in reasons(output))
     assert {"chelsea.png", "rocket.jpg"} <= set(load_dataset_dict(output)["train"]["source"])
     assert exit_code([*argv, "--skip_bad"]) == 0
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file, atomic_folder, existing_folder, read_json, write_json
+from realsr_r1.files import atomic_file, atomic_folder, existing_folder, read_json, resumable_folder, write_json
 
 
 def names(folder) -> list[str]:
@@ -114,3 +114,32 @@ def test_a_folder_must_exist_and_be_one(tmp_path):
     for name in ("absent", "file"):
         with pytest.raises(UserError, match=rf"{name}.*--images"):
             existing_folder(tmp_path / name, "--images")
+
+
+def test_a_resumable_folder_goes_on_after_an_error_and_appears_when_it_is_whole(tmp_path):
+    target = tmp_path / "out"
+    for attempt in (1, 2):
+        with pytest.raises(KeyboardInterrupt), resumable_folder(target, {"seed": 0}, "done.json") as work:
+            assert (work / "half.txt").exists() == (attempt == 2)
+            (work / "half.txt").write_text("half")
+            raise KeyboardInterrupt
+        assert not target.exists()
+    with resumable_folder(target, {"seed": 0}, "done.json") as work:
+        assert (work / "half.txt").exists()
+        (work / "done.json").write_text("{}")
+    assert names(target) == ["done.json", "half.txt"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_resumable_folder_begins_anew_for_something_else_and_replaces_what_was_there(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    with pytest.raises(ValueError), resumable_folder(target, {"seed": 0}, "done.json") as work:
+        (work / "half.txt").write_text("half")
+        raise ValueError
+    assert names(target) == ["old.txt"]
+    with resumable_folder(target, {"seed": 1}, "done.json") as work:
+        assert not (work / "half.txt").exists()
+        (work / "done.json").write_text("{}")
+    assert names(target) == ["done.json"]

@@ -49,6 +49,53 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterator[Path]:
+    """Yield a working folder beside `path` that becomes `path` on success and is kept on any exception, and on a crash.
+
+    Started again with an equal `made_from` (plain JSON values), it yields what is there already; otherwise it begins anew. The
+    caller writes `done_file` into it, last: from then on the working folder is whole, and is only renamed. Raises `UserError`
+    when another process works there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work, old = path.with_name(f".{path.name}.making"), path.with_name(f".{path.name}.old")
+    note = work / "made_from.json"
+    with _locked(path.with_name(f".{path.name}.lock")):
+        if not note.is_file() or read_json(note) != made_from:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            write_json(note, made_from)
+        yield work
+        if not (work / done_file).is_file():
+            raise AssertionError(f"{done_file} was not written")
+        _open_to_others(work)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(work, path)
+        (path / note.name).unlink()
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends. Raises `UserError` when another one holds it."""
+    import fcntl
+
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is writing {path.name[1:-5]} in {path.parent}; wait for it, or end it") from error
+        except OSError:
+            pass  # a network disk without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def _open_to_others(folder: Path) -> None:
     """Give files the mode that the user's umask gives new ones (safetensors writes them for the owner alone)."""
     umask = os.umask(0)

@@ -7,7 +7,7 @@ import json
 import datasets
 import pytest
 
-from realsr_r1.data.dataset import check_records, label_balance, load_dataset_dict, read_records, require_columns
+from realsr_r1.data.dataset import check_records, label_balance, label_counts, load_dataset_dict, read_records, require_columns
 from realsr_r1.errors import UserError
 
 FULL = {"image_path": "a.png", "problem": "p", "tag": ["cat"], "hq_path": "b.png",
@@ -64,6 +64,6 @@ def test_missing_columns_are_named_with_their_reason():
 
 
 def test_label_balance_counts_every_item():
-    text = label_balance([FULL, {**FULL, "degradation": ["heavy blur", *FULL["degradation"][1:]]}])
+    text = label_balance(label_counts([FULL, {**FULL, "degradation": ["heavy blur", *FULL["degradation"][1:]]}]))
     assert text.startswith("blur: light 50% medium 0% heavy 50%; resize: upsample 0% downsample 0% keep 100%;")
-    assert label_balance([SEED]) == ""
+    assert label_counts([SEED]) == {} and label_balance({}) == ""

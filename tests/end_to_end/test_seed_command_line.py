@@ -54,7 +54,7 @@ def seed_run(dataset, processor, tmp_path_factory) -> SeedRun:
     for record in records:
         record.update(image_path=str(dataset / record["image_path"]), hq_path=str(dataset / record["hq_path"]))
     (folder / "few.json").write_text(json.dumps(records))
-    assert not create_json.main(["--json", str(folder / "few.json"), "--output", str(folder / "dataset")])
+    assert not create_json.main(["--json", str(folder / "few.json"), "--images", str(dataset), "--output", str(folder / "dataset")])
     layout = processor.layout
     letters = {processor.encode_text(letter)[0]: 5.0 for letter in "abcdefgh"}
     model = steered_policy(folder / "model", processor, {

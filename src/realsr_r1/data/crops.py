@@ -1,13 +1,14 @@
-"""Where crops of a photo lie, and making them: regions of the splits, boxes, HQ and LQ files, records.
+"""Where crops of a photo lie, and making them: regions of the splits, boxes, HQ and LQ images, records.
 
-Knows one photo at a time. Pairing photos with sidecars is create_json.py's business, records are dataset.py's.
+Knows one photo at a time and writes nothing: parts.py does.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -16,7 +17,6 @@ from realsr_r1.chain import PROBLEM
 from realsr_r1.data.degradation_config import DegradationConfig
 from realsr_r1.data.degrade import degrade, random_for
 from realsr_r1.errors import UserError
-from realsr_r1.images import load_image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in the photo's pixels; right and bottom are outside
 
@@ -40,15 +40,13 @@ class CropPlan:
 
 
 @dataclass(frozen=True)
-class CropTask:
-    """Some crops of one photo: number `start` to `stop` of `split`. `extra` goes into every record as it is."""
+class Crop:
+    """A crop: its record, and what its files hold. `parameters`: every value drawn for the degradation."""
 
-    photo: Path
-    split: str
-    start: int
-    stop: int
-    output: Path
-    extra: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any]
+    hq: Image.Image
+    lq: Image.Image
+    parameters: dict[str, Any]
 
 
 def split_regions(size: tuple[int, int], photo: str, plan: CropPlan) -> dict[str, Box]:
@@ -94,32 +92,22 @@ def cut(photo: Image.Image, box: Box, crop_px: int) -> Image.Image:
     return crop.resize((crop_px, crop_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def make_crops(task: CropTask, plan: CropPlan) -> list[dict[str, Any]] | str:
-    """Write the HQ and LQ files of `task` under `task.output`/images and return their records, or why the photo is bad.
+def make_crops(photo: Image.Image, name: str, split: str, numbers: range, plan: CropPlan) -> Iterator[Crop]:
+    """The crops of `split` with these numbers. `name`: the photo's, with / between folders; files are named after it.
 
-    Records name files relative to `task.output`.
+    Raises `UserError` where the photo is too small.
     """
     import cv2
 
     cv2.setNumThreads(1)  # the work is parallel over photos already
-    name = task.photo.name
-    try:
-        photo = load_image(task.photo)
-        region = split_regions(photo.size, name, plan)[task.split]
-    except UserError as error:
-        return str(error)
-    folder = Path("images") / task.split / task.photo.stem
-    (task.output / folder).mkdir(parents=True, exist_ok=True)
-    records = []
-    for index in range(task.start, task.stop):
-        key = f"{name}/{task.split}/{index}"
+    region = split_regions(photo.size, name, plan)[split]
+    folder = PurePosixPath("images", split, name).with_suffix("")
+    for number in numbers:
+        key = f"{name}/{split}/{number}"
         box = draw_box(region, min(photo.size), key, plan)
         hq = cut(photo, box, plan.crop_px)
         degraded = degrade(hq, plan.seed, key, plan.degradation)
-        record = {"image_path": str(folder / f"{index:05d}-lq.png"), "problem": PROBLEM,
-                  "hq_path": str(folder / f"{index:05d}-hq.png"), "degradation": degraded.labels, "source": name,
-                  "crop": list(box), **task.extra}
-        degraded.image.save(task.output / record["image_path"], compress_level=1)
-        hq.save(task.output / record["hq_path"], compress_level=1)
-        records.append(record)
-    return records
+        record = {"image_path": f"{folder}/{number:05d}-lq.png", "problem": PROBLEM,
+                  "hq_path": f"{folder}/{number:05d}-hq.png", "degradation": degraded.labels, "source": name,
+                  "crop": list(box)}
+        yield Crop(record, hq, degraded.image, degraded.parameters)

@@ -5,7 +5,7 @@ Knows files and columns; how an LQ image comes about, and what is trained, it le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,32 +82,22 @@ def read_records(path: str | Path) -> list[Record]:
     return check_records(read_json(path), path)
 
 
-def build_dataset(records: Sequence[Record], folder: str | Path, work: str | Path) -> datasets.Dataset:
-    """One split, with the image files' bytes inside it.
-
-    `folder`: what relative paths are relative to. `work`: a folder for temporary files, as large as the result. The tag
-    becomes a list of texts, image paths become image columns, unknown keys are left out.
-    """
+def features_of(record: Record) -> datasets.Features:
+    """The columns of a dataset of such records: image paths become image columns, keys beside the schema are left out."""
     import datasets
 
-    keys = [key for key in SCHEMA if key in records[0]]
     text = datasets.Value("string")
     types = {"image_path": datasets.Image(), "hq_path": datasets.Image(), "tag": datasets.List(text),
              "degradation": datasets.List(text), "descriptions": datasets.List(text),
              "crop": datasets.List(datasets.Value("int32"))}
-    features = datasets.Features({COLUMN_OF_KEY.get(key, key): types.get(key, text) for key in keys})
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for record in records:
-            yield {COLUMN_OF_KEY.get(key, key): _cell(key, record[key], Path(folder)) for key in keys}
-
-    return datasets.Dataset.from_generator(rows, features=features, cache_dir=str(work))
+    return datasets.Features({COLUMN_OF_KEY.get(key, key): types.get(key, text) for key in SCHEMA if key in record})
 
 
-def _cell(key: str, value: Any, folder: Path) -> Any:
-    if key in COLUMN_OF_KEY:
-        return {"bytes": (folder / value).read_bytes(), "path": Path(value).name}
-    return [value] if key == "tag" and isinstance(value, str) else value
+def row_of(record: Record, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """A record as a row of those columns. `files`: key of a path -> the bytes of its file. The tag becomes a list."""
+    return {COLUMN_OF_KEY.get(key, key): {"bytes": files[key], "path": Path(record[key]).name} if key in COLUMN_OF_KEY
+            else [record[key]] if key == "tag" and isinstance(record[key], str) else record[key]
+            for key in SCHEMA if key in record}
 
 
 def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:
@@ -152,17 +142,21 @@ def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[st
     return records
 
 
-def label_balance(records: Iterable[Mapping[str, Any]]) -> str:
-    """The share of every degradation label in percent, item by item, in one line; empty where there are no labels."""
-    from collections import Counter
-
+def label_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How often each word of each of the five items occurs, item by item; empty where there are no labels."""
     from realsr_r1.data.degrade import LABEL_ITEMS, LEVELS, RESIZES
 
-    labels = [record["degradation"] for record in records if "degradation" in record]
-    parts = []
-    for item, name in enumerate(LABEL_ITEMS if labels else ()):
-        words = RESIZES if name.endswith("resize") else LEVELS
-        counts = Counter(label[item].split()[0] for label in labels)
-        shares = " ".join(f"{word} {100 * counts[word] / len(labels):.0f}%" for word in words)
-        parts.append(f"{name}: {shares}")
-    return "; ".join(parts)
+    counts = {name: dict.fromkeys(RESIZES if name.endswith("resize") else LEVELS, 0) for name in LABEL_ITEMS}
+    labelled = False
+    for record in records:
+        for name, label in zip(LABEL_ITEMS, record.get("degradation", ())):
+            labelled = True
+            word = label.split()[0] if label.split() else label
+            counts[name][word] = counts[name].get(word, 0) + 1
+    return counts if labelled else {}
+
+
+def label_balance(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """What `label_counts` gives in percent, in one line."""
+    return "; ".join(f"{name}: " + " ".join(f"{word} {100 * count / sum(words.values()):.0f}%" for word, count in words.items())
+                     for name, words in counts.items())

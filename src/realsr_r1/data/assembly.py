@@ -1,0 +1,172 @@
+"""Joins the parts of a dataset: JSON lists, a DatasetDict whose shards are the parts' Arrow files, lists of what isn't in it.
+
+Reads and writes line by line, so that memory doesn't grow with the dataset, and gives the same bytes for the same parts. Shards
+made on several machines are laid together first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from realsr_r1.data.dataset import Record, features_of, label_counts
+from realsr_r1.data.parts import PART_FILE, SPLITS, finished_parts
+from realsr_r1.data.sources import Item
+from realsr_r1.errors import UserError
+from realsr_r1.files import atomic_file, read_json, write_json
+
+REJECTED_FILE, LEFT_OUT_FILE = "rejected.jsonl", "left_out.jsonl"
+
+
+class NothingGood(UserError):
+    """No record is good: there is nothing to keep."""
+
+
+@dataclass
+class Contents:
+    """What a dataset holds. `counts`: records by split; `labels`: of train, as `label_counts` gives them."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    tags: Counter[str] = field(default_factory=Counter)  # photos of train that have the tag
+    photos: dict[str, int] = field(default_factory=dict)  # by split
+    rejected: list[Item] = field(default_factory=list)
+    left_out: list[Item] = field(default_factory=list)
+
+
+def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], with_lists: bool) -> Contents:
+    """Write the dataset's files into `work`, whose parts are all made; may be called again after an interruption.
+
+    `rejected`, `left_out`: what was found before any part was made. `with_lists`: write SPLIT.json too. Raises `NothingGood`.
+    """
+    parts = finished_parts(work)
+    notes = [read_json(part / PART_FILE) for part in parts]
+    contents = Contents()
+    for name, before in (("rejected", rejected), ("left_out", left_out)):
+        items = [*before, *(Item(**item) for note in notes for item in note[name])]
+        items = list({(item.name, item.reason): item for item in items}.values())
+        setattr(contents, name, items)
+        _write_items(work / (REJECTED_FILE if name == "rejected" else LEFT_OUT_FILE), items)
+    splits = [split for split in SPLITS if any((part / f"{split}.jsonl").is_file() for part in parts)]
+    if not splits:
+        first = (contents.rejected + contents.left_out)[0]
+        raise NothingGood(f"no good item among {len(contents.rejected) + len(contents.left_out)}; the first: {first}")
+    contents.counts = dict.fromkeys(SPLITS if with_lists else splits, 0)
+    for split in splits:
+        _assemble_split(work, split, parts, contents, with_lists)
+    write_json(work / "dataset_dict.json", {"splits": splits})
+    return contents
+
+
+def _write_items(path: Path, items: Sequence[Item]) -> None:
+    path.unlink(missing_ok=True)
+    if items:
+        with atomic_file(path) as partial:
+            partial.write_text("".join(json.dumps(vars(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+
+
+def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Contents, with_lists: bool) -> None:
+    parts = [part for part in parts if (part / f"{split}.jsonl").is_file()]
+    folder = work / split
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    names = [f"data-{number:05d}-of-{len(parts):05d}.arrow" for number in range(len(parts))]
+    for part, name in zip(parts, names, strict=True):
+        link_or_copy(part / f"{split}.arrow", folder / name)
+    digest = hashlib.blake2b(digest_size=8)
+    with _list_writer(work / f"{split}.json" if with_lists else None) as add:
+        seen: dict[str, None] = {}
+        first: Record | None = None
+
+        def records() -> Iterator[Record]:
+            nonlocal first
+            for line in _lines(parts, f"{split}.jsonl"):
+                digest.update(line.encode())
+                record = json.loads(line)
+                first = first or record
+                contents.counts[split] += 1
+                source = record.get("source", record["image_path"])
+                if split == "train" and source not in seen:
+                    tags = [record["tag"]] if isinstance(record["tag"], str) else record["tag"]
+                    contents.tags.update({tag.strip() for text in tags for tag in text.split(",") if tag.strip()})
+                seen[source] = None
+                add(record)
+                yield record
+
+        counts = label_counts(records())
+    contents.photos[split] = len(seen)
+    if split == "train":
+        contents.labels = counts
+    if any((part / f"{split}.parameters.jsonl").is_file() for part in parts):
+        with atomic_file(work / f"{split}.parameters.jsonl") as partial, open(partial, "w", encoding="utf-8") as file:
+            file.writelines(_lines(parts, f"{split}.parameters.jsonl"))
+    assert first is not None
+    _write_split_info(folder, first, names, digest.hexdigest())
+
+
+def _lines(parts: Sequence[Path], name: str) -> Iterator[str]:
+    for part in parts:
+        with open(part / name, encoding="utf-8", newline="\n") as file:
+            yield from file
+
+
+@contextmanager
+def _list_writer(path: Path | None) -> Iterator[Callable[[Record], None]]:
+    """A function that adds a record to a file that ends as `write_json` would write the list. Without a path, nothing happens."""
+    if path is None:
+        yield lambda record: None
+        return
+    with atomic_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        before = "[\n  "
+
+        def add(record: Record) -> None:
+            nonlocal before
+            file.write(before + json.dumps(record, indent=2, ensure_ascii=False).replace("\n", "\n  "))
+            before = ",\n  "
+
+        yield add
+        file.write("\n]\n")
+
+
+def _write_split_info(folder: Path, record: Record, names: Sequence[str], fingerprint: str) -> None:
+    """The two files beside the Arrow files that `datasets.load_from_disk` reads. Its own way to write them copies all data."""
+    import datasets
+
+    datasets.DatasetInfo(features=features_of(record)).write_to_directory(str(folder))
+    write_json(folder / "state.json", {
+        "_data_files": [{"filename": name} for name in names], "_fingerprint": fingerprint, "_format_columns": None,
+        "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None})
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy of it where the disk knows no second names."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+# --- several machines ---
+
+def lay_together(shards: Sequence[Path], work: Path) -> None:
+    """Parts and image files of finished shards under `work`, beside each other. They share their disk space with the shards."""
+    for shard in shards:
+        for part in finished_parts(shard):
+            _link_tree(part, work / "parts" / part.name)
+        _link_tree(shard / "images", work / "images")
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    for parent, _, files in os.walk(source):
+        for name in files:
+            file = Path(parent, name)
+            link_or_copy(file, target / file.relative_to(source))

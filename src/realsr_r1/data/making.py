@@ -1,0 +1,144 @@
+"""Makes a dataset folder: has its parts made, all or one machine's share, and joins them.
+
+Knows nothing of photos or flags: create_json.py plans.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from realsr_r1.data.assembly import Contents, NothingGood, assemble, lay_together
+from realsr_r1.data.dataset import label_balance
+from realsr_r1.data.parts import Part, finished_parts
+from realsr_r1.data.sources import Item
+from realsr_r1.errors import UserError
+from realsr_r1.files import read_json, resumable_folder, write_json
+
+STATE_FILE = "create_json.json"  # what a folder was made from; written last inside it
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Machine `index` (from 1) of `count`."""
+
+    index: int
+    count: int
+
+    def folder(self, output: Path) -> Path:
+        return shards_folder(output) / f"{self.index}-of-{self.count}"
+
+    def parts(self, parts: Sequence[Part]) -> list[Part]:
+        return [part for part in parts if part.unit % self.count == self.index - 1]
+
+
+def shards_folder(output: Path) -> Path:
+    """Where the shards of `output` are made."""
+    return output.with_name(f"{output.name}.shards")
+
+
+Page = Callable[[Path, Contents], None]  # writes a page about what a dataset folder holds into it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made.
+
+    `fingerprint`: of arguments and input files. `rejected`, `left_out`: items found before any part is made. `with_lists`: write
+    SPLIT.json too. `make`: makes the parts it is given in a working folder, those that are missing.
+    """
+
+    fingerprint: dict[str, Any]
+    parts: list[Part]
+    rejected: list[Item]
+    left_out: list[Item]
+    with_lists: bool
+    make: Callable[[Path, Sequence[Part]], None]
+
+
+def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
+    """Make `output`, going on where an earlier call with the same fingerprint was interrupted; return its state."""
+    with _working_folder(output, plan.fingerprint) as work:
+        if not (work / STATE_FILE).is_file():
+            plan.make(work, plan.parts)
+            _finish(work, plan.fingerprint, plan.rejected, plan.left_out, plan.with_lists, write_page)
+        shutil.rmtree(work / "parts", ignore_errors=True)
+        return read_json(work / STATE_FILE)
+
+
+def make_shard(output: Path, shard: Shard, plan: Plan) -> dict[str, Any]:
+    """Make one machine's share of `output` in a folder beside it; return its state."""
+    mine = shard.parts(plan.parts)
+    with _working_folder(shard.folder(output), plan.fingerprint) as work:
+        if not (work / STATE_FILE).is_file():
+            (work / "parts").mkdir(exist_ok=True)
+            plan.make(work, mine)
+            write_json(work / STATE_FILE, {
+                "fingerprint": plan.fingerprint, "bad": [], "bad_count": 0,
+                "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of {len(plan.parts)} parts",
+                "parts": len(plan.parts), "with_lists": plan.with_lists,
+                "rejected": [vars(item) for item in plan.rejected], "left_out": [vars(item) for item in plan.left_out]})
+        return read_json(work / STATE_FILE)
+
+
+def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
+    """Join the finished shards beside `output`; return its state. Raises `UserError` that names what is missing or differs."""
+    folder = shards_folder(output)
+    shards = sorted(path for path in folder.glob("[0-9]*-of-*") if (path / STATE_FILE).is_file())
+    if not shards:
+        raise UserError(f"--merge finds no finished shard in {folder}; make them with --shard i/n and the same --output")
+    states = [read_json(shard / STATE_FILE) for shard in shards]
+    for shard, state in zip(shards, states, strict=True):
+        if state["fingerprint"] != states[0]["fingerprint"]:
+            raise UserError(f"{shard} and {shards[0]} were made from other arguments or files; remove the one that is wrong")
+    first = states[0]
+    there = {part.name for shard in shards for part in finished_parts(shard)}
+    if len(there) < first["parts"]:
+        raise UserError(f"{first['parts'] - len(there)} of {first['parts']} parts are missing in {folder}, which holds the shards "
+                        f"{', '.join(shard.name for shard in shards)}; make the others first")
+    with _working_folder(output, first["fingerprint"]) as work:
+        if not (work / STATE_FILE).is_file():
+            lay_together(shards, work)
+            items = {name: [Item(**item) for item in first[name]] for name in ("rejected", "left_out")}
+            _finish(work, first["fingerprint"], items["rejected"], items["left_out"], first["with_lists"], write_page)
+        shutil.rmtree(work / "parts", ignore_errors=True)
+        return read_json(work / STATE_FILE)
+
+
+@contextmanager
+def _working_folder(output: Path, fingerprint: dict[str, Any]) -> Iterator[Path]:
+    try:
+        with resumable_folder(output, fingerprint, STATE_FILE) as work:
+            try:
+                yield work
+            except NothingGood:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+    except PermissionError as error:
+        raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another --output") from error
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another --output") from error
+        raise
+
+
+def _finish(work: Path, fingerprint: dict[str, Any], rejected: Sequence[Item], left_out: Sequence[Item], with_lists: bool,
+            write_page: Page) -> None:
+    contents = assemble(work, rejected, left_out, with_lists)
+    write_page(work, contents)
+    write_json(work / STATE_FILE, {
+        "fingerprint": fingerprint, "summary": summary(contents), "bad": [str(item) for item in contents.rejected[:1]],
+        "bad_count": len(contents.rejected)})
+
+
+def summary(contents: Contents) -> str:
+    """Counts of each split, what was left out, and the balance of the labels of `train`, in one line."""
+    counts = ", ".join(f"{split} {count}" for split, count in contents.counts.items())
+    kept_out = f" | left out {len(contents.left_out)} photo(s)" if contents.left_out else ""
+    balance = label_balance(contents.labels)
+    return counts + kept_out + (f" | train labels: {balance}" if balance else "")

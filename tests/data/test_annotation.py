@@ -1,0 +1,126 @@
+"""Promises of tags and descriptions from models: batched, retried when they fail, take too long or talk nonsense, then listed."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from realsr_r1.create_json import main
+from realsr_r1.data.annotation import AnnotationConfig
+from realsr_r1.data.dataset import load_dataset_dict
+from realsr_r1.errors import UserError, run
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "configs" / "degradation" / "tiny.yaml"
+
+# What each does is told by the width of the photo it is shown.
+MODELS = '''
+import os, time
+from pathlib import Path
+
+LOG = Path(__file__).with_name("calls.txt")
+
+def good(settings):
+    def model(images):
+        with open(LOG, "a") as log:
+            log.write(f"{len(images)}\\n")
+        return [[settings["word"], f"width {image.width}", settings["word"]] for image in images]
+    return model
+
+def captions(settings):
+    return lambda images: [{key: f"{key} of {image.width}." for key in ("rough", "middle", "final")} for image in images]
+
+def troubled(settings):
+    def model(images):
+        with open(LOG, "a") as log:
+            log.write(" ".join(str(image.width) for image in images) + "\\n")
+        widths = [image.width for image in images]
+        if 101 in widths:
+            raise RuntimeError("out of memory")
+        if 102 in widths:
+            time.sleep(60)
+        if 103 in widths:
+            os._exit(9)
+        if 106 in widths and LOG.read_text().count("106") < 3:
+            raise RuntimeError("only at first")
+        answers = {104: ["x" * 500], 105: [], 107: 3}
+        return [answers.get(width, "cat, fur") for width in widths]
+    return model
+
+def broken(settings):
+    raise ValueError("no weights")
+'''
+
+
+@pytest.fixture
+def workplace(photos_dir, tmp_path, monkeypatch):
+    """A folder with eight photos of 100 to 107 px width, the module `local_models`, and settings for it."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    with Image.open(photos_dir / "chelsea.png") as photo:
+        for width in range(100, 108):
+            photo.crop((width, 0, 2 * width, 80)).save(tmp_path / "images" / f"{width}.png")
+    (tmp_path / "local_models.py").write_text(textwrap.dedent(MODELS))
+    (tmp_path / "asking.yaml").write_text("batch_size: 4\ntimeout_seconds: 10\nretries: 2\ntagger: {word: thing}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def flags(workplace, *more):
+    return ["--images", str(workplace / "images"), "--output", str(workplace / "out"), "--crop_px", "48",
+            "--degradation", str(TINY), "--num_proc", "1", "--annotation", str(workplace / "asking.yaml"), *more]
+
+
+def test_answers_become_tags_and_descriptions_in_batches(workplace):
+    assert main(flags(workplace, "--tagger", "local_models:good", "--captioner", "local_models:captions")) == 0
+    train = load_dataset_dict(workplace / "out")["train"]
+    assert train[3]["tag"] == ["thing", "width 103"]
+    assert train[3]["descriptions"] == ["rough of 103.", "middle of 103.", "final of 103."]
+    assert (workplace / "calls.txt").read_text().split() == ["4", "4"]
+
+
+def test_a_model_that_fails_hangs_dies_or_talks_nonsense_is_asked_again_and_then_listed(workplace):
+    (workplace / "asking.yaml").write_text("batch_size: 1\ntimeout_seconds: 10\nretries: 2\n")
+    with pytest.raises(SystemExit) as stopped:
+        run(main, flags(workplace, "--tagger", "local_models:troubled"))
+    assert stopped.value.code == 2
+    listed = {item["name"]: item["reason"] for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
+    expected = {"101.png": "RuntimeError: out of memory", "102.png": "took longer than 10 s", "103.png": "ended its process",
+                "104.png": "500 characters", "105.png": "is empty", "107.png": "has no tags"}
+    assert set(listed) == set(expected)
+    assert all(part in listed[name] and "tagger local_models:troubled" in listed[name] for name, part in expected.items())
+    assert sorted(load_dataset_dict(workplace / "out")["train"]["source"]) == ["100.png", "106.png"]
+    calls = (workplace / "calls.txt").read_text().split()
+    assert {width: calls.count(width) for width in ("100", "101", "102", "106")} == {"100": 1, "101": 3, "102": 3, "106": 3}
+
+
+def test_one_bad_photo_does_not_spoil_its_batch(workplace):
+    for width in (102, 103, 104, 105, 107):
+        (workplace / "images" / f"{width}.png").unlink()
+    assert main([*flags(workplace, "--tagger", "local_models:troubled"), "--skip_bad"]) == 0
+    assert sorted(load_dataset_dict(workplace / "out")["train"]["source"]) == ["100.png", "106.png"]
+
+
+@pytest.mark.parametrize("spec, reason", [
+    ("local_models:broken", "no weights"), ("local_models:missing", "missing"), ("no_such_module:model", "no_such_module"),
+    ("no/such-model", "OSError")])
+def test_a_model_that_cannot_be_made_is_named(workplace, spec, reason):
+    with pytest.raises(UserError, match=f"tagger {spec} can't be used .*{reason}"):
+        main(flags(workplace, "--tagger", spec))
+
+
+def test_the_settings_in_the_repository_are_read():
+    config = AnnotationConfig.from_yaml(ROOT / "configs" / "annotation" / "default.yaml")
+    assert "commas" in config.tagger["prompt"] and {"rough", "middle", "final"} <= set(config.captioner)
+
+
+@pytest.mark.parametrize("text, named", [
+    ("batch: 3", "batch"), ("retries: -1", "retries"), ("tagger: 3", "tagger"), ("- 1", "unknown")])
+def test_wrong_settings_are_named(workplace, text, named):
+    (workplace / "asking.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"{named}.*asking.yaml"):
+        main(flags(workplace, "--tagger", "local_models:good"))

@@ -1,0 +1,144 @@
+"""Promises of realsr-r1 create-json about bad photos, tags, lists and folders: the good items finish, the bad ones are listed."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from realsr_r1.create_json import main
+from realsr_r1.data.dataset import load_dataset_dict
+from realsr_r1.errors import run
+
+TINY = Path(__file__).parents[1] / "configs" / "degradation" / "tiny.yaml"
+
+
+def bomb(path):
+    """A PNG of a few bytes that says it has 50,000 x 50,000 pixels."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+
+
+@pytest.fixture
+def folder(photos_dir, tmp_path):
+    """Photos of all kinds, good and bad, with their tags."""
+    images, tags = tmp_path / "images", tmp_path / "tags"
+    images.mkdir()
+    tags.mkdir()
+    with Image.open(photos_dir / "chelsea.png") as image:
+        photo = image.convert("RGB").resize((150, 100))
+    photo.save(images / "good.png")
+    photo.convert("CMYK").save(images / "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    photo.save(images / "turned.jpg", exif=exif)
+    grey = np.asarray(photo.convert("L"), dtype=np.uint16)
+    Image.fromarray(grey * 257).save(images / "sixteen.png")
+    photo.convert("P").save(images / "palette.png")
+    photo.save(images / "corrupt.jpg")
+    data = (images / "corrupt.jpg").read_bytes()
+    (images / "corrupt.jpg").write_bytes(data[:len(data) // 2])
+    (images / "text.jpg").write_text("no photo")
+    photo.save(images / "moving.gif", save_all=True, append_images=[photo.rotate(90)])
+    Image.new("RGB", (1, 1)).save(images / "dot.png")
+    bomb(images / "bomb.png")
+    photo.save(images / "twin.png")
+    photo.save(images / "twin.bmp")
+    photo.save(images / "latin.png")
+    photo.save(images / "many.png")
+    for path in images.iterdir():
+        (tags / f"{path.stem}.txt").write_text("cat, fur")
+    (tags / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tags / "many.txt").write_text(", ".join(f"tag {number}" for number in range(10_000)))
+    return images, tags
+
+
+def flags(folder, output):
+    return ["--images", str(folder[0]), "--tags", str(folder[1]), "--output", str(output), "--crop_px", "48",
+            "--degradation", str(TINY), "--num_proc", "1"]
+
+
+def exit_code(argv):
+    with pytest.raises(SystemExit) as stopped:
+        run(main, argv)
+    return stopped.value.code
+
+
+def test_good_photos_finish_and_every_bad_one_is_listed_with_its_reason(folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert exit_code(flags(folder, output)) == 2
+    assert "8 bad item(s)" in capsys.readouterr().err
+    listed = {item["name"]: item["reason"] for item in map(json.loads, (output / "rejected.jsonl").read_text().splitlines())}
+    expected = {"corrupt.jpg": "can't be read", "text.jpg": "can't be read", "moving.gif": "2 frames", "dot.png": "1x1 px",
+                "bomb.png": "2500000000 pixels", "twin.png": "twin.bmp has the same name", "latin.png": "not UTF-8",
+                "many.png": "10000 tags"}
+    assert set(listed) == set(expected)
+    assert all(part in listed[name] for name, part in expected.items())
+    train = load_dataset_dict(output)["train"]
+    good = {"cmyk.jpg", "good.png", "palette.png", "sixteen.png", "turned.jpg", "twin.bmp"}
+    assert set(train["source"]) == good
+    assert exit_code([*flags(folder, output), "--skip_bad"]) == 0
+
+
+def test_cmyk_sixteen_bits_and_turned_photos_look_like_the_photo(folder, tmp_path):
+    exit_code(flags(folder, tmp_path / "out"))
+    hq = {row["source"]: np.asarray(row["hq"], dtype=float) for row in load_dataset_dict(tmp_path / "out")["train"]}
+    assert np.abs(hq["cmyk.jpg"] - hq["good.png"]).mean() < 8
+    assert np.abs(hq["sixteen.png"].mean(-1) - hq["good.png"].mean(-1)).mean() < 12
+    assert np.abs(np.rot90(hq["turned.jpg"], 1) - hq["good.png"]).mean() < 8
+
+
+def test_a_path_that_leaves_the_datasets_root_is_listed(folder, tmp_path, capsys):
+    root = tmp_path / "root"
+    root.mkdir()
+    os.replace(folder[0] / "good.png", root / "good.png")
+    paths = ["good.png", "../images/cmyk.jpg", str(folder[0] / "turned.jpg"), "gone.png", "a\0b.png"]
+    (root / "list.json").write_text(json.dumps([{"image_path": path, "problem": "p", "tag": ["cat"]} for path in paths]))
+    output = tmp_path / "out"
+    assert exit_code(["--json", str(root / "list.json"), "--output", str(output), "--num_proc", "1"]) == 2
+    reasons = [json.loads(line)["reason"] for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert [f"record {number} of" in reason for number, reason in enumerate(reasons, 1)] == [True] * 4
+    assert all("lies outside of" in reason and "--images" in reason for reason in reasons[:2])
+    assert "No such file" in reasons[2] and "is no path" in reasons[3]
+    assert len(load_dataset_dict(output)["train"]) == 1
+
+
+def test_bad_lines_of_json_are_listed(folder, tmp_path):
+    lines = tmp_path / "known.jsonl"
+    lines.write_bytes(b'{"image": "good.png", "tag": "cat"}\n{"image": \nnot json\n{"tag": "cat"}\n'
+                      b'{"image": "good.png", "tag": "dog"}\n'
+                      b'{"image": "nowhere.png", "tag": "cat"}\n{"image": "cmyk.jpg", "tag": 3}\n\xff\n')
+    for name in [path.name for path in folder[0].iterdir() if path.name not in ("good.png", "cmyk.jpg")]:
+        (folder[0] / name).unlink()
+    assert exit_code(flags((folder[0], lines), tmp_path / "out")) == 2
+    listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
+    assert set(listed) == {"cmyk.jpg", *(f"known.jsonl:{number}" for number in (2, 3, 4, 5, 6, 8))}
+    assert "as line 1 is" in listed["known.jsonl:5"] and "isn't in" in listed["known.jsonl:6"] and "no tags" in listed["cmyk.jpg"]
+    assert list(load_dataset_dict(tmp_path / "out")["train"]["source"]) == ["good.png"]
+
+
+def test_a_read_only_output_is_named(folder, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0:
+        disk.chmod(0o555)
+    elif subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk]).returncode != 0:
+        pytest.skip("root writes anywhere but on a read-only disk, and can't mount one here")
+    try:
+        assert exit_code(flags(folder, disk / "out")) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert str(disk) in line and "can't be written" in line
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", "-l", disk], check=True)
