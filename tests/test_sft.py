@@ -133,7 +133,8 @@ def test_a_conversation_file_is_trained_on(tokenizers, trained, tmp_path):
     talk = {"conversations": [{"from": "human", "value": "What is in <|image|>?"}, {"from": "gpt", "value": "A cup."}],
             "image": ["coffee.png"]}
     (tmp_path / "talk.json").write_text(json.dumps([talk, talk]))
-    assert exit_code(main, flags(tmp_path / "talk.json", trained, tmp_path / "out", "--max_steps", "1", "--sample_steps", "1")) == 0
+    argv = flags(tmp_path / "talk.json", trained, tmp_path / "out", "--max_steps", "1", "--sample_steps", "1")
+    assert exit_code(main, argv) == 0
     assert (tmp_path / "out" / "samples" / "step-000001" / "completion-1.txt").is_file()
     line = next(line for line in logged(tmp_path / "out") if "loss" in line)
     assert {name for name in line if name.startswith("loss/")} == {"loss/text", "loss/tags"}

@@ -36,7 +36,8 @@ def test_a_chain_written_as_a_conversation_is_the_chain(processor, tmp_path):
     images = [record["image"], *processor.chain_images(processor.fit(record["hq"])).values()]
     for number, image in enumerate(images):
         image.save(tmp_path / f"{number}.png")
-    conversation = {"conversations": [turn("human", record["problem"] + IMAGE), turn("gpt", render_chain(chain_texts(record, 0, 0)))],
+    answer = render_chain(chain_texts(record, 0, 0))
+    conversation = {"conversations": [turn("human", record["problem"] + IMAGE), turn("gpt", answer)],
                     "image": [f"{number}.png" for number in range(4)]}
     assert encode(processor, tmp_path, conversation) == encode_records(columns, [0], processor, seed=0)
 

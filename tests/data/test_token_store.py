@@ -25,11 +25,12 @@ from realsr_r1.sft import main as sft
 from ..small import exit_code, records, write_dataset
 
 RECORDS = 7
-SMALL_SHARDS = f"""
+SMALL_SHARDS = """
 from realsr_r1.data import token_store
 token_store.SHARD_RECORDS, token_store.BATCH_RECORDS = 2, 2
 from realsr_r1 import pretokenise
-pretokenise.main()
+if __name__ == "__main__":  # its worker processes import this file, too
+    pretokenise.main()
 """
 
 
@@ -49,7 +50,8 @@ def small_shards(monkeypatch):
 
 
 def argv(dataset: Path, model: Path, output: Path, *more: str) -> list[str]:
-    return ["--dataset_name", str(dataset), "--model_name_or_path", str(model), "--output_dir", str(output), "--num_proc", "1", *more]
+    folders = ["--dataset_name", str(dataset), "--model_name_or_path", str(model), "--output_dir", str(output)]
+    return [*folders, "--num_proc", "1", *more]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_parts_on_several_machines_make_the_same_bytes(store, dataset, tiny_mode
 def test_killed_and_started_again_it_makes_the_same_bytes_in_several_processes(store, dataset, tiny_model, tmp_path):
     folder = tmp_path / "killed"
     script = tmp_path / "small_shards.py"
-    script.write_text(SMALL_SHARDS.replace("pretokenise.main()", "if __name__ == '__main__':\n    pretokenise.main()"))
+    script.write_text(SMALL_SHARDS)
     command = [sys.executable, str(script), *argv(dataset, tiny_model, folder)[:-2], "--num_proc", "2"]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 300

@@ -26,7 +26,9 @@ _OPENS, _CLOSES = {open_tag(name): name for name in SECTIONS}, {close_tag(name) 
 
 
 def read_conversations(path: str | Path) -> Dataset:
-    """The conversations of a JSON file, as columns `values` (texts in turn) and `images` (paths; in the file, relative to its folder).
+    """The conversations of a JSON file, as columns `values` (texts in turn) and `images` (paths).
+
+    In the file, paths are absolute or relative to its folder.
 
     Raises `UserError` that names file and record.
     """
@@ -95,7 +97,7 @@ def _answer(answer: str, spans: Any, processor: ChainProcessor) -> list[Piece]:
 
 
 def _fitted(image: Image, processor: ChainProcessor) -> Image:
-    """An image of whole grid units that is no larger than the target stays as it is (a chain's smaller ones), others are fitted."""
+    """An image of whole grid units, no larger than the target, stays as it is (a chain's smaller ones); others are fitted."""
     from realsr_r1.images import to_rgb
 
     settings = processor.settings
