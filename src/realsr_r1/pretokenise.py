@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.dataset_name} has none of the splits {', '.join(SPLITS)}")
     sources = {split: open_source(args.dataset_name, split, args.seed) for split in splits}
     missing = missing_shards(args.output_dir, sources, describe(sources, args.model_name_or_path, fingerprint))
-    mine = [shard for shard in missing if shard.number % parts == part]
+    mine = [shard for shard in missing if shard.number % parts == part - 1]
     clear_partials(mine)
     _progress(mine, _in_processes(mine, args.model_name_or_path, args.num_proc) if args.num_proc > 1 and len(mine) > 1
               else _here(mine, args.model_name_or_path))
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the chains' wordings (default: 0)")
     add("--num_proc", type=int, default=_processes(),
         help="processes, dealt over the GPUs (default: one a GPU, or all cores); the result doesn't depend on it")
-    add("--shard", default="0/1", metavar="I/N", help="do part I (from 0) of N, each on a machine of its own (default: 0/1)")
+    add("--shard", default="1/1", metavar="I/N", help="do part I of N, each on a machine of its own (default: 1/1)")
     return parser
 
 
@@ -73,8 +73,8 @@ def _processes() -> int:
 
 def _part(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise UserError(f"--shard is {text!r}; it must be I/N with I from 0 to N-1, as in 0/4")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--shard is {text!r}; it must be I/N with I from 1 to N, as in 1/4")
     return int(part), int(parts)
 
 

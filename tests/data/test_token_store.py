@@ -86,9 +86,9 @@ def test_what_is_there_is_not_made_again(store, dataset, tiny_model, capsys):
 
 
 def test_parts_on_several_machines_make_the_same_bytes(store, dataset, tiny_model, tmp_path, capsys):
-    pretokenise.main(argv(dataset, tiny_model, tmp_path / "parts", "--shard", "1/2"))
+    pretokenise.main(argv(dataset, tiny_model, tmp_path / "parts", "--shard", "2/2"))
     assert "3 shards are left to the other parts" in capsys.readouterr().out
-    pretokenise.main(argv(dataset, tiny_model, tmp_path / "parts", "--shard", "0/2"))
+    pretokenise.main(argv(dataset, tiny_model, tmp_path / "parts", "--shard", "1/2"))
     assert content(tmp_path / "parts") == content(store)
 
 
@@ -150,7 +150,7 @@ def test_other_records_or_files_of_others_are_refused(store, tiny_model, dataset
     for arguments, named in ((argv(other, tiny_model, store), "tokens of other records"),
                              (argv(dataset, tiny_model, store, "--seed", "1"), "another --seed"),
                              (argv(dataset, tiny_model, tmp_path / "taken"), "did not make"),
-                             (argv(dataset, tiny_model, tmp_path / "new", "--shard", "2/2"), "--shard is '2/2'"),
+                             (argv(dataset, tiny_model, tmp_path / "new", "--shard", "3/2"), "--shard is '3/2'"),
                              (argv(dataset, tiny_model, tmp_path / "new", "--num_proc", "0"), "--num_proc is 0")):
         assert exit_code(pretokenise.main, arguments) == 2
         assert named in capsys.readouterr().err
