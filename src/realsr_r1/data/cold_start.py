@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 # {tags}: "a, b and c"; {Text}: the description as the dataset has it; {text}: the same with a lower-case first letter.
 ROUGH_WORDINGS = (
-    "{Text}", "The photo shows {tags}.", "I can see {tags}.", "At first sight, {text}", "{Text} There is {tags}.",
-    "Although the photo is degraded, {tags} can be made out.", "Roughly: {text}", "What is left of the scene is {tags}.")
+    "{Text}", "The photo shows {tags}.", "I can see {tags}.", "At first sight, {text}", "{Text} Seen here: {tags}.",
+    "Although the photo is degraded, I make out {tags}.", "Roughly, {text}", "What is left of the scene: {tags}.")
 MIDDLE_WORDINGS = (
     "{Text}", "Looking closer, {text}", "With more detail, {text}", "Now that it is clearer, {text}",
-    "On a second look, {text}", "{Text} That is {tags}.")
+    "On a second look, {text}", "{Text} In it: {tags}.")
 FINAL_WORDINGS = (
     "{Text}", "In full detail, {text}", "At last, {text}", "Restored, it is plain to see: {text}", "All in all, {text}",
-    "{Text} Its parts are {tags}.")
+    "{Text} Visible in detail: {tags}.")
 # Stand for descriptions where a record has tags only: rough, middle, final.
 TAG_WORDINGS = (
     ("A photo of {tags}.", "A picture with {tags}.", "Something like {tags}."),
-    ("A photo in which {tags} can be told apart.", "A view of {tags}, with their outlines.", "A photo of {tags}, half restored."),
+    ("A photo in which {tags} can be told apart.", "A view of {tags}, with clearer outlines.", "A photo of {tags}, half restored."),
     ("A clear photo of {tags}.", "A sharp picture of {tags}, with all textures.", "A photo of {tags}, restored in detail."))
 NOTHING_KNOWN = ("A photo.", "A photo with its outlines.", "A clear photo.")  # without tags and descriptions
 COLUMNS = ("image", "problem", "tag", "degradation", "hq")
