@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     """Plan the shards, make those that are missing, say what there is."""
     args = _parser().parse_args(argv)
     part, parts = _part(args.shard)
-    if args.num_proc < 1:
+    if args.num_proc is not None and args.num_proc < 1:
         raise UserError(f"--num_proc is {args.num_proc}; it must be at least 1")
 
     from realsr_r1.data.dataset import load_dataset_dict
@@ -42,8 +42,10 @@ def main(argv: list[str] | None = None) -> None:
     missing = missing_shards(args.output_dir, sources, describe(sources, args.model_name_or_path, fingerprint))
     mine = [shard for shard in missing if shard.number % parts == part - 1]
     clear_partials(mine)
-    _progress(mine, _in_processes(mine, args.model_name_or_path, args.num_proc) if args.num_proc > 1 and len(mine) > 1
-              else _here(mine, args.model_name_or_path))
+    processes = min(args.num_proc or _processes(), len(mine))
+    if mine:
+        _progress(mine, _in_processes(mine, args.model_name_or_path, processes) if processes > 1
+                  else _here(mine, args.model_name_or_path))
     counts = ", ".join(f"{split} {len(source.numbers)}" for split, source in sources.items())
     others = "" if len(mine) == len(missing) else f"; {len(missing) - len(mine)} shards are left to the other parts"
     print(f"{args.output_dir}: {counts} records, {len(mine)} shards made now{others}" if missing else
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model_name_or_path", required=True, help="folder with the tokenizers: a model folder, or one of train-tokenizer")
     add("--output_dir", type=Path, required=True, help="folder to make")
     add("--seed", type=int, default=0, help="of the chains' wordings (default: 0)")
-    add("--num_proc", type=int, default=_processes(),
+    add("--num_proc", type=int,
         help="processes, dealt over the GPUs (default: one a GPU, or all cores); the result doesn't depend on it")
     add("--shard", default="1/1", metavar="I/N", help="do part I of N, each on a machine of its own (default: 1/1)")
     return parser
@@ -91,22 +93,20 @@ def _here(shards: Sequence[Shard], model: str, worker: int = 0) -> Iterator[int]
     """Make shards in this process, on a GPU where there is one; yields the records of each."""
     import torch
 
-    from realsr_r1.data.token_store import write_shard
+    from realsr_r1.data.token_store import ShardWriter
     from realsr_r1.processing import ChainProcessor
 
-    if not shards:
-        return
     device = f"cuda:{worker % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    processor = ChainProcessor.from_pretrained(model, device=device)
+    writer = ShardWriter(ChainProcessor.from_pretrained(model, device=device))
     for shard in shards:
-        yield write_shard(shard, processor)
+        yield writer.write(shard)
 
 
 def _in_processes(shards: Sequence[Shard], model: str, num_proc: int) -> Iterator[int]:
     """Make shards in processes; yields the records of each shard. Raises `UserError` when one of them fails."""
     context = multiprocessing.get_context("spawn")
     readers: dict[Connection, multiprocessing.process.BaseProcess] = {}
-    for worker in range(min(num_proc, len(shards))):
+    for worker in range(num_proc):
         reader, writer = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(shards[worker::num_proc], model, worker, writer), daemon=True)
         process.start()

@@ -1,7 +1,8 @@
 """Cold start: supervised fine-tuning of a policy on chains, the answer only. `realsr-r1 sft --config FILE.yaml`.
 
 Takes a model folder (goes on from its policy) or a processor folder (`realsr-r1 train-tokenizer`; then a new policy of
-the shape in the recipe is made) and leaves a complete model folder.
+the shape in the recipe is made), and records (a dataset, its tokens from `realsr-r1 pretokenise`, or conversations). Leaves a
+complete model folder.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> t
 
 def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, str], processor: ChainProcessor) -> Path:
     """Every rank makes its shards; returns the folder when all are there."""
-    from realsr_r1.data.token_store import clear_partials, describe, missing_shards, name_of, open_source, write_shard
+    from realsr_r1.data.token_store import ShardWriter, clear_partials, describe, missing_shards, name_of, open_source
     from realsr_r1.training.agreement import Agreement
 
     agreement, folder = Agreement(), Path(args.output_dir)
@@ -115,8 +116,9 @@ def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, 
         mine = [shard for shard in missing_shards(folder, sources, description)
                 if shard.number % args.world_size == args.process_index]
         clear_partials(mine)
+        writer = ShardWriter(processor)
         for shard in mine:
-            write_shard(shard, processor)
+            writer.write(shard)
     agreement.settle()
     return folder
 

@@ -156,22 +156,31 @@ def check_tokenizer(folder: Path, description: Mapping[str, Any], tokenizer: Map
             f"--model_name_or_path {tokenizer['folder']} --output_dir DIR")
 
 
-def write_shard(shard: Shard, processor: ChainProcessor) -> int:
-    """Tokenise a shard's records and write it; returns how many they are."""
-    import pyarrow
+class ShardWriter:
+    """Makes one shard after the other. `processor`: with the image tokenizer on the device that is to be used."""
 
-    source = shard.source
-    records, schema = _records(source.dataset_name, source.split), _features().arrow_schema
-    with atomic_file(shard.path) as partial:
-        with pyarrow.OSFile(str(partial), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-            for start in range(shard.start, shard.stop, BATCH_RECORDS):
-                numbers = source.numbers[start:min(start + BATCH_RECORDS, shard.stop)]
-                samples = _encode(records[list(numbers)], numbers, processor, source.seed)
-                writer.write_table(pyarrow.table({
-                    "input_ids": [sample.input_ids for sample in samples],
-                    "sections": [sample.sections for sample in samples],
-                    "length": [len(sample.input_ids) for sample in samples]}, schema=schema))
-    return shard.stop - shard.start
+    def __init__(self, processor: ChainProcessor):
+        self.processor = processor
+        self._opened: dict[tuple[str, str], Dataset] = {}  # a JSON of conversations is checked when it is opened
+
+    def write(self, shard: Shard) -> int:
+        """Tokenise a shard's records and write it; returns how many they are."""
+        import pyarrow
+
+        source, schema = shard.source, _features().arrow_schema
+        key = source.dataset_name, source.split
+        if key not in self._opened:
+            self._opened[key] = _records(*key)
+        with atomic_file(shard.path) as partial:
+            with pyarrow.OSFile(str(partial), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+                for start in range(shard.start, shard.stop, BATCH_RECORDS):
+                    numbers = source.numbers[start:min(start + BATCH_RECORDS, shard.stop)]
+                    samples = _encode(self._opened[key][list(numbers)], numbers, self.processor, source.seed)
+                    writer.write_table(pyarrow.table({
+                        "input_ids": [sample.input_ids for sample in samples],
+                        "sections": [sample.sections for sample in samples],
+                        "length": [len(sample.input_ids) for sample in samples]}, schema=schema))
+        return shard.stop - shard.start
 
 
 def _encode(rows: Mapping[str, Sequence[Any]], numbers: Sequence[int], processor: ChainProcessor, seed: int) -> list[Sample]:
