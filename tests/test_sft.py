@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from realsr_r1.chain import SECTIONS, parse_chain
 from realsr_r1.models import load_policy
 from realsr_r1.processing import ChainProcessor
 from realsr_r1.sft import TOKENS_FOLDER, main
@@ -18,7 +20,10 @@ from .small import exit_code, photo, write_dataset
 
 SMALL = ["--max_steps", "10", "--save_steps", "5", "--logging_steps", "1", "--per_device_train_batch_size", "2",
          "--max_length", "900", "--hidden_size", "32", "--intermediate_size", "64", "--num_hidden_layers", "1",
-         "--num_attention_heads", "2", "--learning_rate", "1e-2", "--report_to", "none", "--disable_tqdm", "true"]
+         "--num_attention_heads", "2", "--learning_rate", "1e-2", "--report_to", "none", "--disable_tqdm", "true",
+         "--z_loss", "1e-5", "--train_sampling_strategy", "group_by_length"]  # 4 steps an epoch
+
+WATCHED = ["--eval_strategy", "steps", "--eval_steps", "4", "--sample_steps", "4", "--dropout", "0.05"]
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +48,38 @@ def flags(dataset: Path, model: Path, output: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(dataset, tokenizers, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("run") / "cold_start"
-    assert exit_code(main, flags(dataset, tokenizers, output)) == 0
+    assert exit_code(main, flags(dataset, tokenizers, output, *WATCHED)) == 0
     return output
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    """The lines of the log, in order."""
+    return [json.loads(line) for line in (folder / "log_history.jsonl").read_text().splitlines()]
 
 
 def losses(folder: Path) -> dict[int, float]:
     """Step -> logged loss."""
-    lines = [json.loads(line) for line in (folder / "log_history.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {line["step"]: line["loss"] for line in logged(folder) if "loss" in line}
+
+
+def test_the_evaluation_loss_is_logged_by_section(trained):
+    lines = [line for line in logged(trained) if "eval_loss" in line]
+    assert [line["step"] for line in lines] == [4, 8, 10]  # and at the end
+    for line in lines:
+        by_section = [line[f"eval_loss/{name}"] for name in (*SECTIONS, "tags")]
+        assert min(by_section) < line["eval_loss"] < max(by_section)
+    assert lines[1]["eval_loss/final_image"] < lines[0]["eval_loss/final_image"]
+
+
+def test_sample_chains_are_decoded_to_images(trained):
+    for step in (4, 8):
+        folder = trained / "samples" / f"step-{step:06d}"
+        for number in (0, 1):
+            assert parse_chain((folder / f"completion-{number}.txt").read_text()).is_well_formed
+            sizes = [Image.open(folder / f"completion-{number}-{name}.png").size for name in ("rough", "middle", "final")]
+            assert sizes == [(16, 16), (32, 32), (48, 48)]
+        assert Image.open(folder / "lq.png").size == Image.open(folder / "hq.png").size == (48, 48)
+        assert "Name the degradation" in json.loads((folder / "prompt.json").read_text())["problem"]
 
 
 def test_the_folder_is_a_complete_model_of_the_recipes_shape(trained):
@@ -82,7 +111,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, tokenizers, tra
     half_written = output / "checkpoint-7"
     shutil.copytree(trained / "checkpoint-10", half_written, ignore=shutil.ignore_patterns("complete"))
     shutil.copy(trained / "log_history.jsonl", output)
-    assert exit_code(main, flags(dataset, tokenizers, output)) == 0
+    assert exit_code(main, flags(dataset, tokenizers, output, *WATCHED)) == 0  # from the middle of the second epoch
     resumed, uninterrupted = (load_file(folder / "model.safetensors") for folder in (output, trained))
     torch.testing.assert_close(resumed, uninterrupted, atol=1e-6, rtol=0)
     assert not half_written.exists()
@@ -97,6 +126,18 @@ def test_a_model_folder_is_trained_on(dataset, trained, tmp_path):
     before, after = load_file(trained / "model.safetensors"), load_file(tmp_path / "more" / "model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert losses(tmp_path / "more")[1] < losses(trained)[1] - 0.2
+
+
+def test_a_conversation_file_is_trained_on(tokenizers, trained, tmp_path):
+    photo("coffee").save(tmp_path / "coffee.png")
+    talk = {"conversations": [{"from": "human", "value": "What is in <|image|>?"}, {"from": "gpt", "value": "A cup."}],
+            "image": ["coffee.png"]}
+    (tmp_path / "talk.json").write_text(json.dumps([talk, talk]))
+    argv = flags(tmp_path / "talk.json", trained, tmp_path / "out", "--max_steps", "1", "--sample_steps", "1")
+    assert exit_code(main, argv) == 0
+    assert (tmp_path / "out" / "samples" / "step-000001" / "completion-1.txt").is_file()
+    line = next(line for line in logged(tmp_path / "out") if "loss" in line)
+    assert {name for name in line if name.startswith("loss/")} == {"loss/text", "loss/tags"}
 
 
 @pytest.mark.parametrize("column", ["hq", "degradation", "tag"])
@@ -116,7 +157,10 @@ def test_bad_input_is_named(dataset, tokenizers, tmp_path, capsys):
             (flags(dataset, tokenizers, output, "--max_samples", "many"), "--max_samples"),
             (["--output_dir", str(output)], "--dataset_name"),
             (["--output_dir", str(output), "--dataset_name", str(dataset)], "--model_name_or_path must name a model folder"),
-            (flags(dataset, tokenizers, output, "--load_in_4bit"), "need --use_peft true")):
+            (flags(dataset, tokenizers, output, "--load_in_4bit"), "need --use_peft true"),
+            (flags(dataset, tokenizers, output, "--dropout", "1"), "--dropout 1.0 from 0 to below 1"),
+            (flags(dataset, tokenizers, output, "--peak_tflops", "0"), "--peak_tflops 0.0"),
+            (flags(dataset, tokenizers, output, "--train_sampling_strategy", "batch_rebalance"), "batch_rebalance")):
         assert exit_code(main, argv) == 2, named
         assert named in capsys.readouterr().err
     assert not (output / "model.safetensors").exists()

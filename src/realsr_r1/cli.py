@@ -15,6 +15,7 @@ from realsr_r1.errors import UserError, run
 COMMANDS = {
     "create-json": ("create_json", "photos and their tags -> a dataset of degraded crops with true labels"),
     "train-tokenizer": ("train_tokenizer", "photos -> an image tokenizer (VQ)"),
+    "pretokenise": ("pretokenise", "a dataset's chains -> shards of token ids, made once for any number of cold starts"),
     "sft": ("sft", "cold start: supervised training on chains"),
     "grpo": ("grpo", "reinforcement learning (VLCoT-GRPO) from a cold-started policy"),
     "export": ("export", "training checkpoint -> a model folder that needs nothing else"),

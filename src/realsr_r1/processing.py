@@ -172,10 +172,12 @@ class ChainProcessor:
 
     def encode_chain(self, sections: Mapping[str, str], spans: Mapping[str, Sequence[int]]) -> list[int]:
         """Bodies of the text sections and spans of the image sections -> the answer's ids, end-of-turn included."""
-        ids: list[int] = []
-        for text, image_section in chain_pieces(sections):
-            ids += spans[image_section] if image_section else self.encode_text(text)
-        return [*ids, self.layout.end_of_turn]
+        return [token for ids in self.encode_chain_pieces(sections, spans) for token in ids] + [self.layout.end_of_turn]
+
+    def encode_chain_pieces(self, sections: Mapping[str, str], spans: Mapping[str, Sequence[int]]) -> list[list[int]]:
+        """The ids of each piece of a chain: opening tag, body and closing tag of each section, in order (DESIGN decision 15)."""
+        return [list(spans[image_section]) if image_section else self.encode_text(text)
+                for text, image_section in chain_pieces(sections)]
 
     def encode_answer(self, text: str, images: Sequence[Image.Image | Sequence[int]]) -> list[int]:
         """The way back from `decode`: an answer's text and its images -> ids, end-of-turn included.
@@ -185,7 +187,7 @@ class ChainProcessor:
         Tags and the text between them are tokenised apart, so what `encode_chain` wrote comes back id by id. Raises
         `ValueError` for another number of images, and for a text with a broken image.
         """
-        pieces = [piece for piece in _PIECES.split(text) if piece]
+        pieces = self.split_text(text)
         if BROKEN_IMAGE in text or pieces.count(IMAGE) != len(images):
             raise ValueError(f"{len(images)} images for a text with {pieces.count(IMAGE)} times {IMAGE} and "
                              f"{text.count(BROKEN_IMAGE)} broken ones")
@@ -196,6 +198,11 @@ class ChainProcessor:
         for piece in pieces:
             ids += next(spans) if piece == IMAGE else self.encode_text(piece.replace(ESCAPED_IMAGE, IMAGE))
         return [*ids, self.layout.end_of_turn]
+
+    @staticmethod
+    def split_text(text: str) -> list[str]:
+        """A text as the pieces that are tokenised apart: images' places, the chain's tags, and what is between."""
+        return [piece for piece in _PIECES.split(text) if piece]
 
     # Decoding
 

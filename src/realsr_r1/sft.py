@@ -1,7 +1,8 @@
 """Cold start: supervised fine-tuning of a policy on chains, the answer only. `realsr-r1 sft --config FILE.yaml`.
 
 Takes a model folder (goes on from its policy) or a processor folder (`realsr-r1 train-tokenizer`; then a new policy of
-the shape in the recipe is made) and leaves a complete model folder.
+the shape in the recipe is made), and records (a dataset, its tokens from `realsr-r1 pretokenise`, or conversations). Leaves a
+complete model folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from realsr_r1.training.config import ColdStartConfig
 
 TOKENS_FOLDER = "tokens"
-IGNORED = -100  # label that transformers' loss leaves out
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,13 +37,10 @@ def main(argv: list[str] | None = None) -> None:
                         "(a folder from realsr-r1 train-tokenizer)")
     adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
-    from transformers import Trainer
-
     from realsr_r1.processing import ChainProcessor
-    from realsr_r1.training.callbacks import JsonLog
-    from realsr_r1.training.checkpoints import CompletionMarker, last_checkpoint
+    from realsr_r1.training.checkpoints import last_checkpoint
     from realsr_r1.training.launch import is_finished, save_model_folder
-    from realsr_r1.training.rendering import RenderingTokenizer
+    from realsr_r1.training.sft_trainer import ColdStartTrainer
 
     if is_finished(args.output_dir):
         if args.process_index == 0:
@@ -51,15 +48,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     checkpoint = last_checkpoint(args.output_dir, set_aside=args.process_index == 0)
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
-    with args.main_process_first(local=False, desc="tokenising"):
-        train = tokenised(args, processor, "train")
-        evaluation = tokenised(args, processor, "test_crops") if args.eval_strategy != "no" else None
+    train, evaluation = tokenised(args, model_args.model_name_or_path, processor)
     policy = make_policy(args, model_args, quantization, processor)
     if adapters is not None:
         policy = with_adapter(policy, adapters, args)
-    trainer = Trainer(model=policy, args=args, train_dataset=train, eval_dataset=evaluation,
-                      data_collator=Collator(processor.layout.pad),
-                      processing_class=RenderingTokenizer.of(processor), callbacks=[JsonLog(), CompletionMarker()])
+    trainer = ColdStartTrainer(policy, processor, args, train, evaluation)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, args.output_dir)
 
@@ -86,46 +79,48 @@ def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: An
         pad_token_id=layout.pad, bos_token_id=layout.bos, eos_token_id=layout.end_of_turn))
 
 
-def tokenised(args: ColdStartConfig, processor: ChainProcessor, split: str) -> Dataset:
-    """A split as `input_ids` and `prompt_length`; made once in `output_dir/tokens`, then read from there."""
-    from realsr_r1.data.cold_start import COLUMNS, encode_records
-    from realsr_r1.data.dataset import select_records
-    from realsr_r1.data.stored import stored
+def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> tuple[Dataset, Dataset | None]:
+    """Tokens to train on, and those to evaluate on (or None).
 
-    records = select_records(args.dataset_name, split, {"the cold start": COLUMNS},
-                             args.max_samples if split == "train" else None, args.seed)
+    Read where `--dataset_name` is a folder of tokens; else made in `output_dir/tokens` first, by all ranks together.
+    """
+    from realsr_r1.data.token_store import drawn, is_store, load_tokens, tokenizer_fingerprint
 
-    def encode(fingerprint: str) -> Dataset:
-        return records.map(encode_records, batched=True, batch_size=64, with_indices=True, desc=f"tokenising {split}",
-                           remove_columns=records.column_names, keep_in_memory=True,
-                           new_fingerprint=fingerprint, fn_kwargs={"processor": processor, "seed": args.seed})
+    splits = ["train"] if args.eval_strategy == "no" else ["train", "test_crops"]
+    tokenizer = {"folder": model, "fingerprint": tokenizer_fingerprint(processor)}
+    folder = Path(args.dataset_name)
+    if is_store(folder):
+        found = [load_tokens(folder, split, tokenizer) for split in splits]
+        found[0] = found[0].select(drawn(len(found[0]), args.max_samples, args.seed))
+    else:
+        folder = _make_tokens(args, splits, tokenizer, processor)
+        found = [load_tokens(folder, split, tokenizer) for split in splits]
+    for split, tokens in zip(splits, found, strict=True):
+        longest = int(tokens["length"][:].max())
+        if longest > args.max_length:
+            raise UserError(f"the longest chain of {split} has {longest} tokens, more than --max_length {args.max_length}")
+    return found[0], found[1] if len(found) > 1 else None
 
-    encoded = stored(Path(args.output_dir) / TOKENS_FOLDER / split, records, processor, encode, args.seed)
-    longest = max((len(ids) for ids in encoded.with_format("numpy")["input_ids"]), default=0)
-    if longest > args.max_length:
-        raise UserError(f"the longest chain of {split} has {longest} tokens, more than --max_length {args.max_length}")
-    return encoded
 
+def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, str], processor: ChainProcessor) -> Path:
+    """Every rank makes its shards; returns the folder when all are there."""
+    from realsr_r1.data.token_store import ShardWriter, clear_partials, describe, missing_shards, name_of, open_source
+    from realsr_r1.training.agreement import Agreement
 
-class Collator:
-    """Rows of ids -> a right-padded batch whose labels leave out the prompt (and the padding)."""
-
-    def __init__(self, pad: int):
-        self.pad = pad
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-
-        length = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), length), self.pad)
-        labels = torch.full((len(rows), length), IGNORED)
-        mask = torch.zeros(len(rows), length, dtype=torch.long)
-        for index, row in enumerate(rows):
-            tokens = torch.as_tensor(row["input_ids"])
-            ids[index, :len(tokens)] = tokens
-            labels[index, row["prompt_length"]:len(tokens)] = tokens[row["prompt_length"]:]
-            mask[index, :len(tokens)] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    agreement, folder = Agreement(), Path(args.output_dir)
+    with agreement:
+        sources = {split: open_source(args.dataset_name, split, args.seed, args.max_samples if split == "train" else None)
+                   for split in splits}
+        description = describe(sources, tokenizer["folder"], tokenizer["fingerprint"])
+        folder = folder / TOKENS_FOLDER / name_of(description)
+        mine = [shard for shard in missing_shards(folder, sources, description)
+                if shard.number % args.world_size == args.process_index]
+        clear_partials(mine)
+        writer = ShardWriter(processor)
+        for shard in mine:
+            writer.write(shard)
+    agreement.settle()
+    return folder
 
 
 if __name__ == "__main__":

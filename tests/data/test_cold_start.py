@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from realsr_r1.chain import TEXT_SECTIONS, parse_chain
-from realsr_r1.data.cold_start import chain_texts, encode_records, listed
+from realsr_r1.chain import IMAGE_SECTIONS, SECTIONS, TEXT_SECTIONS, parse_chain
+from realsr_r1.data.cold_start import (
+    FINAL_WORDINGS,
+    MIDDLE_WORDINGS,
+    ROUGH_WORDINGS,
+    chain_texts,
+    encode_records,
+    listed,
+)
+from realsr_r1.data.sections import PARTS, QUESTION
 from realsr_r1.processing import ChainProcessor
-from realsr_r1.sft import IGNORED, Collator
 
 from ..small import records
 
@@ -43,15 +50,16 @@ def test_the_degradation_is_canonical_whatever_the_wording():
 
 
 def test_wordings_vary_and_a_record_keeps_its_own():
-    chains = [chain_texts(RECORD, 0, index) for index in range(60)]
-    for section, count in (("rough_understand", 4), ("middle_understand", 3), ("final_understand", 3)):
-        assert len({chain[section] for chain in chains}) == count
-    assert chains == [chain_texts(RECORD, 0, index) for index in range(60)]
-    assert chains != [chain_texts(RECORD, 1, index) for index in range(60)]
+    chains = [chain_texts(RECORD, 0, index) for index in range(200)]
+    for section, wordings in (("rough_understand", ROUGH_WORDINGS), ("middle_understand", MIDDLE_WORDINGS),
+                              ("final_understand", FINAL_WORDINGS)):
+        assert len({chain[section] for chain in chains}) == len(wordings) >= 6
+    assert chains == [chain_texts(RECORD, 0, index) for index in range(200)]
+    assert chains != [chain_texts(RECORD, 1, index) for index in range(200)]
 
 
 def test_every_wording_says_the_description_or_the_tags():
-    for index in range(60):
+    for index in range(200):
         texts = chain_texts(RECORD, 0, index)
         assert "cat on a chair." in texts["rough_understand"] or "cat, whisker and ear" in texts["rough_understand"]
         assert "ginger cat." in texts["middle_understand"]
@@ -69,8 +77,8 @@ def test_records_without_tags_or_descriptions_still_have_sentences(descriptions,
 
 def test_an_encoded_record_is_a_prompt_and_a_well_formed_answer(processor, batch, encoded):
     layout = processor.layout
-    for row, (ids, length) in enumerate(zip(encoded["input_ids"], encoded["prompt_length"], strict=True)):
-        ids = ids.tolist()
+    for row, sample in enumerate(encoded):
+        ids, length = sample.input_ids, sample.sections.count(QUESTION)
         assert ids[:length] == processor.encode_prompt(batch["image"][row], batch["problem"][row])
         assert ids[-1] == layout.end_of_turn and ids.count(layout.end_of_turn) == 2
         text, images = processor.decode(ids[length:])
@@ -81,7 +89,7 @@ def test_an_encoded_record_is_a_prompt_and_a_well_formed_answer(processor, batch
 
 
 def test_the_answers_images_are_the_hq_photo_at_three_sizes(processor, batch, encoded):
-    ids = encoded["input_ids"][2].tolist()
+    ids = encoded[2].input_ids
     expected = processor.encode_images(list(processor.chain_images(processor.fit(batch["hq"][2])).values()))
     found = processor.layout.find_spans(ids)[1:]
     assert [processor.layout.span(span.codes) for span in found] == expected
@@ -89,18 +97,20 @@ def test_the_answers_images_are_the_hq_photo_at_three_sizes(processor, batch, en
 
 def test_a_record_is_encoded_alike_alone_and_in_a_batch(processor, batch, encoded):
     alone = encode_records({name: values[3:4] for name, values in batch.items()}, [13], processor, seed=0)
-    assert alone["input_ids"][0].tolist() == encoded["input_ids"][3].tolist()
+    assert alone == [encoded[3]]
 
 
-def test_labels_are_on_the_answer_only(processor, encoded):
-    rows = [{"input_ids": ids.tolist(), "prompt_length": length}
-            for ids, length in zip(encoded["input_ids"], encoded["prompt_length"], strict=True)]
-    rows[0]["input_ids"] = rows[0]["input_ids"][:-7]
-    batch = Collator(processor.layout.pad)(rows)
-    for index, row in enumerate(rows):
-        ids, start, stop = row["input_ids"], row["prompt_length"], len(row["input_ids"])
-        assert batch["input_ids"][index, :stop].tolist() == ids
-        assert batch["labels"][index, start:stop].tolist() == ids[start:]
-        assert (batch["labels"][index, :start] == IGNORED).all() and (batch["labels"][index, stop:] == IGNORED).all()
-        assert (batch["input_ids"][index, stop:] == processor.layout.pad).all()
-        assert batch["attention_mask"][index].tolist() == [1] * stop + [0] * (batch["input_ids"].shape[1] - stop)
+def test_every_token_of_the_answer_has_its_section_and_the_question_has_none(processor, encoded):
+    for sample in encoded:
+        length = sample.sections.count(QUESTION)
+        assert len(sample.sections) == len(sample.input_ids)
+        assert QUESTION not in sample.sections[length:] and sample.sections[-1] == PARTS.index("tags")
+        by_section = {name: [token for token, part in zip(sample.input_ids, sample.sections, strict=True) if part == number]
+                      for number, name in enumerate(PARTS)}
+        chain = parse_chain(processor.decode_text(sample.input_ids[length:]))
+        for name in TEXT_SECTIONS:
+            assert processor.decode_text(by_section[name]) == chain.sections[name]
+        for name in IMAGE_SECTIONS:
+            assert len(processor.layout.find_spans(by_section[name])) == 1
+        assert set(by_section) - {name for name, ids in by_section.items() if ids} == {"text", "image"}
+        assert len(SECTIONS) == len(set(sample.sections)) - 2

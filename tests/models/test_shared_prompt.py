@@ -97,6 +97,19 @@ def test_other_forwards_stay_what_they_were():
     assert torch.equal(policy(input_ids=ids, attention_mask=mask).logits[mask.bool()], before)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("swin_norm", [False, True])
+def test_samples_side_by_side_see_only_themselves(attention, swin_norm):
+    policy = make_policy(attention, swin_norm=swin_norm)
+    samples = [*PROMPTS, [40], [41, 42], PROMPTS[0]]
+    expected = torch.cat([policy(input_ids=torch.tensor([sample])).logits[0] for sample in samples])
+    share_prompts(policy.config)
+    row = torch.tensor([[token for sample in samples for token in sample]])
+    layout = SharedPrompts.of_samples(len(sample) for sample in samples)
+    found = policy(input_ids=row, shared_prompts=layout, use_cache=False).logits[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_policy_that_was_not_told_says_so():
     with pytest.raises(ValueError, match="share_prompts"):
         make_policy().model(input_ids=torch.tensor([PROMPTS[0]]), shared_prompts=SharedPrompts(((7, 1),), 0))

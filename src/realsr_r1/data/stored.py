@@ -1,4 +1,4 @@
-"""Token ids that a stage makes once in its output folder and reads from there when it is started again."""
+"""Prompts' ids, which GRPO makes once in its output folder and reads from there when it is started again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1.data.token_store import tokenizer_fingerprint
 from realsr_r1.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -34,9 +35,5 @@ def stored(folder: str | Path, records: Dataset, processor: ChainProcessor, make
 
 
 def _made_from(records: Dataset, processor: ChainProcessor, settings: tuple[Any, ...]) -> str:
-    digest = hashlib.sha256(records._fingerprint.encode())
-    digest.update(processor.tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(repr((processor.settings.target_px, processor.settings.grid_unit_px, processor.settings.fit, settings)).encode())
-    for tensor in processor.image_tokenizer.state_dict().values():
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    made_from = repr((records._fingerprint, tokenizer_fingerprint(processor), settings))
+    return hashlib.sha256(made_from.encode()).hexdigest()[:16]

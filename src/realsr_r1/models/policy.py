@@ -106,18 +106,21 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         self.post_init()
 
     def forward(self, input_ids: torch.LongTensor | None = None, attention_mask: Any = None,
-                shared_prompts: SharedPrompts | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
-        """Chameleon's forward; with `shared_prompts`, `input_ids` (1, T) is the packed row they describe.
+                position_ids: torch.LongTensor | None = None, shared_prompts: SharedPrompts | None = None,
+                **kwargs: Any) -> BaseModelOutputWithPast:
+        """Chameleon's forward; with `shared_prompts`, `input_ids` (1, T) is the packed row they describe, positions included.
 
-        Then `last_hidden_state` is (completions, length + 1, hidden): the states that predict each completion's tokens.
+        Then `last_hidden_state` is (completions, length + 1, hidden): the states that predict each completion's tokens. Of
+        a row of samples it stays (1, T, hidden).
         """
         if shared_prompts is None:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         outputs = super().forward(
             input_ids=input_ids, position_ids=shared_prompts.positions().to(input_ids.device),
             attention_mask=input_ids.new_empty(1, 1, 0, 0),  # four dimensions: transformers builds none of its own
             shared_prompts=shared_prompts, shared_masks=masks(self.config, shared_prompts, self.embed_tokens.weight), **kwargs)
-        outputs.last_hidden_state = outputs.last_hidden_state[0, shared_prompts.predecessors().to(input_ids.device)]
+        if shared_prompts.has_completions:
+            outputs.last_hidden_state = outputs.last_hidden_state[0, shared_prompts.predecessors().to(input_ids.device)]
         return outputs
 
 

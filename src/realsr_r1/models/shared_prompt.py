@@ -1,13 +1,14 @@
-"""Completions of one prompt in one forward that computes the prompt once, with exact gradients.
+"""Completions of one prompt in one forward that computes the prompt once, with exact gradients; samples side by side.
 
 A microbatch is packed into one row: a group's prompt, then its completions, then the next group's. Layers see plain
 tokens; only attention knows the packing: prompts attend to themselves, completions to their prompt and to themselves.
+A sample on its own is a prompt without completions: so a row holds samples of any lengths, and nothing is padded.
 Plugs in as an attention implementation of transformers, around the one that the policy already has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,16 @@ class SharedPrompts:
 
     groups: tuple[tuple[int, int], ...]
     length: int
+
+    @classmethod
+    def of_samples(cls, lengths: Iterable[int]) -> SharedPrompts:
+        """A row of whole samples of these lengths, each seeing only itself."""
+        return cls(tuple((length, 0) for length in lengths), 0)
+
+    @property
+    def has_completions(self) -> bool:
+        """Whether any group has one (else the row is samples)."""
+        return any(count for _, count in self.groups)
 
     def spans(self) -> Iterator[tuple[slice, slice, int]]:
         """For each group: where its prompt is, where its completions are, and how many they are."""
@@ -81,8 +92,8 @@ def masks(config: PretrainedConfig, layout: SharedPrompts, like: torch.Tensor) -
     make = partial(AttentionMaskInterface()[config._attn_implementation], batch_size=1, dtype=like.dtype,
                    device=like.device, config=config)
     return [(make(q_length=prompt, kv_length=prompt),
-             make(q_length=layout.length, kv_length=prompt + layout.length, q_offset=prompt))
-            for prompt, _ in layout.groups]
+             make(q_length=layout.length, kv_length=prompt + layout.length, q_offset=prompt) if count else None)
+            for prompt, count in layout.groups]
 
 
 def _attention(inside: Callable[..., Any], module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,

@@ -16,8 +16,17 @@ from realsr_r1.rollout import RolloutConfig
 class ColdStartConfig(TrainingArguments):
     """What `realsr-r1 sft` takes: every field of `TrainingArguments`, and these. The model's are in TRL's `ModelConfig`."""
 
-    dataset_name: str = field(default="", metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
+    dataset_name: str = field(default="", metadata={
+        "help": "Folder of a prepared dataset (realsr-r1 create-json), of its tokens (realsr-r1 pretokenise), or a JSON of "
+                "conversations in Lumina-mGPT's format."})
     max_samples: int | None = field(default=None, metadata={"help": "Train on this many records only, drawn with --seed."})
+    z_loss: float = field(default=0.0, metadata={"help": "Weight of the mean of log²Z (Lumina-mGPT: 1e-5)."})
+    dropout: float = field(default=0.0, metadata={
+        "help": "Of what attention and MLP add to the residual stream (Lumina-mGPT and PURE: 0.05)."})
+    sample_steps: int = field(default=500, metadata={
+        "help": "Steps between chains that are written and decoded into output_dir/samples; 0 = none."})
+    peak_tflops: float | None = field(default=None, metadata={
+        "help": "Peak of one device in TFLOP/s, for MFU (A100: 312, H100: 989); by default measured with a matrix product."})
     max_length: int = field(default=11776, metadata={"help": "Longest prompt + chain, in tokens (PURE: 11,776)."})
     hidden_size: int = field(default=256, metadata={"help": "New policy only: width."})
     intermediate_size: int = field(default=512, metadata={"help": "New policy only: width of the MLP."})
@@ -26,8 +35,16 @@ class ColdStartConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep false: the collator needs all columns."})
 
     def __post_init__(self) -> None:
-        """Raises `UserError` when the dataset is missing."""
+        """Raises `UserError` when the dataset is missing, and for values that can't work."""
         _require_dataset(self.dataset_name)
+        if self.z_loss < 0 or not 0 <= self.dropout < 1 or self.sample_steps < 0:
+            raise UserError(f"--z_loss {self.z_loss} and --sample_steps {self.sample_steps} must be 0 or more, --dropout "
+                            f"{self.dropout} from 0 to below 1")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise UserError(f"--peak_tflops {self.peak_tflops} must be above 0")
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise UserError("--train_sampling_strategy batch_rebalance: a resumed run would not find its order again; use "
+                            "group_by_length, or random")
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()  # transformers refuses bf16 on CPU without it
         super().__post_init__()
 

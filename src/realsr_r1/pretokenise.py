@@ -1,0 +1,146 @@
+"""Records to token ids, once, for any number of training runs. `realsr-r1 pretokenise --dataset_name DATASET ...`.
+
+A command of its own, because it wants other machines than training does: many processes or GPUs with an image tokenizer each,
+no policy, no process group. `realsr-r1 sft` takes its folder as `--dataset_name` (or a dataset, and tokenises it itself).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from realsr_r1.errors import UserError, run
+
+if TYPE_CHECKING:
+    from realsr_r1.data.token_store import Shard
+
+SPLITS = ("train", "test_crops")  # what the cold start trains on, and what it evaluates on
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Plan the shards, make those that are missing, say what there is."""
+    args = _parser().parse_args(argv)
+    part, parts = _part(args.shard)
+    if args.num_proc is not None and args.num_proc < 1:
+        raise UserError(f"--num_proc is {args.num_proc}; it must be at least 1")
+
+    from realsr_r1.data.dataset import load_dataset_dict
+    from realsr_r1.data.token_store import clear_partials, describe, missing_shards, open_source, tokenizer_fingerprint
+    from realsr_r1.processing import ChainProcessor
+
+    fingerprint = tokenizer_fingerprint(ChainProcessor.from_pretrained(args.model_name_or_path))
+    is_json = Path(args.dataset_name).suffix == ".json"
+    splits = ["train"] if is_json else [split for split in SPLITS if split in load_dataset_dict(args.dataset_name)]
+    if not splits:
+        raise UserError(f"{args.dataset_name} has none of the splits {', '.join(SPLITS)}")
+    sources = {split: open_source(args.dataset_name, split, args.seed) for split in splits}
+    missing = missing_shards(args.output_dir, sources, describe(sources, args.model_name_or_path, fingerprint))
+    mine = [shard for shard in missing if shard.number % parts == part - 1]
+    clear_partials(mine)
+    processes = min(args.num_proc or _processes(), len(mine))
+    if mine:
+        _progress(mine, _in_processes(mine, args.model_name_or_path, processes) if processes > 1
+                  else _here(mine, args.model_name_or_path))
+    counts = ", ".join(f"{split} {len(source.numbers)}" for split, source in sources.items())
+    others = "" if len(mine) == len(missing) else f"; {len(missing) - len(mine)} shards are left to the other parts"
+    print(f"{args.output_dir}: {counts} records, {len(mine)} shards made now{others}" if missing else
+          f"{args.output_dir} is up to date, nothing to do: {counts} records")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="realsr-r1 pretokenise", description=(
+        "Turn the chains of a dataset (its splits train and test_crops), or conversations in Lumina-mGPT's JSON, into shards of "
+        "token ids that realsr-r1 sft reads. Started again after an interruption it makes what is missing."))
+    add = parser.add_argument
+    add("--dataset_name", required=True, help="folder of a prepared dataset (realsr-r1 create-json), or a conversation JSON")
+    add("--model_name_or_path", required=True, help="folder with the tokenizers: a model folder, or one of train-tokenizer")
+    add("--output_dir", type=Path, required=True, help="folder to make")
+    add("--seed", type=int, default=0, help="of the chains' wordings (default: 0)")
+    add("--num_proc", type=int,
+        help="processes, dealt over the GPUs (default: one a GPU, or all cores); the result doesn't depend on it")
+    add("--shard", default="1/1", metavar="I/N", help="do part I of N, each on a machine of its own (default: 1/1)")
+    return parser
+
+
+def _processes() -> int:
+    import torch
+
+    return torch.cuda.device_count() or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--shard is {text!r}; it must be I/N with I from 1 to N, as in 1/4")
+    return int(part), int(parts)
+
+
+def _progress(shards: Sequence[Shard], done: Iterator[int]) -> None:
+    """Show a bar of records while `done` yields how many were tokenised."""
+    from tqdm import tqdm
+
+    with tqdm(total=sum(shard.stop - shard.start for shard in shards), unit=" records", desc="pretokenise") as bar:
+        for records in done:
+            bar.update(records)
+
+
+def _here(shards: Sequence[Shard], model: str, worker: int = 0) -> Iterator[int]:
+    """Make shards in this process, on a GPU where there is one; yields the records of each."""
+    import torch
+
+    from realsr_r1.data.token_store import ShardWriter
+    from realsr_r1.processing import ChainProcessor
+
+    device = f"cuda:{worker % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    writer = ShardWriter(ChainProcessor.from_pretrained(model, device=device))
+    for shard in shards:
+        yield writer.write(shard)
+
+
+def _in_processes(shards: Sequence[Shard], model: str, num_proc: int) -> Iterator[int]:
+    """Make shards in processes; yields the records of each shard. Raises `UserError` when one of them fails."""
+    context = multiprocessing.get_context("spawn")
+    readers: dict[Connection, multiprocessing.process.BaseProcess] = {}
+    for worker in range(num_proc):
+        reader, writer = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(shards[worker::num_proc], model, worker, writer), daemon=True)
+        process.start()
+        writer.close()  # so that the reader sees the end when the process is gone
+        readers[reader] = process
+    while readers:
+        for reader in wait(list(readers)):
+            try:
+                said = reader.recv()
+            except EOFError:
+                process = readers.pop(reader)
+                process.join()
+                if process.exitcode:
+                    raise UserError(f"a process of --num_proc ended with code {process.exitcode} (-9: killed, maybe out of "
+                                    "memory); the same command goes on from here, maybe with fewer processes") from None
+                continue
+            if isinstance(said, str):
+                raise UserError(said)
+            yield said
+
+
+def _work(shards: Sequence[Shard], model: str, worker: int, writer: Connection) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)  # the processes are the threads
+    try:
+        for records in _here(shards, model, worker):
+            writer.send(records)
+            if not multiprocessing.parent_process().is_alive():  # killed: its next run must find nobody at its shards
+                return
+    except UserError as error:
+        writer.send(str(error))
+
+
+if __name__ == "__main__":
+    run(main)

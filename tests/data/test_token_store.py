@@ -1,0 +1,157 @@
+"""Shards of token ids: the same to the byte whoever makes them, and refused where another tokenizer made them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from realsr_r1 import pretokenise
+from realsr_r1.data import token_store
+from realsr_r1.data.cold_start import encode_records
+from realsr_r1.data.token_store import load_tokens, tokenizer_fingerprint
+from realsr_r1.errors import UserError
+from realsr_r1.processing import ChainProcessor
+from realsr_r1.sft import main as sft
+
+from ..small import exit_code, records, write_dataset
+
+RECORDS = 7
+SMALL_SHARDS = """
+from realsr_r1.data import token_store
+token_store.SHARD_RECORDS, token_store.BATCH_RECORDS = 2, 2
+from realsr_r1 import pretokenise
+if __name__ == "__main__":  # its worker processes import this file, too
+    pretokenise.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_model):
+    return ChainProcessor.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset", train=RECORDS, test=3)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(token_store, "SHARD_RECORDS", 2)
+
+
+def argv(dataset: Path, model: Path, output: Path, *more: str) -> list[str]:
+    folders = ["--dataset_name", str(dataset), "--model_name_or_path", str(model), "--output_dir", str(output)]
+    return [*folders, "--num_proc", "1", *more]
+
+
+@pytest.fixture(scope="module")
+def store(dataset, tiny_model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens") / "tokens"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_store, "SHARD_RECORDS", 2)
+        pretokenise.main(argv(dataset, tiny_model, folder))
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_split_is_its_records_chains_in_order(store, processor):
+    tokens = load_tokens(store, "train", {"folder": "x", "fingerprint": tokenizer_fingerprint(processor)})
+    assert sorted(content(store)) == ["test_crops-00000-of-00002.arrow", "test_crops-00001-of-00002.arrow", "tokens.json",
+                                      *(f"train-{number:05d}-of-00004.arrow" for number in range(4))]
+    expected = encode_records(records(RECORDS), range(RECORDS), processor, seed=0)
+    assert len(tokens) == RECORDS and tokens.cache_files  # memory-mapped
+    for found, sample in zip(tokens, expected, strict=True):
+        assert found["input_ids"].tolist() == sample.input_ids and found["sections"].tolist() == sample.sections
+        assert found["length"] == len(sample.input_ids)
+
+
+def test_what_is_there_is_not_made_again(store, dataset, tiny_model, capsys):
+    before = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    pretokenise.main(argv(dataset, tiny_model, store))
+    assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == before
+
+
+def test_parts_on_several_machines_make_the_same_bytes(store, dataset, tiny_model, tmp_path, capsys):
+    pretokenise.main(argv(dataset, tiny_model, tmp_path / "parts", "--shard", "2/2"))
+    assert "3 shards are left to the other parts" in capsys.readouterr().out
+    pretokenise.main(argv(dataset, tiny_model, tmp_path / "parts", "--shard", "1/2"))
+    assert content(tmp_path / "parts") == content(store)
+
+
+def test_killed_and_started_again_it_makes_the_same_bytes_in_several_processes(store, dataset, tiny_model, tmp_path):
+    folder = tmp_path / "killed"
+    script = tmp_path / "small_shards.py"
+    script.write_text(SMALL_SHARDS)
+    command = [sys.executable, str(script), *argv(dataset, tiny_model, folder)[:-2], "--num_proc", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 300
+    while not list(folder.glob("*.arrow")) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(list(folder.glob("*.arrow"))) < 6, "it must be killed in the middle"
+    (folder / ".train-00003-of-00004.arrow.1.partial").write_bytes(b"half")
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    found = content(folder)
+    found.pop(".train-00003-of-00004.arrow.1.partial", None)
+    assert found == content(store)
+
+
+def test_training_refuses_tokens_of_another_tokenizer_and_names_both(store, tiny_model, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    settings = json.loads((other / "chain_settings.json").read_text())
+    (other / "chain_settings.json").write_text(json.dumps({**settings, "target_px": 32}))
+    assert exit_code(sft, ["--dataset_name", str(store), "--model_name_or_path", str(other), "--output_dir", str(tmp_path / "out"),
+                           "--report_to", "none"]) == 2
+    said = capsys.readouterr().err
+    assert str(tiny_model) in said and str(other) in said and "made by the tokenizers of" in said
+
+
+def test_the_fingerprint_is_of_all_that_makes_ids(processor, tiny_model):
+    first = tokenizer_fingerprint(processor)
+    assert tokenizer_fingerprint(ChainProcessor.from_pretrained(tiny_model)) == first
+    other = ChainProcessor.from_pretrained(tiny_model)
+    weights = next(iter(other.image_tokenizer.state_dict().values()))
+    weights.view(-1)[0] += 1e-3
+    smaller = ChainProcessor(processor.tokenizer, processor.image_tokenizer, dataclasses.replace(processor.settings, target_px=32))
+    assert len({first, tokenizer_fingerprint(other), tokenizer_fingerprint(smaller)}) == 3
+
+
+def test_a_missing_shard_is_named(store, processor, tmp_path):
+    folder = tmp_path / "tokens"
+    shutil.copytree(store, folder)
+    (folder / "train-00002-of-00004.arrow").unlink()
+    tokenizer = {"folder": "x", "fingerprint": tokenizer_fingerprint(processor)}
+    with pytest.raises(UserError, match="1 of 4 shards of train are missing, the first .*train-00002"):
+        load_tokens(folder, "train", tokenizer)
+    with pytest.raises(UserError, match="no split 'test'"):
+        load_tokens(folder, "test", tokenizer)
+
+
+def test_other_records_or_files_of_others_are_refused(store, tiny_model, dataset, tmp_path, capsys):
+    other = write_dataset(tmp_path / "other", train=2, test=1)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    for arguments, named in ((argv(other, tiny_model, store), "tokens of other records"),
+                             (argv(dataset, tiny_model, store, "--seed", "1"), "another --seed"),
+                             (argv(dataset, tiny_model, tmp_path / "taken"), "did not make"),
+                             (argv(dataset, tiny_model, tmp_path / "new", "--shard", "3/2"), "--shard is '3/2'"),
+                             (argv(dataset, tiny_model, tmp_path / "new", "--num_proc", "0"), "--num_proc is 0")):
+        assert exit_code(pretokenise.main, arguments) == 2
+        assert named in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
