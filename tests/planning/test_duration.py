@@ -61,7 +61,9 @@ def test_the_losss_operations_are_torchs(checkpointing, make_work, make_policy):
         with counter:
             policy(input_ids=tokens, shared_prompts=SharedPrompts(((20, 3),), 14), fused_lm_head=True,
                    shift_labels=torch.randint(2, 9, (3, 15))).log_probs.sum().backward()
-    assert duration.loss(work, ONE_FLOP).limits["compute"] == pytest.approx(counter.get_total_flops(), rel=0.05)
+    # Recomputing may stop before a layer's last product, and the plan takes it whole.
+    tolerance = 0.15 if checkpointing else 0.05
+    assert duration.loss(work, ONE_FLOP).limits["compute"] == pytest.approx(counter.get_total_flops(), rel=tolerance)
 
 
 def test_the_operations_that_are_started_are_the_decoders(make_work, make_policy, live_bytes):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from realsr_r1.planning.machines import GIB, Machine
 from realsr_r1.planning.memory import peak, phases
@@ -89,37 +90,48 @@ def advice(work: Workload, machine: Machine) -> list[str]:
     if fits(work, machine):
         return [f"It fits: {room}.", *_use_of_room(work, machine)]
     verdict = "It is too close to the limit to count on" if count <= machine.memory else "It doesn't fit"
-    helps = [f"{name} ({peak(changed)[1] / GIB:.1f} GiB)" for name, changed in _remedies(work) if fits(changed, machine)]
+    changes = _remedies(work)
+    helps = [f"{name} ({peak(change(work))[1] / GIB:.1f} GiB)" for name, change in changes if fits(change(work), machine)]
     if helps:
         return [f"{verdict}: {room}.", "Each of these alone makes it fit: " + "; ".join(helps) + "."]
+    together, changed = [], work
+    for name, change in changes:
+        if peak(change(changed))[1] < peak(changed)[1]:
+            together, changed = [*together, name], change(changed)
+        if fits(changed, machine):
+            return [f"{verdict}: {room}.", f"Together these make it fit ({peak(changed)[1] / GIB:.1f} GiB): " + "; ".join(together) + "."]
     possible = [way for way in ways(work, machine) if way.fits]
     if possible:
-        return [f"{verdict}: {room}.", f"No single setting is enough; {possible[0].name} fits: {possible[0].flags}."]
-    return [f"{verdict}: {room}.", "No single setting and no way below is enough: more memory a GPU, more GPUs, a smaller group "
-            "or shorter completions."]
+        return [f"{verdict}: {room}.", f"No change of these settings is enough; {possible[0].name} fits: {possible[0].flags}."]
+    return [f"{verdict}: {room}.", "No change of settings is enough: it takes more memory a GPU, more GPUs, or adapters with shorter "
+            "completions (--max_completion_length)."]
 
 
-def _remedies(work: Workload) -> list[tuple[str, Workload]]:
+def _remedies(work: Workload) -> list[tuple[str, Callable[[Workload], Workload]]]:
     """Single changes, those that change the training least first."""
     final = work.images[-1]
-    found = []
+    found: list[tuple[str, Callable[[Workload], Workload]]] = []
     if work.micro > 1:
-        found.append(("--loss_batch_size 1", replace(work, micro=1)))
+        found.append(("--loss_batch_size 1", lambda of: replace(of, micro=1)))
     if not work.checkpointing:
-        found.append(("--gradient_checkpointing true", replace(work, checkpointing=True)))
+        found.append(("--gradient_checkpointing true", lambda of: replace(of, checkpointing=True)))
     if work.span > final:
-        found.append(("--grammar chain, whose caches end at the final image", replace(work, span=final)))
+        found.append(("--grammar chain (its caches end at the final image)", lambda of: replace(of, span=final)))
     if work.expected < work.completion:
-        found.append((f"--max_completion_length {work.expected}, a whole chain's length",
-                      replace(work, completion=work.expected, span=min(work.span, work.expected))))
+        found.append((f"--max_completion_length {work.expected} (a whole chain)",
+                      lambda of: replace(of, completion=of.expected, span=min(of.span, of.expected))))
     if work.sharding.stage == 3 and not work.sharding.offload_optimizer:
-        found.append(("--deepspeed local_scripts/zero3_offload.json",
-                      replace(work, sharding=replace(work.sharding, offload_optimizer=True, offload_parameters=True))))
+        found.append(("--deepspeed local_scripts/zero3_offload.json", lambda of: replace(of, sharding=replace(
+            of.sharding, offload_optimizer=True, offload_parameters=True))))
     if work.span:
-        found.append(("--guidance_scale 1", replace(work, span=0)))
-    found += [(f"--num_generations {count}", replace(work, generations=count, micro=min(work.micro, count)))
-              for count in range(work.generations - 1, 1, -1)]
+        found.append(("--guidance_scale 1", lambda of: replace(of, span=0)))
+    for count in range(work.generations - 1, 1, -1):
+        found.append((f"--num_generations {count}", partial(_with_generations, count)))
     return found
+
+
+def _with_generations(count: int, work: Workload) -> Workload:
+    return replace(work, generations=count, micro=min(work.micro, count))
 
 
 def _use_of_room(work: Workload, machine: Machine) -> list[str]:
