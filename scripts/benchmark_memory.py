@@ -168,8 +168,8 @@ def show(figures: dict[str, Any], args: argparse.Namespace) -> None:
             print(f"    {phase:8} {count / MIB:8.0f} MiB  (planned {parts['planned'][phase] / MIB:.0f})")
         print(f"    whole    {parts['whole step'] / MIB:8.0f} MiB  (planned {parts['planned whole step'] / MIB:.0f})")
     for phase, (full, half) in figures["bytes a token"].items():
-        print(f"{phase:8} grows by {full / 1024:.1f} KiB a token, with half the vocabulary by {half / 1024:.1f} KiB; the longest is "
-              f"{figures['above a line'][phase]:.3f} x a line through the first two")
+        print(f"{phase:8} grows by {full / 1024:.1f} KiB a token, with half the vocabulary by {half / 1024:.1f} KiB; the "
+              f"longest is {figures['above a line'][phase]:.3f} x a line through the first two")
     for length, count in figures["resident, loss"].items():
         print(f"resident memory grew by {count / MIB:.0f} MiB in the loss at {length}")
 

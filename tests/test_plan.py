@@ -11,7 +11,8 @@ from realsr_r1.plan import main
 from .small import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
-SEVEN_BILLION = ["--config", str(ROOT / "configs/recipes/pure_7b.yaml"), "--model_name_or_path", str(ROOT / "configs/models/pure_7b")]
+PURE = str(ROOT / "configs/models/pure_7b")
+SEVEN_BILLION = ["--config", str(ROOT / "configs/recipes/pure_7b.yaml"), "--model_name_or_path", PURE]
 GIB = 2**30
 
 
@@ -75,8 +76,8 @@ def test_flags_change_the_plan_as_they_change_the_run(six, tmp_path):
 def test_adapters_and_four_bits_need_less(tmp_path):
     def recipe(name: str, deepspeed: str) -> dict:
         file = tmp_path / "plan.json"
-        main(["--config", str(ROOT / "configs/recipes" / name), "--model_name_or_path", str(ROOT / "configs/models/pure_7b"), "--gpu",
-              "a100-80gb", "--gpus", "2", "--deepspeed", str(ROOT / "local_scripts" / deepspeed), "--json", str(file)])
+        main(["--config", str(ROOT / "configs/recipes" / name), "--model_name_or_path", PURE, "--gpu", "a100-80gb", "--gpus", "2",
+              "--deepspeed", str(ROOT / "local_scripts" / deepspeed), "--json", str(file)])
         return json.loads(file.read_text(encoding="utf-8"))
 
     lora, qlora = recipe("lora.yaml", "zero2.json"), recipe("qlora.yaml", "zero2.json")

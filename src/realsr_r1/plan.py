@@ -89,9 +89,10 @@ def show(work: Workload, machine: Machine, result: dict[str, Any]) -> None:
 
     width = max(100, Console().width)  # a pipe has no width, and tables shouldn't be cut there
     console = Console(width=width, highlight=False)
-    print(f"Machine: {machine.nodes} x {machine.gpus} GPUs ({machine.name}: {machine.source}); reached: {machine.flops / 1e12:.0f} TFLOP/s, "
-          f"{machine.bandwidth / 1e9:.0f} GB/s memory, {machine.gather_rate / 1e9:.0f} GB/s to other GPUs")
-    print(f"Policy: {work.policy.parameters:,} parameters, {work.trained:,} trained. A GPU rolls out {work.prompts} x "
+    print(f"Machine: {machine.nodes} x {machine.gpus} GPUs ({machine.name}: {machine.source})\nreached: "
+          f"{machine.flops / 1e12:.0f} TFLOP/s, {machine.bandwidth / 1e9:.0f} GB/s memory, "
+          f"{machine.gather_rate / 1e9:.0f} GB/s to other GPUs")
+    print(f"Policy: {work.policy.parameters:,} parameters, {work.trained:,} trained\nA GPU rolls out {work.prompts} x "
           f"{work.generations} completions of {work.expected:,} tokens (caches for {work.completion:,}) on {work.prompt:,} "
           f"prompt tokens, and learns from {work.micro} at a time\n")
     for one in (memory, times, others):
@@ -115,7 +116,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
 
     from realsr_r1.models.loading import policy_config
     from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, tokenizer_values, workload
-    from realsr_r1.processing import SETTINGS_FILE, ChainSettings
+    from realsr_r1.processing import SETTINGS_FILE
     from realsr_r1.settings import parse
     from realsr_r1.training.config import ChainGRPOConfig
 
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="realsr-r1 plan", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Memory and time by part of a GRPO run on a machine, what limits each, and what would fit.",
-        epilog="Every setting of realsr-r1 grpo is taken, too: --config FILE.yaml, --model_name_or_path DIR, --num_generations G, ...")
+        epilog="Every setting of realsr-r1 grpo is taken, too: --config FILE.yaml, --model_name_or_path DIR, --beta 0.04, ...")
     add = parser.add_argument
     add("--gpu", metavar="NAME", help="a GPU by name, e.g. a100-80gb, h100-80gb, l40s, rtx4090")
     add("--gpus", type=int, default=1, metavar="N", help="GPUs a machine (default 1)")

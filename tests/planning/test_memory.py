@@ -24,8 +24,8 @@ def storages(tensors) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-@pytest.mark.parametrize("folder, parameters", [("configs/models/pure_7b", 7_080_267_776), ("configs/models/lumina_7b", 7_013_158_912),
-                                                ("assets/tiny", None)])
+@pytest.mark.parametrize("folder, parameters", [
+    ("configs/models/pure_7b", 7_080_267_776), ("configs/models/lumina_7b", 7_013_158_912), ("assets/tiny", None)])
 def test_parameters_are_the_policys(folder, parameters):
     config = policy_config(ROOT / folder)
     with torch.device("meta"):
@@ -133,8 +133,8 @@ def predicted_step(work) -> float:
 
 
 LONG = {"prompt": 300, "completion": 400, "layers": 4}
-SEVEN_BILLION = {"hidden": 4096, "intermediate": 11_008, "heads": 32, "kv_heads": 32, "layers": 2, "vocabulary": 73_728, "prompt": 4214,
-                 "completion": 7000, "generations": 5, "weight_bytes": 2, "checkpointing": True}
+SEVEN_BILLION = {"hidden": 4096, "intermediate": 11_008, "heads": 32, "kv_heads": 32, "layers": 2, "vocabulary": 73_728,
+                 "prompt": 4214, "completion": 7000, "generations": 5, "weight_bytes": 2, "checkpointing": True}
 
 
 def test_the_peak_of_the_loss_is_within_a_twentieth_of_torchs(make_work, make_policy, live_bytes):
@@ -164,7 +164,8 @@ def test_no_memory_grows_with_length_times_vocabulary(make_work, make_policy, li
 
 @pytest.mark.parametrize("vocabulary", PUBLISHED_TOKENIZERS)
 def test_decoding_images_takes_what_the_plan_says(vocabulary, make_work, live_bytes):
-    values = {**PUBLISHED_TOKENIZERS[vocabulary], "base_channels": 32, "latent_channels": 32, "num_res_blocks": 2, "num_embeddings": 64}
+    values = {**PUBLISHED_TOKENIZERS[vocabulary], "base_channels": 32, "latent_channels": 32, "num_res_blocks": 2,
+              "num_embeddings": 64}
     tokenizer = ImageTokenizer(ImageTokenizerConfig(**values)).eval()
     side = 128 // tokenizer.downsample
     with live_bytes() as live:

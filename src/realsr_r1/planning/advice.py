@@ -99,12 +99,13 @@ def advice(work: Workload, machine: Machine) -> list[str]:
         if peak(change(changed))[1] < peak(changed)[1]:
             together, changed = [*together, name], change(changed)
         if fits(changed, machine):
-            return [f"{verdict}: {room}.", f"Together these make it fit ({peak(changed)[1] / GIB:.1f} GiB): " + "; ".join(together) + "."]
+            needed = f"{peak(changed)[1] / GIB:.1f} GiB"
+            return [f"{verdict}: {room}.", f"Together these make it fit ({needed}): " + "; ".join(together) + "."]
     possible = [way for way in ways(work, machine) if way.fits]
     if possible:
         return [f"{verdict}: {room}.", f"No change of these settings is enough; {possible[0].name} fits: {possible[0].flags}."]
-    return [f"{verdict}: {room}.", "No change of settings is enough: it takes more memory a GPU, more GPUs, or adapters with shorter "
-            "completions (--max_completion_length)."]
+    return [f"{verdict}: {room}.", "No change of settings is enough: it takes more memory a GPU, more GPUs, or adapters with "
+            "shorter completions (--max_completion_length)."]
 
 
 def _remedies(work: Workload) -> list[tuple[str, Callable[[Workload], Workload]]]:
