@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from realsr_r1.plan import main
+
 from .small import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -97,7 +97,8 @@ def seed_form(dataset, tmp_path_factory) -> Path:
     records = [{"image_path": str(dataset / record["image_path"]), "problem": record["problem"], "tag": record["tag"]}
                for record in json.loads((dataset / "train.json").read_text())[:2]]
     (folder / "list.json").write_text(json.dumps(records))
-    assert not create_json.main(["--json", str(folder / "list.json"), "--images", str(dataset), "--output", str(folder / "dataset")])
+    assert not create_json.main(["--json", str(folder / "list.json"), "--images", str(dataset),
+                                 "--output", str(folder / "dataset")])
     return folder / "dataset"
 
 
