@@ -72,7 +72,8 @@ def _detector(name: str, settings: dict[str, Any]) -> Callable[[Images], list[li
 
 
 def _pipeline(task: str, name: str) -> Any:
-    import torch
     from transformers import pipeline
 
-    return pipeline(task, model=name, device=0 if torch.cuda.is_available() else -1, dtype="auto")
+    from realsr_r1.devices import pick_device
+
+    return pipeline(task, model=name, device=pick_device(), dtype="auto")
