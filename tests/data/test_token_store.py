@@ -27,7 +27,13 @@ from ..small import exit_code, records, write_dataset
 RECORDS = 7
 SMALL_SHARDS = """
 from realsr_r1.data import token_store
-token_store.SHARD_RECORDS, token_store.BATCH_RECORDS = 2, 2
+import time
+token_store.SHARD_RECORDS = 2
+write = token_store.ShardWriter.write
+def slowly(self, shard):  # so that it can be killed between two shards
+    time.sleep(1)
+    return write(self, shard)
+token_store.ShardWriter.write = slowly
 from realsr_r1 import pretokenise
 if __name__ == "__main__":  # its worker processes import this file, too
     pretokenise.main()
