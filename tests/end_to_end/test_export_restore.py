@@ -64,9 +64,9 @@ def test_restore_needs_nothing_but_the_copied_folder(restored, lq_photos):
         assert Image.open(restored / f"{name}.png").tobytes() == images["final"].tobytes()
 
 
-def test_restoring_again_is_no_work(restored, lq_photos, capsys):
+def test_restoring_again_is_no_work(exported, restored, lq_photos, capsys):
     before = {path: path.stat().st_mtime_ns for path in restored.rglob("*.png")}
-    assert not restore.main(["--model", "not even looked at", "--input", str(lq_photos), "--output", str(restored)])
+    assert not restore.main(["--model", str(exported), "--input", str(lq_photos), "--output", str(restored), *FLAGS])
     assert "2 of 2 photos are restored" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in restored.rglob("*.png")} == before
 

@@ -35,7 +35,7 @@ def uneven(dataset, processor, tmp_path_factory) -> TwoProcesses:
     for record, problem in zip(records, (GO_ON, STOP), strict=True):
         record.update(image_path=str(dataset / record["image_path"]), hq_path=str(dataset / record["hq_path"]), problem=problem)
     (folder / "two.json").write_text(json.dumps(records))
-    assert not create_json.main(["--json", str(folder / "two.json"), "--output", str(folder / "dataset")])
+    assert not create_json.main(["--json", str(folder / "two.json"), "--images", str(dataset), "--output", str(folder / "dataset")])
     model = steered_policy(folder / "model", processor, {processor.layout.image_start: 10.0}, ends_after=STOP,
                            but_not_after=GO_ON)
     return train(folder, model, folder / "dataset", [
