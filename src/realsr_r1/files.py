@@ -122,6 +122,19 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 
+def read_yaml(path: str | Path, flag: str | None = None) -> Any:
+    """Read a YAML file (JSON is YAML too); raise `UserError` that names it, and its flag, when it is missing or broken."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such file: {path}" + (f" (given by {flag})" if flag else ""))
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML ({error})") from error
+
+
 def existing_folder(path: str | Path, flag: str) -> Path:
     """Return `path` as a folder that exists, or raise `UserError` that names it and the flag it came from."""
     path = Path(path)

@@ -22,7 +22,7 @@ from realsr_r1.data.processes import end_with_parent
 from realsr_r1.data.sidecars import DESCRIPTION_KEYS, JsonLines, checked_descriptions, checked_tags
 from realsr_r1.data.sources import Photo
 from realsr_r1.errors import UserError
-from realsr_r1.files import atomic_file
+from realsr_r1.files import atomic_file, read_yaml
 
 MOST_CHARACTERS = {"tag": 60, "description": 2000}  # of one; a longer one is a model that doesn't end
 NUMBERS = {"batch_size": (1, 8), "longest_side_px": (32, 768), "timeout_seconds": (0.1, 300), "retries": (0, 2)}  # least, default
@@ -42,14 +42,7 @@ class AnnotationConfig:
     @classmethod
     def from_yaml(cls, path: Path) -> AnnotationConfig:
         """Raises `UserError` that names the file and the key."""
-        import yaml
-
-        if not path.is_file():
-            raise UserError(f"no such file: {path} (given by --annotation)")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid YAML ({error})") from error
+        values = read_yaml(path, "--annotation")
         known = (*NUMBERS, "tagger", "captioner")
         for key, value in values.items() if isinstance(values, dict) else [("", None)]:
             if key not in known:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.errors import UserError
+from realsr_r1.files import read_yaml
 
 Range = tuple[float, float]
 
@@ -78,15 +79,7 @@ class DegradationConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> DegradationConfig:
         """Read a YAML file. Raises `UserError` that names the file (and the key)."""
-        import yaml
-
-        if not Path(path).is_file():
-            raise UserError(f"no such file: {path}")
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid YAML ({error})") from error
-        return cls.from_dict(values or {}, where=str(path))
+        return cls.from_dict(read_yaml(path) or {}, where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as `from_dict` reads them."""

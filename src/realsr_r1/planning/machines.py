@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.errors import UserError
+from realsr_r1.files import read_yaml
 
 GIB, GB = 2**30, 1e9  # cards are labelled in GiB (an "80 GB" A100 has 81,920 MiB), rates are in powers of ten
 
@@ -124,15 +125,7 @@ def machine(gpu: str | None, gpus: int = 1, nodes: int = 1, measured: Mapping[st
 
 def read_measured(path: str | Path) -> dict[str, float]:
     """A YAML or JSON file of `MEASURED` numbers. Raises `UserError` that names a missing or broken file."""
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no such file: {path} (given by --machine)")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML or JSON ({error})") from error
+    values = read_yaml(path, "--machine")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines; known numbers are {', '.join(MEASURED)}")
     return values
