@@ -5,11 +5,11 @@ started=$SECONDS
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 bash setup.sh
 
-# One thread a process: runs repeat exactly, and the two-process tests don't fight over two cores.
+# Two workers, for training runs wait a good deal; one thread a process: runs repeat exactly and don't fight over cores.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 status=0
-.venv/bin/python -m pytest --durations=10 "$@" || status=$?
+.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=10 "$@" || status=$?
 echo "[test] $((SECONDS - started)) s, set-up included"
 exit "$status"

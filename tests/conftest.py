@@ -23,6 +23,14 @@ PHOTOS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a worker of pytest-xdist: a file's tests, for its fixtures; and all that start training runs, the first to begin."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("end_to_end" if "end_to_end" in item.path.parts else str(item.path)))
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def photos_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five photographs as PNG, each with its tags beside it (`NAME.txt`). Shared by all tests: copy it to change it."""
