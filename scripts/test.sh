@@ -10,6 +10,6 @@ export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THRE
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 status=0
-.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=10 "$@" || status=$?
+.venv/bin/python -m pytest -n 2 --durations=10 "$@" || status=$?
 echo "[test] $((SECONDS - started)) s, set-up included"
 exit "$status"

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,11 +25,22 @@ PHOTOS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+class Scheduling(LoadFileScheduling):
+    """Which worker runs which tests: those of a file share one, for its fixtures, and so do all that start training runs."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "end_to_end" if "end_to_end" in Path(file).parts else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Scopes in the order of their tests, not the largest first."""
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a worker of pytest-xdist: a file's tests, for its fixtures; and all that start training runs, the first to begin."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("end_to_end" if "end_to_end" in item.path.parts else str(item.path)))
+    """What takes longest first, so that no worker is left with it at the end."""
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)
 
 
