@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration
 
 from realsr_r1 import export
+from realsr_r1.files import read_yaml
 from realsr_r1.models import load_image_tokenizer, load_policy
 from realsr_r1.processing import ChainProcessor, ChainSettings
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
@@ -102,7 +103,7 @@ def test_a_tokenizer_inside_the_published_folder_is_found(published_files, tmp_p
 @pytest.mark.parametrize("name", ["lumina", "pure", "pure_one_step"])
 def test_the_chain_settings_of_published_families_are_settings(name):
     file = ROOT / "configs" / "chain" / f"{name}.yaml"
-    settings = ChainSettings.from_dict(export.read_settings(file), str(file))
+    settings = ChainSettings.from_dict(read_yaml(file), str(file))
     assert (settings.target_px, settings.grid_unit_px, settings.fit) == (512, 32, "crop" if name == "lumina" else "stretch")
     assert settings.experts == ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
     sampling = RolloutConfig(**settings.sampling)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_folder, existing_folder, read_json, write_json
+from realsr_r1.files import atomic_folder, existing_folder, read_json, read_yaml, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +165,7 @@ def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProces
         raise UserError(f"{folders[0]} has no text tokenizer ({TOKENIZER}): name the file or its folder with --tokenizer")
     image_tokenizer = load_image_tokenizer(part("image_tokenizer", IMAGE_TOKENIZER_FOLDER, "vqgan.ckpt for Lumina-mGPT, "
                                                                                            "vq_ds8_c2i.pt for PURE"))
-    settings = ChainSettings.from_dict(read_settings(file), str(file))
+    settings = ChainSettings.from_dict(read_yaml(file), str(file))
     sampling = {**settings.sampling, **sampling_settings(args.sampling)}
     unknown = sorted(set(sampling) - {field.name for field in dataclasses.fields(RolloutConfig)})
     if unknown:
@@ -175,16 +175,6 @@ def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProces
     except (UserError, TypeError) as error:
         raise UserError(f"{file}: bad sampling settings: {error}") from error
     return ChainProcessor(tokenizer, image_tokenizer, dataclasses.replace(settings, sampling=sampling))
-
-
-def read_settings(file: Path) -> Any:
-    """A YAML file's values (JSON is YAML too). Raises `UserError` naming a file that isn't one."""
-    import yaml
-
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{file} is not valid YAML ({error})") from error
 
 
 def find_text_tokenizer(folders: list[Path], given: str | None) -> PreTrainedTokenizerBase | None:

@@ -1,4 +1,4 @@
-"""Writing that never leaves half a file or folder behind, and reading JSON with errors that name the file.
+"""Writing that never leaves half a file or folder behind, and reading JSON and YAML with errors that name the file.
 
 Everything is written under a temporary name beside its target and renamed when it is whole.
 """

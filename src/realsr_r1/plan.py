@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import write_json
+from realsr_r1.files import read_yaml, write_json
 
 if TYPE_CHECKING:
     from realsr_r1.planning.machines import Machine
@@ -135,20 +135,11 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
 
 def _chain_settings(path: str | Path, required: bool) -> Any:
     """Chain settings from JSON or YAML; the published ones (512 px) where there is no such file and none was asked for."""
-    import yaml
-
     from realsr_r1.processing import ChainSettings
 
-    path = Path(path)
-    if not path.is_file():
-        if required:
-            raise UserError(f"no such file: {path} (given by --chain_settings)")
+    if not required and not Path(path).is_file():
         return ChainSettings()
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML or JSON ({error})") from error
-    return ChainSettings.from_dict(values, str(path))
+    return ChainSettings.from_dict(read_yaml(path, "--chain_settings"), str(path))
 
 
 def _parser() -> argparse.ArgumentParser:

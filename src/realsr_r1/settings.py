@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from pathlib import Path
 from typing import Any
 
 from realsr_r1.errors import UserError
+from realsr_r1.files import read_yaml
 
 
 def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple[Any, ...]:
@@ -20,19 +20,13 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
     """
     import sys
 
-    import yaml
     from trl import TrlParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = TrlParser(classes, prog=prog, allow_abbrev=False)
     if "--config" in argv[:-1]:
-        config = Path(argv[argv.index("--config") + 1])
-        if not config.is_file():
-            raise UserError(f"no such file: {config} (given by --config)")
-        try:
-            values = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise UserError(f"{config} is not valid YAML ({error})") from error
+        config = argv[argv.index("--config") + 1]
+        values = read_yaml(config, "--config")
         if not isinstance(values, dict):
             raise UserError(f"{config} must hold `key: value` lines")
         known = {name.lstrip("-").replace("-", "_") for action in parser._actions for name in action.option_strings}
