@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=5, help="G (default: 5)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: 5)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cuda_graphs", action="store_true", help="the engine's steps as CUDA graphs")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--growth", type=Path, metavar="PNG", help="plot time over G and over image sizes instead")
     args = parser.parse_args()
@@ -48,30 +49,32 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = random_policy(shape["hidden"], shape["layers"], shape["heads"], shape["intermediate"]).to(device)
     if args.growth:
-        figures = growth(policy, args.growth, args.repeats)
+        figures = growth(policy, args.growth, args.repeats, args.cuda_graphs)
     else:
         figures = {"preset": args.preset, **shape, "generations": args.generations, "threads": args.threads,
-                   **against_naive(policy, args.generations, args.repeats)}
+                   "cuda_graphs": args.cuda_graphs,
+                   **against_naive(policy, args.generations, args.repeats, args.cuda_graphs)}
     for name, value in figures.items():
         print(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def engine_for(policy: LuminaPolicy, generations: int, units: int = UNITS) -> tuple[RolloutEngine, list[int]]:
+def engine_for(policy: LuminaPolicy, generations: int, units: int = UNITS,
+               cuda_graphs: bool = False) -> tuple[RolloutEngine, list[int]]:
     """An engine that writes whole chains with a final image of `units` x `units`, and a prompt with such an image."""
     layout = chain_layout()
     sizes = layout.chain_sizes(units, units)
     images = sum(layout.span_length(*size) for size in sizes)
     tags = sum(len(section.open_ids) + len(section.close_ids) for section in layout.chain_form.sections)
     config = RolloutConfig(num_generations=generations, max_new_tokens=images + tags + 4 * BODY + 1, grammar="chain",
-                           image_sizes=sizes, max_text_tokens=BODY, guidance_scale=0.8)
+                           image_sizes=sizes, max_text_tokens=BODY, guidance_scale=0.8, cuda_graphs=cuda_graphs)
     return RolloutEngine(policy, layout, config), prompt_of(layout, units, PROMPT - 276 + layout.span_length(units, units))
 
 
-def against_naive(policy: LuminaPolicy, generations: int, repeats: int) -> dict[str, float]:
+def against_naive(policy: LuminaPolicy, generations: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
     """Seconds and ratios of the engine, of prefilling, and of the naive loop over the same number of tokens."""
-    engine, prompt = engine_for(policy, generations)
+    engine, prompt = engine_for(policy, generations, cuda_graphs=cuda_graphs)
     tokens = max(map(len, engine.generate(prompt).completion_ids))
 
     def prefill(count: int) -> Callable[[], None]:
@@ -106,13 +109,13 @@ def naive(policy: LuminaPolicy, prompt: list[int], generations: int, tokens: int
     return time.perf_counter() - started
 
 
-def growth(policy: LuminaPolicy, path: Path, repeats: int) -> dict[str, float]:
+def growth(policy: LuminaPolicy, path: Path, repeats: int, cuda_graphs: bool) -> dict[str, float]:
     """Seconds over G at one image size and over image sizes at G = 5, and their plot at `path`."""
     groups, sides = (1, 2, 5, 10, 20), (2, 4, 6, 8)
     runs = {}
     for name, generations, units in (*((f"G = {count}", count, UNITS) for count in groups),
                                      *((f"{side * CODES_PER_UNIT}^2", 5, side) for side in sides)):
-        engine, prompt = engine_for(policy, generations, units)
+        engine, prompt = engine_for(policy, generations, units, cuda_graphs)
         runs[name] = partial(quiet, engine.generate, prompt)
     seconds = {name: statistics.median(values) for name, values in paired_seconds(runs, repeats).items()}
     plot(path, groups, sides, list(seconds.values()))

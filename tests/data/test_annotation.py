@@ -84,12 +84,12 @@ def test_answers_become_tags_and_descriptions_in_batches(workplace):
 
 
 def test_a_model_that_fails_hangs_dies_or_talks_nonsense_is_asked_again_and_then_listed(workplace):
-    (workplace / "asking.yaml").write_text("batch_size: 1\ntimeout_seconds: 10\nretries: 2\n")
+    (workplace / "asking.yaml").write_text("batch_size: 1\ntimeout_seconds: 5\nretries: 2\n")
     with pytest.raises(SystemExit) as stopped:
         run(main, flags(workplace, "--tagger", "local_models:troubled"))
     assert stopped.value.code == 2
     listed = {item["name"]: item["reason"] for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
-    expected = {"101.png": "RuntimeError: out of memory", "102.png": "took longer than 10 s", "103.png": "ended its process",
+    expected = {"101.png": "RuntimeError: out of memory", "102.png": "took longer than 5 s", "103.png": "ended its process",
                 "104.png": "500 characters", "105.png": "is empty", "107.png": "has no tags"}
     assert set(listed) == set(expected)
     assert all(part in listed[name] and "tagger local_models:troubled" in listed[name] for name, part in expected.items())

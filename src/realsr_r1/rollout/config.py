@@ -30,6 +30,7 @@ class RolloutConfig:
         max_text_tokens: for "chain", longest body of a text section, its closing tag not counted.
         jacobi: tokens of a row fed in one forward pass inside images (Speculative Jacobi Decoding); completions have the
             same distribution, but are others for a seed. 0 or 1: one after another.
+        cuda_graphs: record the decoder's steps as CUDA graphs (`graphs`); changes nothing but the time, on CUDA only.
         seed: of the random numbers; a completion is a function of (seed, step, row, position) (DESIGN decision 12).
     """
 
@@ -44,6 +45,7 @@ class RolloutConfig:
     image_sizes: Sequence[Sequence[int]] | None = None
     max_text_tokens: int = 300
     jacobi: int = 1
+    cuda_graphs: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

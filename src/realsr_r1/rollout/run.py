@@ -16,6 +16,7 @@ from realsr_r1.errors import UserError
 from realsr_r1.rollout.config import RolloutConfig
 from realsr_r1.rollout.decoder import Decoder
 from realsr_r1.rollout.grammar import FREE, ChainGrammar, ImageGrammar, chain_sizes
+from realsr_r1.rollout.graphs import GraphDecoder
 from realsr_r1.rollout.guidance import UnconditionalRows, guide
 from realsr_r1.rollout.sampling import draw, entropy_top_k, uniforms
 from realsr_r1.tokens import TokenLayout
@@ -61,8 +62,9 @@ class Run:
         self.code_ids = torch.tensor(sorted(layout.code_ids), device=self.device)
         # Drafts are fed beyond a budget's, or a span's, end.
         spare = max(config.jacobi - 1, 0)
-        self.decoder = Decoder(policy, distinct, prompt_of_row, config.max_new_tokens + spare, span and span + spare,
-                               self.code_ids)
+        kind = GraphDecoder if config.cuda_graphs else Decoder
+        self.decoder = kind(policy, distinct, prompt_of_row, config.max_new_tokens + spare, span and span + spare,
+                            self.code_ids)
         self.rows = torch.arange(count, device=self.device)
         self.unconditional = UnconditionalRows(count, self.device)
         self.uniforms = uniforms(config.seed, step, self.rows + first_row, config.max_new_tokens)

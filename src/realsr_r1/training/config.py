@@ -89,6 +89,8 @@ class ChainGRPOConfig(GRPOConfig):
         "help": "image: image spans are constrained, as the seed does; chain: the whole chain is.",
         "choices": ["image", "chain"]})
     max_text_tokens: int = field(default=256, metadata={"help": "With --grammar chain: tokens a text section has at most."})
+    cuda_graphs: bool = field(default=False, metadata={
+        "help": "Rollouts record the policy's steps as CUDA graphs: less time between kernels, where Python sets the pace."})
     train_forced_tokens: bool = field(default=False, metadata={
         "help": "Score tokens that the grammar forced, too (as the seed does)."})
     share_prompts: bool = field(default=True, metadata={
@@ -149,7 +151,8 @@ class ChainGRPOConfig(GRPOConfig):
         return RolloutConfig(
             num_generations=num_generations, max_new_tokens=self.max_completion_length, temperature=self.rollout_temperature,
             guidance_scale=self.guidance_scale, text_top_k=self.text_top_k, image_top_k_min=self.image_top_k_min,
-            image_top_k_max=self.image_top_k_max, grammar=self.grammar, max_text_tokens=self.max_text_tokens, seed=self.seed)
+            image_top_k_max=self.image_top_k_max, grammar=self.grammar, max_text_tokens=self.max_text_tokens,
+            cuda_graphs=self.cuda_graphs, seed=self.seed)
 
     def _require_whole_groups(self) -> None:
         """A group is made on one device."""
