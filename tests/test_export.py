@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration
 
 from realsr_r1 import export
+from realsr_r1.chain_settings import ChainSettings
 from realsr_r1.files import read_yaml
 from realsr_r1.models import load_image_tokenizer, load_policy
-from realsr_r1.processing import ChainProcessor, ChainSettings
+from realsr_r1.processing import ChainProcessor
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
 from .conftest import ROOT

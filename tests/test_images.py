@@ -9,7 +9,17 @@ import pytest
 from PIL import Image
 
 from realsr_r1.errors import UserError
-from realsr_r1.images import fit_image, fitted_size, list_images, load_image, resize_to_cover, to_pil, to_pixels, to_rgb
+from realsr_r1.images import (
+    fit_image,
+    fitted_size,
+    list_images,
+    load_image,
+    resize_to_cover,
+    to_pil,
+    to_pixels,
+    to_rgb,
+    with_colors_of,
+)
 
 
 @pytest.mark.parametrize("size, expected", [
@@ -142,3 +152,19 @@ def test_pixels_beyond_the_range_are_clamped():
     pixels = to_pixels([Image.new("RGB", (1, 1), "white")])
     (bright,), (dark,) = to_pil(pixels * 5), to_pil(pixels * -5)
     assert bright.getpixel((0, 0)) == (255, 255, 255) and dark.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_a_tint_goes_and_details_stay(photos_dir):
+    photo = numpy.asarray(load_image(photos_dir / "chelsea.png").crop((100, 50, 180, 120)), dtype=int) // 2 + 60
+    stripes = numpy.arange(80)[None, :, None] % 2 * 20 - 10
+    tinted = Image.fromarray((photo + stripes + [30, -25, 15]).astype(numpy.uint8))
+    found = numpy.asarray(with_colors_of(Image.fromarray(photo.astype(numpy.uint8)), tinted), dtype=int)
+    middle = found[:, 2:-2] - (photo + stripes)[:, 2:-2]  # the edge's repeated column is a little colour of its own
+    assert abs(middle).max() <= 2
+    striped = Image.fromarray((photo + stripes).astype(numpy.uint8))
+    assert abs(numpy.asarray(with_colors_of(striped, Image.fromarray(photo.astype(numpy.uint8))), dtype=int) - photo).max() <= 2
+
+
+def test_the_colours_of_a_smaller_image_do():
+    found = with_colors_of(Image.new("RGB", (8, 4), (10, 200, 90)), Image.new("RGB", (40, 20), (60, 70, 80)))
+    assert found.size == (40, 20) and found.getcolors() == [(800, (10, 200, 90))]

@@ -18,8 +18,9 @@ from realsr_r1.chain import (
     open_tag,
     parse_chain,
 )
+from realsr_r1.chain_settings import SETTINGS_FILE, ChainSettings
 from realsr_r1.errors import UserError
-from realsr_r1.processing import BROKEN_IMAGE, SETTINGS_FILE, ChainProcessor, ChainSettings
+from realsr_r1.processing import BROKEN_IMAGE, ChainProcessor
 from realsr_r1.tokens import IMAGE_START, code_name
 
 from .small import photo

@@ -9,7 +9,8 @@ import torch
 
 from realsr_r1.chain import IMAGE, IMAGE_SECTIONS, PROBLEM, SECTIONS, parse_chain, render_chain
 from realsr_r1.errors import UserError
-from realsr_r1.processing import BROKEN_IMAGE, ChainProcessor, ChainSettings
+from realsr_r1.chain_settings import ChainSettings
+from realsr_r1.processing import BROKEN_IMAGE, ChainProcessor
 from realsr_r1.tokens import code_name
 
 from .published import LUMINA_VOCABULARY, PURE_VOCABULARY, image_tokenizer, text_tokenizer

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from realsr_r1.chain import parse_chain
+from realsr_r1.images import with_colors_of
 from realsr_r1.restore import BAD_ITEMS_FILE, main
 
 from .small import exit_code, photo, write_model
@@ -120,6 +121,18 @@ def test_a_stretched_photo_comes_back_in_its_shape(model, photos, tmp_path):
     sizes = [Image.open(tmp_path / "out" / f"{name}.png").size for name in NAMES]
     assert sizes == [(32, 32), (47, 22), (32, 32), (21, 49)]
     assert all(Image.open(tmp_path / "out" / "chains" / name / "final.png").size == (32, 32) for name in NAMES)
+
+
+def test_a_policy_with_the_wavelet_color_fix_gives_photos_their_own_colours(model, photos, restored, tmp_path):
+    fixing = shutil.copytree(model, tmp_path / "model")
+    settings = json.loads((fixing / "chain_settings.json").read_text())
+    (fixing / "chain_settings.json").write_text(json.dumps({**settings, "color_fix": "wavelet"}))
+    assert restore(fixing, photos, tmp_path / "out") == 0
+    for name in NAMES:
+        chain = tmp_path / "out" / "chains" / name
+        assert contents(chain)["final.png"] == contents(restored / "chains" / name)["final.png"]
+        fixed = with_colors_of(Image.open(chain / "lq.png"), Image.open(chain / "final.png"))
+        assert Image.open(tmp_path / "out" / f"{name}.png").tobytes() == fixed.tobytes()
 
 
 def test_corrupt_photos_are_named_and_the_others_done(model, photos, restored, tmp_path, capsys):

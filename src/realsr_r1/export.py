@@ -146,8 +146,9 @@ def check_architecture(folder: Path) -> None:
 
 def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProcessor:
     """The processor of the checkpoint, or of its base, with the parts that flags name in place of its own."""
+    from realsr_r1.chain_settings import SETTINGS_FILE, ChainSettings
     from realsr_r1.models import load_image_tokenizer
-    from realsr_r1.processing import IMAGE_TOKENIZER_FOLDER, SETTINGS_FILE, ChainProcessor, ChainSettings
+    from realsr_r1.processing import IMAGE_TOKENIZER_FOLDER, ChainProcessor
     from realsr_r1.rollout import RolloutConfig
 
     def part(flag: str, name: str, hint: str) -> Path:

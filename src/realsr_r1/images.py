@@ -10,9 +10,11 @@ from PIL import Image, ImageOps
 from realsr_r1.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy
     import torch
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+COLOR_FIX_LEVELS = 5
 MAX_ASPECT = 4.0  # Lumina-mGPT's limit of width to height, either way
 
 
@@ -108,3 +110,29 @@ def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def fit_image(image: Image.Image, target_px: int, unit_px: int) -> Image.Image:
     """`image` at the size `fitted_size` gives it."""
     return resize_to_cover(to_rgb(image), fitted_size(image.width, image.height, target_px, unit_px))
+
+
+def with_colors_of(reference: Image.Image, image: Image.Image) -> Image.Image:
+    """`image` with the low frequencies of `reference`, its details its own: the wavelet colour fix of StableSR (arXiv 2305.07015).
+
+    A frequency is low when it passes five blurs, each twice as wide as the one before. Sizes may differ.
+    """
+    import numpy
+
+    if reference.size != image.size:
+        reference = reference.resize(image.size, Image.Resampling.BICUBIC)
+    own, wanted = (numpy.asarray(to_rgb(picture), dtype=numpy.float32) for picture in (image, reference))
+    fixed = own - _low_frequencies(own) + _low_frequencies(wanted)
+    return Image.fromarray(fixed.round().clip(0, 255).astype(numpy.uint8))
+
+
+def _low_frequencies(values: numpy.ndarray) -> numpy.ndarray:
+    """(H, W, 3) float32 after blurs with (1, 2, 1) / 4 on both axes, its taps 1, 2, 4, 8 and 16 px apart; edges repeat."""
+    import cv2
+    import numpy
+
+    for level in range(COLOR_FIX_LEVELS):
+        kernel = numpy.zeros(2 ** (level + 1) + 1, dtype=numpy.float32)
+        kernel[[0, 2**level, -1]] = 0.25, 0.5, 0.25
+        values = cv2.sepFilter2D(values, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    return values

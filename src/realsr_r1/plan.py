@@ -116,7 +116,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
 
     from realsr_r1.models.loading import policy_config
     from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, tokenizer_values, workload
-    from realsr_r1.processing import SETTINGS_FILE
+    from realsr_r1.chain_settings import SETTINGS_FILE
     from realsr_r1.settings import parse
     from realsr_r1.training.config import ChainGRPOConfig
 
@@ -135,7 +135,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
 
 def _chain_settings(path: str | Path, required: bool) -> Any:
     """Chain settings from JSON or YAML; the published ones (512 px) where there is no such file and none was asked for."""
-    from realsr_r1.processing import ChainSettings
+    from realsr_r1.chain_settings import ChainSettings
 
     if not required and not Path(path).is_file():
         return ChainSettings()

@@ -8,15 +8,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain import ESCAPED_IMAGE, IMAGE, IMAGE_SECTIONS, PROBLEM, SECTIONS, chain_pieces, close_tag, open_tag
+from realsr_r1.chain import ESCAPED_IMAGE, IMAGE, IMAGE_SECTIONS, SECTIONS, chain_pieces, close_tag, open_tag
+from realsr_r1.chain_settings import SETTINGS_FILE, ChainSettings
 from realsr_r1.errors import UserError
 from realsr_r1.files import read_json, write_json
-from realsr_r1.images import fit_image, resize_to_cover, size_of_shape, to_pil, to_pixels, to_rgb
+from realsr_r1.images import fit_image, resize_to_cover, size_of_shape, to_pil, to_pixels, to_rgb, with_colors_of
 from realsr_r1.tokens import ChainForm, SectionForm, TokenLayout, code_name
 
 if TYPE_CHECKING:
@@ -25,48 +25,11 @@ if TYPE_CHECKING:
 
     from realsr_r1.models.image_tokenizer import ImageTokenizer
 
-SETTINGS_FILE, IMAGE_TOKENIZER_FOLDER = "chain_settings.json", "image_tokenizer"
+IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 BROKEN_IMAGE = "<|broken image|>"  # stands for image tokens that form no complete span
-FITS = ("crop", "stretch")
 MAX_BATCH_PIXELS = 8 * 512 * 512  # in one batch of the image tokenizer: 1 GiB an activation at the published width
 # What is tokenised on its own (DESIGN decision 15): images and the chain's tags.
 _PIECES = re.compile("(" + "|".join(map(re.escape, (IMAGE, *map(open_tag, SECTIONS), *map(close_tag, SECTIONS)))) + ")")
-
-
-@dataclass(frozen=True)
-class ChainSettings:
-    """What a model folder says of its chains (`chain_settings.json`).
-
-    `target_px`: input photos and final images are fitted to about target_px^2 pixels; `grid_unit_px`: pixels a size
-    unit (32 in Lumina and PURE); `fit`: "crop" keeps the shape of a photo as far as whole units allow (Lumina-mGPT's
-    rule), "stretch" makes it target_px x target_px (PURE's inference); `problem`: the question; `experts`: default
-    experts of the generation reward; `sampling`: fields of `RolloutConfig` that `restore` uses.
-    """
-
-    target_px: int = 512
-    grid_unit_px: int = 32
-    fit: str = "crop"
-    problem: str = PROBLEM
-    experts: tuple[str, ...] = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str) -> ChainSettings:
-        """Check keys and values; raises `UserError` naming the one at fault and `source`."""
-        if not isinstance(values, Mapping):
-            raise UserError(f"{source} must hold `key: value` lines of chain settings")
-        kinds = {"target_px": int, "grid_unit_px": int, "fit": str, "problem": str, "experts": Sequence, "sampling": Mapping}
-        for key, value in values.items():
-            if key not in kinds:
-                raise UserError(f"{source}: unknown chain setting {key!r}; known are {', '.join(sorted(kinds))}")
-            if not isinstance(value, kinds[key]) or isinstance(value, str) != (kinds[key] is str):
-                raise UserError(f"{source}: chain setting {key} is {value!r}, which is no {kinds[key].__name__.lower()}")
-        settings = cls(**{**values, **({"experts": tuple(values["experts"])} if "experts" in values else {})})
-        if settings.fit not in FITS:
-            raise UserError(f"{source}: fit is {settings.fit!r}; it must be one of {', '.join(FITS)}")
-        if min(settings.target_px, settings.grid_unit_px) < 1:
-            raise UserError(f"{source}: target_px and grid_unit_px must be at least 1")
-        return settings
 
 
 class ChainProcessor:
@@ -120,11 +83,14 @@ class ChainProcessor:
         image = to_rgb(image)
         return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
-    def unfit(self, image: Image.Image, shape: tuple[int, int]) -> Image.Image:
-        """A restored image as the photo's owner expects it: a stretched one gets the photo's `shape` (width, height) back.
+    def finish(self, image: Image.Image, lq: Image.Image, shape: tuple[int, int]) -> Image.Image:
+        """A restored image as the owner of the photo expects it: `settings.color_fix` gives it the colours of `lq`, the photo
+        as the policy saw it; one that was stretched gets the photo's `shape` (width, height) back.
 
-        It keeps its number of pixels. Under "crop" nothing is to be undone.
+        It keeps its number of pixels.
         """
+        if self.settings.color_fix == "wavelet":
+            image = with_colors_of(lq, image)
         if self.settings.fit == "crop":
             return image
         from PIL import Image

@@ -170,7 +170,7 @@ def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutE
                     text, found = processor.decode(ids)  # one by one: a batch can round a pixel another way
                     if found:
                         write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found, made_with)
-                        write_photo(output / f"{photo.path.stem}.png", processor.unfit(found[-1], shape))
+                        write_photo(output / f"{photo.path.stem}.png", processor.finish(found[-1], lq, shape))
                     else:
                         bad.append((photo.path, f"the policy wrote no image for {photo.path}; try --grammar chain or "
                                                 "another --seed"))
