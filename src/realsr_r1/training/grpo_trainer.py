@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from trl import GRPOTrainer
-from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from realsr_r1.models.shared_prompt import share_prompts
@@ -26,6 +25,7 @@ from realsr_r1.training.packing import pack_groups
 from realsr_r1.training.reference import reference_like
 from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.samples import append_reward_log, write_samples
+from realsr_r1.training.whole_policy import whole_policy
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,15 +71,10 @@ class ChainGRPOTrainer(GRPOTrainer):
         training = self.model.training
         group = self.num_generations if training else self.num_generations_eval
         step, first_row = self._noise_of(len(prompts), training)
-        with unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as policy:
-            # The agreement is entered first, inside TRL's context, which must end normally to put its hooks back. Under
-            # --bf16 without DeepSpeed the weights are float32, and attention kernels want what the loss gives them.
-            with self._agreement, self.accelerator.autocast():
-                engine = RolloutEngine(policy, self.processor, self.args.rollout_config(group))
-                rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
-                images = self.processor.decode_images(rollout.completion_ids)
+        with whole_policy(self) as policy, self._agreement:  # faults stay inside
+            engine = RolloutEngine(policy, self.processor, self.args.rollout_config(group))
+            rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
+            images = self.processor.decode_images(rollout.completion_ids)
         self._agreement.settle()
         mask = rollout.sampled_mask
         if self.args.train_forced_tokens:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl.models.utils import unwrap_model_for_generation
 
 from realsr_r1.chain import SECTIONS
 from realsr_r1.data.sections import PARTS, QUESTION
@@ -25,6 +24,7 @@ from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.samplers import EpochSampler
 from realsr_r1.training.samples import write_samples
 from realsr_r1.training.throughput import Throughput, measured_peak
+from realsr_r1.training.whole_policy import whole_policy
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -128,15 +128,14 @@ class ColdStartTrainer(Trainer):
         settings = {**self.processor.settings.sampling, "num_generations": SAMPLE_CHAINS, "seed": self.args.seed,
                     "grammar": "chain" if is_chain else "image",
                     "max_new_tokens": self.args.max_length if is_chain else len(ids)}
-        with self._throughput.paused(), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as policy:
-            with self._agreement:  # TRL's context must end normally to put its hooks back
-                rollout = RolloutEngine(policy, self.processor, RolloutConfig(**settings)).generate(prompt)
-                if self.is_world_process_zero():
-                    texts, images = self.processor.decode_batch(rollout.completion_ids)
-                    question, shown = self.processor.decode(prompt)
-                    answered = self.processor.decode_images([ids[len(prompt):]])[0]
-                    record = {"problem": question, "lq": next(iter(shown), None), "hq": next(reversed(answered), None)}
-                    write_samples(self.args.output_dir, self.state.global_step, record, texts, images, {})
+        with self._throughput.paused(), whole_policy(self) as policy, self._agreement:  # faults stay inside
+            rollout = RolloutEngine(policy, self.processor, RolloutConfig(**settings)).generate(prompt)
+            if self.is_world_process_zero():
+                texts, images = self.processor.decode_batch(rollout.completion_ids)
+                question, shown = self.processor.decode(prompt)
+                answered = self.processor.decode_images([ids[len(prompt):]])[0]
+                record = {"problem": question, "lq": next(iter(shown), None), "hq": next(reversed(answered), None)}
+                write_samples(self.args.output_dir, self.state.global_step, record, texts, images, {})
         self._agreement.settle()
 
 
