@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-PYTHON="${PYTHON:-}"  # interpreter to make .venv with; empty: the first Python 3.10 to 3.12 found
+PYTHON="${PYTHON:-}"  # interpreter to make .venv with; empty: the first of Python 3.11 and 3.12 found
 FLASH_ATTN="flash-attn==2.8.3.post2"  # only installed where a CUDA GPU and its compiler are
 
 # Makes .venv beside this file with everything the project needs. A second run does nothing; one that was interrupted is
@@ -9,7 +9,7 @@ cd -P "$(dirname "${BASH_SOURCE[0]}")"
 
 stamp=.venv/.setup-done
 wanted="$( (pwd -P; cat requirements.txt pyproject.toml setup.sh) | sha256sum | cut -d ' ' -f 1)"
-is_supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+is_supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
 venv_python=.venv/bin/python
 
 say() { echo "[setup] $*"; }
@@ -20,7 +20,7 @@ fail() {
 }
 
 find_python() {
-    local candidates=(python3.11 python3.12 python3.10 python3 python) candidate without_venv=""
+    local candidates=(python3.11 python3.12 python3 python) candidate without_venv=""
     [[ -z $PYTHON ]] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do
         # Run it: a shim on the PATH can name a version that isn't there.
@@ -33,7 +33,7 @@ find_python() {
     done
     [[ -z $without_venv ]] \
         || fail "$without_venv has no venv module; install it (Debian, Ubuntu: python3-venv) and run setup.sh again"
-    fail "no Python 3.10 to 3.12 found (tried ${candidates[*]});" \
+    fail "no Python 3.11 or 3.12 found (tried ${candidates[*]});" \
         "install one, or name it: PYTHON=/path/to/python bash setup.sh"
 }
 

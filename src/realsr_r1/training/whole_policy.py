@@ -16,7 +16,7 @@ def whole_policy(trainer: Trainer) -> Iterator[PreTrainedModel]:
     All ranks must enter, and the block must end normally: an exception would leave the policy without its hooks. Under
     `--bf16` without DeepSpeed the weights are float32, and what is computed is not, as in the loss.
     """
-    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as policy, trainer.accelerator.autocast():
+    with (unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator,
+                                      gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs) as policy,
+          trainer.accelerator.autocast()):
         yield policy
-    if trainer.args.gradient_checkpointing:  # TRL 1.14 (Python 3.10) forgets how it was switched on
-        policy.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
