@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-PYTHON="${PYTHON:-}"  # interpreter to make .venv with; empty: the first of Python 3.11 and 3.12 found
+BASE_PYTHON="${BASE_PYTHON:-}"  # interpreter to make .venv with; empty: the first of Python 3.11 and 3.12 found
 FLASH_ATTN="flash-attn==2.8.3.post2"  # only installed where a CUDA GPU and its compiler are
 
 # Makes .venv beside this file with everything the project needs. A second run does nothing; one that was interrupted is
@@ -21,12 +21,12 @@ fail() {
 
 find_python() {
     local candidates=(python3.11 python3.12 python3 python) candidate without_venv=""
-    [[ -z $PYTHON ]] || candidates=("$PYTHON")
+    [[ -z $BASE_PYTHON ]] || candidates=("$BASE_PYTHON")
     for candidate in "${candidates[@]}"; do
         # Run it: a shim on the PATH can name a version that isn't there.
         "$candidate" -c "$is_supported" 2>/dev/null || continue
         if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
-            PYTHON="$candidate"
+            BASE_PYTHON="$candidate"
             return
         fi
         without_venv="$candidate"
@@ -34,7 +34,7 @@ find_python() {
     [[ -z $without_venv ]] \
         || fail "$without_venv has no venv module; install it (Debian, Ubuntu: python3-venv) and run setup.sh again"
     fail "no Python 3.11 or 3.12 found (tried ${candidates[*]});" \
-        "install one, or name it: PYTHON=/path/to/python bash setup.sh"
+        "install one, or name it: BASE_PYTHON=/path/to/python bash setup.sh"
 }
 
 # Succeeds if .venv can be built upon. A package without all its files is forgotten (its metadata go), so that pip
@@ -72,8 +72,8 @@ rm -f "$stamp"
 
 if ! venv_is_usable; then
     find_python
-    say "making .venv with $("$PYTHON" --version)"
-    "$PYTHON" -m venv --clear .venv || fail "$PYTHON -m venv failed (see above)"
+    say "making .venv with $("$BASE_PYTHON" --version)"
+    "$BASE_PYTHON" -m venv --clear .venv || fail "$BASE_PYTHON -m venv failed (see above)"
 fi
 
 pip() { "$venv_python" -m pip --disable-pip-version-check -qq "$@"; }  # errors only

@@ -12,9 +12,9 @@ from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
 from realsr_r1.tokens import ChainForm, SectionForm, TokenLayout
 
 VOCABULARY = 73_728
-CODES = (*range(4, 8196), *range(65_536, 73_728))  # ids of PURE's 16,384 image codes (FACTS section 3)
+CODES = (*range(4, 8196), *range(65_536, 73_728))  # ids of PURE's 16,384 image codes
 TEXT = range(9_000, 65_000)
-CODES_PER_UNIT = 4  # FACTS section 3: 32 px a grid unit, 8 px a code
+CODES_PER_UNIT = 4  # 32 px a grid unit, 8 px a code
 
 
 def random_policy(hidden_size: int, layers: int, heads: int, intermediate_size: int, vocabulary: int = VOCABULARY) -> LuminaPolicy:

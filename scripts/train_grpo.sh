@@ -11,7 +11,7 @@ MASTER_PORT=${MASTER_PORT:-11317}
 DEEPSPEED=${DEEPSPEED:-local_scripts/zero3.json}
 RECIPE=${RECIPE:-}                                # YAML of settings instead of the paper's flags
 RUN_NAME=${RUN_NAME:-$(basename "$OUTPUT")}
-PYTHON=${PYTHON:-.venv/bin/python}
+PYTHON=${PYTHON:-.venv/bin/python}                # what runs it
 export DEBUG_MODE=${DEBUG_MODE:-false} LOG_PATH=${LOG_PATH:-$OUTPUT/reward_log.txt}
 
 if [ -n "$RECIPE" ]; then

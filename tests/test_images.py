@@ -23,7 +23,7 @@ from realsr_r1.images import (
 
 
 @pytest.mark.parametrize("size, expected", [
-    ((600, 400), (608, 416)),  # FACTS section 3
+    ((600, 400), (608, 416)),  # as Lumina-mGPT's code has them
     ((640, 480), (576, 448)),
     ((512, 512), (512, 512)),
     ((4000, 4000), (512, 512)),

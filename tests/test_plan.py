@@ -68,7 +68,7 @@ def test_flags_change_the_plan_as_they_change_the_run(six, tmp_path):
         return planned(tmp_path, "--gpu", "a100-80gb", "--gpus", "6", *flags)["memory_bytes"]["rollout"]
 
     assert "cache: unconditional" not in rollout("--guidance_scale", "1")
-    assert rollout("--grammar", "chain")["cache: unconditional"] == 5 * 4164 * 2 * 32 * 4096 * 2  # the final image (FACTS 2)
+    assert rollout("--grammar", "chain")["cache: unconditional"] == 5 * 4164 * 2 * 32 * 4096 * 2  # the final image
     assert rollout("--num_generations", "4")["cache: completions"] * 5 == six["memory_bytes"]["rollout"]["cache: completions"] * 4
     with_reference = rollout("--beta", "0.04")
     assert with_reference["reference"] == with_reference["weights"]

@@ -15,7 +15,7 @@ IMAGE_SECTIONS = ("rough_image", "middle_image", "final_image")
 TEXT_SECTIONS = tuple(name for name in SECTIONS if name not in IMAGE_SECTIONS)
 
 IMAGE = "<|image|>"
-ESCAPED_IMAGE = "<\\|image|>"  # how the same characters look when a policy writes them as text (DESIGN decision 14)
+ESCAPED_IMAGE = "<\\|image|>"  # how the same characters look when a policy writes them as text
 
 PROBLEM = ("Name the degradation of this photo, then describe and restore it in three steps, from rough to final.")
 
@@ -76,7 +76,7 @@ def render_chain(sections: Mapping[str, str]) -> str:
 
 
 def chain_pieces(sections: Mapping[str, str]) -> list[tuple[str, str | None]]:
-    """The chain as (text, image section or None) pieces: tags and bodies apart, as they are tokenised (DESIGN 15).
+    """The chain as (text, image section or None) pieces: tags and bodies apart, as they are tokenised.
 
     An image's piece is `(IMAGE, section)`.
     """

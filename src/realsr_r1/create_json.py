@@ -1,4 +1,4 @@
-"""realsr-r1 create-json: photos and what is known of them -> degraded crops, JSON lists in the seed's format, and a DatasetDict.
+"""realsr-r1 create-json: photos and what is known of them -> degraded crops, JSON lists in the published format, and a DatasetDict.
 
 With --json, an existing list becomes a DatasetDict as it is. Plans what data/arguments.py has read from the command line;
 data/making.py has the parts made and joined, data/parts.py makes one.

@@ -88,7 +88,7 @@ def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, 
 
 
 def reward_log_path() -> str | None:
-    """Where the seed's `DEBUG_MODE=true LOG_PATH=FILE` asks for a text log of rewards."""
+    """Where the published code's `DEBUG_MODE=true LOG_PATH=FILE` asks for a text log of rewards."""
     if os.environ.get("DEBUG_MODE", "").lower() not in ("true", "1"):
         return None
     return os.environ.get("LOG_PATH") or "reward_log.txt"

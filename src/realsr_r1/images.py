@@ -68,7 +68,7 @@ def fitted_size(width: int, height: int, target_px: int, unit_px: int) -> tuple[
     """The size (width, height) in px, whole grid units, that Lumina-mGPT fits an image of this shape to.
 
     At most (target_px / unit_px)^2 units and an aspect of at most 4; of those, the shape closest to the image's own
-    (the rule is in FACTS section 3; at target 512 and unit 32, 600x400 -> 608x416).
+    (Lumina-mGPT's rule; at target 512 and unit 32, 600x400 -> 608x416).
     """
     budget = (target_px // unit_px) ** 2
     candidates = []

@@ -1,6 +1,6 @@
 """ChainProcessor: text and images to ids and back, on top of the chain, the token layout and the image tokenizer.
 
-Knows how a dialogue is written (FACTS section 3): `<s>` question end-of-turn answer end-of-turn. Knows no policy.
+Knows how a dialogue is written: `<s>` question end-of-turn answer end-of-turn. Knows no policy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 BROKEN_IMAGE = "<|broken image|>"  # stands for image tokens that form no complete span
 MAX_BATCH_PIXELS = 8 * 512 * 512  # in one batch of the image tokenizer: 1 GiB an activation at the published width
-# What is tokenised on its own (DESIGN decision 15): images and the chain's tags.
+# What is tokenised on its own: images and the chain's tags.
 _PIECES = re.compile("(" + "|".join(map(re.escape, (IMAGE, *map(open_tag, SECTIONS), *map(close_tag, SECTIONS)))) + ")")
 
 
@@ -141,7 +141,7 @@ class ChainProcessor:
         return [token for ids in self.encode_chain_pieces(sections, spans) for token in ids] + [self.layout.end_of_turn]
 
     def encode_chain_pieces(self, sections: Mapping[str, str], spans: Mapping[str, Sequence[int]]) -> list[list[int]]:
-        """The ids of each piece of a chain: opening tag, body and closing tag of each section, in order (DESIGN decision 15)."""
+        """The ids of each piece of a chain: opening tag, body and closing tag of each section, in order."""
         return [list(spans[image_section]) if image_section else self.encode_text(text)
                 for text, image_section in chain_pieces(sections)]
 
@@ -177,7 +177,7 @@ class ChainProcessor:
         return [list(ids[span.start:span.stop]) for span in self.layout.find_spans(ids)]
 
     def decode_text(self, ids: Sequence[int]) -> str:
-        """Ids -> text, with `<|image|>` for every complete span and nothing else (DESIGN decision 14)."""
+        """Ids -> text, with `<|image|>` for every complete span and nothing else."""
         pieces, position = [], 0
         for span in self.layout.find_spans(ids):
             pieces += [self._plain_text(ids[position:span.start]), IMAGE]

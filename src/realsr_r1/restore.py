@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder for the restored photos")
     parser.add_argument("--batch_size", type=int, default=8, help="photos at a time (default: 8)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
-                        help="of the policy (default: float32)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
+                        help="of the policy (default: bfloat16 on CUDA, else float32)")
     parser.add_argument("--grammar", choices=["chain", "image"], default="chain",
                         help="chain: every answer is a whole chain; image: only images are forced (default: chain)")
     parser.add_argument("--skip_bad", action="store_true",
@@ -136,7 +136,8 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
 
     device = pick_device(args.device)
     processor = ChainProcessor.from_pretrained(args.model, device=device)
-    policy = load_policy(args.model, dtype=getattr(torch, args.dtype)).to(device)
+    dtype = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    policy = load_policy(args.model, dtype=getattr(torch, dtype)).to(device)
     flags = {name: getattr(args, name) for name in ENGINE_FLAGS if getattr(args, name) is not None}
     unknown = sorted(set(processor.settings.sampling) - {field.name for field in dataclasses.fields(RolloutConfig)})
     if unknown:

@@ -1,6 +1,6 @@
 """Images in the token stream: special ids, sizes, and one image span written and read back.
 
-Ids come from a vocabulary's names, never from numbers in code (Lumina-mGPT's names; FACTS section 3 has its table).
+Ids come from a vocabulary's names, never from numbers in code (Lumina-mGPT's names).
 Knows ids and grids of codes; no models, no text beyond those names.
 """
 
@@ -166,6 +166,6 @@ class TokenLayout:
     def chain_sizes(self, rows: int, columns: int) -> tuple[tuple[int, int], ...]:
         """Sizes (rows, columns) in grid units of the rough, middle and final image for an input of this size.
 
-        A quarter, a half and the whole of each side, rounded, at least one unit (the seed's 128, 256, 512 px).
+        A quarter, a half and the whole of each side, rounded, at least one unit (the published code's 128, 256, 512 px).
         """
         return tuple((max(1, round(rows * share)), max(1, round(columns * share))) for share in (0.25, 0.5, 1.0))

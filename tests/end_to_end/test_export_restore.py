@@ -1,4 +1,4 @@
-"""An exported model folder is all that `restore` needs, wherever it lies (DESIGN decision 4)."""
+"""An exported model folder is all that `restore` needs, wherever it lies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is killed goes on, when the same command is given again, from the last checkpoint that counts (DESIGN 13)."""
+"""A run that is killed goes on, when the same command is given again, from the last checkpoint that counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launch line of the released code runs as it is, but for its paths, its port and two processes (FACTS section 6).
+"""The launch line of the released code runs as it is, but for its paths, its port and two processes.
 
 Its completions may have 7,000 tokens, which a policy that knows nothing would all write. So the policy here is steered to
 letters, small images and an early end.

@@ -16,7 +16,7 @@ WIDTH, MLP_WIDTH, LAYERS, HEAD_DIM = 4096, 11_008, 32, 128
 
 
 def published_shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """The published checkpoint's tensors (FACTS sections 3 and 4), written down by hand."""
+    """The published checkpoint's tensors, written down by hand."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, WIDTH), "model.norm.weight": (WIDTH,),
                                           "lm_head.weight": (vocabulary, WIDTH)}
     layer = {**{f"self_attn.{name}_proj.weight": (WIDTH, WIDTH) for name in "qkvo"},

@@ -110,6 +110,6 @@ def test_top_k_follows_the_entropy():
     sure[0] = 1000.0
     scores = torch.stack([sure, torch.zeros(4000)])
     uniform_k = round(1 + 1999 / (1 + 2.718281828459045 ** -(torch.tensor(4000.0).log().item() - 5)))
-    assert entropy_top_k(scores, 1, 2000).tolist() == [14, uniform_k]  # 14 at H = 0: FACTS section 5
+    assert entropy_top_k(scores, 1, 2000).tolist() == [14, uniform_k]  # 14 at H = 0
     assert entropy_top_k(scores[:, :10], 1, 2000).tolist() == [10, 10]
     assert entropy_top_k(scores, 3, 3).tolist() == [3, 3]

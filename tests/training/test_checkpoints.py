@@ -1,4 +1,4 @@
-"""Only a checkpoint with its marker counts, and there is always one once there was one (DESIGN decision 13)."""
+"""Only a checkpoint with its marker counts, and there is always one once there was one."""
 
 from __future__ import annotations
 

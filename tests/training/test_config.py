@@ -15,7 +15,7 @@ def config(tmp_path):
 
 
 @pytest.mark.parametrize("prompts, group, micro, accumulation, expected", [
-    (1, 5, None, 1, (5, 1, 1)),  # the seed's: a group is one batch of the loss
+    (1, 5, None, 1, (5, 1, 1)),  # published: a group is one batch of the loss
     (1, 5, 1, 1, (1, 5, 5)),
     (4, 16, 16, 1, (16, 4, 4)),
     (2, 8, 4, 3, (4, 4, 12)),

@@ -1,4 +1,4 @@
-"""One step of `ChainGRPOTrainer` is the seed's update (FACTS section 6), computed here once more without TRL."""
+"""One step of `ChainGRPOTrainer` is the published code's update, computed here once more without TRL."""
 
 from __future__ import annotations
 

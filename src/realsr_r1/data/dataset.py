@@ -1,4 +1,4 @@
-"""Records of a dataset: their schema and checks, JSON lists in the seed's format (extended), DatasetDicts on disk.
+"""Records of a dataset: their schema and checks, JSON lists in the published format (extended), DatasetDicts on disk.
 
 Knows files and columns; how an LQ image comes about, and what is trained, it leaves to others.
 """
@@ -15,7 +15,7 @@ from realsr_r1.files import read_json
 if TYPE_CHECKING:
     import datasets
 
-REQUIRED_KEYS = ("image_path", "problem", "tag")  # the seed's format
+REQUIRED_KEYS = ("image_path", "problem", "tag")  # the published format
 COLUMN_OF_KEY = {"image_path": "image", "hq_path": "hq"}  # other keys are columns of the same name
 
 Record = dict[str, Any]

@@ -18,7 +18,7 @@ from PIL import Image
 from realsr_r1.data.degradation_config import KERNEL_KINDS, DegradationConfig, StageConfig
 from realsr_r1.data.kernels import bell_kernel, sinc_kernel
 
-LABEL_ITEMS = ("blur", "resize", "noise", "compression", "second resize")  # the order of DESIGN decision 16
+LABEL_ITEMS = ("blur", "resize", "noise", "compression", "second resize")  # in this order everywhere
 LEVELS = ("light", "medium", "heavy")
 RESIZES = ("upsample", "downsample", "keep")
 RESIZE_METHODS = ("area", "bilinear", "bicubic")  # drawn evenly

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from realsr_r1.training.config import ChainGRPOConfig
 
 QUESTION_TOKENS = 50  # of a prompt beside its photo: the question and the turn's ends
-# What a published vocabulary says of the image tokenizer that belongs to it (FACTS section 3): codes, their size, and
+# What a published vocabulary says of the image tokenizer that belongs to it: codes, their size, and
 # the encoder's width multipliers. LlamaGen (arXiv 2406.06525) and Chameleon (arXiv 2405.09818) have 128 base channels,
 # 2 residual blocks a level and 256 latent channels.
 PUBLISHED_TOKENIZERS: dict[int, dict[str, Any]] = {

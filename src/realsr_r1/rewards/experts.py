@@ -25,7 +25,7 @@ from PIL import Image
 from realsr_r1.errors import UserError, is_disk_full
 from realsr_r1.images import resize_to_cover, to_pixels, to_rgb
 
-DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")  # the seed's four; all download weights
+DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")  # the published code's four; all download weights
 
 
 class Expert(Protocol):

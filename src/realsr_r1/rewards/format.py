@@ -15,7 +15,7 @@ def format_reward(completions: Sequence[str], images: Sequence[Sequence[Image.Im
                   **columns: Any) -> list[float]:
     """1.0 for a well-formed chain, else 0.0.
 
-    `images`: the images of each completion; where they are given, there must be exactly three (DESIGN decision 14),
+    `images`: the images of each completion; where they are given, there must be exactly three,
     since text alone can't tell a decoded image from its name.
     """
     well_formed = [parse_chain(text).is_well_formed for text in completions]

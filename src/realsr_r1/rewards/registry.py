@@ -36,7 +36,7 @@ def load_reward_funcs(names: Sequence[str], experts: Sequence[str] | None = None
     """Reward functions with TRL's signature, in the order of `names`.
 
     `names`: format, degradation, understanding, generation (with or without `_reward`), or `package.module:function`.
-    `experts`, `device`: of the generation reward; the seed's four by default. Raises `UserError` for an unknown reward
+    `experts`, `device`: of the generation reward; the published code's four by default. Raises `UserError` for an unknown reward
     or expert, with the list of known ones, and for an expert that can't be loaded.
     """
     loaded = [_text_reward_or_own(name) for name in names]  # all names before the first download

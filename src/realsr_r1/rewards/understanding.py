@@ -17,7 +17,7 @@ def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str]
                          **columns: Any) -> list[float | None]:
     """Share of the record's tags that `<rough_understand>` names (0..1); 3 of 4 is 0.75.
 
-    `tag`: the tags of each completion, a list of strings, each one tag or several with commas between (the seed's
+    `tag`: the tags of each completion, a list of strings, each one tag or several with commas between (the published code's
     form), or one such string. A tag counts as a whole word or phrase, singular or plural, whatever the case; one that
     is listed twice counts once. No such section scores 0.0; a record without tags gets None.
     """

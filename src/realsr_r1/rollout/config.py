@@ -14,7 +14,7 @@ GRAMMARS = ("image", "chain")
 class RolloutConfig:
     """How completions are sampled. Raises `UserError` naming the field when a value makes no sense.
 
-    Defaults are the seed's (FACTS section 5), except the text top-k, which is Lumina-mGPT's: with the seed's 1 all
+    Defaults are the published code's, except the text top-k, which is Lumina-mGPT's: with the published 1 all
     completions of a group write the same text, and the text's rewards teach nothing.
 
     Args:
@@ -31,7 +31,7 @@ class RolloutConfig:
         jacobi: tokens of a row fed in one forward pass inside images (Speculative Jacobi Decoding); completions have the
             same distribution, but are others for a seed. 0 or 1: one after another.
         cuda_graphs: record the decoder's steps as CUDA graphs (`graphs`); changes nothing but the time, on CUDA only.
-        seed: of the random numbers; a completion is a function of (seed, step, row, position) (DESIGN decision 12).
+        seed: of the random numbers; a completion is a function of (seed, step, row, position).
     """
 
     num_generations: int = 5

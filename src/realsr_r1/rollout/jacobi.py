@@ -8,7 +8,7 @@ of the next forward.
 
 Why it is exact: drafts depend on what stands before them, never on what stands behind. So, whatever came before, a draft
 is a draw from the distribution kept beside it, as long as each of its updates has a random number of its own: a hash of
-seed, step, row, position and place in the window (DESIGN decision 12), so that rows don't depend on their neighbours.
+seed, step, row, position and place in the window, so that rows don't depend on their neighbours.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
 BELOW_ONE = 1 - 2.0**-52  # times a total, in float64, this is always less than the total
-ENTROPY_MAX, ENTROPY_MIDDLE = 10.0, 5.0  # nats; FACTS section 5
+ENTROPY_MAX, ENTROPY_MIDDLE = 10.0, 5.0  # nats; the published code's
 
 
 def uniforms(seed: int, step: int, rows: torch.Tensor, positions: int, draws: int | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which checkpoint counts: one with a completion marker, written last, after a barrier (DESIGN decision 13)."""
+"""Which checkpoint counts: one with a completion marker, written last, after a barrier."""
 
 from __future__ import annotations
 

@@ -53,9 +53,9 @@ class ColdStartConfig(TrainingArguments):
 class ChainGRPOConfig(GRPOConfig):
     """What `realsr-r1 grpo` takes: every field of TRL's `GRPOConfig`, and these.
 
-    The defaults are the seed's (FACTS sections 5 and 6), but for `text_top_k`, which the paper's code has at 1: then all
+    The defaults are the published code's, but for `text_top_k`, which it has at 1: then all
     completions of a group write the same text and two of the four rewards teach nothing. `per_device_train_batch_size`
-    counts prompts, as in the seed's command line (`batch_unit`).
+    counts prompts, as in the published launch line (`batch_unit`).
     """
 
     dataset_name: str = field(default="", metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
@@ -75,38 +75,38 @@ class ChainGRPOConfig(GRPOConfig):
     per_device_eval_batch_size: int = field(default=1, metadata={
         "help": "Prompts a device and evaluation step (completions with --batch_unit completions)."})
     batch_unit: str = field(default="prompts", metadata={
-        "help": "What per_device_train_batch_size counts: prompts (as the seed) or completions (as TRL).",
+        "help": "What per_device_train_batch_size counts: prompts (as the published code) or completions (as TRL).",
         "choices": ["prompts", "completions"]})
     loss_batch_size: int | None = field(default=None, metadata={
         "help": "With --batch_unit prompts: completions in one forward and backward of the loss; by default a group."})
 
     rollout_temperature: float = field(default=0.9, metadata={"help": "Of sampling (the loss uses --temperature)."})
     guidance_scale: float = field(default=0.8, metadata={"help": "Classifier-free guidance inside images; 1 = none."})
-    text_top_k: int = field(default=10, metadata={"help": "Top-k of text tokens (Lumina-mGPT: 10, seed: 1)."})
+    text_top_k: int = field(default=10, metadata={"help": "Top-k of text tokens (Lumina-mGPT: 10, published code: 1)."})
     image_top_k_min: int = field(default=1, metadata={"help": "Top-k of image codes at entropy 0."})
     image_top_k_max: int = field(default=2000, metadata={"help": "Top-k of image codes at entropy 10 nats."})
     grammar: str = field(default="image", metadata={
-        "help": "image: image spans are constrained, as the seed does; chain: the whole chain is.",
+        "help": "image: image spans are constrained, as in the published code; chain: the whole chain is.",
         "choices": ["image", "chain"]})
     max_text_tokens: int = field(default=256, metadata={"help": "With --grammar chain: tokens a text section has at most."})
     cuda_graphs: bool = field(default=False, metadata={
         "help": "Rollouts record the policy's steps as CUDA graphs: less time between kernels, where Python sets the pace."})
     train_forced_tokens: bool = field(default=False, metadata={
-        "help": "Score tokens that the grammar forced, too (as the seed does)."})
+        "help": "Score tokens that the grammar forced, too (as the published code does)."})
     share_prompts: bool = field(default=True, metadata={
         "help": "The loss computes a prompt once for its completions in a microbatch, not once for each."})
 
     sample_steps: int = field(default=50, metadata={"help": "Steps between saved samples of one group; 0 = none."})
     max_pixels: int | None = field(default=None, metadata={
-        "help": "Accepted for the seed's command line; this policy's image size is in its chain settings."})
+        "help": "Accepted for the published launch line; this policy's image size is in its chain settings."})
 
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 (mixed precision; DeepSpeed keeps float32 masters)."})
-    temperature: float = field(default=1.0, metadata={"help": "Divides the logits in the loss (seed: 1)."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the logits in the loss (published code: 1)."})
     loss_type: str = field(default="grpo", metadata={"help": "TRL's loss; grpo: mean over sequences of token means."})
-    scale_rewards: str = field(default="group", metadata={"help": "Advantages are divided by the group's deviation (seed)."})
-    learning_rate: float = field(default=2e-6, metadata={"help": "Of AdamW (seed: 2e-6)."})
-    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the prompts (seed: 2)."})
-    beta: float = field(default=0.0, metadata={"help": "Weight of the KL term to the reference policy (seed: 0)."})
+    scale_rewards: str = field(default="group", metadata={"help": "What advantages are divided by (published: the group's deviation)."})
+    learning_rate: float = field(default=2e-6, metadata={"help": "Of AdamW (published code: 2e-6)."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the prompts (published code: 2)."})
+    beta: float = field(default=0.0, metadata={"help": "Weight of the KL term to the reference policy (published code: 0)."})
 
     def __post_init__(self) -> None:
         """Translate prompts into TRL's batch numbers. Raises `UserError` for values that can't work."""

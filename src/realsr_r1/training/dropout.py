@@ -1,4 +1,4 @@
-"""Dropout on what a decoder layer adds to its input, as Lumina-mGPT trains with (FACTS section 8).
+"""Dropout on what a decoder layer adds to its input, as Lumina-mGPT trains with.
 
 Hooks, so that the model folder's layout stays what it is: a saved policy knows nothing of it.
 """

@@ -134,7 +134,7 @@ class ChainGRPOTrainer(GRPOTrainer):
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss; logs how far what tokens were drawn from is from what is trained (DESIGN decision 10)."""
+        """TRL's loss; logs how far what tokens were drawn from is from what is trained."""
         loss = super()._compute_loss(model, inputs)
         mask = inputs["completion_mask"] * inputs["tool_mask"]
         log_ratio = ((inputs["sampling_per_token_logps"] - self._log_probs) * mask).sum() / mask.sum().clamp(min=1)

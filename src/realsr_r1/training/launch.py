@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def prepare_process(args: TrainingArguments) -> None:
     """Join the process group, and let wandb work offline where nobody is logged in.
 
-    On CPU with DeepSpeed the group must be there before a model is built (FACTS section 10).
+    On CPU with DeepSpeed the group must be there before a model is built.
     """
     import logging
     import os

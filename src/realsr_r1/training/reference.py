@@ -1,7 +1,7 @@
 """The reference policy of `beta > 0`, built as the policy was: through our loader.
 
 TRL would take the class that the folder's config names, and that is transformers' for published folders, which refuses
-their norms (FACTS section 10).
+their norms.
 """
 
 from __future__ import annotations

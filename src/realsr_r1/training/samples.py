@@ -33,7 +33,7 @@ def write_samples(output_dir: str | Path, step: int, record: Mapping[str, Any], 
 
 def append_reward_log(path: str | Path, step: int, rank: int, completions: Sequence[str],
                       rewards: Mapping[str, Sequence[float | None]]) -> None:
-    """Append this rank's completions with their rewards to the text file at `path` (the seed's LOG_PATH), in one write."""
+    """Append this rank's completions with their rewards to the text file at `path` (LOG_PATH), in one write."""
     entries = []
     for index, text in enumerate(completions):
         scores = ", ".join(f"{name} {values[index]}" for name, values in rewards.items())
