@@ -103,7 +103,7 @@ class ChainGRPOConfig(GRPOConfig):
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 (mixed precision; DeepSpeed keeps float32 masters)."})
     temperature: float = field(default=1.0, metadata={"help": "Divides the logits in the loss (published code: 1)."})
     loss_type: str = field(default="grpo", metadata={"help": "TRL's loss; grpo: mean over sequences of token means."})
-    scale_rewards: str = field(default="group", metadata={"help": "What advantages are divided by (published: the group's deviation)."})
+    scale_rewards: str = field(default="group", metadata={"help": "What advantages are divided by (published: group)."})
     learning_rate: float = field(default=2e-6, metadata={"help": "Of AdamW (published code: 2e-6)."})
     num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the prompts (published code: 2)."})
     beta: float = field(default=0.0, metadata={"help": "Weight of the KL term to the reference policy (published code: 0)."})
