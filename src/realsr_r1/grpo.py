@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"--max_pixels {args.max_pixels} has no effect: the image size is in the model folder's chain settings")
     adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
+    from trl.trainer.utils import global_then_local_main_first
+
     from realsr_r1.models import load_policy
     from realsr_r1.models.loading import policy_config, tensor_shapes
     from realsr_r1.processing import ChainProcessor
@@ -52,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     tensor_shapes(Path(model_args.model_name_or_path))
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
     experts = args.experts or list(processor.settings.experts)
-    reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device))
+    with global_then_local_main_first():  # one process at a time, for it may have to download their weights
+        reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device))
     columns = required_columns(args.reward_funcs, experts)
 
     def prompts(split: str, max_samples: int | None) -> Any:

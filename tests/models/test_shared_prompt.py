@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import modeling_flash_attention_utils
 
 from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
 from realsr_r1.models.shared_prompt import SharedPrompts, share_prompts
@@ -113,3 +114,31 @@ def test_samples_side_by_side_see_only_themselves(attention, swin_norm):
 def test_a_policy_that_was_not_told_says_so():
     with pytest.raises(ValueError, match="share_prompts"):
         make_policy().model(input_ids=torch.tensor([PROMPTS[0]]), shared_prompts=SharedPrompts(((7, 1),), 0))
+
+
+def test_flash_attention_is_asked_for_by_its_own_name(monkeypatch):
+    """In place of the package, which needs a GPU: its function, computed by torch, under the names transformers imports."""
+    def flash(query, key, value, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):
+        assert causal and window_size == (-1, -1)
+        seen = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril(key.shape[1] - query.shape[1])
+        states = (states.transpose(1, 2) for states in (query, key, value))  # FlashAttention's are (B, T, heads, head_dim)
+        return torch.nn.functional.scaled_dot_product_attention(*states, attn_mask=seen, scale=softmax_scale).transpose(1, 2)
+
+    asked = []
+
+    def imports(implementation, *_, **__):
+        asked.append(implementation)
+        return flash, flash, None, None, None
+
+    monkeypatch.setattr(modeling_flash_attention_utils, "_lazy_imports", imports)
+    monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
+    policy, truth = make_policy(), make_policy()
+    policy.config._attn_implementation = "flash_attention_2"
+    share_prompts(policy.config)
+    packed = pack_groups(*padded(), 5)
+    states = policy.model(input_ids=packed.input_ids, shared_prompts=packed.layout).last_hidden_state
+    found = chosen(policy, states, packed.labels)
+    torch.testing.assert_close(found[:, :4], alone(truth), rtol=1e-5, atol=1e-5)
+    plain = torch.tensor([PROMPTS[0] + COMPLETIONS[0][0]])
+    torch.testing.assert_close(policy(input_ids=plain).logits, truth(input_ids=plain).logits, rtol=1e-5, atol=1e-5)
+    assert set(asked) == {"flash_attention_2"}

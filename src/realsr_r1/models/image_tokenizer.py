@@ -48,12 +48,13 @@ class Quantizer(nn.Module):
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, h, w) -> ids (B, h, w) of the nearest codes."""
-        flat = self.scaled(latents.permute(0, 2, 3, 1).float())
-        codebook = self.scaled(self.embedding.weight.float())
-        offset = codebook.square().sum(-1) / 2
-        rows = max(1, MAX_SIMILARITIES // len(codebook))
-        ids = [(part @ codebook.T - offset).argmax(-1) for part in flat.flatten(0, 2).split(rows)]
-        return torch.cat(ids).view(flat.shape[:3])
+        with torch.autocast(latents.device.type, enabled=False):
+            flat = self.scaled(latents.permute(0, 2, 3, 1).float())
+            codebook = self.scaled(self.embedding.weight.float())
+            offset = codebook.square().sum(-1) / 2
+            rows = max(1, MAX_SIMILARITIES // len(codebook))
+            ids = [(part @ codebook.T - offset).argmax(-1) for part in flat.flatten(0, 2).split(rows)]
+            return torch.cat(ids).view(flat.shape[:3])
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (B, h, w) -> codes (B, C, h, w)."""

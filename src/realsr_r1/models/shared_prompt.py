@@ -77,7 +77,7 @@ def share_prompts(config: PretrainedConfig) -> None:
         return
     name = PREFIX + inner
     function = AttentionInterface().get_interface(inner, eager_attention_forward)
-    AttentionInterface.register(name, partial(_attention, function))
+    AttentionInterface.register(name, partial(_attention, inner, function))
     AttentionMaskInterface.register(name, AttentionMaskInterface()[inner])
     config._attn_implementation = name
 
@@ -96,13 +96,21 @@ def masks(config: PretrainedConfig, layout: SharedPrompts, like: torch.Tensor) -
             for prompt, count in layout.groups]
 
 
-def _attention(inside: Callable[..., Any], module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
+def _attention(inner: str, function: Callable[..., Any], module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
                value: torch.Tensor, attention_mask: Any, shared_prompts: SharedPrompts | None = None,
                shared_masks: list[tuple[Any, Any]] | None = None, **kwargs: Any) -> tuple[torch.Tensor, Any]:
     """transformers' attention interface: queries, keys, values (B, heads, T, head_dim) -> (B, T, heads, head_dim).
 
-    With `shared_prompts` B is 1, and `shared_masks` (from `masks`) stand for `attention_mask`.
+    With `shared_prompts` B is 1, and `shared_masks` (from `masks`) stand for `attention_mask`. `function` is what
+    transformers calls `inner`.
     """
+    def inside(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        name, module.config._attn_implementation = module.config._attn_implementation, inner  # FlashAttention reads it there
+        try:
+            return function(*args, **kwargs)
+        finally:
+            module.config._attn_implementation = name
+
     if shared_prompts is None:
         return inside(module, query, key, value, attention_mask, **kwargs)
     outputs = []

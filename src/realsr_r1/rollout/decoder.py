@@ -54,12 +54,16 @@ class Decoder:
             last.append(states[0, -1])
         self.prompt_states = torch.stack(last)  # (prompts, hidden)
 
-        def gather(layer: int, name: str) -> torch.Tensor:
-            return torch.cat([F.pad(states, (0, 0, 0, longest - states.shape[2]))
-                              for states in (getattr(cache.layers[layer], name) for cache in caches)])
+        def gather(states: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+            return torch.cat([F.pad(one, (0, 0, 0, longest - one.shape[2])).to(dtype) for one in states])
 
-        # Each (prompts, kv heads, longest prompt, head_dim)
-        self.shared = [(gather(layer, "keys"), gather(layer, "values")) for layer in range(len(self.model.layers))]
+        self.shared = []  # of each layer, keys and values (prompts, kv heads, longest prompt, head_dim)
+        for layers in zip(*(cache.layers for cache in caches), strict=True):
+            keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+            for layer in layers:  # the gathered ones take their place: a prompt's take gigabytes
+                layer.keys = layer.values = None
+            dtype = values[0].dtype  # autocast leaves the normed keys wider
+            self.shared.append((gather(keys, dtype), gather(values, dtype)))
         self.prompt_mask = None  # (prompts, 1, 1, longest): what is padding
         if len({len(prompt) for prompt in prompts}) > 1:
             columns = torch.arange(longest, device=self.device)
@@ -203,7 +207,7 @@ class Decoder:
     def _project(self, index: int, states: torch.Tensor, cos: torch.Tensor,
                  sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """States (B, hidden) -> queries (B, kv heads, heads / kv heads, head_dim), keys and values
-        (B, kv heads, head_dim); normed, rotated, queries scaled.
+        (B, kv heads, head_dim), of the values' type; normed, rotated, queries scaled.
         """
         attention, norms = self.model.layers[index].self_attn, self.norms[index]
         batch, head_dim = len(states), attention.head_dim
@@ -214,7 +218,8 @@ class Decoder:
         both = both * cos + swapped * sin
         query, key = both.split((attention.num_heads, attention.num_key_value_heads), dim=1)
         query = (query * attention.scaling).reshape(batch, attention.num_key_value_heads, -1, head_dim)
-        return query, key, attention.v_proj(states).view(batch, -1, head_dim)
+        value = attention.v_proj(states).view(batch, -1, head_dim)
+        return query.to(value.dtype), key.to(value.dtype), value
 
     def _attend(self, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
                 hidden: torch.Tensor | None = None) -> torch.Tensor:
@@ -256,7 +261,8 @@ class Decoder:
         prompts, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
         if len(prompts) < len(self.prompt_lengths):
             self.prompt_lengths = self.prompt_lengths[prompts]
-            self.shared = [(keys[prompts], values[prompts]) for keys, values in self.shared]
+            for layer, (keys, values) in enumerate(self.shared):  # one at a time, for they are large
+                self.shared[layer] = keys[prompts], values[prompts]
             self.prompt_mask = None if self.prompt_mask is None else self.prompt_mask[prompts]
         self._group_rows()
 

@@ -14,7 +14,7 @@ import torch
 
 from realsr_r1.rollout.decoder import Decoder
 
-REACH_STEP = 256  # columns: caches are read up to the next multiple, so that a step's shape holds for as many tokens
+REACH_STEP = 512  # columns: caches are read up to the next multiple, so that a step's shape holds for as many tokens
 
 Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -27,8 +27,7 @@ class GraphDecoder(Decoder):
 
     def __init__(self, *args: object, **kwargs: object):
         super().__init__(*args, **kwargs)
-        self._seen: dict[tuple[int, ...], Step | None] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self._forget()
 
     def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
              reach: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,6 +40,9 @@ class GraphDecoder(Decoder):
              reach: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Decoder.feed`."""
         reads = self._rounded(longest, self.own), self._rounded(reach, self.unconditional) if len(rows) else 0
+        if reads[0] != self._reads:
+            self._forget()
+            self._reads = reads[0]
         shape = (*tokens.shape, len(rows), *reads)
         step = partial(self._feed, *reads)
         if shape in self._seen:
@@ -59,7 +61,13 @@ class GraphDecoder(Decoder):
     def keep_rows(self, rows: torch.Tensor) -> None:
         """See `Decoder.keep_rows`."""
         super().keep_rows(rows)
-        self._seen.clear()  # no step has their shape again
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop all graphs: no step has their shape again. All, as they share memory, which goes with the last."""
+        self._seen: dict[tuple[int, ...], Step | None] = {}
+        self._reads = 0
+        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     @staticmethod
     def _rounded(columns: int, caches: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
@@ -72,7 +80,8 @@ def record(step: Step, inputs: tuple[torch.Tensor, ...], pool: tuple[int, int] |
         return step
     held = [tensor.clone() for tensor in inputs]
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # Other threads may use the device meanwhile (a data loader's, which pins memory).
+    with torch.cuda.device(held[0].device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = step(*held)
 
     def repeat(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -74,6 +74,8 @@ class ChainGRPOTrainer(GRPOTrainer):
         with whole_policy(self) as policy, self._agreement:  # faults stay inside
             engine = RolloutEngine(policy, self.processor, self.args.rollout_config(group))
             rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
+        self._agreement.settle()
+        with self._agreement:
             images = self.processor.decode_images(rollout.completion_ids)
         self._agreement.settle()
         mask = rollout.sampled_mask

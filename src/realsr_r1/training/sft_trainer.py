@@ -130,6 +130,8 @@ class ColdStartTrainer(Trainer):
                     "max_new_tokens": self.args.max_length if is_chain else len(ids)}
         with self._throughput.paused(), whole_policy(self) as policy, self._agreement:  # faults stay inside
             rollout = RolloutEngine(policy, self.processor, RolloutConfig(**settings)).generate(prompt)
+        self._agreement.settle()
+        with self._throughput.paused(), self._agreement:
             if self.is_world_process_zero():
                 texts, images = self.processor.decode_batch(rollout.completion_ids)
                 question, shown = self.processor.decode(prompt)
