@@ -7,7 +7,7 @@ FLASH_ATTN="flash-attn==2.8.3.post2"  # only installed where a CUDA GPU and its 
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")"
 
-stamp=.venv/.setup-done
+stamp=.venv/.setup-done flash_stamp=.venv/.flash-attn-tried
 wanted="$( (pwd -P; cat requirements.txt pyproject.toml setup.sh) | sha256sum | cut -d ' ' -f 1)"
 is_supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
 venv_python=.venv/bin/python
@@ -64,7 +64,14 @@ for path in [*(info for info, whole in infos.items() if not whole), *site.glob("
 EOF
 }
 
-if [[ -f $stamp && "$(cat "$stamp")" == "$wanted" ]] && "$venv_python" -c 'import realsr_r1' 2>/dev/null; then
+# A GPU and its compiler, for which flash-attn wasn't tried yet: .venv may have been made on a machine without.
+wants_flash_attn() {
+    [[ ! -f $flash_stamp ]] && command -v nvcc && nvidia-smi -L \
+        && "$venv_python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+}
+
+if [[ -f $stamp && "$(cat "$stamp")" == "$wanted" ]] && "$venv_python" -c 'import realsr_r1' 2>/dev/null \
+    && ! wants_flash_attn >/dev/null 2>&1; then
     say ".venv is up to date"
     exit 0
 fi
@@ -94,14 +101,11 @@ fi
 say "installing realsr-r1 itself (editable)"
 pip install --no-deps --no-build-isolation -e . || fail "installing the package failed (see above)"
 
-has_gpu() {
-    command -v nvcc && nvidia-smi -L \
-        && "$venv_python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
-}
-if has_gpu >/dev/null 2>&1 && ! "$venv_python" -c 'import flash_attn' 2>/dev/null; then
+if wants_flash_attn >/dev/null 2>&1; then
     say "installing $FLASH_ATTN for this GPU (it may have to be compiled: up to an hour)"
     pip install --no-build-isolation "$FLASH_ATTN" \
         || echo "[setup] warning: flash-attn could not be installed; flash_attention_2 will fall back to sdpa" >&2
+    touch "$flash_stamp"
 fi
 
 echo "$wanted" > "$stamp"

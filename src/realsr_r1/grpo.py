@@ -60,11 +60,10 @@ def main(argv: list[str] | None = None) -> None:
 
     def prompts(split: str, max_samples: int | None) -> Any:
         return load_prompts(args.dataset_name, split, processor, columns, output / PROMPTS_FOLDER / split,
-                            args.max_prompt_length, max_samples, args.seed)
+                            args.max_prompt_length, max_samples, args.seed, args.process_index, args.world_size)
 
-    with args.main_process_first(local=False, desc="tokenising prompts"):
-        train = prompts(args.dataset_train_split, args.max_samples)
-        evaluation = prompts(args.dataset_test_split, None) if args.eval_strategy != "no" else None
+    train = prompts(args.dataset_train_split, args.max_samples)
+    evaluation = prompts(args.dataset_test_split, None) if args.eval_strategy != "no" else None
     wanted = args.generation_batch_size // args.num_generations
     if len(train) < wanted:
         raise UserError(f"{args.dataset_name}: {args.dataset_train_split} has {len(train)} prompts, fewer than the {wanted} of one "

@@ -41,6 +41,17 @@ def test_they_are_made_once(load, tmp_path):
     assert before and {path: path.stat().st_mtime_ns for path in (tmp_path / "p").rglob("*.arrow")} == before
 
 
+def test_each_process_tokenises_its_part_and_all_read_the_whole(load, tmp_path):
+    whole = load(folder=tmp_path / "whole")
+    first = load(process=1, processes=2, folder=tmp_path / "parts")  # makes what is missing, were it alone
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.arrow")}
+    assert len(made) == 2
+    for process, processes in ((0, 2), (1, 2)):
+        assert load(process=process, processes=processes, folder=tmp_path / "parts")[:] == whole[:] == first[:]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.arrow")} == made
+    assert load(process=7, processes=9, folder=tmp_path / "parts")["prompt"][:] == whole["prompt"][:]  # more than records
+
+
 def test_nothing_is_written_into_the_dataset(load, dataset):
     before = sorted(dataset.rglob("*"))
     load(max_samples=2)

@@ -22,6 +22,7 @@ def prepare_process(args: TrainingArguments) -> None:
     import os
     import warnings
 
+    import datasets
     import torch
 
     # DeepSpeed calls collectives under their old names; torch says so at every step.
@@ -34,6 +35,7 @@ def prepare_process(args: TrainingArguments) -> None:
     logging.getLogger("transformers.configuration_utils").addFilter(
         lambda record: "instantiate a model of type" not in record.getMessage())
     if args.process_index:  # rank 0 says it for all
+        datasets.disable_progress_bars()
         warnings.filterwarnings("ignore", message="flash_attention_2 needs")
 
     if args.deepspeed and "RANK" in os.environ and not torch.cuda.is_available():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.data.dataset import select_records
 from realsr_r1.data.stored import stored
 from realsr_r1.errors import UserError
+from realsr_r1.training.agreement import Agreement
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,21 +20,29 @@ LQ_COLUMN = "lq"  # not `image`: that name switches TRL's vision path on
 
 
 def load_prompts(dataset_name: str, split: str, processor: ChainProcessor, reward_columns: Mapping[str, Sequence[str]],
-                 folder: str | Path, max_prompt_length: int, max_samples: int | None = None, seed: int = 0) -> Dataset:
-    """A split with `prompt` (ids) and without `image` (it becomes `lq`). Tokenised once, in a folder inside `folder`.
+                 folder: str | Path, max_prompt_length: int, max_samples: int | None = None, seed: int = 0,
+                 process: int = 0, processes: int = 1) -> Dataset:
+    """A split with `prompt` (ids) and without `image` (it becomes `lq`). Tokenised once, in folders inside `folder`.
 
-    `reward_columns`: reward -> columns it needs. Raises `UserError` for a missing column or split and for a prompt that
-    is longer than `max_prompt_length`.
+    `reward_columns`: reward -> columns it needs. `process` of `processes`: all call it, each tokenises its part. Raises
+    `UserError` for a missing column or split and for a prompt that is longer than `max_prompt_length`.
     """
     from datasets import concatenate_datasets
 
     records = select_records(dataset_name, split, needed_columns(reward_columns), max_samples, seed)
 
-    def encode(fingerprint: str) -> Dataset:
-        return records.map(encode_prompts, batched=True, batch_size=64, desc=f"tokenising {split}", keep_in_memory=True,
-                           remove_columns=records.column_names, fn_kwargs={"processor": processor}, new_fingerprint=fingerprint)
+    def tokenised(part: Dataset) -> Dataset:
+        return stored(folder, part, processor, lambda fingerprint: part.map(
+            encode_prompts, batched=True, batch_size=64, desc=f"tokenising {split}", keep_in_memory=True,
+            remove_columns=part.column_names, fn_kwargs={"processor": processor}, new_fingerprint=fingerprint))
 
-    prompts = stored(folder, records, processor, encode)
+    count, agreement = max(1, min(processes, len(records))), Agreement()
+    parts = [records.shard(count, index, contiguous=True) for index in range(count)]
+    with agreement:
+        for part in parts[process::processes]:
+            tokenised(part)
+    agreement.settle()
+    prompts = concatenate_datasets([tokenised(part) for part in parts])  # they are there now
     longest = max((len(ids) for ids in prompts.with_format("numpy")["prompt"]), default=0)
     if longest > max_prompt_length:
         raise UserError(f"the longest prompt of {split} has {longest} tokens, more than "
