@@ -37,7 +37,7 @@ def traces(monkeypatch) -> list[int]:
         return repeat
 
     monkeypatch.setattr(graphs, "record", trace)
-    monkeypatch.setattr(graphs, "REACH_STEP", 16)
+    monkeypatch.setattr(graphs, "REACH_STEP", 64)
     return runs
 
 
