@@ -43,7 +43,7 @@ class GraphDecoder(Decoder):
         if reads[0] != self._reads:
             self._forget()
             self._reads = reads[0]
-        shape = (*tokens.shape, len(rows), *reads)
+        shape = (*tokens.shape, len(rows), reads[1])
         step = partial(self._feed, *reads)
         if shape in self._seen:
             self._seen[shape] = self._seen[shape] or record(step, (tokens, columns, rows, places), self._pool)
