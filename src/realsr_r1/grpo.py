@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.rewards import load_reward_funcs
     from realsr_r1.rewards.registry import required_columns
+    from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import last_checkpoint
     from realsr_r1.training.grpo_trainer import ChainGRPOTrainer
     from realsr_r1.training.prompts import load_prompts
@@ -54,8 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     tensor_shapes(Path(model_args.model_name_or_path))
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
     experts = args.experts or list(processor.settings.experts)
-    with global_then_local_main_first():  # one process at a time, for it may have to download their weights
+    agreement = Agreement()  # a fault inside would leave the other ranks waiting for this one
+    with global_then_local_main_first(), agreement:  # one process first, for it may have to download their weights
         reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device))
+    agreement.settle()
     columns = required_columns(args.reward_funcs, experts)
 
     def prompts(split: str, max_samples: int | None) -> Any:
