@@ -4,7 +4,8 @@
 
 Makes `--crops` crops of 512 px with the published degradation, `--repeats` times with each number of processes, in turn, start-up
 included, and prints as JSON: `crops_per_second` (medians), `speedup` (of the most processes to one, median over the turns), `share`
-(of linear), `crops_per_cpu_second` (which other programs disturb less) and `worker_MiB`: the most memory that a worker held.
+(of linear), `apart` (the speedup of as many commands of one process each, started together: what the machine allows),
+`crops_per_cpu_second` (which other programs disturb less) and `worker_MiB`: the most memory that a worker held.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,37 +49,39 @@ def main() -> None:
         (work / "tags.jsonl").write_text("".join(json.dumps({"image": photo.name.replace("/", "-"), "tag": "photo"}) + "\n"
                                                  for photo in photos))
         each = -(-args.crops // len(photos))
+        few, many = min(runs), max(runs)
+        apart = []
         for _ in range(args.repeats):
             for count in runs:
                 runs[count].append(one_run(work, each, args.crop_px, count))
+            apart.append(one_run(work, each, args.crop_px, few, copies=many // few))
     crops = each * len(photos)
     rates = {count: [crops / run["seconds"] for run in done] for count, done in runs.items()}
-    few, many = min(runs), max(runs)
     speedup = median(more / one for more, one in zip(rates[many], rates[few], strict=True))
+    allowed = median(many // few * one["seconds"] / together["seconds"] for one, together in zip(runs[few], apart, strict=True))
     print(json.dumps({
         "crops": crops, "photos": len(photos), "load_average": round(os.getloadavg()[0], 1),
         "crops_per_second": {count: round(median(rate), 2) for count, rate in rates.items()},
         "crops_per_cpu_second": {count: round(median(crops / run["cpu_seconds"] for run in done), 2)
                                  for count, done in runs.items()},
-        "speedup": round(speedup, 2), "share": round(speedup / (many / few), 2),
+        "speedup": round(speedup, 2), "share": round(speedup / (many / few), 2), "apart": round(allowed, 2),
         "worker_MiB": {count: round(max(run["worker_MiB"] for run in done)) for count, done in runs.items()}}))
 
 
-def one_run(work: Path, crops_per_photo: int, crop_px: int, num_proc: int) -> dict[str, float]:
-    """Seconds, CPU seconds and the largest worker of one run, whose output is deleted."""
-    import shutil
-
-    command = [sys.executable, "-m", "realsr_r1.create_json", "--images", "images", "--tags", "tags.jsonl", "--output", "out",
-               "--crop_px", str(crop_px), "--crops_per_photo", str(crops_per_photo), "--num_proc", str(num_proc)]
+def one_run(work: Path, crops_per_photo: int, crop_px: int, num_proc: int, copies: int = 1) -> dict[str, float]:
+    """Seconds, CPU seconds and the largest worker of `copies` runs started together, whose outputs are deleted."""
     shutil.rmtree(work / "out", ignore_errors=True)
+    command = [sys.executable, "-m", "realsr_r1.create_json", "--images", "images", "--tags", "tags.jsonl",
+               "--crop_px", str(crop_px), "--crops_per_photo", str(crops_per_photo), "--num_proc", str(num_proc)]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.Popen(command, cwd=work, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    processes = [subprocess.Popen([*command, "--output", f"out/{copy}"], cwd=work, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+                 for copy in range(copies)]
     largest = [0.0]
-    watcher = threading.Thread(target=watch, args=(process, num_proc > 1, largest))
+    watcher = threading.Thread(target=watch, args=(processes[0], num_proc > 1, largest))
     watcher.start()
-    if process.wait() != 0:
-        raise SystemExit(f"create-json ended with {process.returncode}: {' '.join(command)}")
+    if any([process.wait() for process in processes]):  # a list: wait for all
+        raise SystemExit(f"create-json failed: {' '.join(command)}")
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     watcher.join()
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

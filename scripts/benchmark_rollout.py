@@ -29,6 +29,7 @@ PRESETS = {"small": {"hidden": 256, "layers": 4, "heads": 4, "intermediate": 688
            "large": {"hidden": 1024, "layers": 8, "heads": 8, "intermediate": 2752}}
 PROMPT, BODY = 338, 5  # tokens of the prompt; of a text section's body
 UNITS = 4  # grid units of the final image: 16 x 16 codes
+GROUPS, SIDES, PROMPTS = (1, 2, 5, 10, 20), (2, 4, 6, 8), (338, 1338, 2338, 4338)  # of --growth: G, final images, prompts
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cuda_graphs", action="store_true", help="the engine's steps as CUDA graphs")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--growth", type=Path, metavar="PNG", help="plot time over G and over image sizes instead")
+    parser.add_argument("--growth", type=Path, metavar="PNG", help="plot time over G, image sizes and prompts instead")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     shape = {name: getattr(args, name) or value for name, value in PRESETS[args.preset].items()}
@@ -60,16 +61,20 @@ def main() -> None:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def engine_for(policy: LuminaPolicy, generations: int, units: int = UNITS,
-               cuda_graphs: bool = False) -> tuple[RolloutEngine, list[int]]:
-    """An engine that writes whole chains with a final image of `units` x `units`, and a prompt with such an image."""
+def engine_for(policy: LuminaPolicy, generations: int, units: int = UNITS, cuda_graphs: bool = False,
+               length: int | None = None) -> tuple[RolloutEngine, list[int]]:
+    """An engine that writes whole chains with a final image of `units` x `units`, and a prompt with such an image.
+
+    `length`: tokens of the prompt (default: `PROMPT` where the image is of `UNITS`).
+    """
     layout = chain_layout()
     sizes = layout.chain_sizes(units, units)
     images = sum(layout.span_length(*size) for size in sizes)
     tags = sum(len(section.open_ids) + len(section.close_ids) for section in layout.chain_form.sections)
     config = RolloutConfig(num_generations=generations, max_new_tokens=images + tags + 4 * BODY + 1, grammar="chain",
                            image_sizes=sizes, max_text_tokens=BODY, guidance_scale=0.8, cuda_graphs=cuda_graphs)
-    return RolloutEngine(policy, layout, config), prompt_of(layout, units, PROMPT - 276 + layout.span_length(units, units))
+    usual = PROMPT + layout.span_length(units, units) - layout.span_length(UNITS, UNITS)
+    return RolloutEngine(policy, layout, config), prompt_of(layout, units, length or usual)
 
 
 def against_naive(policy: LuminaPolicy, generations: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
@@ -94,6 +99,15 @@ def quiet(function: Callable[..., object], *arguments: object) -> None:
     function(*arguments)
 
 
+def timed(function: Callable[..., object], *arguments: object) -> float:
+    """Seconds of a call."""
+    started = time.perf_counter()
+    function(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
 @torch.no_grad()
 def naive(policy: LuminaPolicy, prompt: list[int], generations: int, tokens: int) -> float:
     """Seconds of one forward of 2 G rows a token, after the prompt: growing cache, whole head, nothing else."""
@@ -110,32 +124,54 @@ def naive(policy: LuminaPolicy, prompt: list[int], generations: int, tokens: int
 
 
 def growth(policy: LuminaPolicy, path: Path, repeats: int, cuda_graphs: bool) -> dict[str, float]:
-    """Seconds over G at one image size and over image sizes at G = 5, and their plot at `path`."""
-    groups, sides = (1, 2, 5, 10, 20), (2, 4, 6, 8)
-    runs = {}
-    for name, generations, units in (*((f"G = {count}", count, UNITS) for count in groups),
-                                     *((f"{side * CODES_PER_UNIT}^2", 5, side) for side in sides)):
+    """Seconds over G, over image sizes at G = 5, and of one token over prompts beside the naive loop's; their plot at `path`."""
+    runs: dict[str, Callable[[], float | None]] = {}
+    for name, generations, units in (*((f"G = {count}", count, UNITS) for count in GROUPS),
+                                     *((f"{side * CODES_PER_UNIT}^2", 5, side) for side in SIDES)):
         engine, prompt = engine_for(policy, generations, units, cuda_graphs)
         runs[name] = partial(quiet, engine.generate, prompt)
     seconds = {name: statistics.median(values) for name, values in paired_seconds(runs, repeats).items()}
-    plot(path, groups, sides, list(seconds.values()))
-    return {f"{name}, s": value for name, value in seconds.items()}
+    tokens = [seconds_a_token(policy, length, repeats, cuda_graphs) for length in PROMPTS]
+    plot(path, list(seconds.values()), tokens)
+    figures = {f"{name}, s": value for name, value in seconds.items()}
+    for name in tokens[0]:
+        figures |= {f"{name}, ms a token after {length}": 1e3 * token[name] for length, token in zip(PROMPTS, tokens, strict=True)}
+        figures[f"{name}, ms more a token after 1,000 more"] = \
+            1e6 * (tokens[-1][name] - tokens[0][name]) / (PROMPTS[-1] - PROMPTS[0])
+    return figures
 
 
-def plot(path: Path, groups: tuple[int, ...], sides: tuple[int, ...], seconds: list[float]) -> None:
-    """Two panels: seconds over G; seconds over the codes of the final image."""
+def seconds_a_token(policy: LuminaPolicy, length: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
+    """Median seconds of one token after a prompt of `length` tokens at G = 5, of the engine and of the naive loop."""
+    engine, prompt = engine_for(policy, 5, 2, cuda_graphs, length)
+    tokens = max(map(len, engine.generate(prompt).completion_ids))
+    first = RolloutEngine(policy, engine.layout, RolloutConfig(num_generations=5, max_new_tokens=1))
+
+    def of_engine() -> float:
+        return timed(engine.generate, prompt) - timed(first.generate, prompt)  # without the prompt
+
+    seconds = paired_seconds({"engine": of_engine, "naive": lambda: naive(policy, prompt, 5, tokens)}, repeats)
+    return {"engine": statistics.median(seconds["engine"]) / (tokens - 1), "naive": statistics.median(seconds["naive"]) / tokens}
+
+
+def plot(path: Path, seconds: list[float], tokens: list[dict[str, float]]) -> None:
+    """Three panels: seconds over G; over the codes of the final image; milliseconds of one token over the prompt."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    left.plot(groups, seconds[:len(groups)], "o-")
-    left.set(xlabel="completions a prompt (G)", ylabel="seconds a rollout", ylim=(0, None), xticks=groups)
-    codes = [(side * CODES_PER_UNIT) ** 2 for side in sides]
-    right.plot(codes, seconds[len(groups):], "o-")
-    right.set(xlabel="codes of the final image (G = 5)", ylim=(0, None), xticks=codes)
-    for axes in (left, right):
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    left.plot(GROUPS, seconds[:len(GROUPS)], "o-")
+    left.set(xlabel="completions a prompt (G)", ylabel="seconds a rollout", ylim=(0, None), xticks=GROUPS)
+    codes = [(side * CODES_PER_UNIT) ** 2 for side in SIDES]
+    middle.plot(codes, seconds[len(GROUPS):], "o-")
+    middle.set(xlabel="codes of the final image (G = 5)", ylabel="seconds a rollout", ylim=(0, None), xticks=codes)
+    for name, label in (("engine", "engine"), ("naive", "naive loop")):
+        right.plot(PROMPTS, [1e3 * token[name] for token in tokens], "o-", label=label)
+    right.set(xlabel="tokens of the prompt (G = 5)", ylabel="milliseconds a new token", ylim=(0, None), xticks=PROMPTS)
+    right.legend()
+    for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 

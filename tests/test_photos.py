@@ -37,6 +37,10 @@ def test_each_photo_is_listed_once_under_a_plain_name():
     assert all(re.fullmatch(r"[a-z]+", name) for name in NAMES)
 
 
+def test_each_photo_has_an_author_and_a_licence():
+    assert all(photo["author"] and photo["licence"] for photo in TABLE)
+
+
 def test_photos_and_sidecars_belong_together():
     assert sorted(path.stem for path in (PHOTOS / "tags").iterdir()) == sorted(NAMES)
     assert sorted(path.stem for path in (PHOTOS / "descriptions").iterdir()) == sorted(NAMES)
