@@ -3,6 +3,5 @@
 if ! command -v nvidia-smi >/dev/null 2>&1; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 MALLOC_TOP_PAD_=67108864
-    export DS_ACCELERATOR=cpu   # else DeepSpeed says at every start that it found no GPU
 fi
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

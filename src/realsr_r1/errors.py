@@ -47,6 +47,8 @@ def _information_on_stdout() -> Iterator[None]:
     logger.setLevel(logging.INFO)
     # peft imports bitsandbytes, which tells every run on a CPU that it lacks a faster kernel than its own.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # And DeepSpeed, which peft's import brings along, that it found no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     try:
         yield
     finally:

@@ -173,8 +173,9 @@ def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutE
                         write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found, made_with)
                         write_photo(output / f"{photo.path.stem}.png", processor.finish(found[-1], lq, shape))
                     else:
-                        bad.append((photo.path, f"the policy wrote no image for {photo.path}; try --grammar chain or "
-                                                "another --seed"))
+                        bad.append((photo.path, f"the policy wrote no image for {photo.path} in {len(ids)} tokens; try "
+                                                "another --seed, a larger --max_new_tokens or, if it was taught chains, "
+                                                "--grammar chain"))
             progress.update(min(batch_size, len(photos) - start))
     if engine.config.jacobi > 1 and tokens:
         print(f"{forwards / tokens:.3f} forward passes a token (jacobi {engine.config.jacobi})")

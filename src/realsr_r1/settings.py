@@ -32,7 +32,8 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
         known = {name.lstrip("-").replace("-", "_") for action in parser._actions for name in action.option_strings}
         for key in values:
             if key not in known | {"env"}:
-                raise UserError(f"{config}: unknown setting {key!r}; {prog} --help lists the known ones")
+                raise UserError(f"{config}: {prog} has no setting {key!r} (a recipe of another command?); {prog} --help lists "
+                                "the known ones")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

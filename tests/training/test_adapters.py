@@ -110,6 +110,23 @@ def test_a_run_of_adapters_is_not_taken_for_a_policy(tmp_path):
         load_policy(tmp_path)
 
 
+def test_a_rollout_leaves_the_gradients_of_a_policy_of_four_bits_as_they_were(model):
+    pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes, which is not installed")
+    few_bits = quantization_config(ModelConfig(use_peft=True, load_in_4bit=True, dtype="bfloat16"))
+    policy = load_policy(model, dtype="bfloat16", quantization_config=few_bits)
+    embeddings = policy.get_input_embeddings()(torch.arange(8)[None]).detach().requires_grad_()
+
+    def gradient() -> torch.Tensor:
+        policy.train()
+        return torch.autograd.grad(policy(inputs_embeds=embeddings).logits.float().square().mean(), embeddings)[0]
+
+    before = gradient()
+    policy.eval()
+    with torch.no_grad():
+        policy(input_ids=torch.arange(8)[None])
+    torch.testing.assert_close(gradient(), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("flags", [[], ["--gradient_checkpointing"], *QUANTISED.values()], ids=str)
 @pytest.mark.parametrize("main", [sft.main, grpo.main], ids=["sft", "grpo"])
 def test_only_adapters_are_trained_and_saved(main, flags, model, records, tmp_path):

@@ -41,13 +41,13 @@ def model(tiny_model, tmp_path_factory):
 @pytest.fixture
 def make_trainer(model, processor, dataset, tmp_path):
     """A function that makes a trainer of two prompts a step, with plain gradient descent, and its reward."""
-    def make(*rewards: Any, **changes: Any) -> tuple[ChainGRPOTrainer, Letters]:
+    def make(*rewards: Any, first: Any = None, **changes: Any) -> tuple[ChainGRPOTrainer, Any]:
         args = ChainGRPOConfig(**{**dict(
             output_dir=str(tmp_path / "run"), dataset_name=str(dataset), report_to="none", max_steps=1, save_strategy="no",
             grammar="chain", max_completion_length=350, max_text_tokens=4, num_generations=GROUP, sample_steps=0,
             num_generations_eval=2, per_device_eval_batch_size=2, per_device_train_batch_size=PROMPTS, optim="sgd",
             learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0.0, seed=5, disable_tqdm=True), **changes})
-        reward = Letters()
+        reward = first or Letters()
         prompts = [load_prompts(str(dataset), split, processor, {}, tmp_path / "prompts", 5000) for split in ("train", "test")]
         return ChainGRPOTrainer(load_policy(model), processor, [reward, *rewards], args, *prompts), reward
     return make
@@ -156,3 +156,13 @@ def test_a_record_without_truth_has_no_score_in_that_reward(make_trainer, tmp_pa
     assert rewards["letters"] == pytest.approx(letters)
     assert rewards["truth"] == [None, 0.25, 0.25]
     assert rewards["total"] == pytest.approx([letters[0], letters[1] + 0.25, letters[2] + 0.25])
+
+
+def test_a_first_step_without_any_reward_is_said(make_trainer, caplog):
+    def nothing(completions: list[str], **columns: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    trainer, _ = make_trainer(first=nothing)
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert "earned any reward" in caplog.text and "realsr-r1 sft" in caplog.text

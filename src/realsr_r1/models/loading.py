@@ -75,6 +75,7 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if quantization_config is not None:
         policy = LuminaPolicy.from_pretrained(path, config=config, dtype=dtype, quantization_config=quantization_config)
+        _keep_backward(policy)
     elif is_deepspeed_zero3_enabled():
         fill_partitioned(policy, path)
     else:
@@ -83,6 +84,15 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
     if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         logger.info(_summary(path, policy, headers, len(found) - len(headers)))
     return policy
+
+
+def _keep_backward(policy: LuminaPolicy) -> None:
+    """At the first forward without gradients on a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights into a form that
+    has no backward, for good: a rollout would spoil every gradient after it.
+    """
+    for module in policy.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _summary(path: Path, policy: LuminaPolicy, headers: Mapping[str, TensorHeader], left_out: int) -> str:

@@ -7,6 +7,7 @@ logging and evaluation are TRL's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.training.config import ChainGRPOConfig
 
+logger = logging.getLogger(__name__)
 EVALUATION_STEP = -1  # the step of evaluation's noise: the same at every evaluation
 
 
@@ -152,6 +154,9 @@ class ChainGRPOTrainer(GRPOTrainer):
             with self._agreement:
                 self._write_down(inputs, completions, self._named(scored[own:own + len(prompts)]))
         self._agreement.settle()
+        if self.model.training and self.accelerator.is_main_process and self.state.global_step == 0 and not scored.nansum():
+            logger.warning("No completion of the first step earned any reward, so there is nothing to learn from yet: give the policy "
+                           "a cold start (realsr-r1 sft), and look at its chains (realsr-r1 score)")
         return scored
 
     def _write_down(self, inputs: list[dict[str, Any]], completions: list[str], rewards: dict[str, list[float | None]]) -> None:

@@ -34,6 +34,9 @@ def prepare_process(args: TrainingArguments) -> None:
     # peft looks at the base folder's config whenever it saves adapters, and a published one names another type.
     logging.getLogger("transformers.configuration_utils").addFilter(
         lambda record: "instantiate a model of type" not in record.getMessage())
+    # DeepSpeed counts accumulation steps where DeepSpeed runs, and accelerate says at every start that it takes its count.
+    logging.getLogger("accelerate.accelerator").addFilter(
+        lambda record: "Gradient accumulation steps mismatch" not in record.getMessage())
     if args.process_index:  # rank 0 says it for all
         datasets.disable_progress_bars()
         warnings.filterwarnings("ignore", message="flash_attention_2 needs")

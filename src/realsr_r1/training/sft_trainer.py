@@ -49,6 +49,9 @@ class ColdStartTrainer(Trainer):
         self.processor = processor
         args._n_gpu = min(args.n_gpu, 1)  # a process has one device; torchrun starts more (DataParallel can't split a row)
         share_prompts(model.config)
+        for config in (model.config, model.generation_config):  # else transformers does it with a warning
+            config.bos_token_id, config.pad_token_id = processor.layout.bos, processor.layout.pad
+            config.eos_token_id = processor.layout.end_of_turn
         if args.dropout:
             add_dropout(model, args.dropout)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
