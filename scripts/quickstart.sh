@@ -47,7 +47,7 @@ fi
 grpo() { NPROC=2 RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
 export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16 --sampling temperature=0.7 \
     guidance_scale=1.0 text_top_k=1 image_top_k_max=100 max_text_tokens=60 max_new_tokens=600; }
-score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 64 --recipe "$recipe" \
+score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 64 --batch_size 16 --recipe "$recipe" \
     --label "$3" --output "$work/$1.json" "${@:4}"; }
 evaluate() { realsr evaluate --restored "$work/restored" --gt "$work/test_crops/hq" --lq "$work/test_crops/lq" \
     --output "$work/evaluation"; }

@@ -1,4 +1,4 @@
-"""Which device a stage runs on: CUDA where there is one, else the CPU, or what `--device` names."""
+"""Which device a stage runs on, CUDA where there is one, else the CPU, and in which type a policy is used there."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def pick_device(name: str | None = None) -> str:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} can't be used here ({reason}); leave the flag out or try --device cpu") from error
     return name
+
+
+POLICY_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def policy_dtype(device: str) -> str:
+    """The type of a policy that is used, not trained: one of `POLICY_DTYPES`."""
+    return "bfloat16" if device.startswith("cuda") else "float32"

@@ -22,7 +22,10 @@ FID_FEATURES = 2048  # width of Inception's features: with fewer images their co
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. `kind`: "pair" compares with the original, "single" needs none, "set" scores a whole set at once."""
+    """One metric. `kind`: "pair" compares with the original, "single" needs none, "set" scores a whole set at once.
+
+    `on_cpu`: wherever the others are.
+    """
 
     label: str
     kind: Literal["pair", "single", "set"]
@@ -30,6 +33,7 @@ class Metric:
     decimals: int
     options: dict[str, Any] = field(default_factory=dict)
     unit: str = ""
+    on_cpu: bool = False
 
 
 _LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as the field does
@@ -47,7 +51,7 @@ METRICS = {
     "maniqa-pipal": Metric("MANIQA (PIPAL)", "single", False, 4),
     "clipiqa": Metric("CLIPIQA", "single", False, 4),
     "topiq_nr": Metric("TOPIQ", "single", False, 4),
-    "piqe": Metric("PIQE", "single", True, 2),
+    "piqe": Metric("PIQE", "single", True, 2, on_cpu=True),  # see rewards/experts.py
 }
 OFFLINE_METRICS = ("psnr", "ssim", "piqe")  # what pyiqa computes without weights
 BASELINE_METRICS = ("psnr", "ssim")  # the ones a flat image of the mean colour gets
@@ -117,8 +121,9 @@ def load_metrics(names: Iterable[str], device: str) -> tuple[dict[str, Scorer], 
     unavailable: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for name in names:
+            place = "cpu" if METRICS[name].on_cpu else device
             try:
-                network = pyiqa.create_metric(name, device=device, **METRICS[name].options)
+                network = pyiqa.create_metric(name, device=place, **METRICS[name].options)
             except OSError as error:  # no network, or no such file on the server
                 if is_disk_full(error):
                     raise
@@ -128,7 +133,7 @@ def load_metrics(names: Iterable[str], device: str) -> tuple[dict[str, Scorer], 
             except Exception as error:  # eleven networks of other people's: one that fails mustn't stop the rest
                 unavailable[name] = f"can't be loaded: {_first_line(error)}"
             else:
-                scorers[name] = Scorer(name, network, device)
+                scorers[name] = Scorer(name, network, place)
     return scorers, unavailable
 
 

@@ -2,7 +2,7 @@
 
 Writes NAME.png for every photo, and in `chains/NAME/` its chain (text and the images on the way) and what it was made
 with. Photos that are done already are left as they are; a photo's noise depends on its place in the input only, so a
-resumed run gives the same.
+resumed run gives the same (on a GPU: up to the rounding of batches of another size, which can tip a draw).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from realsr_r1.chain import IMAGE_SECTIONS
-from realsr_r1.devices import pick_device
+from realsr_r1.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.errors import UserError, run
 from realsr_r1.files import atomic_file, atomic_folder, read_json, write_json
 from realsr_r1.images import list_images, load_image
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder for the restored photos")
     parser.add_argument("--batch_size", type=int, default=8, help="photos at a time (default: 8)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
+    parser.add_argument("--dtype", choices=POLICY_DTYPES,
                         help="of the policy (default: bfloat16 on CUDA, else float32)")
     parser.add_argument("--grammar", choices=["chain", "image"], default="chain",
                         help="chain: every answer is a whole chain; image: only images are forced (default: chain)")
@@ -128,16 +128,13 @@ def is_restored(output: Path, name: str, made_with: dict[str, Any]) -> bool:
 
 def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine]:
     """Policy and processor of the model folder, with its sampling settings under the flags."""
-    import torch
-
     from realsr_r1.models import load_policy
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
     device = pick_device(args.device)
     processor = ChainProcessor.from_pretrained(args.model, device=device)
-    dtype = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    policy = load_policy(args.model, dtype=getattr(torch, dtype)).to(device)
+    policy = load_policy(args.model, dtype=args.dtype or policy_dtype(device)).to(device)
     flags = {name: getattr(args, name) for name in ENGINE_FLAGS if getattr(args, name) is not None}
     unknown = sorted(set(processor.settings.sampling) - {field.name for field in dataclasses.fields(RolloutConfig)})
     if unknown:

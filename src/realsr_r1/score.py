@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from realsr_r1.devices import pick_device
+from realsr_r1.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.errors import UserError, run
 from realsr_r1.files import read_json, write_json
 
@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="GRPO recipe whose rollout settings, rewards and experts count (default: GRPO's defaults)")
     parser.add_argument("--grammar", choices=["image", "chain"], default="image", help="default: image")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts and of the noise (default: 0)")
-    parser.add_argument("--batch_size", type=int, default=16, help="prompts at a time (default: 16)")
+    parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time (default: 4)")
+    parser.add_argument("--dtype", choices=POLICY_DTYPES, help="of the policy (default: bfloat16 on CUDA, else float32)")
     parser.add_argument("--label", help="name in tables (default: the folder's)")
     parser.add_argument("--compare", help="JSON of another model with the same prompts and noise, to pair with")
     parser.add_argument("--output", required=True, help="JSON file to write")
@@ -81,7 +82,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     from realsr_r1.training.prompts import encode_prompts, needed_columns
 
     recipe = ["--config", args.recipe] if args.recipe else []
-    settings, model_args = parse((ChainGRPOConfig, ModelConfig), [
+    settings, _ = parse((ChainGRPOConfig, ModelConfig), [
         *recipe, "--dataset_name", args.dataset_name, "--output_dir", "unused",
         "--grammar", args.grammar, "--seed", str(args.seed), "--report_to", "none"], "realsr-r1 score")
     device = pick_device()
@@ -92,7 +93,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     functions = load_reward_funcs(settings.reward_funcs, experts=experts, device=device)
     rewards = dict(zip(settings.reward_funcs, functions, strict=True))
     weights = settings.reward_weights or [1.0] * len(rewards)
-    policy = load_policy(args.model, dtype=model_args.dtype).to(device)
+    policy = load_policy(args.model, dtype=args.dtype or policy_dtype(device)).to(device)
     engine = RolloutEngine(policy, processor, settings.rollout_config(num_generations=1))
     scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
     for start in tqdm(range(0, len(records), args.batch_size), desc=f"scoring {Path(args.model).name}"):

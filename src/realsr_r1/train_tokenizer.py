@@ -125,7 +125,7 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, config.max_steps))
     first = 0
     if (output / STATE_FILE).is_file():
-        state = torch.load(output / STATE_FILE, weights_only=True, map_location=device)
+        state = torch.load(output / STATE_FILE, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])

@@ -122,7 +122,7 @@ def missing_shards(folder: Path, sources: Mapping[str, Source], description: Map
         check_tokenizer(folder, found, description["tokenizer"])
         if name_of(found) != name_of(description):
             raise UserError(f"{folder} holds tokens of other records or another --seed; give another --output_dir, or remove it")
-    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    elif folder.is_dir() and not {STORE_FILE}.issuperset(path.name for path in folder.iterdir() if not path.name.startswith(".")):
         raise UserError(f"{folder} has files that realsr-r1 pretokenise did not make; give a new folder")
     else:
         write_json(folder / STORE_FILE, description)

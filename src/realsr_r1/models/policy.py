@@ -85,6 +85,12 @@ class LuminaPreTrainedModel(ChameleonPreTrainedModel):
             super()._init_weights(module)
 
 
+    def enable_input_require_grads(self) -> None:
+        """transformers', once: each rollout switches gradient checkpointing off and on, and that one adds a hook each time."""
+        self.disable_input_require_grads()
+        super().enable_input_require_grads()
+
+
 class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
     """Chameleon's decoder without its image tokenizer; forward is `ChameleonModel`'s, for ids or embeddings."""
 

@@ -42,7 +42,8 @@ class Metric:
     """How a metric of pyiqa becomes an expert.
 
     `worst`, `best`: the values that become 0 and 1; beyond them is clamped. `min_side`: px; smaller images are enlarged
-    to it, since the metric's windows or strides need that. `one_by_one`: a batch is slower than its images in turn.
+    to it, since the metric's windows or strides need that. `one_by_one`: a batch is slower, or larger, than its images in
+    turn. `on_cpu`: wherever the others are.
     """
 
     worst: float
@@ -51,6 +52,7 @@ class Metric:
     needs_hq: bool = False
     downloads: bool = True
     one_by_one: bool = False
+    on_cpu: bool = False
 
 
 # PIQE counts blocks of 16x16 px and takes its best and worst value from 0 and 100 (pyiqa's `score_range`). Measured on
@@ -58,13 +60,15 @@ class Metric:
 # colour, black gives NaN; noise of sigma 60 gives 60 to 80 and a clean photo 10 to 90, 45 on average. Noise of sigma
 # 10 and mild JPEG often read as *better* than clean, so PIQE alone invites light grain: pair it with SSIM.
 # pyiqa's SSIM unfolds the batch into 121 float64 copies: 64 images of 48 px take 1.5 ms each in turn and 6 to 12 ms
-# each in one batch on a CPU; at 512 px a batch would take gigabytes.
+# each in one batch on a CPU; at 512 px a batch would take gigabytes. MANIQA makes a batch of 20 crops of each image.
+# PIQE takes variances as differences of large squares, which need all of float32: on a GPU, pyiqa lets convolutions
+# round to TF32.
 METRICS = {
     "topiq_nr": Metric(worst=0, best=1, min_side=32),
     "musiq": Metric(worst=0, best=100, min_side=32),
-    "maniqa-pipal": Metric(worst=0, best=1, min_side=32),
+    "maniqa-pipal": Metric(worst=0, best=1, min_side=32, one_by_one=True),
     "clipiqa": Metric(worst=0, best=1, min_side=32),
-    "piqe": Metric(worst=100, best=0, min_side=16, downloads=False),
+    "piqe": Metric(worst=100, best=0, min_side=16, downloads=False, on_cpu=True),
     "ssim": Metric(worst=0, best=1, min_side=11, needs_hq=True, downloads=False, one_by_one=True),
 }
 
@@ -76,7 +80,7 @@ class MetricExpert:
         self.name = name
         self.spec = METRICS[name]
         self.needs_hq = self.spec.needs_hq
-        self._metric = _create_metric(name, device)
+        self._metric = _create_metric(name, "cpu" if self.spec.on_cpu else device)
 
     def score(self, images: list[Image.Image], hq: list[Image.Image] | None) -> list[float]:
         """Scores from 0 to 1 of `images` (RGB, one size), without gradients; NaN where the metric gives no number."""
