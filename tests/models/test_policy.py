@@ -125,3 +125,12 @@ def test_only_the_asked_positions_are_projected():
 
 def test_no_image_tokenizer_is_inside():
     assert not [name for name, _ in make_policy().named_parameters() if "vqmodel" in name]
+
+
+def test_checkpointing_switched_off_and_on_leaves_no_hooks_behind():
+    policy = make_policy()
+    for _ in range(4):  # as TRL does around every rollout
+        policy.gradient_checkpointing_enable()
+        policy.gradient_checkpointing_disable()
+    policy.gradient_checkpointing_enable()
+    assert len(policy.get_input_embeddings()._forward_hooks) <= 1
