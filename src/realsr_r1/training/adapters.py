@@ -66,6 +66,4 @@ def with_adapter(policy: Any, config: PeftConfig, args: TrainingArguments) -> An
     policy = get_peft_model(policy, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if args.gradient_checkpointing:
         policy.enable_input_require_grads()  # the embedding is frozen: without this nothing in a checkpoint needs gradients
-        if is_deepspeed_zero3_enabled():  # recomputing finds parameters partitioned otherwise
-            args.gradient_checkpointing_kwargs = {**(args.gradient_checkpointing_kwargs or {}), "use_reentrant": True}
     return policy
