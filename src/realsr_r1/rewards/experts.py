@@ -42,8 +42,8 @@ class Metric:
     """How a metric of pyiqa becomes an expert.
 
     `worst`, `best`: the values that become 0 and 1; beyond them is clamped. `min_side`: px; smaller images are enlarged
-    to it, since the metric's windows or strides need that. `one_by_one`: a batch is slower, or larger, than its images in
-    turn. `on_cpu`: wherever the others are.
+    to it, since the metric's windows or strides need that. `one_by_one`: a batch is slower than its images in turn.
+    `on_cpu`: wherever the others are.
     """
 
     worst: float
@@ -60,13 +60,13 @@ class Metric:
 # colour, black gives NaN; noise of sigma 60 gives 60 to 80 and a clean photo 10 to 90, 45 on average. Noise of sigma
 # 10 and mild JPEG often read as *better* than clean, so PIQE alone invites light grain: pair it with SSIM.
 # pyiqa's SSIM unfolds the batch into 121 float64 copies: 64 images of 48 px take 1.5 ms each in turn and 6 to 12 ms
-# each in one batch on a CPU; at 512 px a batch would take gigabytes. MANIQA makes a batch of 20 crops of each image.
+# each in one batch on a CPU; at 512 px a batch would take gigabytes.
 # PIQE takes variances as differences of large squares, which need all of float32: on a GPU, pyiqa lets convolutions
 # round to TF32.
 METRICS = {
     "topiq_nr": Metric(worst=0, best=1, min_side=32),
     "musiq": Metric(worst=0, best=100, min_side=32),
-    "maniqa-pipal": Metric(worst=0, best=1, min_side=32, one_by_one=True),
+    "maniqa-pipal": Metric(worst=0, best=1, min_side=32),
     "clipiqa": Metric(worst=0, best=1, min_side=32),
     "piqe": Metric(worst=100, best=0, min_side=16, downloads=False, on_cpu=True),
     "ssim": Metric(worst=0, best=1, min_side=11, needs_hq=True, downloads=False, one_by_one=True),
