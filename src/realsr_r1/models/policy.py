@@ -84,7 +84,6 @@ class LuminaPreTrainedModel(ChameleonPreTrainedModel):
         else:
             super()._init_weights(module)
 
-
     def enable_input_require_grads(self) -> None:
         """transformers', once: each rollout switches gradient checkpointing off and on, and that one adds a hook each time."""
         self.disable_input_require_grads()
