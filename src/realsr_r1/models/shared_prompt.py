@@ -17,6 +17,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.models.chameleon.modeling_chameleon import eager_attention_forward
 
+from realsr_r1.models import cpu_attention
+
 PREFIX = "shared_prompt_"  # of the names of our attention implementations; the rest is the one inside
 
 
@@ -40,6 +42,11 @@ class SharedPrompts:
     def has_completions(self) -> bool:
         """Whether any group has one (else the row is samples)."""
         return any(count for _, count in self.groups)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each group's prompt, and of all its completions, in the row's order."""
+        return [tokens for prompt, count in self.groups for tokens in (prompt, count * self.length)]
 
     def spans(self) -> Iterator[tuple[slice, slice, int]]:
         """For each group: where its prompt is, where its completions are, and how many they are."""
@@ -114,13 +121,19 @@ def _attention(inner: str, function: Callable[..., Any], module: torch.nn.Module
     if shared_prompts is None:
         return inside(module, query, key, value, attention_mask, **kwargs)
     outputs = []
-    for (prompt, own, count), (prompt_mask, own_mask) in zip(shared_prompts.spans(), shared_masks, strict=True):
-        outputs.append(inside(module, *(states[:, :, prompt] for states in (query, key, value)), prompt_mask, **kwargs)[0])
-        if own.start == own.stop:
+    # Split and not sliced: the gradient of a slice is as long as the whole row.
+    pieces = zip(*(states.split(shared_prompts.lengths, dim=2) for states in (query, key, value)), strict=True)
+    for (_, count), (prompt_mask, own_mask) in zip(shared_prompts.groups, shared_masks, strict=True):
+        prompt, own = next(pieces), next(pieces)
+        if not count and inner == "sdpa" and cpu_attention.suits(prompt[2], **kwargs):
+            outputs.append(cpu_attention.attend(module, *prompt, **kwargs))
+            continue
+        outputs.append(inside(module, *prompt, prompt_mask, **kwargs)[0])
+        if not own[0].shape[2]:
             continue
         # (1, heads, count * length, d) -> (count, heads, length, d), each after its prompt's keys and values
-        rows = [states[0, :, own].unflatten(1, (count, -1)).transpose(0, 1) for states in (query, key, value)]
-        keys, values = (torch.cat((states[:, :, prompt].expand(count, -1, -1, -1), mine), dim=2)
-                        for states, mine in zip((key, value), rows[1:], strict=True))
+        rows = [states[0].unflatten(1, (count, -1)).transpose(0, 1) for states in own]
+        keys, values = (torch.cat((states.expand(count, -1, -1, -1), mine), dim=2)
+                        for states, mine in zip(prompt[1:], rows[1:], strict=True))
         outputs.append(inside(module, rows[0], keys, values, own_mask, **kwargs)[0].flatten(0, 1)[None])
     return torch.cat(outputs, dim=1), None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
+import torch.nn.functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from realsr_r1.chain import SECTIONS
@@ -86,9 +87,9 @@ class ColdStartTrainer(Trainer):
         """The loss of a packed row (`pack_samples`), over `num_items_in_batch` tokens."""
         layout, where, sections = inputs["layout"], inputs["where"], inputs["sections"]
         outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout, logits_to_keep=where, use_cache=False)
-        logits = outputs.logits[0].float()
-        log_z = logits.logsumexp(-1)
-        nll = log_z - logits.gather(-1, inputs["labels"][0, where + 1][:, None])[:, 0]
+        logits, labels = outputs.logits[0].float(), inputs["labels"][0, where + 1]
+        nll = F.cross_entropy(logits, labels, reduction="none")
+        log_z = nll + logits.gather(-1, labels[:, None])[:, 0]  # half the time of a logsumexp of its own
         total = nll.sum()
         if self.args.z_loss:
             total = total + self.args.z_loss * log_z.square().sum()
