@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from realsr_r1.chain import IMAGE, IMAGE_SECTIONS, PROBLEM, SECTIONS, parse_chain, render_chain
-from realsr_r1.errors import UserError
 from realsr_r1.chain_settings import ChainSettings
+from realsr_r1.errors import UserError
 from realsr_r1.processing import BROKEN_IMAGE, ChainProcessor
 from realsr_r1.tokens import code_name
 

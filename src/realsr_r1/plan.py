@@ -114,9 +114,9 @@ def _machine(own: argparse.Namespace) -> Machine:
 def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Workload:
     from trl import ModelConfig
 
+    from realsr_r1.chain_settings import SETTINGS_FILE
     from realsr_r1.models.loading import policy_config
     from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, tokenizer_values, workload
-    from realsr_r1.chain_settings import SETTINGS_FILE
     from realsr_r1.settings import parse
     from realsr_r1.training.config import ChainGRPOConfig
 

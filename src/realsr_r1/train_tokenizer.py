@@ -73,9 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.settings import parse
 
     (config,) = parse((TokenizerTrainingConfig,), argv, "realsr-r1 train-tokenizer")
+    from realsr_r1.chain_settings import SETTINGS_FILE
     from realsr_r1.data.cold_start import COLUMNS
     from realsr_r1.data.dataset import load_dataset_dict, require_columns
-    from realsr_r1.chain_settings import SETTINGS_FILE
 
     output = Path(config.output_dir)
     if (output / SETTINGS_FILE).is_file():
@@ -93,8 +93,8 @@ def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenize
                    output: Path) -> None:
     """Train the text tokenizer on the dataset's chains and write the complete folder."""
     from realsr_r1.chain import render_chain
-    from realsr_r1.data.cold_start import chain_texts
     from realsr_r1.chain_settings import ChainSettings
+    from realsr_r1.data.cold_start import chain_texts
     from realsr_r1.processing import ChainProcessor
     from realsr_r1.text_tokenizer import train_text_tokenizer
 

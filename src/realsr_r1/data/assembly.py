@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from realsr_r1.data.dataset import Record, features_of, label_counts
-from realsr_r1.data.parts import PART_FILE, SPLITS, finished_parts
+from realsr_r1.data.dataset import Record, label_counts
+from realsr_r1.data.parts import INFO_FILE, PART_FILE, SPLITS, finished_parts
 from realsr_r1.data.sources import Item
 from realsr_r1.errors import UserError
 from realsr_r1.files import atomic_file, read_json, write_json
@@ -83,14 +83,11 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
     digest = hashlib.blake2b(digest_size=8)
     with _list_writer(work / f"{split}.json" if with_lists else None) as add:
         seen: dict[str, None] = {}
-        first: Record | None = None
 
         def records() -> Iterator[Record]:
-            nonlocal first
             for line in _lines(parts, f"{split}.jsonl"):
                 digest.update(line.encode())
                 record = json.loads(line)
-                first = first or record
                 contents.counts[split] += 1
                 source = record.get("source", record["image_path"])
                 if split == "train" and source not in seen:
@@ -107,8 +104,11 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
     if any((part / f"{split}.parameters.jsonl").is_file() for part in parts):
         with atomic_file(work / f"{split}.parameters.jsonl") as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(_lines(parts, f"{split}.parameters.jsonl"))
-    assert first is not None
-    _write_split_info(folder, first, names, digest.hexdigest())
+    # The two files beside the Arrow files that `datasets.load_from_disk` reads. Its own way to write them copies all data.
+    link_or_copy(parts[0] / f"{split}.info" / INFO_FILE, folder / INFO_FILE)
+    write_json(folder / "state.json", {
+        "_data_files": [{"filename": name} for name in names], "_fingerprint": digest.hexdigest(), "_format_columns": None,
+        "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None})
 
 
 def _lines(parts: Sequence[Path], name: str) -> Iterator[str]:
@@ -133,16 +133,6 @@ def _list_writer(path: Path | None) -> Iterator[Callable[[Record], None]]:
 
         yield add
         file.write("\n]\n")
-
-
-def _write_split_info(folder: Path, record: Record, names: Sequence[str], fingerprint: str) -> None:
-    """The two files beside the Arrow files that `datasets.load_from_disk` reads. Its own way to write them copies all data."""
-    import datasets
-
-    datasets.DatasetInfo(features=features_of(record)).write_to_directory(str(folder))
-    write_json(folder / "state.json", {
-        "_data_files": [{"filename": name} for name in names], "_fingerprint": fingerprint, "_format_columns": None,
-        "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None})
 
 
 def link_or_copy(source: Path, target: Path) -> None:

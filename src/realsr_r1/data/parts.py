@@ -1,13 +1,13 @@
 """A dataset is made in parts, each by one process: a part is written whole or not at all, and found again after a crash.
 
-A part is a folder with, for each split it has records of, SPLIT.arrow, SPLIT.jsonl (records) and SPLIT.parameters.jsonl
-(what was drawn), and part.json, which says what was rejected. Image files go to their place beside the parts at once: made again,
-they are the same. What a part holds doesn't depend on the number of processes or machines. Joining parts is assembly.py's business.
+A part is a folder with, for each split it has records of, SPLIT.arrow, SPLIT.info (its columns), SPLIT.jsonl (records) and
+SPLIT.parameters.jsonl (what was drawn), and part.json, which says what was rejected. Image files go to their place beside the
+parts at once: made again, they are the same. What a part holds doesn't depend on the number of processes or machines. Joining
+parts is assembly.py's business.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from realsr_r1.data.crops import CropPlan, make_crops
@@ -28,6 +29,7 @@ from realsr_r1.files import atomic_folder, write_json
 
 SPLITS = ("train", "test_crops", "test")
 PART_FILE = "part.json"
+INFO_FILE = "dataset_info.json"  # of SPLIT.info, as `datasets` names it
 MOST_PARTS = 256  # so many Arrow files of a split are open at a time when the dataset is read
 FEWEST_CROPS = 8  # of a part
 ROWS_IN_MEMORY = 16  # before they are written; a crop of 512 px and its LQ take half a megabyte
@@ -71,7 +73,7 @@ def plan_parts(photos: Iterable[tuple[Photo, dict[str, int]]]) -> list[Part]:
     def close() -> None:
         number = parts[-1].unit + 1 if parts else 0
         several = len({task.photo.name for task in unit}) > 1
-        for tasks in [unit] if several else _cut(unit, 4 * wanted):
+        for tasks in [unit] if several else _cut(unit, wanted):
             parts.append(Part(len(parts), number, tuple(tasks)))
         unit.clear()
 
@@ -119,11 +121,15 @@ class PartWriter:
 
     def add(self, split: str, record: Record, files: dict[str, bytes], parameters: dict[str, Any] | None = None) -> None:
         """`files`: key of a path -> the bytes of its file."""
+        from datasets import DatasetInfo
         from datasets.arrow_writer import ArrowWriter
 
         if split not in self._arrow:
-            self._arrow[split] = ArrowWriter(path=str(self.folder / f"{split}.arrow"), features=features_of(record),
+            features = features_of(record)
+            self._arrow[split] = ArrowWriter(path=str(self.folder / f"{split}.arrow"), features=features,
                                              writer_batch_size=ROWS_IN_MEMORY)
+            (self.folder / f"{split}.info").mkdir()
+            DatasetInfo(features=features).write_to_directory(str(self.folder / f"{split}.info"))
         self._arrow[split].write(row_of(record, files))
         self._line(f"{split}.jsonl", record)
         if parameters is not None:
@@ -203,9 +209,12 @@ class PhotoJob:
 
 
 def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    """An RGB image's file. One filter for all rows takes two thirds of the time of trying them, for 2 % larger files."""
+    import cv2
+
+    quick = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT,
+             cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
+    return cv2.imencode(".png", cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR), quick)[1].tobytes()
 
 
 @dataclass(frozen=True)

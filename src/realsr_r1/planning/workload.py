@@ -17,8 +17,8 @@ from realsr_r1.tokens import TokenLayout
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from realsr_r1.models.policy import LuminaConfig
     from realsr_r1.chain_settings import ChainSettings
+    from realsr_r1.models.policy import LuminaConfig
     from realsr_r1.training.config import ChainGRPOConfig
 
 QUESTION_TOKENS = 50  # of a prompt beside its photo: the question and the turn's ends

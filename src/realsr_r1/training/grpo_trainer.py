@@ -154,9 +154,10 @@ class ChainGRPOTrainer(GRPOTrainer):
             with self._agreement:
                 self._write_down(inputs, completions, self._named(scored[own:own + len(prompts)]))
         self._agreement.settle()
-        if self.model.training and self.accelerator.is_main_process and self.state.global_step == 0 and not scored.nan_to_num().any():
-            logger.warning("No completion of the first step earned any reward, so there is nothing to learn from yet: give the policy "
-                           "a cold start (realsr-r1 sft), and look at its chains (realsr-r1 score)")
+        is_first = self.model.training and self.accelerator.is_main_process and self.state.global_step == 0
+        if is_first and not scored.nan_to_num().any():
+            logger.warning("No completion of the first step earned any reward, so there is nothing to learn from yet: give the "
+                           "policy a cold start (realsr-r1 sft), and look at its chains (realsr-r1 score)")
         return scored
 
     def _write_down(self, inputs: list[dict[str, Any]], completions: list[str], rewards: dict[str, list[float | None]]) -> None:
