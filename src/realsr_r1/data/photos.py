@@ -29,7 +29,7 @@ def decode(photo: Photo) -> Image.Image:
             with Image.open(file) as image:
                 _check(photo.name, image)
                 image.load()
-                image = _eight_bits(image)
+                image = eight_bits(image)
                 ImageOps.exif_transpose(image, in_place=True)
                 is_plain = image.mode == "RGB" and "transparency" not in image.info
                 return image if is_plain else to_rgb(image)
@@ -52,7 +52,7 @@ def _check(name: str, image: Image.Image) -> None:
         raise UserError(f"{name} holds floating-point values; save it with 8 or 16 bits")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """Grey values of 16 bits scaled to 8 (Pillow's own conversion would cut them off at 255)."""
     if not image.mode.startswith("I"):
         return image

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
+from realsr_r1.data.photos import eight_bits
 from realsr_r1.files import atomic_file, read_json
 from realsr_r1.images import to_rgb
 from realsr_r1.reporting.strips import CELL, contained
@@ -100,8 +101,8 @@ def _pairs(folder: Path) -> str:
     import pyarrow
 
     split = folder / read_json(folder / "dataset_dict.json")["splits"][0]
-    maps = [pyarrow.memory_map(str(file)) for file in sorted(split.glob("*.arrow"))]  # `datasets` takes a second to import
-    records = pyarrow.concat_tables(pyarrow.ipc.open_stream(file).read_all() for file in maps)
+    records = pyarrow.concat_tables(pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
+                                    for file in sorted(split.glob("*.arrow")))  # `datasets` takes a second to import
     count = min(PAIRS, len(records))
     places = [round(number * (len(records) - 1) / max(count - 1, 1)) for number in range(count)]
     shown = "".join(_pair(records.slice(place, 1).to_pylist()[0]) for place in places)
@@ -118,7 +119,7 @@ def _pair(record: Mapping[str, Any]) -> str:
 def _data_uri(file: Mapping[str, Any]) -> str:
     """`file`: an image as `datasets` stores it, its bytes."""
     buffer = io.BytesIO()
-    picture = to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(file["bytes"]))))
+    picture = to_rgb(ImageOps.exif_transpose(eight_bits(Image.open(io.BytesIO(file["bytes"])))))
     contained(picture, 2 * CELL, enlarge=True).save(buffer, format="PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
