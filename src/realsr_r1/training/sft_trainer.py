@@ -89,7 +89,7 @@ class ColdStartTrainer(Trainer):
         outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout, logits_to_keep=where, use_cache=False)
         logits, labels = outputs.logits[0].float(), inputs["labels"][0, where + 1]
         nll = F.cross_entropy(logits, labels, reduction="none")
-        log_z = nll + logits.gather(-1, labels[:, None])[:, 0]  # half the time of a logsumexp of its own
+        log_z = nll + logits.gather(-1, labels[:, None])[:, 0]  # without a pass over the vocabulary of its own
         total = nll.sum()
         if self.args.z_loss:
             total = total + self.args.z_loss * log_z.square().sum()
