@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from realsr_r1.data.making import Shard
 
 DEFAULT_SCALES = (0.25, 1.0)
-FORMAT = 3  # raise when the same arguments would give another dataset
+FORMAT = 4  # raise when the same arguments would give another dataset
 PATHS = ("images", "tags", "descriptions", "json", "degradation")
 
 

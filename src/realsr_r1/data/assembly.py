@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from realsr_r1.data.arrow_rows import write_info
 from realsr_r1.data.dataset import Record, label_counts
-from realsr_r1.data.parts import INFO_FILE, PART_FILE, SPLITS, finished_parts
+from realsr_r1.data.parts import PART_FILE, SPLITS, finished_parts
 from realsr_r1.data.sources import Item
 from realsr_r1.errors import UserError
 from realsr_r1.files import atomic_file, read_json, write_json
@@ -80,6 +81,7 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
     names = [f"data-{number:05d}-of-{len(parts):05d}.arrow" for number in range(len(parts))]
     for part, name in zip(parts, names, strict=True):
         link_or_copy(part / f"{split}.arrow", folder / name)
+    first = json.loads(next(_lines(parts, f"{split}.jsonl")))
     digest = hashlib.blake2b(digest_size=8)
     with _list_writer(work / f"{split}.json" if with_lists else None) as add:
         seen: dict[str, None] = {}
@@ -105,7 +107,7 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
         with atomic_file(work / f"{split}.parameters.jsonl") as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(_lines(parts, f"{split}.parameters.jsonl"))
     # The two files beside the Arrow files that `datasets.load_from_disk` reads. Its own way to write them copies all data.
-    link_or_copy(parts[0] / f"{split}.info" / INFO_FILE, folder / INFO_FILE)
+    write_info(folder, first)
     write_json(folder / "state.json", {
         "_data_files": [{"filename": name} for name in names], "_fingerprint": digest.hexdigest(), "_format_columns": None,
         "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None})

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import datasets
 
 REQUIRED_KEYS = ("image_path", "problem", "tag")  # the published format
-COLUMN_OF_KEY = {"image_path": "image", "hq_path": "hq"}  # other keys are columns of the same name
 
 Record = dict[str, Any]
 
@@ -80,24 +79,6 @@ def _kind(value: Any) -> str:
 def read_records(path: str | Path) -> list[Record]:
     """The checked records of a JSON file. Raises `UserError` that names it."""
     return check_records(read_json(path), path)
-
-
-def features_of(record: Record) -> datasets.Features:
-    """The columns of a dataset of such records: image paths become image columns, keys beside the schema are left out."""
-    import datasets
-
-    text = datasets.Value("string")
-    types = {"image_path": datasets.Image(), "hq_path": datasets.Image(), "tag": datasets.List(text),
-             "degradation": datasets.List(text), "descriptions": datasets.List(text),
-             "crop": datasets.List(datasets.Value("int32"))}
-    return datasets.Features({COLUMN_OF_KEY.get(key, key): types.get(key, text) for key in SCHEMA if key in record})
-
-
-def row_of(record: Record, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """A record as a row of those columns. `files`: key of a path -> the bytes of its file. The tag becomes a list."""
-    return {COLUMN_OF_KEY.get(key, key): {"bytes": files[key], "path": Path(record[key]).name} if key in COLUMN_OF_KEY
-            else [record[key]] if key == "tag" and isinstance(record[key], str) else record[key]
-            for key in SCHEMA if key in record}
 
 
 def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:

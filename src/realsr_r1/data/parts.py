@@ -1,9 +1,8 @@
 """A dataset is made in parts, each by one process: a part is written whole or not at all, and found again after a crash.
 
-A part is a folder with, for each split it has records of, SPLIT.arrow, SPLIT.info (its columns), SPLIT.jsonl (records) and
-SPLIT.parameters.jsonl (what was drawn), and part.json, which says what was rejected. Image files go to their place beside the
-parts at once: made again, they are the same. What a part holds doesn't depend on the number of processes or machines. Joining
-parts is assembly.py's business.
+A part is a folder with, for each split it has records of, SPLIT.arrow, SPLIT.jsonl (records) and SPLIT.parameters.jsonl (what
+was drawn), and part.json, which says what was rejected. Image files go to their place beside the parts at once: made again, they
+are the same. What a part holds doesn't depend on the number of processes or machines. Joining parts is assembly.py's business.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from realsr_r1.data.arrow_rows import COLUMN_OF_KEY, RowWriter
 from realsr_r1.data.crops import CropPlan, make_crops
-from realsr_r1.data.dataset import COLUMN_OF_KEY, Record, features_of, row_of
+from realsr_r1.data.dataset import Record
 from realsr_r1.data.near_duplicates import Hashes
 from realsr_r1.data.photos import decode
 from realsr_r1.data.sidecars import Reader
@@ -29,10 +29,8 @@ from realsr_r1.files import atomic_folder, write_json
 
 SPLITS = ("train", "test_crops", "test")
 PART_FILE = "part.json"
-INFO_FILE = "dataset_info.json"  # of SPLIT.info, as `datasets` names it
 MOST_PARTS = 256  # so many Arrow files of a split are open at a time when the dataset is read
 FEWEST_CROPS = 8  # of a part
-ROWS_IN_MEMORY = 16  # before they are written; a crop of 512 px and its LQ take half a megabyte
 
 
 @dataclass(frozen=True)
@@ -70,24 +68,20 @@ def plan_parts(photos: Iterable[tuple[Photo, dict[str, int]]]) -> list[Part]:
     parts: list[Part] = []
     unit: list[Task] = []
 
-    def close() -> None:
-        number = parts[-1].unit + 1 if parts else 0
-        several = len({task.photo.name for task in unit}) > 1
-        for tasks in [unit] if several else _cut(unit, 2 * wanted):
-            parts.append(Part(len(parts), number, tuple(tasks)))
-        unit.clear()
-
-    for photo, counts in photos:
+    for position, (photo, counts) in enumerate(photos, start=1):
         unit += [Task(photo, split, range(count)) for split, count in counts.items() if count]
-        if sum(len(task.numbers) for task in unit) >= wanted:
-            close()
-    if unit:
-        close()
+        last = position == len(photos)
+        if unit and (last or sum(len(task.numbers) for task in unit) >= wanted):
+            number = parts[-1].unit + 1 if parts else 0
+            several = len({task.photo.name for task in unit}) > 1
+            for tasks in [unit] if several else _cut(unit, wanted if last else 2 * wanted):  # small: no process waits long
+                parts.append(Part(len(parts), number, tuple(tasks)))
+            unit = []
     return parts
 
 
 def _cut(tasks: Sequence[Task], least: int) -> list[list[Task]]:
-    """Tasks of one photo in even pieces of at least `least` crops: each decodes the photo, and the last ones end a run."""
+    """Tasks of one photo in even pieces of at least `least` crops: each decodes the photo again."""
     crops = sum(len(task.numbers) for task in tasks)
     most = -(-crops // max(1, crops // least))
     pieces = [replace(task, numbers=task.numbers[start:start + most]) for task in tasks
@@ -118,21 +112,14 @@ class PartWriter:
     folder: Path
     rejected: dict[str, Item] = field(default_factory=dict)
     left_out: dict[str, Item] = field(default_factory=dict)
-    _arrow: dict[str, Any] = field(default_factory=dict)
+    _arrow: dict[str, RowWriter] = field(default_factory=dict)
     _lines: dict[str, Any] = field(default_factory=dict)
 
     def add(self, split: str, record: Record, files: dict[str, bytes], parameters: dict[str, Any] | None = None) -> None:
         """`files`: key of a path -> the bytes of its file."""
-        from datasets import DatasetInfo
-        from datasets.arrow_writer import ArrowWriter
-
         if split not in self._arrow:
-            features = features_of(record)
-            self._arrow[split] = ArrowWriter(path=str(self.folder / f"{split}.arrow"), features=features,
-                                             writer_batch_size=ROWS_IN_MEMORY)
-            (self.folder / f"{split}.info").mkdir()
-            DatasetInfo(features=features).write_to_directory(str(self.folder / f"{split}.info"))
-        self._arrow[split].write(row_of(record, files))
+            self._arrow[split] = RowWriter(self.folder / f"{split}.arrow", record)
+        self._arrow[split].add(record, files)
         self._line(f"{split}.jsonl", record)
         if parameters is not None:
             self._line(f"{split}.parameters.jsonl", {"image_path": record["image_path"], **parameters})
@@ -151,7 +138,6 @@ class PartWriter:
         if kind is not None:
             return
         for writer in self._arrow.values():
-            writer.finalize()
             writer.close()
         write_json(self.folder / PART_FILE, {name: [vars(item) for item in items.values()]
                                              for name, items in (("rejected", self.rejected), ("left_out", self.left_out))})

@@ -29,9 +29,9 @@ OWN_CSS = """
 .columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 14px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .card h3 { margin-bottom: 8px; }
-.columns .scores { grid-template-columns: 84px minmax(40px, 1fr) 52px; }
+.columns .scores { grid-template-columns: 84px minmax(40px, 1fr) 60px; }
 .tags { columns: 3 280px; column-gap: 32px; }
-.tags .scores { break-inside: avoid; grid-template-columns: 112px minmax(40px, 1fr) 52px; margin-bottom: 5px; }
+.tags .scores { break-inside: avoid; grid-template-columns: 112px minmax(40px, 1fr) 60px; margin-bottom: 5px; }
 .tags .name { overflow-wrap: anywhere; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 14px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
@@ -120,7 +120,7 @@ def _data_uri(file: Mapping[str, Any]) -> str:
     """`file`: an image as `datasets` stores it, its bytes."""
     buffer = io.BytesIO()
     picture = to_rgb(ImageOps.exif_transpose(eight_bits(Image.open(io.BytesIO(file["bytes"])))))
-    contained(picture, 2 * CELL, enlarge=True).save(buffer, format="PNG", compress_level=1)
+    contained(picture, 2 * CELL, enlarge=False).save(buffer, format="PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -83,7 +83,7 @@ figcaption { font-size: 12.5px; text-align: center; margin-top: 3px; }
 .scores li { display: contents; }
 .scores .bar { height: 6px; border-radius: 3px; background: var(--line); overflow: hidden; }
 .scores .bar i { display: block; height: 100%; background: var(--accent); border-radius: 3px; }
-.scores .value { text-align: right; font-variant-numeric: tabular-nums; }
+.scores .value { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .scores .total { font-weight: 600; }
 .lines { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 3px 14px; align-content: start;
   margin: 0; font-size: 13.5px; font-variant-numeric: tabular-nums; }

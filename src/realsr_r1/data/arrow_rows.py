@@ -1,0 +1,80 @@
+"""Writes records as the Arrow files that `datasets` reads: image files become image columns, lists and texts stay what they are.
+
+Written with pyarrow: importing `datasets` takes a process a second, and every worker process would. What `datasets` keeps in such
+files beside the rows (its names of the columns' types, in the schema and in dataset_info.json) is in one table here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.data.dataset import SCHEMA, Record
+from realsr_r1.files import atomic_file
+
+if TYPE_CHECKING:
+    import pyarrow
+
+COLUMN_OF_KEY = {"image_path": "image", "hq_path": "hq"}  # other keys are columns of the same name
+ROWS_IN_MEMORY = 16  # before they are written; a crop of 512 px and its LQ take half a megabyte
+
+
+class RowWriter:
+    """Writes rows of records with the keys of `like` to an Arrow file. Whoever stops before `close` leaves it incomplete."""
+
+    def __init__(self, path: Path, like: Record) -> None:
+        import pyarrow
+
+        self._schema = _schema(like)
+        self._rows: list[dict[str, Any]] = []
+        self._file = pyarrow.ipc.new_stream(str(path), self._schema)
+
+    def add(self, record: Record, files: Mapping[str, bytes]) -> None:
+        """`files`: key of a path -> the bytes of its file. A tag that is one text becomes a list of it."""
+        row = {key: record[key] for key in SCHEMA if key in record}
+        if isinstance(row["tag"], str):
+            row["tag"] = [row["tag"]]
+        for key in files:
+            row[key] = {"bytes": files[key], "path": Path(record[key]).name}
+        self._rows.append({COLUMN_OF_KEY.get(key, key): value for key, value in row.items()})
+        if len(self._rows) >= ROWS_IN_MEMORY:
+            self._write()
+
+    def close(self) -> None:
+        self._write()
+        self._file.close()
+
+    def _write(self) -> None:
+        import pyarrow
+
+        if self._rows:
+            self._file.write_batch(pyarrow.RecordBatch.from_pylist(self._rows, self._schema))
+            self._rows.clear()
+
+
+def write_info(folder: Path, like: Record) -> None:
+    """Write the dataset_info.json of records with the keys of `like` into `folder`."""
+    info = {"description": "", "citation": "", "homepage": "", "license": "", "features": _features(like)}
+    with atomic_file(folder / "dataset_info.json") as partial:
+        partial.write_text(json.dumps(info), encoding="utf-8")
+
+
+def _features(like: Record) -> dict[str, Any]:
+    """Column -> its type, as `datasets.Features.to_dict` names it. Keys beside the schema are left out."""
+    text, image = {"dtype": "string", "_type": "Value"}, {"_type": "Image"}
+    texts, numbers = {"feature": text, "_type": "List"}, {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
+    types = {"image_path": image, "hq_path": image, "tag": texts, "degradation": texts, "descriptions": texts, "crop": numbers}
+    return {COLUMN_OF_KEY.get(key, key): types.get(key, text) for key in SCHEMA if key in like}
+
+
+def _schema(like: Record) -> pyarrow.Schema:
+    import pyarrow as pa
+
+    arrow_types = {"Value": lambda kind: pa.type_for_alias(kind["dtype"]),
+                   "List": lambda kind: pa.list_(pa.type_for_alias(kind["feature"]["dtype"])),
+                   "Image": lambda kind: pa.struct({"bytes": pa.binary(), "path": pa.string()})}
+    features = _features(like)
+    return pa.schema({column: arrow_types[kind["_type"]](kind) for column, kind in features.items()},
+                     metadata={"huggingface": json.dumps({"info": {"features": features}})})
