@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
-from realsr_r1.data.arrow_rows import ROWS_IN_MEMORY, RowWriter, write_info
+from realsr_r1.data.arrow_rows import BYTES_IN_MEMORY, RowWriter, write_info
 
 RECORD = {"image_path": "images/a/0-lq.png", "problem": "Restore it.", "tag": ["boat", "sea"]}
 FULL = {**RECORD, "hq_path": "images/a/0-hq.png", "degradation": ["light blur"] * 5, "descriptions": ["a", "b", "c"],
@@ -24,15 +24,14 @@ FEATURES = {"image": datasets.Image(), "problem": datasets.Value("string"), "tag
 def test_rows_are_written_as_datasets_writes_them(record, tmp_path):
     columns = {key: {"image_path": "image", "hq_path": "hq"}.get(key, key) for key in record}
     features = datasets.Features({column: FEATURES[column] for column in columns.values()})
-    files = {key: f"bytes of {key}".encode() for key in ("image_path", "hq_path") if key in record}
+    files = {key: key.encode() * (BYTES_IN_MEMORY // 20) for key in ("image_path", "hq_path") if key in record}
     row = {columns[key]: {"bytes": files[key], "path": value.rsplit("/")[-1]} if key in files else value
            for key, value in record.items()}
     writer = RowWriter(tmp_path / "ours.arrow", record)
     theirs = ArrowWriter(path=str(tmp_path / "theirs.arrow"), features=features)
-    for number in range(ROWS_IN_MEMORY + 1):
-        one_text = {"tag": "boat"} if number == 1 else {}
-        writer.add({**record, "problem": str(number), "another key": 1, **one_text}, files)
-        theirs.write({**row, "problem": str(number), **{key: [text] for key, text in one_text.items()}})
+    for number, tag in enumerate(["boat", ["sea", "\N{WAVE DASH}"], [], ["boat"], ["sea"]]):
+        writer.add({**record, "problem": str(number), "another key": 1, "tag": tag}, files)
+        theirs.write({**row, "problem": str(number), "tag": [tag] if isinstance(tag, str) else tag})
     writer.close()
     theirs.finalize()
     ours, reference = (pyarrow.ipc.open_stream(tmp_path / name).read_all() for name in ("ours.arrow", "theirs.arrow"))

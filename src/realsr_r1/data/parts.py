@@ -30,7 +30,8 @@ from realsr_r1.files import atomic_folder, write_json
 SPLITS = ("train", "test_crops", "test")
 PART_FILE = "part.json"
 MOST_PARTS = 256  # so many Arrow files of a split are open at a time when the dataset is read
-FEWEST_CROPS = 8  # of a part
+FEWEST_CROPS = 4  # of a part
+CROPS_OF_A_DECODING = 16  # at least so many, where parts share a photo: each of them decodes it
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ class Part:
 
 
 def plan_parts(photos: Iterable[tuple[Photo, dict[str, int]]]) -> list[Part]:
-    """Cut the work into parts of whole photos, or of a share of one that has many crops. `photos`: with crops by split."""
+    """Cut the work into parts of whole photos, or of a share of one that has many crops. `photos`: with crops by split.
+
+    Those of the last photo are small, so that no process waits long for the end.
+    """
     photos = list(photos)
     crops = sum(sum(counts.values()) for _, counts in photos)
     wanted = max(FEWEST_CROPS, -(-crops // MOST_PARTS))
@@ -74,14 +78,15 @@ def plan_parts(photos: Iterable[tuple[Photo, dict[str, int]]]) -> list[Part]:
         if unit and (last or sum(len(task.numbers) for task in unit) >= wanted):
             number = parts[-1].unit + 1 if parts else 0
             several = len({task.photo.name for task in unit}) > 1
-            for tasks in [unit] if several else _cut(unit, wanted if last else 2 * wanted):  # small: no process waits long
+            least = wanted if last and parts else max(wanted, CROPS_OF_A_DECODING)
+            for tasks in [unit] if several else _cut(unit, least):
                 parts.append(Part(len(parts), number, tuple(tasks)))
             unit = []
     return parts
 
 
 def _cut(tasks: Sequence[Task], least: int) -> list[list[Task]]:
-    """Tasks of one photo in even pieces of at least `least` crops: each decodes the photo again."""
+    """Tasks of one photo in even pieces of at least `least` crops."""
     crops = sum(len(task.numbers) for task in tasks)
     most = -(-crops // max(1, crops // least))
     pieces = [replace(task, numbers=task.numbers[start:start + most]) for task in tasks
