@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import zlib
@@ -126,6 +127,33 @@ def test_bad_lines_of_json_are_listed(folder, tmp_path):
     assert set(listed) == {"cmyk.jpg", *(f"known.jsonl:{number}" for number in (2, 3, 4, 5, 6, 8))}
     assert "as line 1 is" in listed["known.jsonl:5"] and "isn't in" in listed["known.jsonl:6"] and "no tags" in listed["cmyk.jpg"]
     assert list(load_dataset_dict(tmp_path / "out")["train"]["source"]) == ["good.png"]
+
+
+def test_text_that_utf8_cannot_hold_is_listed(folder, tmp_path):
+    """Names of files from old archives, and halves of surrogate pairs, which JSON can escape."""
+    (tmp_path / "photos").mkdir()
+    for name in ("good.png", "turned.jpg"):
+        shutil.copy(folder[0] / name, tmp_path / "photos")
+    shutil.copy(folder[0] / "good.png", os.fsencode(tmp_path) + b"/photos/caf\xe9.png")
+    (tmp_path / "known.jsonl").write_text(r'''{"image": "good.png", "tag": "cat"}
+        {"image": "turned.jpg", "tag": ["cat", "\ud800"]}
+        {"image": "\ud800.png", "tag": "cat"}''')
+    shutil.copy(folder[1] / "good.txt", os.fsencode(folder[1]) + b"/caf\xe9.txt")
+    for tags, expected in ((tmp_path / "known.jsonl", {"turned.jpg", "known.jsonl:3", r"caf\udce9.png"}),
+                           (folder[1], {r"caf\udce9.png", r"caf\udce9.txt"})):
+        output = tmp_path / tags.stem / "out"
+        assert exit_code(flags((tmp_path / "photos", tags), output)) == 2
+        listed = {item["name"] for item in map(json.loads, (output / "rejected.jsonl").read_text().splitlines())}
+        assert expected <= listed
+        assert "good.png" in load_dataset_dict(output)["train"]["source"]
+
+
+def test_a_record_that_columns_cannot_hold_is_named(folder, tmp_path, capsys):
+    for key, value in (("tag", "\ud800"), ("crop", [0, 0, 2**31, 1])):
+        records = tmp_path / "list.json"
+        records.write_text(json.dumps([{"image_path": "good.png", "problem": "p", "tag": "cat", key: value}]))
+        assert exit_code(["--json", str(records), "--images", str(folder[0]), "--output", str(tmp_path / "out")]) == 2
+        assert f"'{key}' in record 0 of" in capsys.readouterr().err
 
 
 def test_a_read_only_output_is_named(folder, tmp_path, capsys):

@@ -135,6 +135,14 @@ def read_yaml(path: str | Path, flag: str | None = None) -> Any:
         raise UserError(f"{path} is not valid YAML ({error})") from error
 
 
+def is_text(value: Any) -> bool:
+    """Whether `value` is a text that UTF-8 can hold: names of files, JSON and models may have halves of surrogate pairs in it."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def existing_folder(path: str | Path, flag: str) -> Path:
     """Return `path` as a folder that exists, or raise `UserError` that names it and the flag it came from."""
     path = Path(path)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain import IMAGE, SECTIONS, close_tag, open_tag
 from realsr_r1.data.sections import Piece, Sample
 from realsr_r1.errors import UserError
-from realsr_r1.files import read_json
+from realsr_r1.files import is_text, read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,11 +47,11 @@ def _checked(record: Any, where: str, folder: Path) -> dict[str, list[str]]:
         raise UserError(f"{where}: 'conversations' must be a list of questions and answers in turn (Lumina-mGPT's format)")
     for number, turn in enumerate(turns):
         who = ASKING if number % 2 == 0 else ANSWERING
-        if not isinstance(turn, dict) or turn.get("from") not in who or not isinstance(turn.get("value"), str):
+        if not isinstance(turn, dict) or turn.get("from") not in who or not is_text(turn.get("value")):
             raise UserError(f"{where}: turn {number} must have 'from' {' or '.join(map(repr, who))} and a text as 'value'")
     images = record.get("image", [])
     images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+    if not isinstance(images, list) or not all(map(is_text, images)):
         raise UserError(f"{where}: 'image' must be a list of paths")
     texts = [turn["value"] for turn in turns]
     places = sum(text.count(IMAGE) for text in texts)

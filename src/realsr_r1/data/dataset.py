@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError
-from realsr_r1.files import read_json
+from realsr_r1.files import is_text, read_json
 
 if TYPE_CHECKING:
     import datasets
@@ -20,29 +20,25 @@ REQUIRED_KEYS = ("image_path", "problem", "tag")  # the published format
 Record = dict[str, Any]
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
 def _is_texts(count: int | None = None) -> Callable[[Any], bool]:
-    return lambda value: (isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return lambda value: (isinstance(value, list) and all(map(is_text, value))
                           and count in (None, len(value)))
 
 
 def _is_box(value: Any) -> bool:
     return (isinstance(value, list) and len(value) == 4
-            and all(isinstance(item, int) and not isinstance(item, bool) for item in value))
+            and all(isinstance(item, int) and not isinstance(item, bool) and abs(item) < 2**31 for item in value))
 
 
 # key -> (check, what it must be)
 SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "image_path": (_is_text, "the path of an image file"),
-    "problem": (_is_text, "a text"),
-    "tag": (lambda value: _is_text(value) or _is_texts()(value), "a list of texts, or one text"),
-    "hq_path": (_is_text, "the path of an image file"),
+    "image_path": (is_text, "the path of an image file"),
+    "problem": (is_text, "a text"),
+    "tag": (lambda value: is_text(value) or _is_texts()(value), "a list of texts, or one text"),
+    "hq_path": (is_text, "the path of an image file"),
     "degradation": (_is_texts(5), "a list of five texts"),
     "descriptions": (_is_texts(3), "a list of three texts: rough, middle, final"),
-    "source": (_is_text, "a text"),
+    "source": (is_text, "a text"),
     "crop": (_is_box, "four whole numbers: left, top, right, bottom"),
 }
 

@@ -131,7 +131,7 @@ class PartWriter:
 
     def _line(self, name: str, value: dict[str, Any]) -> None:
         if name not in self._lines:
-            self._lines[name] = open(self.folder / name, "w", encoding="utf-8")
+            self._lines[name] = open(self.folder / name, "w", encoding="utf-8", errors="backslashreplace")  # JSON, too
         self._lines[name].write(json.dumps(value, ensure_ascii=False) + "\n")
 
     def __enter__(self) -> PartWriter:

@@ -16,6 +16,7 @@ from typing import Any
 
 from realsr_r1.data.sources import Item, Photo, RowPlace, TarPlace, walk
 from realsr_r1.errors import UserError
+from realsr_r1.files import is_text
 
 DESCRIPTION_KEYS = ("rough", "middle", "final")
 MOST_TAGS = 200  # of one photo: RAM++ names some tens; a file with thousands is no list of what a photo shows
@@ -27,7 +28,7 @@ KINDS = {"tag": ".txt", "description": ".json"}
 def checked_tags(value: Any, where: str) -> list[str]:
     """A list of tags, or of comma-separated texts, or one, as clean tags in their order. Raises `UserError`."""
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, (list, tuple)) or not all(map(is_text, texts)):
         raise UserError(f"{where} has no tags: a list of texts or one comma-separated text")
     tags = [" ".join(tag.split()) for text in texts for tag in text.split(",") if tag.strip()]
     if len(tags) > MOST_TAGS:
@@ -43,7 +44,7 @@ def checked_descriptions(value: Any, where: str) -> list[str]:
         value = dict(zip(DESCRIPTION_KEYS, value)) if len(value) == len(DESCRIPTION_KEYS) else {}
     for key in DESCRIPTION_KEYS:
         text = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(text, str) or not text.strip():
+        if not is_text(text) or not text.strip():
             raise UserError(f"{where} has no text under the key {key!r}")
     return [value[key].strip() for key in DESCRIPTION_KEYS]
 
@@ -154,7 +155,7 @@ class JsonLines:
 
 def _image_name(value: Any, where: str) -> str:
     name = value.get("image", value.get("file_name")) if isinstance(value, dict) else None
-    if not isinstance(name, str) or not name:
+    if not is_text(name) or not name:
         raise UserError(f"{where} names no photo: it must be an object with the key 'image'")
     return name.removeprefix("./")
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from realsr_r1.errors import UserError
+from realsr_r1.files import is_text
 from realsr_r1.images import IMAGE_SUFFIXES
 
 PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")  # a GIF is looked at, so that an animated one is listed and not passed over
@@ -85,10 +86,14 @@ class Photo:
 
 @dataclass(frozen=True)
 class Item:
-    """A photo or file that isn't used, and why."""
+    """A photo or file that isn't used, and why. What UTF-8 can't hold is escaped."""
 
     name: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for key, text in vars(self).copy().items():
+            object.__setattr__(self, key, text.encode(errors="backslashreplace").decode())
 
     def __str__(self) -> str:
         return self.reason if self.name in self.reason else f"{self.name}: {self.reason}"
@@ -146,8 +151,8 @@ def walk(folder: Path) -> list[Path]:
 def _without_twins(photos: list[Photo], rejected: list[Item]) -> Listing:
     first: dict[str, Photo] = {}
     for photo in photos:
-        if not _is_utf8(photo.name):
-            rejected.append(Item(photo.name.encode(errors="backslashreplace").decode(), "its name is not UTF-8 text"))
+        if not is_text(photo.name):
+            rejected.append(Item(photo.name, "its name is not UTF-8 text"))
         elif photo.stem in first:
             rejected.append(Item(photo.name, f"{first[photo.stem].name} has the same name, and so the same sidecars"))
         else:
@@ -165,14 +170,6 @@ def first_view(stem: str) -> str | None:
             if stem.lower().endswith(mark + second):
                 return stem[:-len(second)] + first
     return None
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
