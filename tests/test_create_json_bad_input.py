@@ -156,6 +156,19 @@ def test_a_record_that_columns_cannot_hold_is_named(folder, tmp_path, capsys):
         assert f"'{key}' in record 0 of" in capsys.readouterr().err
 
 
+def test_a_list_in_a_folder_of_an_old_name_with_a_file_too_large_for_a_column(folder, tmp_path):
+    source = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(folder[0], source)
+    os.truncate(source / "turned.jpg", 2**30 + 1)
+    (source / "list.json").write_text(json.dumps([{"image_path": name, "problem": "p", "tag": "cat"}
+                                                  for name in ("turned.jpg", "good.png")]))
+    output = tmp_path / "out"
+    assert exit_code(["--json", str(source / "list.json"), "--output", str(output), "--num_proc", "1"]) == 2
+    (item,) = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
+    assert "turned.jpg has 1.0 GiB" in item["reason"]
+    assert len(load_dataset_dict(output)["train"]) == 1
+
+
 def test_a_read_only_output_is_named(folder, tmp_path, capsys):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -24,7 +24,8 @@ FEATURES = {"image": datasets.Image(), "problem": datasets.Value("string"), "tag
 def test_rows_are_written_as_datasets_writes_them(record, tmp_path):
     columns = {key: {"image_path": "image", "hq_path": "hq"}.get(key, key) for key in record}
     features = datasets.Features({column: FEATURES[column] for column in columns.values()})
-    files = {key: key.encode() * (BYTES_IN_MEMORY // 20) for key in ("image_path", "hq_path") if key in record}
+    paths = [key for key in ("image_path", "hq_path") if key in record]
+    files = {key: bytes(BYTES_IN_MEMORY // 2 // len(paths)) for key in paths}
     row = {columns[key]: {"bytes": files[key], "path": value.rsplit("/")[-1]} if key in files else value
            for key, value in record.items()}
     writer = RowWriter(tmp_path / "ours.arrow", record)
@@ -36,6 +37,8 @@ def test_rows_are_written_as_datasets_writes_them(record, tmp_path):
     theirs.finalize()
     ours, reference = (pyarrow.ipc.open_stream(tmp_path / name).read_all() for name in ("ours.arrow", "theirs.arrow"))
     assert ours.equals(reference, check_metadata=True)
+    assert ours["tag"].to_pylist() == [["boat"], ["sea", "\N{WAVE DASH}"], [], ["boat"], ["sea"]]
+    assert [len(chunk) for chunk in ours["image"].chunks] == [2, 2, 1]  # written when enough bytes are in memory
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()
     write_info(tmp_path / "ours", record)

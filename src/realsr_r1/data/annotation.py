@@ -214,7 +214,7 @@ def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], long
 
 def _line(error: BaseException) -> str:
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return " ".join(f"{kind}{error}".split())[:300]
+    return " ".join(f"{kind}{error}".split())[:300].encode(errors="backslashreplace").decode()
 
 
 def _make(spec: str, kind: str, settings: dict[str, Any]) -> Callable[[Any], Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from realsr_r1.data.making import Shard
 
 DEFAULT_SCALES = (0.25, 1.0)
-FORMAT = 4  # raise when the same arguments would give another dataset
+FORMAT = 5  # raise when the same arguments would give another dataset
 PATHS = ("images", "tags", "descriptions", "json", "degradation")
 
 
@@ -143,7 +143,7 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that change the result, and a digest of the input files' names, sizes and times."""
     from realsr_r1.data.sources import hf_dataset, walk
 
-    arguments = {key: str(value) for key, value in vars(args).items()
+    arguments = {key: str(value).encode(errors="backslashreplace").decode() for key, value in vars(args).items()
                  if key not in ("output", "num_proc", "skip_bad", "shard", "merge") and value not in (None, [])}
     files = [Path(args.test_photos[1:])] if args.test_photos.startswith("@") else []
     folders = () if args.json else (args.images, args.tags, args.descriptions, *args.evaluation_photos)

@@ -33,10 +33,11 @@ class RowWriter:
         self._schema = _schema(like)
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
-        self._file = pyarrow.ipc.new_stream(str(path), self._schema)
+        self._file = pyarrow.OSFile(str(path), "wb")
+        self._stream = pyarrow.ipc.new_stream(self._file, self._schema)
 
     def add(self, record: Record, files: Mapping[str, bytes]) -> None:
-        """`files`: key of a path -> the bytes of its file. A tag that is one text becomes a list of it."""
+        """`files`: each key of a path -> the bytes of its file, below 2 GiB. A tag that is one text becomes a list of it."""
         row = {key: record[key] for key in SCHEMA if key in record}
         if isinstance(row["tag"], str):
             row["tag"] = [row["tag"]]
@@ -49,6 +50,7 @@ class RowWriter:
 
     def close(self) -> None:
         self._write()
+        self._stream.close()
         self._file.close()
 
     def _write(self) -> None:
@@ -56,7 +58,7 @@ class RowWriter:
 
         if self._rows:
             columns = [_array([row[field.name] for row in self._rows], field.type) for field in self._schema]
-            self._file.write_batch(pyarrow.RecordBatch.from_arrays(columns, schema=self._schema))
+            self._stream.write_batch(pyarrow.RecordBatch.from_arrays(columns, schema=self._schema))
             self._rows, self._bytes = [], 0
 
 
@@ -87,7 +89,10 @@ def _schema(like: Record) -> pyarrow.Schema:
 
 
 def _array(values: Sequence[Any], kind: pyarrow.DataType) -> pyarrow.Array:
-    """What `pyarrow.array(values, kind)` makes, which imports pandas for it: a quarter of a second in each process."""
+    """What `pyarrow.array(values, kind)` makes, which imports pandas for it: a quarter of a second in each process.
+
+    `values`: without None.
+    """
     import pyarrow as pa
 
     if pa.types.is_struct(kind):

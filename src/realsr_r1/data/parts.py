@@ -30,8 +30,9 @@ from realsr_r1.files import atomic_folder, write_json
 SPLITS = ("train", "test_crops", "test")
 PART_FILE = "part.json"
 MOST_PARTS = 256  # so many Arrow files of a split are open at a time when the dataset is read
-FEWEST_CROPS = 4  # of a part
-CROPS_OF_A_DECODING = 16  # at least so many, where parts share a photo: each of them decodes it
+FEWEST_CROPS = 8  # of a part that isn't among the last
+CROPS_OF_A_DECODING = 16  # at least, where parts share a photo: each of them decodes it
+MOST_BYTES = 2**30  # of an image file of a list: a column's bytes are counted in 31 bits
 
 
 @dataclass(frozen=True)
@@ -64,44 +65,49 @@ class Part:
 def plan_parts(photos: Iterable[tuple[Photo, dict[str, int]]]) -> list[Part]:
     """Cut the work into parts of whole photos, or of a share of one that has many crops. `photos`: with crops by split.
 
-    Those of the last photo are small, so that no process waits long for the end.
+    The last parts are small, so that no process waits long for the end.
     """
     photos = list(photos)
     crops = sum(sum(counts.values()) for _, counts in photos)
     wanted = max(FEWEST_CROPS, -(-crops // MOST_PARTS))
-    parts: list[Part] = []
+    pieces: list[tuple[int, list[Task]]] = []  # with their units
     unit: list[Task] = []
-
     for position, (photo, counts) in enumerate(photos, start=1):
         unit += [Task(photo, split, range(count)) for split, count in counts.items() if count]
-        last = position == len(photos)
-        if unit and (last or sum(len(task.numbers) for task in unit) >= wanted):
-            number = parts[-1].unit + 1 if parts else 0
-            several = len({task.photo.name for task in unit}) > 1
-            least = wanted if last and parts else max(wanted, CROPS_OF_A_DECODING)
-            for tasks in [unit] if several else _cut(unit, least):
-                parts.append(Part(len(parts), number, tuple(tasks)))
+        size = _crops(unit)
+        if size >= wanted or position == len(photos) and unit:
+            number = pieces[-1][0] + 1 if pieces else 0
+            pieces += [(number, piece) for piece in _cut(unit, max(1, size // max(wanted, CROPS_OF_A_DECODING)))]
             unit = []
-    return parts
+    for _ in range(2):
+        if pieces and len(pieces) < MOST_PARTS and _crops(pieces[-1][1]) >= FEWEST_CROPS:
+            number, last = pieces.pop()
+            pieces += [(number, half) for half in _cut(last, 2)]
+    return [Part(number, unit, tuple(tasks)) for number, (unit, tasks) in enumerate(pieces)]
 
 
-def _cut(tasks: Sequence[Task], least: int) -> list[list[Task]]:
-    """Tasks of one photo in even pieces of at least `least` crops."""
-    crops = sum(len(task.numbers) for task in tasks)
-    most = -(-crops // max(1, crops // least))
-    pieces = [replace(task, numbers=task.numbers[start:start + most]) for task in tasks
-              for start in range(0, len(task.numbers), most)]
-    cut: list[list[Task]] = []
-    for piece in pieces:
-        if cut and sum(len(task.numbers) for task in cut[-1]) + len(piece.numbers) <= most:
-            cut[-1].append(piece)
-        else:
-            cut.append([piece])
-    return cut
+def _crops(tasks: Iterable[Task]) -> int:
+    return sum(len(task.numbers) for task in tasks)
+
+
+def _cut(tasks: Sequence[Task], count: int) -> list[list[Task]]:
+    """Tasks in `count` pieces, even to a crop. `count`: at most the number of crops."""
+    size = _crops(tasks)
+    pieces: list[list[Task]] = []
+    for number in range(count):
+        start, stop = size * number // count, size * (number + 1) // count
+        pieces.append([])
+        for task in tasks:
+            length = len(task.numbers)
+            inside = task.numbers[max(start, 0):max(stop, 0)]
+            if inside:
+                pieces[-1].append(replace(task, numbers=inside))
+            start, stop = start - length, stop - length
+    return pieces
 
 
 def plan_list(records: Sequence[Record]) -> list[Part]:
-    """The same for the records of a list."""
+    """Cut a list into parts of whole records."""
     size = max(FEWEST_CROPS, -(-len(records) // MOST_PARTS))
     numbered = list(enumerate(records))
     return [Part(number, number, tuple(numbered[start:start + size]))
@@ -241,6 +247,8 @@ class ListJob:
             raise UserError(f"{name!r} is no path ({error})") from error
         if not inside:
             raise UserError(f"{name} lies outside of {self.root}; give the folder that its images lie in as --images")
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{name} has {path.stat().st_size / 2**30:.1f} GiB; an image file has at most {MOST_BYTES / 2**30:.0f}")
         decode(Photo(name, FilePlace(str(path))))
         return path.read_bytes()
 
