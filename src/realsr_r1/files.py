@@ -143,6 +143,11 @@ def is_text(value: Any) -> bool:
         return False
 
 
+def escaped(text: str) -> str:
+    """`text` with what UTF-8 can't hold as backslash escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def existing_folder(path: str | Path, flag: str) -> Path:
     """Return `path` as a folder that exists, or raise `UserError` that names it and the flag it came from."""
     path = Path(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from realsr_r1.data.parts import CROPS_OF_A_DECODING, FEWEST_CROPS, MOST_PARTS, plan_parts
+from realsr_r1.data.parts import FEWEST_CROPS, MOST_PARTS, plan_parts
 from realsr_r1.data.sources import FilePlace, Photo
 
 
@@ -31,4 +31,3 @@ def test_a_photo_is_not_decoded_for_a_few_crops():
     parts = plan_parts((Photo(f"{number}.png", FilePlace(f"{number}.png")), {"train": 56}) for number in range(9))
     assert [part.size for part in parts if part.photos[0].name == "0.png"] == [18, 19, 19]
     assert [part.size for part in parts if part.photos[0].name == "8.png"] == [18, 19, 9, 5, 5]
-    assert CROPS_OF_A_DECODING == 16

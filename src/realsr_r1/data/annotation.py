@@ -22,7 +22,7 @@ from realsr_r1.data.processes import end_with_parent
 from realsr_r1.data.sidecars import DESCRIPTION_KEYS, JsonLines, checked_descriptions, checked_tags
 from realsr_r1.data.sources import Photo
 from realsr_r1.errors import UserError
-from realsr_r1.files import atomic_file, read_yaml
+from realsr_r1.files import atomic_file, escaped, read_yaml
 
 MOST_CHARACTERS = {"tag": 60, "description": 2000}  # of one; a longer one is a model that doesn't end
 NUMBERS = {"batch_size": (1, 8), "longest_side_px": (32, 768), "timeout_seconds": (0.1, 300), "retries": (0, 2)}  # least, default
@@ -214,7 +214,7 @@ def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], long
 
 def _line(error: BaseException) -> str:
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return " ".join(f"{kind}{error}".split())[:300].encode(errors="backslashreplace").decode()
+    return escaped(" ".join(f"{kind}{error}".split())[:300])
 
 
 def _make(spec: str, kind: str, settings: dict[str, Any]) -> Callable[[Any], Any]:

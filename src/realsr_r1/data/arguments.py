@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError
-from realsr_r1.files import existing_folder
+from realsr_r1.files import escaped, existing_folder
 
 if TYPE_CHECKING:
     from realsr_r1.data.making import Shard
@@ -143,7 +143,7 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that change the result, and a digest of the input files' names, sizes and times."""
     from realsr_r1.data.sources import hf_dataset, walk
 
-    arguments = {key: str(value).encode(errors="backslashreplace").decode() for key, value in vars(args).items()
+    arguments = {key: escaped(str(value)) for key, value in vars(args).items()
                  if key not in ("output", "num_proc", "skip_bad", "shard", "merge") and value not in (None, [])}
     files = [Path(args.test_photos[1:])] if args.test_photos.startswith("@") else []
     folders = () if args.json else (args.images, args.tags, args.descriptions, *args.evaluation_photos)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from realsr_r1.errors import UserError
-from realsr_r1.files import is_text
+from realsr_r1.files import escaped, is_text
 from realsr_r1.images import IMAGE_SUFFIXES
 
 PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")  # a GIF is looked at, so that an animated one is listed and not passed over
@@ -93,7 +93,7 @@ class Item:
 
     def __post_init__(self) -> None:
         for key, text in vars(self).copy().items():
-            object.__setattr__(self, key, text.encode(errors="backslashreplace").decode())
+            object.__setattr__(self, key, escaped(text))
 
     def __str__(self) -> str:
         return self.reason if self.name in self.reason else f"{self.name}: {self.reason}"
