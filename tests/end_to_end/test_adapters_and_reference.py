@@ -1,4 +1,4 @@
-"""GRPO with LoRA adapters, with a reference policy (`--beta 0.04`), and with both, and SFT with adapters: under ZeRO-3."""
+"""Under ZeRO-3: GRPO with LoRA adapters, with a reference policy (`--beta 0.04`), with both; SFT with adapters, and evaluated."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from realsr_r1 import export
+from realsr_r1 import export, sft
 from realsr_r1.models import load_policy
 
+from ..small import write_dataset
 from .processes import ROOT, free_port, start
 from .two_processes import STEPS, TwoProcesses
 
@@ -22,6 +23,7 @@ RUNS = {"lora": ["--use_peft"], "reference": ["--beta", "0.04"],
                      "--sample_steps", "1"]}
 LORA, WITH_KL = [name for name in RUNS if "lora" in name], [name for name in RUNS if "reference" in name]
 RESUMED = "lora, resumed from its first step"
+EVALUATED = "sft, three samples to evaluate on two ranks by twos"
 PREFIX = "base_model.model."  # of a policy's parameters inside peft's
 
 
@@ -53,12 +55,22 @@ def runs(dataset, published_model, tmp_path_factory) -> dict[str, TwoProcesses]:
         jobs.append({"stage": stage, "argv": argv, "seen": str(folder / name / "seen")})
         if name == RESUMED:
             jobs[-1]["copy"] = [str(folder / "lora" / "run" / "checkpoint-1"), str(folder / RESUMED / "run" / "checkpoint-1")]
+    jobs.append({"stage": "sft", "argv": evaluating(published_model, folder), "seen": str(folder / EVALUATED / "seen")})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     run = start([sys.executable, "scripts/torchrun.py", "--nproc_per_node=2", "--master_addr=127.0.0.1",
                  f"--master_port={free_port()}", str(Path(__file__).parent / "several_runs.py"), str(folder / "jobs.json")],
                 folder / "log.txt", {"PYTHONPATH": f"{ROOT / 'src'}"})
     assert run.finish() == 0, run.output()[-6000:]
-    return {name: TwoProcesses(folder / name / "run", run.output(), folder / name / "seen") for name in (*RUNS, RESUMED)}
+    return {name: TwoProcesses(folder / name / "run", run.output(), folder / name / "seen") for name in (*RUNS, RESUMED, EVALUATED)}
+
+
+def evaluating(model: Path, folder: Path) -> list[str]:
+    """Flags of a cold start that changes nothing, evaluated at its end."""
+    dataset = write_dataset(folder / "three", train=2, test=3)
+    return ["--config", "configs/recipes/tiny_sft.yaml", "--output_dir", str(folder / EVALUATED / "run"), "--dataset_name",
+            str(dataset), "--model_name_or_path", str(model), "--max_steps", "1", "--learning_rate", "0", "--bf16", "false",
+            "--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "2", "--eval_strategy", "steps",
+            "--eval_steps", "1", "--logging_steps", "1"]
 
 
 def logged(run: TwoProcesses, key: str) -> list[float]:
@@ -120,6 +132,18 @@ def test_adapters_are_resumed_where_they_were(runs):
         assert found.keys() == expected.keys()
         for key in expected:
             torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-6)
+
+
+def test_a_sample_that_fills_up_the_last_round_of_an_evaluation_isnt_counted_again(runs, published_model, tmp_path):
+    sft.main(evaluating(published_model, tmp_path))
+    alone, together = (evaluation_losses(folder) for folder in (tmp_path / EVALUATED / "run", runs[EVALUATED].folder))
+    assert len(alone) > 7
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def evaluation_losses(run: Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in (run / "log_history.jsonl").read_text().splitlines()]
+    return {key: value for line in lines for key, value in line.items() if key.startswith("eval_loss")}
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -16,7 +16,7 @@ from typing import Any
 
 from realsr_r1.data.sources import Item, Photo, RowPlace, TarPlace, walk
 from realsr_r1.errors import UserError
-from realsr_r1.files import is_text
+from realsr_r1.files import escaped, is_text
 
 DESCRIPTION_KEYS = ("rough", "middle", "final")
 MOST_TAGS = 200  # of one photo: RAM++ names some tens; a file with thousands is no list of what a photo shows
@@ -90,7 +90,7 @@ class SidecarFolder:
         """The files that belong to none of the photos. `photos`: names without suffix."""
         known, bad = set(photos), []
         for path in walk(self.folder):
-            stem = path.relative_to(self.folder).with_suffix("").as_posix()
+            stem = escaped(path.relative_to(self.folder).with_suffix("").as_posix())  # as rejected photos are named
             if path.suffix == KINDS[self.kind] and stem not in known:
                 bad.append(Item(path.name, f"{self.kind} file {path} has no image {stem}.* in {images}"))
         return bad

@@ -96,10 +96,21 @@ class ColdStartTrainer(Trainer):
         loss = total / (len(where) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the count is of all ranks, and their gradients are averaged
-        self._losses["train" if self.model.training else "eval"].add(nll.detach(), log_z.detach(), sections)
+        lengths = [length for length, _ in layout.groups]
         if self.model.training:
-            self._throughput.add([length for length, _ in layout.groups], len(where))
+            self._losses["train"].add(nll.detach(), log_z.detach(), sections)
+            self._throughput.add(lengths, len(where))
+        else:
+            first = where < sum(lengths[:self._first_seen(len(lengths))])
+            self._losses["eval"].add(nll[first], log_z[first], sections[first])
         return (loss, outputs) if return_outputs else loss
+
+    def _first_seen(self, samples: int) -> int:
+        """How many of an evaluation batch's samples are no repeats, with which accelerate fills up the ranks' last round."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return samples
+        return max(0, state.remainder - self.args.process_index * self.args.eval_batch_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds losses by section, tokens a second and MFU to a training step's log."""
@@ -111,7 +122,7 @@ class ColdStartTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """`eval_loss` is the mean negative log-likelihood of all tokens, whatever batch they were in; adds each section's."""
+        """`eval_loss` is the mean negative log-likelihood of all tokens, each counted once; adds each section's."""
         with self._throughput.paused():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             losses = self._losses["eval"].read(self.accelerator)
