@@ -2,8 +2,8 @@
 # Photos -> a dataset, and with MODEL the token ids of its chains, which the cold start reads. For example:
 #   OUTPUT=data/lsdir bash scripts/prepare_data.sh --images photos --tags tags.jsonl --descriptions descriptions.jsonl
 #   OUTPUT=data/lsdir MODEL=models/pure bash scripts/prepare_data.sh --images ...      (tokens: data/lsdir-tokens)
-# The flags are create-json's. One machine's share of several: SHARD=1/16, and when all are made: MERGE=1 (see
-# prepare_data.slurm). Started again, everything goes on where it was.
+# The flags are create-json's. One machine's share of several: SHARD=1/16, when all are made: MERGE=1, and then one's share of the
+# tokens: TOKENS=1 SHARD=1/4 (see prepare_data.slurm). Started again, everything goes on where it was.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${OUTPUT:?name the dataset folder to make: OUTPUT=...}"
@@ -11,9 +11,10 @@ realsr() { "${PYTHON:-.venv/bin/python}" -m realsr_r1.cli "$@"; }
 
 if [ -n "${MERGE:-}" ]; then
     realsr create-json --output "$OUTPUT" --merge "$@"
-else
+elif [ -z "${TOKENS:-}" ]; then
     realsr create-json --output "$OUTPUT" ${SHARD:+--shard "$SHARD"} "$@"
 fi
-if [ -n "${MODEL:-}" ] && [ -z "${SHARD:-}" ]; then
-    realsr pretokenise --dataset_name "$OUTPUT" --model_name_or_path "$MODEL" --output_dir "$OUTPUT-tokens"
+if [ -n "${TOKENS:-}" ] || { [ -n "${MODEL:-}" ] && [ -z "${SHARD:-}" ]; }; then
+    realsr pretokenise --dataset_name "$OUTPUT" --model_name_or_path "${MODEL:?name the model folder: MODEL=...}" \
+        --output_dir "$OUTPUT-tokens" ${TOKENS:+${SHARD:+--shard "$SHARD"}}
 fi

@@ -23,7 +23,8 @@ SMALL = ["--max_steps", "10", "--save_steps", "5", "--logging_steps", "1", "--pe
          "--num_attention_heads", "2", "--learning_rate", "1e-2", "--report_to", "none", "--disable_tqdm", "true",
          "--z_loss", "1e-5", "--train_sampling_strategy", "group_by_length"]  # 4 steps an epoch
 
-WATCHED = ["--eval_strategy", "steps", "--eval_steps", "4", "--sample_steps", "4", "--dropout", "0.05"]
+WATCHED = ["--eval_strategy", "steps", "--eval_steps", "4", "--sample_steps", "4", "--dropout", "0.05",
+           "--report_to", "tensorboard"]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,17 @@ def test_sample_chains_are_decoded_to_images(trained):
         assert "Name the degradation" in json.loads((folder / "prompt.json").read_text())["problem"]
 
 
+def test_sample_chains_are_in_the_trackers_log(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(next(trained.rglob("events.out.tfevents.*")).parent), {"images": 0, "tensors": 0}).Reload()
+    assert log.Tags()["images"] == [f"samples/{number}-{name}" for number in (0, 1) for name in ("rough", "middle", "final")]
+    shown = [(event.step, event.width, event.height) for event in log.Images("samples/1-final")]
+    assert shown == [(4, 48, 48), (8, 48, 48)]
+    text = log.Tensors("samples/0/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text == (trained / "samples" / "step-000004" / "completion-0.txt").read_text().rstrip("\n")
+
+
 def test_the_folder_is_a_complete_model_of_the_recipes_shape(trained):
     processor, policy = ChainProcessor.from_pretrained(trained), load_policy(trained)
     assert (policy.config.hidden_size, policy.config.num_hidden_layers) == (32, 1)
@@ -116,6 +128,23 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, tokenizers, tra
     torch.testing.assert_close(resumed, uninterrupted, atol=1e-6, rtol=0)
     assert not half_written.exists()
     assert losses(output) == pytest.approx(losses(trained), abs=1e-4)
+
+
+@pytest.mark.parametrize("changed, named", [
+    (["--use_peft"], "use_peft False, and this command has True"), (["--seed", "3"], "seed 42, and this command has 3"),
+    (["--per_device_train_batch_size", "4"], "samples_per_step 2, and this command has 4"),
+    (["--optim", "adafactor"], "optim adamw_torch_fused, and this command has adafactor"),
+    (["--hidden_size", "64"], "hidden_size 32, and this command has 64")])
+def test_a_run_goes_on_with_its_own_settings_only(dataset, tokenizers, trained, tmp_path, capsys, changed, named):
+    output = tmp_path / "run"
+    for name in ("checkpoint-5", TOKENS_FOLDER):
+        shutil.copytree(trained / name, output / name)
+    shutil.copy(trained / "settings.json", output)
+    model = trained if "--use_peft" in changed else tokenizers
+    assert exit_code(main, flags(dataset, model, output, *WATCHED, *changed)) == 2
+    line = capsys.readouterr().err
+    assert f"the run in {output} was started with {named}" in line
+    assert (output / "checkpoint-5" / "complete").is_file()
 
 
 def test_a_model_folder_is_trained_on(dataset, trained, tmp_path):
@@ -160,6 +189,13 @@ def test_bad_input_is_named(dataset, tokenizers, tmp_path, capsys):
             (flags(dataset, tokenizers, output, "--load_in_4bit"), "need --use_peft true"),
             (flags(dataset, tokenizers, output, "--dropout", "1"), "--dropout 1.0 from 0 to below 1"),
             (flags(dataset, tokenizers, output, "--peak_tflops", "0"), "--peak_tflops 0.0"),
+            (flags(dataset, tokenizers, output, "--max_samples", "0"), "--max_samples 0 must be at least 1"),
+            (flags(dataset, tokenizers, output, "--gradient_accumulation_steps", "0"), "--gradient_accumulation_steps 0"),
+            (flags(dataset, tokenizers, output, "--hidden_size", "30"), "--hidden_size 30 must be a multiple"),
+            (flags(dataset, tokenizers, output, "--use_peft", "--lora_r", "0"), "--lora_r 0 must be at least 1"),
+            (flags(dataset, tokenizers, output, "--seed", "-1"), "--seed -1"),
+            (flags(dataset, tokenizers, output, "--label_smoothing_factor", "0.1"), "--label_smoothing_factor"),
+            (flags(dataset, tokenizers, output, "--report_to", "wandbb"), "--report_to wandbb: the known ones are"),
             (flags(dataset, tokenizers, output, "--train_sampling_strategy", "batch_rebalance"), "batch_rebalance")):
         assert exit_code(main, argv) == 2, named
         assert named in capsys.readouterr().err

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from realsr_r1.training.config import ChainGRPOConfig
 
-PROMPTS_FOLDER, SETTINGS_FILE = "prompts", "settings.json"
+PROMPTS_FOLDER = "prompts"
+LASTING = ("num_generations", "generation_batch_size", "seed", "optim", "use_peft", "lora_r")  # a run goes on with the same only
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.rewards import load_reward_funcs
     from realsr_r1.rewards.registry import required_columns
     from realsr_r1.training.agreement import Agreement
-    from realsr_r1.training.checkpoints import last_checkpoint
+    from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
     from realsr_r1.training.grpo_trainer import ChainGRPOTrainer
     from realsr_r1.training.prompts import load_prompts
 
@@ -51,6 +52,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{output} holds a finished run already; nothing to do")
         return
     checkpoint = last_checkpoint(output, set_aside=args.process_index == 0)
+    settings = shown_settings(args, model_args)
+    if checkpoint:
+        require_same_run(output, settings, LASTING)
     policy_config(Path(model_args.model_name_or_path))  # this and the next: a bad folder is said before anything is made
     tensor_shapes(Path(model_args.model_name_or_path))
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
@@ -77,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = ChainGRPOTrainer(policy, processor, reward_funcs, args, train, evaluation,
                                reward_log=reward_log_path(), peft_config=adapters)
     if args.process_index == 0:
-        write_json(output / SETTINGS_FILE, shown_settings(args, model_args))
+        write_json(output / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, output)
 
@@ -89,7 +93,7 @@ def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, 
              "image_top_k_max", "grammar", "train_forced_tokens", "loss_type", "beta", "bf16", "seed", "world_size"]
     adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
     return {"model_name_or_path": model_args.model_name_or_path, **{name: getattr(args, name) for name in names},
-            "use_peft": model_args.use_peft, **{name: getattr(model_args, name) for name in adapters}}
+            "optim": args.optim.value, "use_peft": model_args.use_peft, **{name: getattr(model_args, name) for name in adapters}}
 
 
 def reward_log_path() -> str | None:

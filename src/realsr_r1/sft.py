@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError, run
+from realsr_r1.files import write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from realsr_r1.training.config import ColdStartConfig
 
 TOKENS_FOLDER = "tokens"
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")  # of a new policy
+# A run goes on with the same only:
+LASTING = ("records", "max_samples", "samples_per_step", "train_sampling_strategy", "seed", "data_seed", "optim", "use_peft",
+           "lora_r", *SHAPE)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
     from realsr_r1.processing import ChainProcessor
-    from realsr_r1.training.checkpoints import last_checkpoint
+    from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
     from realsr_r1.training.launch import is_finished, save_model_folder
     from realsr_r1.training.sft_trainer import ColdStartTrainer
 
@@ -48,13 +53,30 @@ def main(argv: list[str] | None = None) -> None:
         return
     checkpoint = last_checkpoint(args.output_dir, set_aside=args.process_index == 0)
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
-    train, evaluation = tokenised(args, model_args.model_name_or_path, processor)
+    train, evaluation, records = tokenised(args, model_args.model_name_or_path, processor)
+    settings = {"records": records, **shown_settings(args, model_args)}
+    if checkpoint:
+        require_same_run(args.output_dir, settings, LASTING)
     policy = make_policy(args, model_args, quantization, processor)
     if adapters is not None:
         policy = with_adapter(policy, adapters, args)
     trainer = ColdStartTrainer(policy, processor, args, train, evaluation)
+    if args.process_index == 0:
+        write_json(Path(args.output_dir) / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, args.output_dir)
+
+
+def shown_settings(args: ColdStartConfig, model_args: ModelConfig) -> dict[str, Any]:
+    """What a run was started with, in plain values."""
+    names = ["run_name", "dataset_name", "max_samples", "train_sampling_strategy", "seed", "data_seed", "learning_rate",
+             "max_steps", "num_train_epochs", "z_loss", "dropout", "bf16", "world_size"]
+    if not (Path(model_args.model_name_or_path) / "config.json").is_file():
+        names += SHAPE
+    adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
+    return {"model_name_or_path": model_args.model_name_or_path, **{name: getattr(args, name) for name in names},
+            "samples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "optim": args.optim.value, "use_peft": model_args.use_peft, **{name: getattr(model_args, name) for name in adapters}}
 
 
 def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: Any, processor: ChainProcessor) -> Any:
@@ -73,18 +95,17 @@ def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: An
     layout = processor.layout
     torch.manual_seed(args.seed)
     return LuminaPolicy(LuminaConfig(
-        vocab_size=layout.vocab_size, hidden_size=args.hidden_size, intermediate_size=args.intermediate_size,
-        num_hidden_layers=args.num_hidden_layers, num_attention_heads=args.num_attention_heads,
+        vocab_size=layout.vocab_size, **{name: getattr(args, name) for name in SHAPE},
         num_key_value_heads=args.num_attention_heads, max_position_embeddings=args.max_length,
         pad_token_id=layout.pad, bos_token_id=layout.bos, eos_token_id=layout.end_of_turn))
 
 
-def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> tuple[Dataset, Dataset | None]:
-    """Tokens to train on, and those to evaluate on (or None).
+def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> tuple[Dataset, Dataset | None, str]:
+    """Tokens to train on, those to evaluate on (or None), and the name of the records to train on.
 
     Read where `--dataset_name` is a folder of tokens; else made in `output_dir/tokens` first, by all ranks together.
     """
-    from realsr_r1.data.token_store import drawn, is_store, load_tokens, tokenizer_fingerprint
+    from realsr_r1.data.token_store import drawn, is_store, load_tokens, records_fingerprint, tokenizer_fingerprint
 
     splits = ["train"] if args.eval_strategy == "no" else ["train", "test_crops"]
     tokenizer = {"folder": model, "fingerprint": tokenizer_fingerprint(processor)}
@@ -99,7 +120,7 @@ def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> t
         longest = int(tokens["length"][:].max())
         if longest > args.max_length:
             raise UserError(f"the longest chain of {split} has {longest} tokens, more than --max_length {args.max_length}")
-    return found[0], found[1] if len(found) > 1 else None
+    return found[0], found[1] if len(found) > 1 else None, records_fingerprint(folder, "train")
 
 
 def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, str], processor: ChainProcessor) -> Path:

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 
 from realsr_r1 import pretokenise
@@ -22,7 +23,7 @@ from realsr_r1.errors import UserError
 from realsr_r1.processing import ChainProcessor
 from realsr_r1.sft import main as sft
 
-from ..small import exit_code, records, write_dataset
+from ..small import exit_code, photo, records, write_dataset
 
 RECORDS = 7
 SMALL_SHARDS = """
@@ -135,7 +136,9 @@ def test_the_fingerprint_is_of_all_that_makes_ids(processor, tiny_model):
     weights = next(iter(other.image_tokenizer.state_dict().values()))
     weights.view(-1)[0] += 1e-3
     smaller = ChainProcessor(processor.tokenizer, processor.image_tokenizer, dataclasses.replace(processor.settings, target_px=32))
-    assert len({first, tokenizer_fingerprint(other), tokenizer_fingerprint(smaller)}) == 3
+    unscaled = ChainProcessor.from_pretrained(tiny_model)
+    unscaled.image_tokenizer.config.l2_normalised_codes ^= True
+    assert len({first, *map(tokenizer_fingerprint, (other, smaller, unscaled))}) == 4
 
 
 def test_a_missing_shard_is_named(store, processor, tmp_path):
@@ -147,6 +150,94 @@ def test_a_missing_shard_is_named(store, processor, tmp_path):
         load_tokens(folder, "train", tokenizer)
     with pytest.raises(UserError, match="no split 'test'"):
         load_tokens(folder, "test", tokenizer)
+
+
+@pytest.mark.parametrize("cut", ["inside a batch", "after a batch"])
+def test_a_shard_that_was_cut_is_named(store, processor, tmp_path, monkeypatch, cut):
+    folder = tmp_path / "tokens"
+    shutil.copytree(store, folder)
+    shard = folder / "train-00001-of-00004.arrow"
+    if cut == "inside a batch":
+        os.truncate(shard, shard.stat().st_size * 2 // 3)
+    else:
+        shutil.copy(folder / "train-00003-of-00004.arrow", shard)  # which holds one record less
+    with pytest.raises(UserError, match="train-00001-of-00004.arrow .*remove it and run realsr-r1 pretokenise again"):
+        load_tokens(folder, "train", {"folder": "x", "fingerprint": tokenizer_fingerprint(processor)})
+
+
+@pytest.mark.parametrize("change", [{"format": 99}, {"format": None, "tokenizer": None}])
+def test_tokens_of_another_version_are_refused(store, tiny_model, dataset, tmp_path, capsys, change):
+    folder = tmp_path / "tokens"
+    shutil.copytree(store, folder)
+    description = json.loads((folder / "tokens.json").read_text())
+    (folder / "tokens.json").write_text(json.dumps({**description, **change}))
+    training = argv(folder, tiny_model, tmp_path / "run")[:-2]
+    for main, arguments in ((sft, training), (pretokenise.main, argv(dataset, tiny_model, folder))):
+        assert exit_code(main, arguments) == 2
+        assert "not in the format 1" in capsys.readouterr().err
+
+
+def with_column(dataset: Path, output: Path, name: str, values: list, feature=None) -> Path:
+    """A dataset with other values in the first records of a column of train."""
+    splits = datasets.load_from_disk(str(dataset))
+    column = [*values, *splits["train"].cast_column(name, feature)[name][len(values):]] if feature else [
+        *values, *splits["train"].with_format(None)[name][len(values):]]
+    train = splits["train"].remove_columns(name).add_column(name, column, feature=feature or splits["train"].features[name])
+    datasets.DatasetDict({"train": train, "test_crops": splits["test_crops"]}).save_to_disk(str(output))
+    return output
+
+
+BROKEN_PNG = {"bytes": b"\x89PNG\r\n\x1a\n and no more", "path": None}
+
+
+@pytest.mark.parametrize("column, values, named", [
+    ("hq", [None], "record 0 of {} (train) has no image in 'hq'"),
+    ("degradation", [["light blur"]], "'degradation' in record 0 of {} (train) must be a list of five texts, not a list of 1"),
+    ("descriptions", [["a", "b", "c"], ["a", "b"]], "'descriptions' in record 1 of {} (train) must be a list of three texts"),
+    ("problem", ["<|image|> or <|image|>"], "{} (train): record 0: the question '<|image|> or <|image|>' has 2 times"),
+    ("image", [BROKEN_PNG], "record 0 of {} (train) can't be read")])
+def test_a_record_that_makes_no_chain_is_named(dataset, tiny_model, tmp_path, capsys, column, values, named):
+    feature = datasets.Image(decode=False) if column in ("image", "hq") else None
+    bad = with_column(dataset, tmp_path / "bad", column, values, feature)
+    if feature:
+        bad = as_images(bad, tmp_path / "images", column)
+    assert exit_code(pretokenise.main, argv(bad, tiny_model, tmp_path / "tokens")) == 2
+    assert named.format(bad) in capsys.readouterr().err
+
+
+def as_images(dataset: Path, output: Path, column: str) -> Path:
+    splits = datasets.load_from_disk(str(dataset))
+    splits["train"] = splits["train"].cast_column(column, datasets.Image())
+    splits.save_to_disk(str(output))
+    return output
+
+
+def test_a_text_is_no_list_of_tags(tiny_model, tmp_path, capsys):
+    columns = records(1)
+    columns["tag"] = ["cat, dog"]
+    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).cast_column("hq", datasets.Image())
+    datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "bad"))
+    assert exit_code(pretokenise.main, argv(tmp_path / "bad", tiny_model, tmp_path / "tokens")) == 2
+    assert "'tag' in record 0" in (said := capsys.readouterr().err) and "must be a list of texts, not 'cat, dog'" in said
+
+
+def test_a_split_without_records_is_named(dataset, tiny_model, tmp_path, capsys):
+    splits = datasets.load_from_disk(str(dataset))
+    datasets.DatasetDict({**splits, "test_crops": splits["test_crops"].select([])}).save_to_disk(str(tmp_path / "empty"))
+    assert exit_code(pretokenise.main, argv(tmp_path / "empty", tiny_model, tmp_path / "tokens")) == 2
+    assert f"{tmp_path / 'empty'} has a split without records" in capsys.readouterr().err
+
+
+def test_conversations_whose_image_was_replaced_are_other_records(tiny_model, tmp_path, capsys):
+    photo("coffee").save(tmp_path / "photo.png")
+    talk = {"conversations": [{"from": "human", "value": "What is in <|image|>?"}, {"from": "gpt", "value": "A cup."}],
+            "image": ["photo.png"]}
+    (tmp_path / "talk.json").write_text(json.dumps([talk]))
+    arguments = argv(tmp_path / "talk.json", tiny_model, tmp_path / "tokens")
+    assert exit_code(pretokenise.main, arguments) == 0
+    photo("chelsea").save(tmp_path / "photo.png")
+    assert exit_code(pretokenise.main, arguments) == 2
+    assert "holds tokens of other records" in capsys.readouterr().err
 
 
 def test_other_records_or_files_of_others_are_refused(store, tiny_model, dataset, tmp_path, capsys):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.chain import SECTIONS
 from realsr_r1.data.sections import Piece, Sample
+from realsr_r1.errors import UserError
 
 if TYPE_CHECKING:
     from realsr_r1.processing import ChainProcessor
@@ -73,10 +74,13 @@ def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int],
     for row, index in enumerate(indices):
         first = len(rows) + row * len(chain_images[row])
         chain_spans = dict(zip(chain_images[row], spans[first:first + len(chain_images[row])], strict=True))
-        ids = processor.encode_chain_pieces(chain_texts(rows[row], seed, index), chain_spans)
+        try:
+            prompt = processor.prompt_from_span(spans[row], rows[row]["problem"])
+            ids = processor.encode_chain_pieces(chain_texts(rows[row], seed, index), chain_spans)
+        except UserError as error:
+            raise UserError(f"record {index}: {error}") from error
         answer = [piece for number, name in enumerate(SECTIONS) for piece in _section(name, ids[3 * number:3 * number + 3])]
-        samples.append(Sample.of(processor.prompt_from_span(spans[row], rows[row]["problem"]),
-                                 [*answer, ("tags", [processor.layout.end_of_turn])]))
+        samples.append(Sample.of(prompt, [*answer, ("tags", [processor.layout.end_of_turn])]))
     return samples
 
 

@@ -88,6 +88,8 @@ def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:
         raise UserError(f"{path} is not a DatasetDict (no dataset_dict.json); make one with realsr-r1 create-json")
     try:
         return datasets.load_from_disk(str(folder))
+    except IndexError as error:  # datasets joins a split's tables, and there are none
+        raise UserError(f"{path} has a split without records; make it again without that split") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} can't be read as a DatasetDict ({error}); make it again with realsr-r1 create-json"
                         ) from error
@@ -117,6 +119,37 @@ def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[st
         records = records.shuffle(seed=seed, keep_in_memory=True).select(range(max_samples))
         records = records.flatten_indices(keep_in_memory=True)  # joining columns would, in a file beside the dataset
     return records
+
+
+def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> dict[str, list[Any]]:
+    """Records as columns, images decoded. Raises `UserError` that names a record (counted from 0) which can't be used.
+
+    `where`: the dataset and its split. `tag` has to be a list here; what nothing is known of may be empty.
+    """
+    from PIL.Image import DecompressionBombError
+
+    unreadable = (OSError, SyntaxError, ValueError, DecompressionBombError)
+    try:
+        rows = records[list(numbers)]
+    except unreadable:
+        for number in numbers:
+            try:
+                records[number]
+            except unreadable as error:
+                raise UserError(f"record {number} of {where} can't be read ({error})") from error
+        raise
+    images = {"image", "hq"} & rows.keys()
+    for row, number in enumerate(numbers):
+        for key in images:
+            if rows[key][row] is None:
+                raise UserError(f"record {number} of {where} has no image in {key!r}")
+        for key in SCHEMA.keys() & rows.keys():
+            value, (check, what) = rows[key][row], SCHEMA[key]
+            if key == "tag":
+                check, what = _is_texts(), "a list of texts"
+            if (value or key in ("tag", "degradation")) and not check(value):
+                raise UserError(f"{key!r} in record {number} of {where} must be {what}, not {_kind(value)}")
+    return rows
 
 
 def label_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:

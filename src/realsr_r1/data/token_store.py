@@ -54,11 +54,13 @@ class Shard:
 
 
 def tokenizer_fingerprint(processor: ChainProcessor) -> str:
-    """Names what turns records into ids: the text tokenizer, the image tokenizer's weights, and the sizes of images."""
-    settings = processor.settings
+    """Names what turns records into ids: the text tokenizer, the image tokenizer, and the sizes of images."""
+    settings, image_tokenizer = processor.settings, processor.image_tokenizer
     digest = hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(repr((settings.target_px, settings.grid_unit_px, settings.fit)).encode())
-    for tensor in processor.image_tokenizer.state_dict().values():
+    digest.update(repr((settings.target_px, settings.grid_unit_px, settings.fit,
+                        image_tokenizer.config.l2_normalised_codes)).encode())
+    for name, tensor in image_tokenizer.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -68,7 +70,8 @@ def open_source(dataset_name: str, split: str, seed: int, max_samples: int | Non
     records = _records(dataset_name, split)
     fingerprint = records._fingerprint
     if Path(dataset_name).suffix == ".json":
-        fingerprint = hashlib.sha256(Path(dataset_name).read_bytes()).hexdigest()[:16]
+        images = [(path, (found := Path(path).stat()).st_size, found.st_mtime_ns) for paths in records["images"] for path in paths]
+        fingerprint = _digest([Path(dataset_name).read_text(encoding="utf-8"), images])
     return Source(dataset_name, split, tuple(drawn(len(records), max_samples, seed)), fingerprint, seed)
 
 
@@ -90,7 +93,10 @@ def _records(dataset_name: str, split: str) -> Dataset:
         if split != "train":
             raise UserError(f"{dataset_name} has no split {split!r}: a JSON of conversations is all train")
         return read_conversations(dataset_name)
-    return select_records(dataset_name, split, {"the cold start": COLUMNS})
+    records = select_records(dataset_name, split, {"the cold start": COLUMNS})
+    if not len(records):
+        raise UserError(f"the split {split} of {dataset_name} has no records")
+    return records
 
 
 def describe(sources: Mapping[str, Source], tokenizer: str, fingerprint: str) -> dict[str, Any]:
@@ -118,8 +124,7 @@ def missing_shards(folder: Path, sources: Mapping[str, Source], description: Map
     Raises `UserError` where the folder holds tokens of another tokenizer, of other records, or something else.
     """
     if (folder / STORE_FILE).is_file():
-        found = read_json(folder / STORE_FILE)
-        check_tokenizer(folder, found, description["tokenizer"])
+        found = _description(folder, description["tokenizer"])
         if name_of(found) != name_of(description):
             raise UserError(f"{folder} holds tokens of other records or another --seed; give another --output_dir, or remove it")
     elif folder.is_dir() and not {STORE_FILE}.issuperset(path.name for path in folder.iterdir() if not path.name.startswith(".")):
@@ -146,14 +151,19 @@ def _files(folder: Path, split: str, records: int) -> list[Path]:
     return [folder / f"{split}-{number:05d}-of-{count:05d}.arrow" for number in range(count)]
 
 
-def check_tokenizer(folder: Path, description: Mapping[str, Any], tokenizer: Mapping[str, str]) -> None:
-    """Raise `UserError`, naming both, where `folder` was not made by this tokenizer."""
-    made_by = description["tokenizer"]
+def _description(folder: Path, tokenizer: Mapping[str, str]) -> dict[str, Any]:
+    """What `tokens.json` says. Raises `UserError` where this code can't read it, or another tokenizer made them (naming both)."""
+    found, again = read_json(folder / STORE_FILE), "make them again with realsr-r1 pretokenise"
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"the tokens in {folder} are not in the format {FORMAT} of this realsr-r1 ({folder / STORE_FILE}); "
+                        f"{again} in another folder")
+    made_by = found["tokenizer"]
     if made_by["fingerprint"] != tokenizer["fingerprint"]:
         raise UserError(
             f"the tokens in {folder} were made by the tokenizers of {made_by['folder']} (fingerprint {made_by['fingerprint']}), "
-            f"and {tokenizer['folder']} has others ({tokenizer['fingerprint']}); make them again with realsr-r1 pretokenise "
+            f"and {tokenizer['folder']} has others ({tokenizer['fingerprint']}); {again} "
             f"--model_name_or_path {tokenizer['folder']} --output_dir DIR")
+    return found
 
 
 class ShardWriter:
@@ -167,7 +177,10 @@ class ShardWriter:
         """Tokenise a shard's records and write it; returns how many they are."""
         import pyarrow
 
+        from realsr_r1.data.dataset import read_rows
+
         source, schema = shard.source, _features().arrow_schema
+        where = f"{source.dataset_name} ({source.split})"
         key = source.dataset_name, source.split
         if key not in self._opened:
             self._opened[key] = _records(*key)
@@ -175,7 +188,11 @@ class ShardWriter:
             with pyarrow.OSFile(str(partial), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
                 for start in range(shard.start, shard.stop, BATCH_RECORDS):
                     numbers = source.numbers[start:min(start + BATCH_RECORDS, shard.stop)]
-                    samples = _encode(self._opened[key][list(numbers)], numbers, self.processor, source.seed)
+                    rows = read_rows(self._opened[key], numbers, where)
+                    try:
+                        samples = _encode(rows, numbers, self.processor, source.seed)
+                    except UserError as error:
+                        raise UserError(f"{where}: {error}") from error
                     writer.write_table(pyarrow.table({
                         "input_ids": [sample.input_ids for sample in samples],
                         "sections": [sample.sections for sample in samples],
@@ -201,22 +218,41 @@ def is_store(folder: str | Path) -> bool:
     return (Path(folder) / STORE_FILE).is_file()
 
 
+def records_fingerprint(folder: str | Path, split: str) -> str:
+    """Names the records that the tokens of a split are of."""
+    return read_json(Path(folder) / STORE_FILE)["splits"][split]["fingerprint"]
+
+
 def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) -> Dataset:
     """A split: `input_ids` (int32), `sections` (int8, numbers of `sections.PARTS`) and `length`, memory-mapped, as numpy.
 
     `tokenizer`: {"folder", "fingerprint"} of the model that will be trained. Raises `UserError` when another made the
     tokens, and when a split or a shard is missing.
     """
-    from datasets import Dataset, concatenate_datasets
+    from datasets import concatenate_datasets
 
     folder = Path(folder)
-    description = read_json(folder / STORE_FILE)
-    check_tokenizer(folder, description, tokenizer)
+    description = _description(folder, tokenizer)
     if split not in description["splits"]:
         raise UserError(f"{folder} has no split {split!r}; it has {', '.join(description['splits'])}")
-    files = _files(folder, split, description["splits"][split]["records"])
+    records = description["splits"][split]["records"]
+    files = _files(folder, split, records)
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise UserError(f"{len(missing)} of {len(files)} shards of {split} are missing, the first {missing[0]}; run realsr-r1 "
                         "pretokenise again with the same arguments")
-    return concatenate_datasets([Dataset.from_file(str(path)) for path in files]).with_format("numpy")
+    return concatenate_datasets([_read(path, min(SHARD_RECORDS, records - number * SHARD_RECORDS))
+                                 for number, path in enumerate(files)]).with_format("numpy")
+
+
+def _read(path: Path, records: int) -> Dataset:
+    from datasets import Dataset
+
+    try:
+        shard = Dataset.from_file(str(path))
+        found = f"holds {len(shard)} of its {records} records"
+    except (OSError, ValueError) as error:
+        shard, found = (), f"can't be read ({error})"
+    if len(shard) != records:
+        raise UserError(f"{path} {found}; remove it and run realsr-r1 pretokenise again with the same arguments")
+    return shard

@@ -29,6 +29,8 @@ def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
             raise UserError("--load_in_4bit and --load_in_8bit need --use_peft true: weights of so few bits are not trained, "
                             "adapters on them are")
         return None
+    if model_args.lora_r < 1:
+        raise UserError(f"--lora_r {model_args.lora_r} must be at least 1")
     config = get_peft_config(model_args)
     targets = model_args.lora_target_modules or LAYERS
     if targets != "all-linear":

@@ -1,18 +1,20 @@
-"""Which checkpoint counts: one with a completion marker, written last, after a barrier."""
+"""Which checkpoint counts (one with a completion marker, written last, after a barrier), and what a run may go on from it with."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from realsr_r1.errors import UserError
-from realsr_r1.files import atomic_file
+from realsr_r1.files import atomic_file, read_json
 
 MARKER = "complete"
+SETTINGS_FILE = "settings.json"  # name -> value: what a run was started with, for the report and for going on
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -76,6 +78,19 @@ def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
         raise UserError(f"{newest} holds weights only, so the run in {folder} can't go on: {first}start a new run from it with "
                         f"--model_name_or_path {start} and another --output_dir, or remove {folder} to begin again")
     return newest
+
+
+def require_same_run(output_dir: str | Path, settings: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise `UserError` where the run in `output_dir` was started with another value of one of these settings.
+
+    They decide whether its checkpoint can be loaded, or which records come next.
+    """
+    file = Path(output_dir) / SETTINGS_FILE
+    before = read_json(file) if file.is_file() else {}
+    for name in names:
+        if name in before and before[name] != settings.get(name):
+            raise UserError(f"the run in {output_dir} was started with {name} {before[name]}, and this command has "
+                            f"{settings.get(name)}: it can't go on with that; give the same, or another --output_dir")
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:

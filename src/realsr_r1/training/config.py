@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig
 
 from realsr_r1.errors import UserError
@@ -37,6 +38,14 @@ class ColdStartConfig(TrainingArguments):
     def __post_init__(self) -> None:
         """Raises `UserError` when the dataset is missing, and for values that can't work."""
         _require_dataset(self.dataset_name)
+        _require_at_least_1(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                            "max_samples", "max_length", "hidden_size", "intermediate_size", "num_hidden_layers",
+                            "num_attention_heads")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise UserError(f"--hidden_size {self.hidden_size} must be a multiple of twice the --num_attention_heads "
+                            f"{self.num_attention_heads}")
+        if self.remove_unused_columns or self.label_smoothing_factor:
+            raise UserError("--remove_unused_columns true and --label_smoothing_factor are not for the cold start: leave them out")
         if self.z_loss < 0 or not 0 <= self.dropout < 1 or self.sample_steps < 0:
             raise UserError(f"--z_loss {self.z_loss} and --sample_steps {self.sample_steps} must be 0 or more, --dropout "
                             f"{self.dropout} from 0 to below 1")
@@ -47,6 +56,7 @@ class ColdStartConfig(TrainingArguments):
                             "group_by_length, or random")
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()  # transformers refuses bf16 on CPU without it
         super().__post_init__()
+        _require_trackers(self)
 
 
 @dataclass
@@ -113,8 +123,8 @@ class ChainGRPOConfig(GRPOConfig):
         _require_dataset(self.dataset_name)
         if self.num_generations < 2:
             raise UserError(f"--num_generations {self.num_generations}: a group needs at least 2 completions to compare")
-        if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
-            raise UserError("--per_device_train_batch_size and --per_device_eval_batch_size must be at least 1")
+        _require_at_least_1(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                            "max_samples")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
             raise UserError(f"--reward_weights has {len(self.reward_weights)} values for {len(self.reward_funcs)} --reward_funcs")
         if not self.ds3_gather_for_generation:
@@ -144,6 +154,7 @@ class ChainGRPOConfig(GRPOConfig):
             super().__post_init__()
         except ValueError as error:
             raise UserError(str(error)) from error
+        _require_trackers(self)
         self._require_whole_groups()
 
     def rollout_config(self, num_generations: int) -> RolloutConfig:
@@ -169,3 +180,18 @@ class ChainGRPOConfig(GRPOConfig):
 def _require_dataset(folder: str) -> None:
     if not folder:
         raise UserError("--dataset_name must name the folder of a prepared dataset (realsr-r1 create-json makes one)")
+
+
+def _require_at_least_1(args: TrainingArguments, *names: str) -> None:
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
+    if args.seed < 0 or (args.data_seed or 0) < 0:
+        raise UserError(f"--seed {args.seed} and --data_seed {args.data_seed} must be 0 or more")
+
+
+def _require_trackers(args: TrainingArguments) -> None:
+    unknown = sorted(set(args.report_to) - set(INTEGRATION_TO_CALLBACK))
+    if unknown:
+        raise UserError(f"--report_to {unknown[0]}: the known ones are none, all, {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")

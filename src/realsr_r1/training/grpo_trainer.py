@@ -25,7 +25,7 @@ from realsr_r1.training.checkpoints import CompletionMarker
 from realsr_r1.training.packing import pack_groups
 from realsr_r1.training.reference import reference_like
 from realsr_r1.training.rendering import RenderingTokenizer
-from realsr_r1.training.samples import append_reward_log, write_samples
+from realsr_r1.training.samples import append_reward_log, show_samples, write_samples
 from realsr_r1.training.whole_policy import whole_policy
 
 if TYPE_CHECKING:
@@ -169,8 +169,10 @@ class ChainGRPOTrainer(GRPOTrainer):
         if self.accelerator.is_main_process and every and (step == 1 or step // every > self._sampled_at // every):
             self._sampled_at = step
             group = slice(0, self.num_generations)
-            write_samples(self.args.output_dir, step, inputs[0], completions[group], [row["images"] for row in inputs[group]],
+            images = [row["images"] for row in inputs[group]]
+            write_samples(self.args.output_dir, step, inputs[0], completions[group], images,
                           {name: values[group] for name, values in rewards.items()})
+            show_samples(self.callback_handler.callbacks, step, completions[group], images)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: TRL's card would name a hub model; what a run is, is in `settings.json` and the report."""

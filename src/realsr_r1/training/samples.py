@@ -1,8 +1,10 @@
-"""What a person looks at during a run: samples of one group as files, and the text log of rewards (DEBUG_MODE, LOG_PATH)."""
+"""What a person looks at during a run: samples of one group as files and in the trackers' logs, and the text log of rewards
+(DEBUG_MODE, LOG_PATH).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from realsr_r1.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from transformers import TrainerCallback
 
 SAMPLES_FOLDER = "samples"
 
@@ -29,6 +32,29 @@ def write_samples(output_dir: str | Path, step: int, record: Mapping[str, Any], 
             for section, image in zip(IMAGE_SECTIONS, found, strict=False):  # a broken chain may hold fewer or more
                 image.save(folder / f"completion-{index}-{section.removesuffix('_image')}.png")
         write_json(folder / "rewards.json", rewards)
+
+
+def show_samples(callbacks: Iterable[TrainerCallback], step: int, completions: Sequence[str],
+                 images: Sequence[Sequence[Image]]) -> None:
+    """Put completions' texts and images into the logs of wandb and tensorboard, where a run reports to them."""
+    import numpy
+    from transformers.integrations import TensorBoardCallback, WandbCallback
+
+    pictures = [(f"samples/{index}-{section.removesuffix('_image')}", image, text)
+                for index, (text, found) in enumerate(zip(completions, images, strict=True))
+                for section, image in zip(IMAGE_SECTIONS, found, strict=False)]
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+            for name, image, _ in pictures:
+                callback.tb_writer.add_image(name, numpy.asarray(image), step, dataformats="HWC")
+            for index, text in enumerate(completions):
+                callback.tb_writer.add_text(f"samples/{index}", text, step)
+        elif isinstance(callback, WandbCallback):
+            import wandb
+
+            if wandb.run is not None:
+                wandb.log({**{name: wandb.Image(image, caption=text) for name, image, text in pictures},
+                           "train/global_step": step})
 
 
 def append_reward_log(path: str | Path, step: int, rank: int, completions: Sequence[str],

@@ -23,7 +23,7 @@ from realsr_r1.training.checkpoints import CompletionMarker
 from realsr_r1.training.dropout import add_dropout
 from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.samplers import EpochSampler
-from realsr_r1.training.samples import write_samples
+from realsr_r1.training.samples import show_samples, write_samples
 from realsr_r1.training.throughput import Throughput, measured_peak
 from realsr_r1.training.whole_policy import whole_policy
 
@@ -142,7 +142,7 @@ class ColdStartTrainer(Trainer):
         is_chain = set(range(len(SECTIONS))) <= set(sections)  # else a conversation, which may ask for anything
         settings = {**self.processor.settings.sampling, "num_generations": SAMPLE_CHAINS, "seed": self.args.seed,
                     "grammar": "chain" if is_chain else "image",
-                    "max_new_tokens": self.args.max_length if is_chain else len(ids)}
+                    "max_new_tokens": self.args.max_length - len(prompt) if is_chain else len(ids)}
         with self._throughput.paused(), whole_policy(self) as policy, self._agreement:  # faults stay inside
             rollout = RolloutEngine(policy, self.processor, RolloutConfig(**settings)).generate(prompt)
         self._agreement.settle()
@@ -153,6 +153,7 @@ class ColdStartTrainer(Trainer):
                 answered = self.processor.decode_images([ids[len(prompt):]])[0]
                 record = {"problem": question, "lq": next(iter(shown), None), "hq": next(reversed(answered), None)}
                 write_samples(self.args.output_dir, self.state.global_step, record, texts, images, {})
+                show_samples(self.callback_handler.callbacks, self.state.global_step, texts, images)
         self._agreement.settle()
 
 
