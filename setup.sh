@@ -98,6 +98,12 @@ if ! "$venv_python" -c "$is_headless" 2>/dev/null; then
         || fail "installing OpenCV failed (see above); run setup.sh again to go on"
 fi
 
+# Once, by all cores: many containers set PYTHONDONTWRITEBYTECODE, and then every start of every process would compile anew
+# what it imports. Some packages hold templates that don't compile.
+say "compiling"
+"$venv_python" -m compileall -q -j 0 "$("$venv_python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+    >/dev/null 2>&1 || true
+
 say "installing realsr-r1 itself (editable)"
 pip install --no-deps --no-build-isolation -e . || fail "installing the package failed (see above)"
 

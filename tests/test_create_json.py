@@ -307,3 +307,16 @@ def test_it_runs_as_a_module_with_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1 and "nowhere" in done.stderr
+
+
+def test_a_changed_image_of_a_list_is_made_again(photos, tmp_path, capsys):
+    main(flags(photos, tmp_path / "dataset"))
+    argv = ["--json", str(tmp_path / "dataset" / "train.json"), "--output", str(tmp_path / "again"), "--num_proc", "1"]
+    for change, says in ((False, "again: "), (False, "nothing to do"), (True, "made from other")):
+        if change:
+            record = json.loads((tmp_path / "dataset" / "train.json").read_text())[0]
+            Image.new("RGB", (48, 48)).save(tmp_path / "dataset" / record["hq_path"])
+        capsys.readouterr()
+        assert main(argv) == 0
+        assert says in capsys.readouterr().out
+    assert np.asarray(load_dataset_dict(tmp_path / "again")["train"][0]["hq"]).max() == 0

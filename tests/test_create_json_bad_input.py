@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -183,3 +184,90 @@ def test_a_read_only_output_is_named(folder, tmp_path, capsys):
     finally:
         if os.geteuid() == 0:
             subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("flag, place, says", [
+    ("--evaluation_photos", "out/benchmark", "--evaluation_photos .* lies inside --output"),
+    ("--annotation", "out/models.yaml", "--annotation .* lies inside --output"),
+    ("--test_photos", "out/names.txt", "--test_photos .* lies inside --output")])
+def test_an_output_that_holds_the_input_is_refused(folder, tmp_path, capsys, flag, place, says):
+    path = tmp_path / place
+    if path.suffix:
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    else:
+        path.mkdir(parents=True)
+    value = f"@{path}" if flag == "--test_photos" else str(path)
+    assert exit_code([*flags(folder, tmp_path / "out"), flag, value]) == 2
+    assert re.search(says, capsys.readouterr().err)
+    assert path.exists()
+
+
+def test_an_output_among_the_photos_is_refused(folder, tmp_path, capsys):
+    assert exit_code(flags(folder, folder[0] / "dataset")) == 2
+    assert "lies inside --images" in capsys.readouterr().err
+    assert not (folder[0] / "dataset").exists()
+
+
+def test_an_output_given_by_a_link_is_made_where_the_link_points(folder, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    assert exit_code([*flags(folder, tmp_path / "link"), "--skip_bad"]) == 0
+    assert (tmp_path / "link").is_symlink() and load_dataset_dict(tmp_path / "disk")
+
+
+def test_names_of_test_photos_that_are_not_text_are_named(folder, tmp_path, capsys):
+    (tmp_path / "names.txt").write_bytes(b"good.png\ncaf\xe9.png\n")
+    assert exit_code([*flags(folder, tmp_path / "out"), "--test_photos", f"@{tmp_path}/names.txt"]) == 2
+    assert "names.txt (given by --test_photos) is not UTF-8" in capsys.readouterr().err
+
+
+def test_names_of_test_photos_in_a_file_may_hold_commas(folder, tmp_path):
+    for place in folder:
+        for path in place.glob("good.*"):
+            os.replace(path, path.with_stem("good, really"))
+    (tmp_path / "names.txt").write_text("good, really.png\n\n cmyk \n", encoding="utf-8-sig")
+    assert exit_code([*flags(folder, tmp_path / "out"), "--test_photos", f"@{tmp_path}/names.txt", "--skip_bad"]) == 0
+    assert set(load_dataset_dict(tmp_path / "out")["test"]["source"]) == {"good, really.png", "cmyk.jpg"}
+
+
+def test_an_evaluation_photo_that_cannot_be_read_is_listed(folder, tmp_path):
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "torn.jpg").write_bytes(b"no photo")
+    argv = [*flags(folder, tmp_path / "out"), "--evaluation_photos", str(tmp_path / "benchmark")]
+    assert exit_code(argv) == 2
+    listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
+    assert "its copies can't be kept out of training" in listed["torn.jpg"]
+
+
+def test_when_no_photo_can_be_used_the_first_reason_is_said(folder, tmp_path, capsys):
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "part.tar").write_bytes(b"no tar at all" * 100)
+    assert exit_code(flags((tmp_path / "tars", folder[1]), tmp_path / "out")) == 2
+    assert "no photo can be used: " in (said := capsys.readouterr().err) and "part.tar" in said
+
+
+def test_a_photo_whose_crops_have_too_long_a_path_is_listed(folder, tmp_path):
+    """Its own path is just short enough for the system."""
+    deep, output = folder[0], tmp_path / ("o" * 200)
+    while len(os.fsencode(deep)) < 4096 - 150:
+        deep /= "d" * 100
+        deep.mkdir()
+    shutil.copy(folder[0] / "good.png", deep / "deep.png")
+    for path in folder[0].iterdir():
+        if path.is_file() and path.name != "good.png":
+            path.unlink()
+    names = [str(path.relative_to(folder[0])) for path in (folder[0] / "good.png", deep / "deep.png")]
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps({"image": name, "tag": "cat"}) + "\n" for name in names))
+    assert exit_code(flags((folder[0], tmp_path / "known.jsonl"), output)) == 2
+    (item,) = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
+    assert item["name"].endswith("deep.png") and "can't be written" in item["reason"]
+    assert list(load_dataset_dict(output)["train"]["source"]) == ["good.png"]
+
+
+def test_a_path_in_a_list_that_is_too_long_is_listed(folder, tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps([{"image_path": path, "problem": "p", "tag": "cat"}
+                                                    for path in ("n" * 300, "good.png")]))
+    argv = ["--json", str(tmp_path / "list.json"), "--images", str(folder[0]), "--output", str(tmp_path / "out"), "--num_proc", "1"]
+    assert exit_code(argv) == 2
+    assert len(load_dataset_dict(tmp_path / "out")["train"]) == 1

@@ -48,6 +48,15 @@ def test_a_full_disk_is_one_line_and_exit_code_2(code, capsys):
     assert "disk is full" in err and "outputs/model.safetensors" in err and "Traceback" not in err
 
 
+def test_a_file_without_the_right_to_it_is_one_line_and_exit_code_2(capsys):
+    def main(argv):
+        raise PermissionError(errno.EACCES, "Permission denied", "photos/a.png")
+
+    assert exit_code(main) == 2
+    assert capsys.readouterr().err == ("realsr-r1: error: photos/a.png can't be opened or written (Permission denied); change its "
+                                       "rights, or give another path\n")
+
+
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), ValueError("a bug"), KeyError("a bug")])
 def test_other_errors_keep_their_traceback(error):
     def main(argv):

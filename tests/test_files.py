@@ -7,7 +7,7 @@ import json
 import pytest
 
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file, atomic_folder, existing_folder, read_json, resumable_folder, write_json
+from realsr_r1.files import atomic_file, atomic_folder, clear_leftovers, existing_folder, read_json, resumable_folder, write_json
 
 
 def names(folder) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe\x00", b"9" * 5000, b"[" * 100_000], ids=range(6))
 def test_a_broken_json_is_named(tmp_path, content):
     path = tmp_path / "broken.json"
     path.write_bytes(content)
@@ -143,3 +143,22 @@ def test_a_resumable_folder_begins_anew_for_something_else_and_replaces_what_was
         assert not (work / "half.txt").exists()
         (work / "done.json").write_text("{}")
     assert names(target) == ["done.json"]
+
+
+def test_what_a_kill_between_the_last_renamings_left_is_cleared(tmp_path):
+    target = tmp_path / "out"
+    with resumable_folder(target, {"seed": 0}, "done.json") as work:
+        (work / "done.json").write_text("{}")
+    write_json(target / "made_from.json", {"seed": 0})
+    (tmp_path / ".out.old").mkdir()
+    clear_leftovers(target)
+    assert names(tmp_path) == ["out"] and names(target) == ["done.json"]
+
+
+def test_what_a_killed_process_was_writing_is_cleared_when_its_folder_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt), resumable_folder(tmp_path / "out", {}, "done.json") as work:
+        (work / ".list.json.1234.partial").write_text("half")
+        raise KeyboardInterrupt
+    with resumable_folder(tmp_path / "out", {}, "done.json") as work:
+        assert names(work) == ["made_from.json"]
+        (work / "done.json").write_text("{}")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.data.arguments import check_arguments, check_output, fingerprint, parser
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import read_json
+from realsr_r1.files import clear_leftovers, read_json
 
 if TYPE_CHECKING:
     from realsr_r1.data.making import Plan
     from realsr_r1.data.parts import Part
-    from realsr_r1.data.sources import Listing
+    from realsr_r1.data.sources import Item, Listing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     made_from = fingerprint(args)
     state = _finished_state(target, made_from)
     if state is not None:
+        clear_leftovers(target)
         print(f"{target} is up to date, nothing to do: {state['summary']}")
         return _exit_code(state, args)
     plan = _plan_list(args, made_from) if args.json else _plan_photos(args, made_from)
@@ -82,7 +83,7 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     from realsr_r1.data.near_duplicates import hash_photos
     from realsr_r1.data.parts import PhotoJob, make_missing_parts, plan_parts
     from realsr_r1.data.sidecars import reader
-    from realsr_r1.data.sources import list_photos
+    from realsr_r1.data.sources import Item, all_photos, list_photos
 
     config = DegradationConfig.from_yaml(args.degradation) if args.degradation else DegradationConfig()
     if args.crop_px % config.scale:
@@ -90,6 +91,8 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     listing = list_photos(args.images, args.hf_dataset, args.hf_split)
     tags = None if args.tagger else reader(args.tags, "tag", listing.photos)
     descriptions = None if args.captioner else reader(args.descriptions, "description", listing.photos)
+    if not listing.photos:
+        raise UserError(f"no photo can be used: {listing.rejected[0]}")
     if tags is None and not args.tagger:
         raise UserError(f"give the photos' tags: --tags DIR, --tags FILE.jsonl or --tagger MODEL "
                         f"({args.images or args.hf_dataset} has none)")
@@ -101,15 +104,17 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     parts = plan_parts((photo, counts[photo.name in test]) for photo in listing.photos)
     crop_plan = CropPlan(args.crop_px, args.scales, args.test_crops_per_photo > 0, args.seed, config)
 
-    def make(work: Path, parts: Sequence[Part]) -> None:
+    def make(work: Path, parts: Sequence[Part]) -> list[Item]:
         kept = [photo for photo in listing.photos if photo.name in test]
-        kept += [photo for folder in args.evaluation_photos for photo in list_photos(folder, None, "").photos]
-        evaluation = hash_photos(kept, work / "parts" / "evaluation", args.num_proc)
+        of_others = [photo for folder in args.evaluation_photos for photo in all_photos(folder)[0]]
+        evaluation = hash_photos(kept + of_others, work / "parts" / "evaluation", args.num_proc)
         others = [photo for photo in listing.photos if photo.name not in test] if args.test_crops_per_photo else []
         twins = hash_photos(others, work / "parts" / "others", args.num_proc).twins()
         job = PhotoJob(work, crop_plan, tags, descriptions, evaluation, twins, test)
         with models({"tag": args.tagger, "description": args.captioner}, asking) as asked:
             make_missing_parts(job, parts, args.num_proc, annotating(parts, asked, asking))
+        return [Item(photo.name, f"its copies can't be kept out of training: {evaluation.unread[number]}")
+                for number, photo in enumerate(kept + of_others) if number >= len(kept) and number in evaluation.unread]
 
     return Plan(made_from, parts, rejected, listing.left_out, True, make)
 
@@ -131,8 +136,13 @@ def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
     if text.startswith("@"):
         if not Path(text[1:]).is_file():
             raise UserError(f"no such file: {text[1:]} (given by --test_photos)")
-        text = Path(text[1:]).read_text(encoding="utf-8").replace("\n", ",")
-    wanted = {name.strip() for name in text.split(",") if name.strip()}
+        try:
+            names = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{text[1:]} (given by --test_photos) is not UTF-8 text ({error})") from error
+    else:
+        names = text.split(",")
+    wanted = {name.strip() for name in names if name.strip()}
     known: dict[str, set[str]] = {}
     for item in [*listing.photos, *listing.rejected, *listing.left_out]:
         stem = stem_of(item.name)
@@ -152,8 +162,12 @@ def _plan_list(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     from realsr_r1.data.parts import ListJob, make_missing_parts, plan_list
 
     root = args.images or args.json.parent
-    return Plan(made_from, plan_list(read_records(args.json)), [], [], False, lambda work, parts: make_missing_parts(
-        ListJob(work, args.json, root), parts, args.num_proc))
+
+    def make(work: Path, parts: Sequence[Part]) -> list[Item]:
+        make_missing_parts(ListJob(work, args.json, root), parts, args.num_proc)
+        return []
+
+    return Plan(made_from, plan_list(read_records(args.json)), [], [], False, make)
 
 
 if __name__ == "__main__":

@@ -22,14 +22,18 @@ class UserError(Exception):
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> None:
     """Run an entry point's `main(argv)` and leave the process with its exit code.
 
-    A `UserError` and a full disk become one line on stderr and exit code 2; any other exception keeps its traceback,
-    because then the fault is ours. Under torchrun all ranks find the same fault, and rank 0 says it.
+    A `UserError`, a file without the right to it and a full disk become one line on stderr and exit code 2; any other exception
+    keeps its traceback, because then the fault is ours. Under torchrun all ranks find the same fault, and rank 0 says it.
     """
     try:
         with _information_on_stdout():
             code = main(argv) or 0
     except UserError as error:
         code = _complain(" ".join(str(error).split()))
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        code = _complain(f"{error.filename} can't be opened or written ({error.strerror}); change its rights, or give another path")
     except Exception as error:
         if not is_disk_full(error):
             raise

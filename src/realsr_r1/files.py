@@ -15,6 +15,8 @@ from typing import Any
 
 from realsr_r1.errors import UserError
 
+NOTE = "made_from.json"  # in a folder that is being made
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
@@ -60,12 +62,14 @@ def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterat
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work, old = path.with_name(f".{path.name}.making"), path.with_name(f".{path.name}.old")
-    note = work / "made_from.json"
+    note = work / NOTE
     with _locked(path.with_name(f".{path.name}.lock")):
         if not note.is_file() or read_json(note) != made_from:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
             write_json(note, made_from)
+        for partial in work.glob(".*.partial"):  # what a killed process was writing
+            partial.unlink()
         yield work
         if not (work / done_file).is_file():
             raise AssertionError(f"{done_file} was not written")
@@ -74,8 +78,19 @@ def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterat
         if path.exists():
             os.replace(path, old)
         os.replace(work, path)
-        (path / note.name).unlink()
-        shutil.rmtree(old, ignore_errors=True)
+    clear_leftovers(path)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what is left of `resumable_folder` once `path` is whole: the folder that it replaced, and its notes.
+
+    Does nothing where another process works.
+    """
+    note, old, lock = path / NOTE, path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.lock")
+    if any(leftover.exists() for leftover in (note, old, lock)):
+        with contextlib.suppress(UserError), _locked(lock):
+            shutil.rmtree(old, ignore_errors=True)
+            note.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -118,7 +133,7 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"no such file: {path}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, brackets without end
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 

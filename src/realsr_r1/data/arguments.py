@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SCALES = (0.25, 1.0)
 FORMAT = 5  # raise when the same arguments would give another dataset
-PATHS = ("images", "tags", "descriptions", "json", "degradation")
+PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", "annotation")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,12 +127,21 @@ def check_output(args: argparse.Namespace) -> None:
     """Refuse to replace a folder that isn't ours, or one that holds the input."""
     from realsr_r1.data.making import STATE_FILE
 
+    if args.output.is_symlink() or args.output.name in ("", ".."):
+        args.output = args.output.resolve()  # the folder itself is replaced
     output = args.output.resolve()
-    for flag in PATHS:
-        path = getattr(args, flag)
-        if path is not None and path.resolve().is_relative_to(output):
+    given = [(flag, Path(path)) for flag in PATHS if (path := getattr(args, flag)) and Path(path).exists()]
+    given += [("evaluation_photos", path) for path in args.evaluation_photos]
+    given += [("test_photos", Path(args.test_photos[1:]))] if args.test_photos.startswith("@") else []
+    for flag, path in given:
+        if path.resolve().is_relative_to(output):
             raise UserError(f"--{flag} {path} lies inside --output {args.output}, which is written anew; give another "
                             "--output")
+        if flag in ("images", "evaluation_photos") and not args.json and output.is_relative_to(path.resolve()):
+            raise UserError(f"--output {args.output} lies inside --{flag} {path}, which is read with its subfolders; give another "
+                            "--output")
+    if output.is_mount():
+        raise UserError(f"--output {args.output} is a mount point, which can't be replaced; give a folder in it")
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder")
     if args.output.is_dir() and any(args.output.iterdir()) and not (args.output / STATE_FILE).is_file():
@@ -140,20 +149,30 @@ def check_output(args: argparse.Namespace) -> None:
 
 
 def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that change the result, and a digest of the input files' names, sizes and times."""
+    """The arguments that change the result, and a digest of the input files' paths, sizes and times."""
     from realsr_r1.data.sources import hf_dataset, walk
 
     arguments = {key: escaped(str(value)) for key, value in vars(args).items()
                  if key not in ("output", "num_proc", "skip_bad", "shard", "merge") and value not in (None, [])}
-    files = [Path(args.test_photos[1:])] if args.test_photos.startswith("@") else []
+    files = [(args.test_photos, Path(args.test_photos[1:]))] if args.test_photos.startswith("@") else []
     folders = () if args.json else (args.images, args.tags, args.descriptions, *args.evaluation_photos)
     for path in (args.json, args.degradation, args.annotation, *folders):
         if path is not None:
-            files += walk(path) if path.is_dir() else [path]
+            files += [(str(file.relative_to(path)), file) for file in walk(path)] if path.is_dir() else [(path.name, path)]
+    if args.json:
+        from realsr_r1.data.arrow_rows import COLUMN_OF_KEY
+        from realsr_r1.data.dataset import read_records
+
+        root = args.images or args.json.parent
+        files += [(record[key], root / record[key]) for record in read_records(args.json) for key in COLUMN_OF_KEY if key in record]
     digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        stat = path.stat() if path.exists() else None
-        digest.update(json.dumps([path.name, stat and stat.st_size, stat and stat.st_mtime_ns]).encode())
+    for name, path in files:
+        try:
+            stat = path.stat()
+            facts = [stat.st_size, stat.st_mtime_ns]
+        except (OSError, ValueError):  # missing, or no path at all: said of it later
+            facts = None
+        digest.update(json.dumps([name, facts]).encode())
     if args.hf_dataset:
         digest.update(hf_dataset(args.hf_dataset, args.hf_split)._fingerprint.encode())
     return {"format": FORMAT, "arguments": arguments, "input": digest.hexdigest()}

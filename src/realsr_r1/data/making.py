@@ -50,7 +50,7 @@ class Plan:
     """What is to be made.
 
     `fingerprint`: of arguments and input files. `rejected`, `left_out`: items found before any part is made. `with_lists`: write
-    SPLIT.json too. `make`: makes the parts it is given in a working folder, those that are missing.
+    SPLIT.json too. `make`: makes those of the parts it is given that are missing in a working folder; returns more rejected items.
     """
 
     fingerprint: dict[str, Any]
@@ -58,15 +58,15 @@ class Plan:
     rejected: list[Item]
     left_out: list[Item]
     with_lists: bool
-    make: Callable[[Path, Sequence[Part]], None]
+    make: Callable[[Path, Sequence[Part]], list[Item]]
 
 
 def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
     """Make `output`, going on where an earlier call with the same fingerprint was interrupted; return its state."""
     with _working_folder(output, plan.fingerprint) as work:
         if not (work / STATE_FILE).is_file():
-            plan.make(work, plan.parts)
-            _finish(work, plan.fingerprint, plan.rejected, plan.left_out, plan.with_lists, write_page)
+            rejected = plan.rejected + plan.make(work, plan.parts)
+            _finish(work, plan.fingerprint, rejected, plan.left_out, plan.with_lists, write_page)
         shutil.rmtree(work / "parts", ignore_errors=True)
         return read_json(work / STATE_FILE)
 
@@ -77,12 +77,12 @@ def make_shard(output: Path, shard: Shard, plan: Plan) -> dict[str, Any]:
     with _working_folder(shard.folder(output), plan.fingerprint) as work:
         if not (work / STATE_FILE).is_file():
             (work / "parts").mkdir(exist_ok=True)
-            plan.make(work, mine)
+            rejected = plan.rejected + plan.make(work, mine)
             write_json(work / STATE_FILE, {
                 "fingerprint": plan.fingerprint, "bad": [], "bad_count": 0,
                 "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of {len(plan.parts)} parts",
                 "parts": len(plan.parts), "with_lists": plan.with_lists,
-                "rejected": [vars(item) for item in plan.rejected], "left_out": [vars(item) for item in plan.left_out]})
+                "rejected": [vars(item) for item in rejected], "left_out": [vars(item) for item in plan.left_out]})
         return read_json(work / STATE_FILE)
 
 

@@ -39,10 +39,11 @@ def perceptual_hash(image: Image.Image) -> int:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Photos' names and hashes."""
+    """Photos' names and hashes. `unread`: number of a photo that can't be read, among those that were given -> why."""
 
     names: list[str] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
+    unread: dict[int, str] = field(default_factory=dict)
 
     def like(self, image: Image.Image) -> str | None:
         """The name of the photo among these that `image` is a near-duplicate of, if there is one."""
@@ -51,7 +52,6 @@ class Hashes:
         differing = np.bitwise_count(np.array(self.hashes, dtype=np.uint64) ^ np.uint64(perceptual_hash(image)))
         nearest = int(differing.argmin())
         return self.names[nearest] if differing[nearest] <= MOST_BITS else None
-
 
     def twins(self) -> dict[str, str]:
         """Photos that are near-duplicates of an earlier one of these, and that one."""
@@ -72,22 +72,24 @@ def hash_photos(photos: Sequence[Photo], folder: Path, processes: int) -> Hashes
     missing = [batch for batch in batches if not batch.file.is_file()]
     run_all(((batch, len(batch.photos)) for batch in missing), min(processes, len(missing)), len(photos),
             len(photos) - sum(len(batch.photos) for batch in missing), "photos compared")
-    hashes = [pair for batch in batches for pair in read_json(batch.file)]
-    return Hashes([name for name, _ in hashes], [bits for _, bits in hashes])
+    found = [pair for batch in batches for pair in read_json(batch.file)]
+    return Hashes([photo.name for photo, (bits, _) in zip(photos, found, strict=True) if bits is not None],
+                  [bits for bits, _ in found if bits is not None],
+                  {number: why for number, (bits, why) in enumerate(found) if bits is None})
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Hashes some photos into a file, called in any process."""
+    """Hashes some photos into a file, called in any process: a list of (bits, None), or (None, why not)."""
 
     photos: tuple[Photo, ...]
     file: Path
 
     def __call__(self) -> None:
-        hashes: list[tuple[str, int]] = []
+        hashes: list[tuple[int | None, str | None]] = []
         for photo in self.photos:
             try:
-                hashes.append((photo.name, perceptual_hash(decode(photo))))
-            except UserError:
-                continue  # it is rejected when its turn comes
+                hashes.append((perceptual_hash(decode(photo)), None))
+            except UserError as error:
+                hashes.append((None, str(error)))
         write_json(self.file, hashes)

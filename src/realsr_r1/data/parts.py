@@ -7,6 +7,7 @@ are the same. What a part holds doesn't depend on the number of processes or mac
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,7 @@ from realsr_r1.data.sources import FilePlace, Item, Photo
 from realsr_r1.errors import UserError
 from realsr_r1.files import atomic_folder, write_json
 
+NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # of one photo's files
 SPLITS = ("train", "test_crops", "test")
 PART_FILE = "part.json"
 MOST_PARTS = 256  # so many Arrow files of a split are open at a time when the dataset is read
@@ -182,6 +184,10 @@ class PhotoJob:
                     self._make_photo(photo, [task for task in part.tasks if task.photo.name == photo.name], writer)
                 except UserError as error:
                     writer.rejected[photo.name] = Item(photo.name, str(error))
+                except OSError as error:
+                    if error.errno not in NAME_ERRORS:
+                        raise
+                    writer.rejected[photo.name] = Item(photo.name, f"{error.filename} can't be written ({error.strerror})")
 
     def _make_photo(self, photo: Photo, tasks: list[Task], writer: PartWriter) -> None:
         if photo.name in self.twins:
@@ -243,12 +249,13 @@ class ListJob:
         path = self.root / name
         try:
             inside = path.resolve().is_relative_to(self.root.resolve())
-        except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a null byte
+            size = path.stat().st_size if path.is_file() else 0
+        except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a null byte, a name that is too long
             raise UserError(f"{name!r} is no path ({error})") from error
         if not inside:
             raise UserError(f"{name} lies outside of {self.root}; give the folder that its images lie in as --images")
-        if path.is_file() and path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{name} has {path.stat().st_size / 2**30:.1f} GiB; an image file has at most {MOST_BYTES / 2**30:.0f}")
+        if size > MOST_BYTES:
+            raise UserError(f"{name} has {size / 2**30:.1f} GiB; an image file has at most {MOST_BYTES / 2**30:.0f}")
         decode(Photo(name, FilePlace(str(path))))
         return path.read_bytes()
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from realsr_r1.data.sources import Item, Photo, RowPlace, TarPlace, walk
+from realsr_r1.data.sources import FilePlace, Item, Photo, RowPlace, walk
 from realsr_r1.errors import UserError
 from realsr_r1.files import escaped, is_text
 
 DESCRIPTION_KEYS = ("rough", "middle", "final")
 MOST_TAGS = 200  # of one photo: RAM++ names some tens; a file with thousands is no list of what a photo shows
+LOOKED_AT = 100  # photos of a tar or dataset
 KINDS = {"tag": ".txt", "description": ".json"}
 
 
@@ -52,7 +53,7 @@ def checked_descriptions(value: Any, where: str) -> list[str]:
 def _parsed(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, brackets without end
         raise UserError(f"{where} is not valid JSON ({error})") from error
 
 
@@ -133,7 +134,7 @@ class JsonLines:
         with open(self.path, "rb") as file:
             file.seek(start)
             value = _parsed(file.readline(), f"line {number} of {self.path}")
-        if "error" in value:  # what annotation.py writes of a photo that a model failed on
+        if isinstance(value.get("error"), str):  # what annotation.py writes of a photo that a model failed on
             raise UserError(value["error"])
         where = f"line {number} of {self.path}"
         return (checked_tags(value.get("tag", value.get("tags")), where) if self.kind == "tag"
@@ -155,7 +156,7 @@ class JsonLines:
 
 def _image_name(value: Any, where: str) -> str:
     name = value.get("image", value.get("file_name")) if isinstance(value, dict) else None
-    if not is_text(name) or not name:
+    if not is_text(name) or not PurePosixPath(name).name:
         raise UserError(f"{where} names no photo: it must be an object with the key 'image'")
     return name.removeprefix("./")
 
@@ -172,7 +173,8 @@ class Beside:
             row = photo.place.columns()
             return (checked_tags(row.get("tag", row.get("tags")), where) if self.kind == "tag"
                     else checked_descriptions(row.get("descriptions"), where))
-        assert isinstance(photo.place, TarPlace)
+        if isinstance(photo.place, FilePlace):
+            raise UserError(f"{photo.name} lies in no tar, so nothing says its {self.kind}s")
         text, described = photo.place.read(".txt"), photo.place.read(".json")
         value = _parsed(described, where) if described is not None else {}
         if self.kind == "description":
@@ -194,13 +196,18 @@ Reader = SidecarFolder | JsonLines | Beside
 
 
 def reader(path: Path | None, kind: str, photos: list[Photo]) -> Reader | None:
-    """What `path` (a folder, or a file of JSON lines) says; without one, what lies beside the first photo, or None."""
+    """What `path` (a folder, or a file of JSON lines) says; without one, what lies beside the photos, or None.
+
+    Something does if it does for one of the first `LOOKED_AT`; photos without it are rejected then.
+    """
     if path is not None:
         return SidecarFolder(path, kind) if path.is_dir() else JsonLines.index(path, kind)
-    if not photos or not isinstance(photos[0].place, (TarPlace, RowPlace)):
-        return None
-    try:
-        Beside(kind).read(photos[0])
-    except UserError:
-        return None
-    return Beside(kind)
+    for photo in photos[:LOOKED_AT]:
+        if isinstance(photo.place, FilePlace):
+            continue
+        try:
+            Beside(kind).read(photo)
+        except UserError:
+            continue
+        return Beside(kind)
+    return None

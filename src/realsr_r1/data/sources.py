@@ -20,6 +20,7 @@ from realsr_r1.files import escaped, is_text
 from realsr_r1.images import IMAGE_SUFFIXES
 
 PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")  # a GIF is looked at, so that an animated one is listed and not passed over
+LONGEST_NAME = 255  # bytes of a file's or folder's name
 VIEWS = (("left", "right"), ("l", "r"))  # endings, after _ or -, of the names of a stereo pair's first and second view
 
 
@@ -51,7 +52,10 @@ class TarPlace:
         start, size = self.members[suffix]
         with open(self.tar, "rb") as file:
             file.seek(start)
-            return file.read(size)
+            data = file.read(size)
+        if len(data) < size:
+            raise UserError(f"{self.tar} ends inside this sample")
+        return data
 
 
 @dataclass(frozen=True)
@@ -120,18 +124,24 @@ def list_photos(images: Path | None, hf_name: str | None, hf_split: str) -> List
     """
     if hf_name is not None:
         photos = [Photo(f"{row:08d}", RowPlace(hf_name, hf_split, row)) for row in range(len(hf_dataset(hf_name, hf_split)))]
+        if not photos:
+            raise UserError(f"{hf_name} (given by --hf_dataset) has no images in {hf_split}")
         return Listing(photos, [], [])
-    tars = [images] if images.is_file() else sorted(images.glob("*.tar"))
-    rejected: list[Item] = []
-    if tars:
-        photos = [photo for tar in tars for photo in _in_tar(tar, rejected)]
-    else:
-        photos = [Photo(path.relative_to(images).as_posix(), FilePlace(str(path)))
-                  for path in walk(images) if path.suffix.lower() in PHOTO_SUFFIXES]
-    listing = _without_twins(photos, rejected)
+    listing = _without_twins(*all_photos(images))
     if not listing.photos and not listing.rejected:
         raise UserError(f"{images} (given by --images) has no images")
     return listing
+
+
+def all_photos(images: Path) -> tuple[list[Photo], list[Item]]:
+    """Every photo of a tar, or of a folder and the tars in it, in a fixed order; and what is wrong with the tars."""
+    is_folder = images.is_dir()
+    tars = sorted(path for path in images.glob("*.tar") if path.is_file()) if is_folder else [images]
+    rejected: list[Item] = []
+    photos = [photo for tar in tars for photo in _in_tar(tar, rejected)]
+    photos += [Photo(path.relative_to(images).as_posix(), FilePlace(str(path)))
+               for path in (walk(images) if is_folder else []) if path.suffix.lower() in PHOTO_SUFFIXES]
+    return photos, rejected
 
 
 def walk(folder: Path) -> list[Path]:
@@ -153,6 +163,8 @@ def _without_twins(photos: list[Photo], rejected: list[Item]) -> Listing:
     for photo in photos:
         if not is_text(photo.name):
             rejected.append(Item(photo.name, "its name is not UTF-8 text"))
+        elif "\0" in photo.name or max(len(part.encode()) for part in photo.name.split("/")) > LONGEST_NAME:
+            rejected.append(Item(photo.name, "its name can't be a file's"))
         elif photo.stem in first:
             rejected.append(Item(photo.name, f"{first[photo.stem].name} has the same name, and so the same sidecars"))
         else:
@@ -178,6 +190,8 @@ def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
     try:
         with tarfile.open(tar, "r:") as file:
             for member in file:
+                if (member.issym() or member.islnk()) and PurePosixPath(member.name).suffix.lower() in PHOTO_SUFFIXES:
+                    rejected.append(Item(f"{tar.stem}/{member.name}", f"it is a link in {tar}, which is not followed"))
                 if member.isfile():
                     folder, _, last = member.name.removeprefix("./").rpartition("/")
                     key, _, suffix = last.partition(".")
@@ -186,7 +200,8 @@ def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
     except (tarfile.TarError, OSError) as error:
         rejected.append(Item(tar.name, f"{tar} can't be read to its end as an uncompressed tar ({error})"))
     for key, members in samples.items():
-        suffix = next((suffix for suffix in members if suffix in PHOTO_SUFFIXES), None)
+        suffix, *others = [suffix for suffix in members if suffix in PHOTO_SUFFIXES] or [None]
+        rejected += [Item(f"{tar.stem}/{key}{other}", f"{key}{suffix} is the photo of this sample of {tar}") for other in others]
         name = f"{tar.stem}/{key}{suffix or ''}"
         if ".." in PurePosixPath(key).parts or key.startswith("/"):
             rejected.append(Item(name, f"its path in {tar} leaves the dataset"))

@@ -1,0 +1,91 @@
+"""What a listing of photos holds: folders and tars side by side, and what is wrong with names and members."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+from PIL import Image
+
+from realsr_r1.data.photos import decode
+from realsr_r1.data.sources import all_photos, list_photos
+from realsr_r1.errors import UserError
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 90, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two photos: a file in a subfolder, and a sample of a tar."""
+    images = tmp_path / "images"
+    (images / "more").mkdir(parents=True)
+    (images / "more" / "file.png").write_bytes(png())
+    return images
+
+
+def write_tar(path, members, links=()):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for name in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, "a.png"
+            tar.addfile(info)
+
+
+def listed(items):
+    return {item.name: item.reason for item in items}
+
+
+def test_files_and_tars_of_one_folder_are_listed_together(folder):
+    write_tar(folder / "part.tar", {"a.png": png(), "a.txt": b"cat"})
+    listing = list_photos(folder, None, "")
+    assert [photo.name for photo in listing.photos] == ["part/a.png", "more/file.png"]
+    assert all(decode(photo).size == (8, 8) for photo in listing.photos) and not listing.rejected
+    assert all_photos(folder) == (listing.photos, [])
+
+
+def test_links_and_second_images_of_a_sample_are_listed_with_their_reasons(folder):
+    write_tar(folder / "part.tar", {"a.png": png(), "a.jpg": b"?", "only.txt": b"cat"}, links=["other.png"])
+    listing = list_photos(folder, None, "")
+    assert [photo.name for photo in listing.photos] == ["part/a.png", "more/file.png"]
+    rejected = listed(listing.rejected)
+    assert set(rejected) == {"part/other.png", "part/a.jpg", "part/only"}
+    assert "link" in rejected["part/other.png"] and "a.png is the photo of this sample" in rejected["part/a.jpg"]
+
+
+def test_a_tar_that_was_cut_off_gives_what_is_whole_and_names_itself(folder):
+    noise = bytes(range(256)) * 16
+    write_tar(folder / "part.tar", {"a.png": png(), "b.png": png() + noise})
+    data = (folder / "part.tar").read_bytes()
+    (folder / "part.tar").write_bytes(data[:data.rindex(noise[:256]) - 1024])
+    listing = list_photos(folder, None, "")
+    assert "part.tar" in listed(listing.rejected)
+    readable = []
+    for photo in listing.photos:
+        try:
+            decode(photo)
+            readable.append(photo.name)
+        except UserError as error:
+            assert photo.name == "part/b.png" and "ends inside this sample" in str(error)
+    assert readable == ["part/a.png", "more/file.png"]
+
+
+def test_a_name_that_no_file_can_have_is_listed(folder):
+    long = "n" * 300
+    write_tar(folder / "part.tar", {f"{long}.png": png()})
+    listing = list_photos(folder, None, "")
+    assert [photo.name for photo in listing.photos] == ["more/file.png"]
+    assert listed(listing.rejected) == {f"part/{long}.png": "its name can't be a file's"}
+
+
+def test_a_folder_of_nothing_is_named(tmp_path):
+    with pytest.raises(UserError, match="no images"):
+        list_photos(tmp_path, None, "")
