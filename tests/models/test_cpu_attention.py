@@ -18,8 +18,8 @@ HEADS, HEAD_DIM, LENGTH = 4, 16, 37
 @pytest.mark.parametrize("key_value_heads", [4, 2])
 def test_values_and_gradients_are_those_of_torchs_attention(key_value_heads):
     torch.manual_seed(0)
-    exact = [torch.randn(1, heads, LENGTH, HEAD_DIM, requires_grad=True) for heads in (HEADS, key_value_heads, key_value_heads)]
-    weights = torch.randn(1, LENGTH, HEADS, HEAD_DIM)
+    exact = [torch.randn(2, heads, LENGTH, HEAD_DIM, requires_grad=True) for heads in (HEADS, key_value_heads, key_value_heads)]
+    weights = torch.randn(2, LENGTH, HEADS, HEAD_DIM)
     expected = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True).transpose(1, 2)
     rounded = [states.detach().bfloat16().requires_grad_() for states in exact]
     module = SimpleNamespace(num_key_value_groups=HEADS // key_value_heads)

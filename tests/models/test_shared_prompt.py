@@ -102,7 +102,7 @@ def test_other_forwards_stay_what_they_were():
 @pytest.mark.parametrize("swin_norm", [False, True])
 def test_samples_side_by_side_see_only_themselves(attention, swin_norm):
     policy = make_policy(attention, swin_norm=swin_norm)
-    samples = [*PROMPTS, [40], [41, 42], PROMPTS[0]]
+    samples = [*PROMPTS, [40], [41, 42], PROMPTS[0], [43, 44, 45, 46, 47, 48, 49]]  # the last two of one length
     expected = torch.cat([policy(input_ids=torch.tensor([sample])).logits[0] for sample in samples])
     share_prompts(policy.config)
     row = torch.tensor([[token for sample in samples for token in sample]])

@@ -17,7 +17,7 @@ from realsr_r1.processing import ChainProcessor
 from realsr_r1.training.config import ColdStartConfig
 from realsr_r1.training.dropout import add_dropout
 from realsr_r1.training.samplers import EpochSampler
-from realsr_r1.training.sft_trainer import IGNORED, ColdStartTrainer, pack_samples
+from realsr_r1.training.sft_trainer import IGNORED, TILE, ColdStartTrainer, pack_samples
 
 from ..small import records, write_model
 
@@ -64,15 +64,16 @@ def test_packing_changes_no_samples_loss(model, processor, samples, tmp_path):
     trainer = make_trainer(model, processor, samples, tmp_path)
     rows = [samples[number] for number in (3, 1, 0, 5, 2, 4)]
     batch = pack_samples(rows)
-    assert batch["input_ids"].shape == (1, sum(len(row["input_ids"]) for row in rows))  # nothing is padded
+    assert batch["lengths"] == [len(row["input_ids"]) for row in rows]
+    assert batch["input_ids"].shape == (1, sum(-(-length // TILE) * TILE for length in batch["lengths"]))
     policy = trainer.model.eval()
     with torch.no_grad():
         logits = policy(input_ids=batch["input_ids"], shared_prompts=batch["layout"], logits_to_keep=batch["where"]).logits[0]
         packed = torch.nn.functional.cross_entropy(logits, batch["labels"][0, batch["where"] + 1], reduction="none")
         expected = [alone(policy, row)[0] for row in rows]
         assert len(packed) == int((batch["labels"] != IGNORED).sum())
-        for mine, own in zip(packed.split([len(losses) for losses in expected]), expected, strict=True):
-            torch.testing.assert_close(mine, own, rtol=0, atol=1e-5)
+        for number, own in enumerate(expected):
+            torch.testing.assert_close(packed[batch["samples"] == number], own, rtol=0, atol=1e-5)
         loss = trainer.compute_loss(policy, batch)
     assert float(loss) == pytest.approx(float(torch.cat(expected).mean()), abs=1e-5)
 

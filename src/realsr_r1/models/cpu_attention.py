@@ -21,11 +21,13 @@ def suits(value: torch.Tensor, dropout: float = 0.0, **_: Any) -> bool:
 
 def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float,
            **_: Any) -> torch.Tensor:
-    """Queries, keys, values (1, heads, T, head_dim) of one sample -> (1, T, heads, head_dim)."""
-    key, value = (repeat_kv(states, module.num_key_value_groups)[0] for states in (key, value))
-    query, key = query[0].to(value.dtype), key.to(value.dtype)  # norms leave them in float32 under autocast
-    length = query.shape[1]
+    """Queries, keys, values (B, heads, T, head_dim) of samples -> (B, T, heads, head_dim)."""
+    batch, _, length, _ = query.shape
+    key, value = (repeat_kv(states, module.num_key_value_groups) for states in (key, value))
+    # Norms leave queries and keys in float32 under autocast.
+    query, key, value = (states.to(value.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
+                         for states in (query, key, value))
     future = torch.full((length, length), float("-inf"), dtype=value.dtype).triu(1)
     with torch.autocast("cpu", enabled=False):  # which would make a float32 copy of the scores for the softmax
         scores = torch.baddbmm(future.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=scaling)
-        return (scores.softmax(-1) @ value).transpose(0, 1)[None]
+        return (scores.softmax(-1) @ value).unflatten(0, (batch, -1)).transpose(1, 2)

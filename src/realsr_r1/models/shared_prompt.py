@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class SharedPrompts:
     def has_completions(self) -> bool:
         """Whether any group has one (else the row is samples)."""
         return any(count for _, count in self.groups)
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Of a row of samples: tokens of a sample, and how many of that length are neighbours."""
+        return [(length, len(list(run))) for length, run in groupby(length for length, _ in self.groups)]
 
     @property
     def lengths(self) -> list[int]:
@@ -90,7 +96,8 @@ def share_prompts(config: PretrainedConfig) -> None:
 
 
 def masks(config: PretrainedConfig, layout: SharedPrompts, like: torch.Tensor) -> list[tuple[Any, Any]]:
-    """For each group, the masks of its prompt and of its completions, as the attention inside wants them.
+    """For each group, the masks of its prompt and of its completions, as the attention inside wants them; of a row of samples,
+    for each of its `runs` (mask, None).
 
     `like`: the embeddings, for their type and device. Raises `ValueError` without `share_prompts`.
     """
@@ -98,6 +105,8 @@ def masks(config: PretrainedConfig, layout: SharedPrompts, like: torch.Tensor) -
         raise ValueError("shared_prompts needs share_prompts(policy.config) first")
     make = partial(AttentionMaskInterface()[config._attn_implementation], batch_size=1, dtype=like.dtype,
                    device=like.device, config=config)
+    if not layout.has_completions:
+        return [(make(q_length=length, kv_length=length), None) for length, _ in layout.runs]
     return [(make(q_length=prompt, kv_length=prompt),
              make(q_length=layout.length, kv_length=prompt + layout.length, q_offset=prompt) if count else None)
             for prompt, count in layout.groups]
@@ -121,13 +130,20 @@ def _attention(inner: str, function: Callable[..., Any], module: torch.nn.Module
     if shared_prompts is None:
         return inside(module, query, key, value, attention_mask, **kwargs)
     outputs = []
-    # Split and not sliced: the gradient of a slice is as long as the whole row.
+    # Split and not sliced, here and below: the gradient of a slice is as long as the whole row.
+    if not shared_prompts.has_completions:
+        runs = shared_prompts.runs
+        lengths = [length * count for length, count in runs]
+        pieces = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+        for (length, count), (mask, _), piece in zip(runs, shared_masks, pieces, strict=True):
+            rows = [states[0].unflatten(1, (count, length)).transpose(0, 1) for states in piece]  # (count, heads, length, d)
+            suits = inner == "sdpa" and cpu_attention.suits(rows[2], **kwargs)
+            own = cpu_attention.attend(module, *rows, **kwargs) if suits else inside(module, *rows, mask, **kwargs)[0]
+            outputs.append(own.flatten(0, 1)[None])
+        return torch.cat(outputs, dim=1), None
     pieces = zip(*(states.split(shared_prompts.lengths, dim=2) for states in (query, key, value)), strict=True)
     for (_, count), (prompt_mask, own_mask) in zip(shared_prompts.groups, shared_masks, strict=True):
         prompt, own = next(pieces), next(pieces)
-        if not count and inner == "sdpa" and cpu_attention.suits(prompt[2], **kwargs):
-            outputs.append(cpu_attention.attend(module, *prompt, **kwargs))
-            continue
         outputs.append(inside(module, *prompt, prompt_mask, **kwargs)[0])
         if not own[0].shape[2]:
             continue

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
-import torch.nn.functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from realsr_r1.chain import SECTIONS
@@ -18,8 +17,10 @@ from realsr_r1.data.sections import PARTS, QUESTION
 from realsr_r1.models.shared_prompt import SharedPrompts, share_prompts
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 from realsr_r1.training.agreement import Agreement
+from realsr_r1.training.autocasting import convert_inputs_once
 from realsr_r1.training.callbacks import JsonLog
 from realsr_r1.training.checkpoints import CompletionMarker
+from realsr_r1.training.cross_entropy import cross_entropy
 from realsr_r1.training.dropout import add_dropout
 from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.samplers import EpochSampler
@@ -35,14 +36,15 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label that is not scored
 SAMPLE_CHAINS = 2
+TILE = 16  # tokens: few different shapes (oneDNN compiles for each), whole tiles of the processors' matrix units
 
 
 class ColdStartTrainer(Trainer):
     """Trains a policy on the answers of tokenised samples (`input_ids`, `sections`, `length`; `realsr_r1.data.token_store`).
 
-    The samples of a microbatch are laid one after the other into one row: nothing is padded, attention stays inside each
-    sample, positions begin again, and the head runs only where an answer is predicted. The loss is the mean over the
-    answers' tokens of the whole step, plus `z_loss` times the mean of log²Z (arXiv 2204.02311).
+    The samples of a microbatch are laid one after the other into one row (`pack_samples`): attention stays inside each sample,
+    positions begin again, and the head runs only where an answer is predicted. The loss is the mean over the answers' tokens
+    of the whole step, plus `z_loss` times the mean of log²Z (arXiv 2204.02311).
     """
 
     def __init__(self, model: Any, processor: ChainProcessor, args: ColdStartConfig, train_dataset: Dataset,
@@ -50,6 +52,7 @@ class ColdStartTrainer(Trainer):
         self.processor = processor
         args._n_gpu = min(args.n_gpu, 1)  # a process has one device; torchrun starts more (DataParallel can't split a row)
         share_prompts(model.config)
+        convert_inputs_once(model)
         for config in (model.config, model.generation_config):  # else transformers does it with a warning
             config.bos_token_id, config.pad_token_id = processor.layout.bos, processor.layout.pad
             config.eos_token_id = processor.layout.end_of_turn
@@ -87,21 +90,19 @@ class ColdStartTrainer(Trainer):
         """The loss of a packed row (`pack_samples`), over `num_items_in_batch` tokens."""
         layout, where, sections = inputs["layout"], inputs["where"], inputs["sections"]
         outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout, logits_to_keep=where, use_cache=False)
-        logits, labels = outputs.logits[0].float(), inputs["labels"][0, where + 1]
-        nll = F.cross_entropy(logits, labels, reduction="none")
-        log_z = nll + logits.gather(-1, labels[:, None])[:, 0]  # without a pass over the vocabulary of its own
+        nll, log_z = cross_entropy(outputs.logits.squeeze(0), inputs["labels"][0, where + 1])
         total = nll.sum()
         if self.args.z_loss:
             total = total + self.args.z_loss * log_z.square().sum()
         loss = total / (len(where) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the count is of all ranks, and their gradients are averaged
-        lengths = [length for length, _ in layout.groups]
+        lengths = inputs["lengths"]
         if self.model.training:
             self._losses["train"].add(nll.detach(), log_z.detach(), sections)
             self._throughput.add(lengths, len(where))
         else:
-            first = where < sum(lengths[:self._first_seen(len(lengths))])
+            first = inputs["samples"] < self._first_seen(len(lengths))
             self._losses["eval"].add(nll[first], log_z[first], sections[first])
         return (loss, outputs) if return_outputs else loss
 
@@ -190,12 +191,21 @@ class SectionLosses:
 
 
 def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Samples -> one row: `input_ids` and `labels` (1, T), `layout`, and for the K tokens that are scored `where` the
-    states are that predict them and their `sections`, (K,) each.
+    """Samples -> one row, the shortest first: `input_ids` and `labels` (1, T), `layout`, and for the K tokens that are scored
+    `where` the states are that predict them, their `sections` and the numbers of their `samples`, (K,) each. `lengths`: tokens
+    of each sample, in the order given.
+
+    Each is filled up to a multiple of `TILE` tokens, which nothing attends to and nothing scores.
     """
-    ids = torch.from_numpy(numpy.concatenate([sample["input_ids"] for sample in samples])).long()
-    sections = torch.from_numpy(numpy.concatenate([sample["sections"] for sample in samples])).long()
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    order = sorted(range(len(samples)), key=lengths.__getitem__)  # neighbours of one length are attended to together
+    gaps = [-lengths[number] % TILE for number in order]
+    ids, sections = (torch.from_numpy(numpy.concatenate([numpy.pad(samples[number][key], (0, gap), constant_values=filling)
+                                                         for number, gap in zip(order, gaps, strict=True)])).long()
+                     for key, filling in (("input_ids", 0), ("sections", QUESTION)))
+    filled = [lengths[number] + gap for number, gap in zip(order, gaps, strict=True)]
     scored = (sections != QUESTION).nonzero()[:, 0]
     return {"input_ids": ids[None], "labels": ids.masked_fill(sections == QUESTION, IGNORED)[None],
             "where": scored - 1, "sections": sections[scored],
-            "layout": SharedPrompts.of_samples(len(sample["input_ids"]) for sample in samples)}
+            "samples": torch.tensor(order).repeat_interleave(torch.tensor(filled))[scored],
+            "layout": SharedPrompts.of_samples(filled), "lengths": lengths}
