@@ -142,7 +142,7 @@ def test_text_that_utf8_cannot_hold_is_listed(folder, tmp_path):
     shutil.copy(folder[1] / "good.txt", os.fsencode(folder[1]) + b"/caf\xe9.txt")
     for tags, expected in ((tmp_path / "known.jsonl", {"turned.jpg", "known.jsonl:3", r"caf\udce9.png"}),
                            (folder[1], {r"caf\udce9.png"})):
-        output = tmp_path / tags.stem / "out"
+        output = tmp_path / f"out of {tags.stem}"
         assert exit_code(flags((tmp_path / "photos", tags), output)) == 2
         listed = {item["name"] for item in map(json.loads, (output / "rejected.jsonl").read_text().splitlines())}
         assert expected <= listed
@@ -203,10 +203,11 @@ def test_an_output_that_holds_the_input_is_refused(folder, tmp_path, capsys, fla
     assert path.exists()
 
 
-def test_an_output_among_the_photos_is_refused(folder, tmp_path, capsys):
-    assert exit_code(flags(folder, folder[0] / "dataset")) == 2
-    assert "lies inside --images" in capsys.readouterr().err
-    assert not (folder[0] / "dataset").exists()
+@pytest.mark.parametrize("place, flag", [(0, "images"), (1, "tags")])
+def test_an_output_among_the_photos_or_tags_is_refused(folder, capsys, place, flag):
+    assert exit_code(flags(folder, folder[place] / "dataset")) == 2
+    assert f"lies inside --{flag}" in capsys.readouterr().err
+    assert not (folder[place] / "dataset").exists()
 
 
 def test_an_output_given_by_a_link_is_made_where_the_link_points(folder, tmp_path):
@@ -234,10 +235,21 @@ def test_names_of_test_photos_in_a_file_may_hold_commas(folder, tmp_path):
 def test_an_evaluation_photo_that_cannot_be_read_is_listed(folder, tmp_path):
     (tmp_path / "benchmark").mkdir()
     (tmp_path / "benchmark" / "torn.jpg").write_bytes(b"no photo")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/benchmark/caf\xe9.jpg")).write_bytes(b"no photo")
+    (tmp_path / "benchmark" / "torn.tar").write_bytes(b"no tar" * 200)
     argv = [*flags(folder, tmp_path / "out"), "--evaluation_photos", str(tmp_path / "benchmark")]
     assert exit_code(argv) == 2
     listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
-    assert "its copies can't be kept out of training" in listed["torn.jpg"]
+    for name in ("torn.jpg", r"caf\udce9.jpg"):
+        assert "its copies can't be kept out of training" in listed[name]
+    assert "can't be read to its end" in listed["torn.tar"]
+
+
+def test_evaluation_photos_that_are_none_are_named(folder, tmp_path, capsys):
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "photos.zip").write_bytes(b"PK")
+    assert exit_code([*flags(folder, tmp_path / "out"), "--evaluation_photos", str(tmp_path / "benchmark")]) == 2
+    assert "benchmark (given by --evaluation_photos) has no images" in capsys.readouterr().err
 
 
 def test_when_no_photo_can_be_used_the_first_reason_is_said(folder, tmp_path, capsys):

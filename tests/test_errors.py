@@ -48,13 +48,16 @@ def test_a_full_disk_is_one_line_and_exit_code_2(code, capsys):
     assert "disk is full" in err and "outputs/model.safetensors" in err and "Traceback" not in err
 
 
-def test_a_file_without_the_right_to_it_is_one_line_and_exit_code_2(capsys):
+def test_a_file_without_the_right_to_it_is_one_line_and_exit_code_2(capsys, monkeypatch):
     def main(argv):
         raise PermissionError(errno.EACCES, "Permission denied", "photos/a.png")
 
     assert exit_code(main) == 2
-    assert capsys.readouterr().err == ("realsr-r1: error: photos/a.png can't be opened or written (Permission denied); change its "
-                                       "rights, or give another path\n")
+    said = "photos/a.png can't be opened or written (Permission denied); change its rights, or give another path\n"
+    assert capsys.readouterr().err == f"realsr-r1: error: {said}"
+    monkeypatch.setenv("RANK", "3")  # whose disk may be another than rank 0's
+    assert exit_code(main) == 2
+    assert capsys.readouterr().err == f"realsr-r1: error: rank 3: {said}"
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), ValueError("a bug"), KeyError("a bug")])

@@ -18,7 +18,7 @@ from realsr_r1.files import clear_leftovers, read_json
 if TYPE_CHECKING:
     from realsr_r1.data.making import Plan
     from realsr_r1.data.parts import Part
-    from realsr_r1.data.sources import Item, Listing
+    from realsr_r1.data.sources import Item, Listing, Photo
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,9 +104,16 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     parts = plan_parts((photo, counts[photo.name in test]) for photo in listing.photos)
     crop_plan = CropPlan(args.crop_px, args.scales, args.test_crops_per_photo > 0, args.seed, config)
 
+    of_others: list[Photo] = []
+    for folder in args.evaluation_photos:
+        photos, bad = all_photos(folder)
+        if not photos and not bad:
+            raise UserError(f"{folder} (given by --evaluation_photos) has no images")
+        of_others += photos
+        rejected += bad
+
     def make(work: Path, parts: Sequence[Part]) -> list[Item]:
         kept = [photo for photo in listing.photos if photo.name in test]
-        of_others = [photo for folder in args.evaluation_photos for photo in all_photos(folder)[0]]
         evaluation = hash_photos(kept + of_others, work / "parts" / "evaluation", args.num_proc)
         others = [photo for photo in listing.photos if photo.name not in test] if args.test_crops_per_photo else []
         twins = hash_photos(others, work / "parts" / "others", args.num_proc).twins()

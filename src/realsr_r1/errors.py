@@ -23,7 +23,7 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     """Run an entry point's `main(argv)` and leave the process with its exit code.
 
     A `UserError`, a file without the right to it and a full disk become one line on stderr and exit code 2; any other exception
-    keeps its traceback, because then the fault is ours. Under torchrun all ranks find the same fault, and rank 0 says it.
+    keeps its traceback, because then the fault is ours. Under torchrun all ranks find the same bad input, and rank 0 says it.
     """
     try:
         with _information_on_stdout():
@@ -33,13 +33,14 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     except PermissionError as error:
         if error.filename is None:
             raise
-        code = _complain(f"{error.filename} can't be opened or written ({error.strerror}); change its rights, or give another path")
+        code = _complain(f"{error.filename} can't be opened or written ({error.strerror}); change its rights, or give another path",
+                         of_one_rank=True)
     except Exception as error:
         if not is_disk_full(error):
             raise
         filename = getattr(error, "filename", None)
         code = _complain(f"the disk is full{f' while writing {filename}' if filename else ''}; free some space or write "
-                         "elsewhere, then run the same command again")
+                         "elsewhere, then run the same command again", of_one_rank=True)
     sys.exit(code)
 
 
@@ -60,8 +61,11 @@ def _information_on_stdout() -> Iterator[None]:
         logger.setLevel(logging.NOTSET)
 
 
-def _complain(line: str) -> int:
-    if os.environ.get("RANK", "0") == "0":
+def _complain(line: str, of_one_rank: bool = False) -> int:
+    """`of_one_rank`: the fault may be this rank's alone (its disk, its rights), so it is said although others say theirs."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or of_one_rank:
+        line = line if rank == "0" else f"rank {rank}: {line}"
         tqdm = sys.modules.get("tqdm")  # its `write` puts the line above a progress bar instead of into it
         write = tqdm.tqdm.write if tqdm else print
         write(f"realsr-r1: error: {line}", file=sys.stderr)

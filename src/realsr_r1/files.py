@@ -88,7 +88,7 @@ def clear_leftovers(path: Path) -> None:
     """
     note, old, lock = path / NOTE, path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.lock")
     if any(leftover.exists() for leftover in (note, old, lock)):
-        with contextlib.suppress(UserError), _locked(lock):
+        with contextlib.suppress(UserError, OSError), _locked(lock):  # in use, or a disk that is read-only now
             shutil.rmtree(old, ignore_errors=True)
             note.unlink(missing_ok=True)
 

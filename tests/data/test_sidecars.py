@@ -32,6 +32,15 @@ def test_what_lies_beside_photos_is_found_though_the_first_has_none(tar):
         found.read(tar[0])
 
 
+def test_descriptions_are_not_asked_of_all_because_a_later_photo_has_them(tmp_path):
+    texts = json.dumps({"rough": "A cat.", "middle": "A cat.", "final": "A cat."}).encode()
+    (tmp_path / "part.tar").write_bytes(texts)
+    places = ({".png": (0, 1)}, {".png": (0, 1), ".json": (0, len(texts))})
+    photos = [Photo(f"part/{name}.png", TarPlace(str(tmp_path / "part.tar"), ".png", place)) for name, place in zip("ab", places)]
+    assert reader(None, "description", photos) is None
+    assert reader(None, "description", photos[::-1]).read(photos[1]) == ["A cat."] * 3
+
+
 def test_a_file_among_tars_has_nothing_beside_it(tar):
     file = Photo("c.png", FilePlace("c.png"))
     with pytest.raises(UserError, match="c.png lies in no tar"):

@@ -52,6 +52,15 @@ def test_files_and_tars_of_one_folder_are_listed_together(folder):
     assert all_photos(folder) == (listing.photos, [])
 
 
+def test_a_file_that_a_tar_holds_too_is_left_out(folder):
+    write_tar(folder / "part.tar", {"a.png": png()})
+    (folder / "part").mkdir()
+    (folder / "part" / "a.png").write_bytes(png())
+    listing = list_photos(folder, None, "")
+    assert [photo.name for photo in listing.photos] == ["part/a.png", "more/file.png"] and not listing.rejected
+    assert list(listed(listing.left_out)) == ["part/a.png"]
+
+
 def test_links_and_second_images_of_a_sample_are_listed_with_their_reasons(folder):
     write_tar(folder / "part.tar", {"a.png": png(), "a.jpg": b"?", "only.txt": b"cat"}, links=["other.png"])
     listing = list_photos(folder, None, "")

@@ -133,11 +133,12 @@ def check_output(args: argparse.Namespace) -> None:
     given = [(flag, Path(path)) for flag in PATHS if (path := getattr(args, flag)) and Path(path).exists()]
     given += [("evaluation_photos", path) for path in args.evaluation_photos]
     given += [("test_photos", Path(args.test_photos[1:]))] if args.test_photos.startswith("@") else []
+    walked = () if args.json else ("images", "tags", "descriptions", "evaluation_photos")
     for flag, path in given:
         if path.resolve().is_relative_to(output):
             raise UserError(f"--{flag} {path} lies inside --output {args.output}, which is written anew; give another "
                             "--output")
-        if flag in ("images", "evaluation_photos") and not args.json and output.is_relative_to(path.resolve()):
+        if flag in walked and output.is_relative_to(path.resolve()):
             raise UserError(f"--output {args.output} lies inside --{flag} {path}, which is read with its subfolders; give another "
                             "--output")
     if output.is_mount():

@@ -18,7 +18,7 @@ from realsr_r1.data.photos import decode
 from realsr_r1.data.processes import run_all
 from realsr_r1.data.sources import Photo
 from realsr_r1.errors import UserError
-from realsr_r1.files import read_json, write_json
+from realsr_r1.files import escaped, read_json, write_json
 
 SIDE, FREQUENCIES = 32, 8
 MOST_BITS = 8  # of 64 that may differ between near-duplicates
@@ -91,5 +91,5 @@ class _Batch:
             try:
                 hashes.append((perceptual_hash(decode(photo)), None))
             except UserError as error:
-                hashes.append((None, str(error)))
+                hashes.append((None, escaped(str(error))))
         write_json(self.file, hashes)

@@ -198,13 +198,13 @@ Reader = SidecarFolder | JsonLines | Beside
 def reader(path: Path | None, kind: str, photos: list[Photo]) -> Reader | None:
     """What `path` (a folder, or a file of JSON lines) says; without one, what lies beside the photos, or None.
 
-    Something does if it does for one of the first `LOOKED_AT`; photos without it are rejected then.
+    Tags do if they do for one of the first `LOOKED_AT`, descriptions, which aren't needed, if they do for the first; photos
+    without them are rejected then.
     """
     if path is not None:
         return SidecarFolder(path, kind) if path.is_dir() else JsonLines.index(path, kind)
-    for photo in photos[:LOOKED_AT]:
-        if isinstance(photo.place, FilePlace):
-            continue
+    inside = [photo for photo in photos if not isinstance(photo.place, FilePlace)]
+    for photo in inside[:LOOKED_AT if kind == "tag" else 1]:
         try:
             Beside(kind).read(photo)
         except UserError:

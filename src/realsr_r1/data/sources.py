@@ -119,8 +119,9 @@ def stem_of(name: str) -> str:
 def list_photos(images: Path | None, hf_name: str | None, hf_split: str) -> Listing:
     """The photos of a folder, of a tar or a folder of tars (`images`), or of a dataset (`hf_name`), in a fixed order.
 
-    Two photos whose names differ in the suffix only share their sidecars: the second is rejected. The second view of a stereo
-    pair is left out. Raises `UserError` when the source can't be read or is empty.
+    Two photos whose names differ in the suffix only share their sidecars: the second is rejected, or left out where it is a
+    file and the first is in a tar. The second view of a stereo pair is left out. Raises `UserError` when the source can't be
+    read or is empty.
     """
     if hf_name is not None:
         photos = [Photo(f"{row:08d}", RowPlace(hf_name, hf_split, row)) for row in range(len(hf_dataset(hf_name, hf_split)))]
@@ -160,17 +161,22 @@ def walk(folder: Path) -> list[Path]:
 
 def _without_twins(photos: list[Photo], rejected: list[Item]) -> Listing:
     first: dict[str, Photo] = {}
+    left_out: list[Item] = []
     for photo in photos:
         if not is_text(photo.name):
             rejected.append(Item(photo.name, "its name is not UTF-8 text"))
         elif "\0" in photo.name or max(len(part.encode()) for part in photo.name.split("/")) > LONGEST_NAME:
             rejected.append(Item(photo.name, "its name can't be a file's"))
         elif photo.stem in first:
-            rejected.append(Item(photo.name, f"{first[photo.stem].name} has the same name, and so the same sidecars"))
+            other = first[photo.stem]
+            if isinstance(other.place, TarPlace) and isinstance(photo.place, FilePlace):
+                left_out.append(Item(photo.name, f"{other.name} is in {other.place.tar}, too"))
+            else:
+                rejected.append(Item(photo.name, f"{other.name} has the same name, and so the same sidecars"))
         else:
             first[photo.stem] = photo
     pairs = {stem: other for stem in first if (other := first_view(stem)) in first}
-    left_out = [Item(first[stem].name, f"the other view of {first[other].name} (a stereo pair is one photo)")
+    left_out += [Item(first[stem].name, f"the other view of {first[other].name} (a stereo pair is one photo)")
                 for stem, other in pairs.items()]
     return Listing([photo for stem, photo in first.items() if stem not in pairs], rejected, left_out)
 
