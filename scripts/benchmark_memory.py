@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trl.trainer.utils import add_fused_lm_head
 
 from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
-from realsr_r1.models.shared_prompt import SharedPrompts, share_prompts
+from realsr_r1.models.shared_prompt import SharedPrompts
 from realsr_r1.planning import memory
 from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, Workload
 from realsr_r1.rollout.decoder import Decoder
@@ -89,7 +89,6 @@ class Loss:
         self.policy = random_policy(work.policy).train()
         self.policy.activation_checkpointing_enable({"use_reentrant": False})
         add_fused_lm_head(self.policy, outputs=("log_probs", "entropy"))
-        share_prompts(self.policy.config)
         for parameter in self.policy.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.layout = SharedPrompts(((work.prompt, work.micro),), work.completion)

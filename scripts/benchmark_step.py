@@ -23,7 +23,6 @@ from benchmarking import median_ratio, paired_seconds, random_policy
 from trl.trainer.utils import add_fused_lm_head
 
 from realsr_r1.models.policy import LuminaPolicy
-from realsr_r1.models.shared_prompt import share_prompts
 from realsr_r1.training.packing import pack_groups
 
 PATHS = ("shared", "plain", "trl")
@@ -68,7 +67,6 @@ class Steps:
     def __init__(self, args: argparse.Namespace):
         self.policy: LuminaPolicy = random_policy(args.hidden, args.layers, args.heads, args.intermediate, args.vocabulary).train()
         add_fused_lm_head(self.policy, temperature=1.0, cast_lm_head_to_fp32=False, outputs=("log_probs", "entropy"))
-        share_prompts(self.policy.config)
         prompt = torch.randint(2, args.vocabulary, (1, args.prompt)).expand(args.generations, -1)
         completions = torch.randint(2, args.vocabulary, (args.generations, args.completion))
         self.completions, self.ids = completions, torch.cat((prompt, completions), dim=1)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from realsr_r1.models import cpu_attention
-from realsr_r1.models.shared_prompt import SharedPrompts, share_prompts
+from realsr_r1.models.shared_prompt import SharedPrompts
 
 from .test_shared_prompt import make_policy
 
-HEADS, HEAD_DIM, LENGTH = 4, 16, 37
+HEADS, HEAD_DIM, RUNS = 4, 16, [(5, 1), (37, 2), (48, 1)]  # tokens of a sample, and how many of that length
 
 
 @pytest.mark.parametrize("key_value_heads", [4, 2])
-def test_values_and_gradients_are_those_of_torchs_attention(key_value_heads):
+@pytest.mark.parametrize("normed", [torch.bfloat16, torch.float32])  # queries and keys come from norms, float32 under autocast
+def test_values_and_gradients_are_those_of_torchs_attention(key_value_heads, normed):
     torch.manual_seed(0)
-    exact = [torch.randn(2, heads, LENGTH, HEAD_DIM, requires_grad=True) for heads in (HEADS, key_value_heads, key_value_heads)]
-    weights = torch.randn(2, LENGTH, HEADS, HEAD_DIM)
-    expected = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True).transpose(1, 2)
-    rounded = [states.detach().bfloat16().requires_grad_() for states in exact]
-    module = SimpleNamespace(num_key_value_groups=HEADS // key_value_heads)
-    found = cpu_attention.attend(module, *rounded, scaling=HEAD_DIM ** -0.5)
+    tokens = sum(length * count for length, count in RUNS)
+    exact = [torch.randn(tokens, heads, HEAD_DIM, requires_grad=True) for heads in (HEADS, key_value_heads, key_value_heads)]
+    weights = torch.randn(tokens, HEADS, HEAD_DIM)
+    samples = zip(*(states.split([length for length, count in RUNS for _ in range(count)]) for states in exact), strict=True)
+    expected = torch.cat([torch.nn.functional.scaled_dot_product_attention(
+        *(states.transpose(0, 1) for states in sample), is_causal=True, enable_gqa=True).transpose(0, 1) for sample in samples])
+    dtypes = normed, normed, torch.bfloat16
+    rounded = [states.detach().to(dtype).requires_grad_() for states, dtype in zip(exact, dtypes, strict=True)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = cpu_attention.attend(*rounded, RUNS, scaling=HEAD_DIM ** -0.5)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03)
     for mine, own in zip(torch.autograd.grad((found * weights).sum(), rounded),
@@ -36,23 +39,30 @@ def test_a_sample_sees_neither_its_neighbours_nor_what_comes_later(monkeypatch):
     attend = cpu_attention.attend
     monkeypatch.setattr(cpu_attention, "attend", lambda *args, **kwargs: calls.append(1) or attend(*args, **kwargs))
     policy = make_policy()
-    share_prompts(policy.config)
     layout = SharedPrompts.of_samples((5, 4, 6))
     row = torch.arange(5, 20)[None]
     changed = row.clone()
     changed[0, :5], changed[0, 8], changed[0, 9:] = 40, 41, 42  # the neighbours, and the middle sample's last token
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         before, after = (policy(input_ids=ids, shared_prompts=layout, use_cache=False).logits[0] for ids in (row, changed))
-    assert len(calls) == 2 * 3 * policy.config.num_hidden_layers
+    assert len(calls) == 2 * policy.config.num_hidden_layers
     assert torch.equal(before[5:8], after[5:8])
     assert not torch.equal(before[8], after[8])
 
 
-def test_it_is_for_short_bfloat16_samples_without_attention_dropout():
-    def values(length, dtype=torch.bfloat16):
-        return torch.empty(1, 2, length, 4, dtype=dtype)
+def test_it_is_for_short_bfloat16_samples():
+    values = torch.empty(8, 2, 4, dtype=torch.bfloat16)
+    assert cpu_attention.suits(values, cpu_attention.SHORT)
+    assert not cpu_attention.suits(values, cpu_attention.SHORT + 1)
+    assert not cpu_attention.suits(values.float(), 8)
 
-    assert cpu_attention.suits(values(cpu_attention.SHORT), dropout=0.0, scaling=1.0)
-    assert not cpu_attention.suits(values(cpu_attention.SHORT + 1))
-    assert not cpu_attention.suits(values(8, torch.float32))
-    assert not cpu_attention.suits(values(8), dropout=0.1)
+
+@pytest.mark.parametrize("changes", [{}, {"attention_dropout": 0.5}, {"attention": "eager"}], ids=str)
+def test_only_torchs_attention_without_dropout_is_replaced(changes, monkeypatch):
+    calls = []
+    attend = cpu_attention.attend
+    monkeypatch.setattr(cpu_attention, "attend", lambda *args, **kwargs: calls.append(1) or attend(*args, **kwargs))
+    policy = make_policy(**changes).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        policy(input_ids=torch.arange(5, 20)[None], shared_prompts=SharedPrompts.of_samples((9, 6)), use_cache=False)
+    assert bool(calls) == (not changes)

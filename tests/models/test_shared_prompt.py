@@ -7,7 +7,7 @@ import torch
 from transformers import modeling_flash_attention_utils
 
 from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
-from realsr_r1.models.shared_prompt import SharedPrompts, share_prompts
+from realsr_r1.models.shared_prompt import SharedPrompts
 from realsr_r1.training.packing import IGNORED, pack_groups
 
 PAD = 1
@@ -64,7 +64,6 @@ def test_log_probabilities_and_gradients_are_those_of_the_rows_alone(changes, ch
     expected = alone(policy)
     weights = torch.randn(expected.shape)
     gradients = torch.autograd.grad((expected * weights).sum(), list(policy.parameters()))
-    share_prompts(policy.config)
     if checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
@@ -81,21 +80,11 @@ def test_completions_of_one_token_need_no_forward_of_their_own():
     policy = make_policy()
     prompt = torch.tensor([PROMPTS[0]])
     expected = policy.model(input_ids=prompt).last_hidden_state[0, -1]
-    share_prompts(policy.config)
     ids = torch.cat((prompt.expand(2, -1), torch.tensor([[20], [21]])), dim=1)
     packed = pack_groups(ids, torch.ones_like(ids), completion_length=1)
     assert torch.equal(packed.input_ids, prompt)
     states = policy.model(input_ids=packed.input_ids, shared_prompts=packed.layout, use_cache=False).last_hidden_state
     torch.testing.assert_close(states, expected.expand(2, 1, -1))
-
-
-def test_other_forwards_stay_what_they_were():
-    policy = make_policy()
-    ids, mask = padded()
-    before = policy(input_ids=ids, attention_mask=mask).logits[mask.bool()]
-    share_prompts(policy.config)
-    share_prompts(policy.config)  # twice is once
-    assert torch.equal(policy(input_ids=ids, attention_mask=mask).logits[mask.bool()], before)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -104,16 +93,10 @@ def test_samples_side_by_side_see_only_themselves(attention, swin_norm):
     policy = make_policy(attention, swin_norm=swin_norm)
     samples = [*PROMPTS, [40], [41, 42], PROMPTS[0], [43, 44, 45, 46, 47, 48, 49]]  # the last two of one length
     expected = torch.cat([policy(input_ids=torch.tensor([sample])).logits[0] for sample in samples])
-    share_prompts(policy.config)
     row = torch.tensor([[token for sample in samples for token in sample]])
     layout = SharedPrompts.of_samples(len(sample) for sample in samples)
     found = policy(input_ids=row, shared_prompts=layout, use_cache=False).logits[0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_policy_that_was_not_told_says_so():
-    with pytest.raises(ValueError, match="share_prompts"):
-        make_policy().model(input_ids=torch.tensor([PROMPTS[0]]), shared_prompts=SharedPrompts(((7, 1),), 0))
 
 
 def test_flash_attention_is_asked_for_by_its_own_name(monkeypatch):
@@ -134,7 +117,6 @@ def test_flash_attention_is_asked_for_by_its_own_name(monkeypatch):
     monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
     policy, truth = make_policy(), make_policy()
     policy.config._attn_implementation = "flash_attention_2"
-    share_prompts(policy.config)
     packed = pack_groups(*padded(), 5)
     states = policy.model(input_ids=packed.input_ids, shared_prompts=packed.layout).last_hidden_state
     found = chosen(policy, states, packed.labels)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.utils import add_fused_lm_head
 
-from realsr_r1.models.shared_prompt import SharedPrompts, share_prompts
+from realsr_r1.models.shared_prompt import SharedPrompts
 from realsr_r1.planning import duration
 from realsr_r1.planning.machines import machine
 from realsr_r1.planning.workload import Sharding, TokenizerShape
@@ -56,7 +56,6 @@ def test_the_losss_operations_are_torchs(checkpointing, make_work, make_policy):
         if checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
         add_fused_lm_head(policy, outputs=("log_probs", "entropy"))
-        share_prompts(policy.config)
         tokens = torch.randint(2, 9, (1, work.packed(14)))
         with counter:
             policy(input_ids=tokens, shared_prompts=SharedPrompts(((20, 3),), 14), fused_lm_head=True,

@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from realsr_r1.models.loading import policy_config
 from realsr_r1.models.policy import LuminaPolicy
-from realsr_r1.models.shared_prompt import SharedPrompts, share_prompts
+from realsr_r1.models.shared_prompt import SharedPrompts
 from realsr_r1.planning import memory
 from realsr_r1.planning.workload import PUBLISHED_TOKENIZERS, PolicyShape, Sharding, TokenizerShape
 from realsr_r1.rollout.decoder import Decoder
@@ -91,7 +91,6 @@ def test_what_a_layer_saves_is_what_autograd_keeps(values, make_work, make_polic
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        share_prompts(policy.config)
         layout, tokens = _layout(work)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             outputs = policy.model(input_ids=tokens, shared_prompts=layout)  # noqa: F841  (its graph keeps what is saved)
@@ -112,7 +111,6 @@ def peak_of_a_step(work, policy, live_bytes) -> int:
     if work.checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     add_fused_lm_head(policy, outputs=("log_probs", "entropy"))
-    share_prompts(policy.config)
     for parameter in policy.parameters():  # from the microbatches before
         parameter.grad = torch.zeros_like(parameter)
     layout, tokens = _layout(work)

@@ -1,7 +1,6 @@
-"""Causal attention of short samples in bfloat16 on a CPU, by plain matrix products: 1.2 to 2.8 times as fast, forward and
-backward, as torch's flash kernel there up to `SHORT` tokens (torch 2.14, EPYC with AVX512-BF16; beyond, it gains nothing).
-The probabilities are kept for the backward pass, 2 bytes a head and pair of tokens. Scores are rounded to bfloat16, as
-transformers' eager attention has them.
+"""Causal attention of a row of short samples in bfloat16 on a CPU, by plain matrix products: faster, forward and backward, than
+torch's flash kernel there up to `SHORT` tokens (docs/speed.md; beyond, it gains nothing). The probabilities are kept for the
+backward pass, 2 bytes a head and pair of tokens. Scores are rounded to bfloat16, as transformers' eager attention has them.
 """
 
 from __future__ import annotations
@@ -9,25 +8,74 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.models.chameleon.modeling_chameleon import repeat_kv
+from torch.autograd.function import once_differentiable
 
 SHORT = 1024  # tokens of a sample
 
 
-def suits(value: torch.Tensor, dropout: float = 0.0, **_: Any) -> bool:
-    """Whether `attend` is for these values (B, heads, T, head_dim) and this dropout of attention."""
-    return value.device.type == "cpu" and value.dtype == torch.bfloat16 and value.shape[2] <= SHORT and not dropout
+def suits(value: torch.Tensor, longest: int) -> bool:
+    """Whether `attend` is for these values and samples of up to `longest` tokens."""
+    return value.device.type == "cpu" and value.dtype == torch.bfloat16 and longest <= SHORT
 
 
-def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float,
-           **_: Any) -> torch.Tensor:
-    """Queries, keys, values (B, heads, T, head_dim) of samples -> (B, T, heads, head_dim)."""
-    batch, _, length, _ = query.shape
-    key, value = (repeat_kv(states, module.num_key_value_groups) for states in (key, value))
-    # Norms leave queries and keys in float32 under autocast.
-    query, key, value = (states.to(value.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
-                         for states in (query, key, value))
-    future = torch.full((length, length), float("-inf"), dtype=value.dtype).triu(1)
-    with torch.autocast("cpu", enabled=False):  # which would make a float32 copy of the scores for the softmax
-        scores = torch.baddbmm(future.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=scaling)
-        return (scores.softmax(-1) @ value).unflatten(0, (batch, -1)).transpose(1, 2)
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: list[tuple[int, int]],
+           scaling: float) -> torch.Tensor:
+    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) -> (T, heads, head_dim) bfloat16.
+
+    `runs`: tokens of a sample, and how many samples of that length come one after the other.
+    """
+    group = query.shape[1] // key.shape[1]
+    if group > 1:
+        key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))
+    return _Attention.apply(query, key, value, runs, scaling)
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(scaling * query key^T + mask) value, all samples of a run in one product.
+
+    Autocast is off, which would copy scores to float32 for the softmax; norms leave queries and keys in float32 under it.
+    """
+
+    @staticmethod
+    @torch.autocast("cpu", enabled=False)
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: list[tuple[int, int]],
+                scaling: float) -> torch.Tensor:
+        longest = max(length for length, _ in runs)
+        future = value.new_full((longest, longest), float("-inf")).triu(1)
+        attended, kept = torch.empty_like(value), []
+        rows = (_copied(_runs(states, runs), value.dtype) for states in (query, key, value))
+        for place, (length, _), *states in zip(_runs(attended, runs), runs, *rows, strict=True):
+            queries, keys, values = states
+            scores = torch.baddbmm(future[:length, :length].expand(len(queries), -1, -1), queries, keys.mT, alpha=scaling)
+            weights = scores.softmax(-1)
+            place.copy_((weights @ values).view(place.shape))
+            kept += [*states, weights]
+        ctx.save_for_backward(*kept)
+        ctx.runs, ctx.scaling, ctx.dtypes = runs, scaling, (query.dtype, key.dtype, value.dtype)
+        return attended
+
+    @staticmethod
+    @torch.autocast("cpu", enabled=False)
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        kept = iter(ctx.saved_tensors)
+        found = [torch.empty_like(gradient, dtype=dtype) for dtype in ctx.dtypes]
+        for of_attended, *places in zip(_copied(_runs(gradient, ctx.runs), gradient.dtype),
+                                        *(_runs(states, ctx.runs) for states in found), strict=True):
+            queries, keys, values, weights = (next(kept) for _ in range(4))
+            of_scores = torch._softmax_backward_data(of_attended @ values.mT, weights, -1, weights.dtype)
+            products = of_scores @ keys, of_scores.mT @ queries, weights.mT @ of_attended
+            for place, product, factor in zip(places, products, (ctx.scaling, ctx.scaling, 1.0), strict=True):
+                torch.mul(product.view(place.shape), factor, out=place)
+        return *found, None, None
+
+
+def _runs(states: torch.Tensor, runs: list[tuple[int, int]]) -> list[torch.Tensor]:
+    """(T, heads, head_dim) -> a view of each run, (samples, heads, length, head_dim)."""
+    pieces = states.split([length * count for length, count in runs])
+    return [piece.unflatten(0, (count, -1)).transpose(1, 2) for piece, (_, count) in zip(pieces, runs, strict=True)]
+
+
+def _copied(runs: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Their copies in this type, (samples * heads, length, head_dim)."""
+    return [run.to(dtype, memory_format=torch.contiguous_format).flatten(0, 1) for run in runs]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -24,9 +23,8 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonSwinDecoderLayer,
 )
 
+from realsr_r1.models.attention import LuminaAttention, SharedHeadNorm
 from realsr_r1.models.shared_prompt import SharedPrompts, masks
-
-QK_NORM_EPS = 1e-5  # Chameleon's layer norm over a head
 
 
 class LuminaConfig(ChameleonConfig):
@@ -52,24 +50,6 @@ class LuminaConfig(ChameleonConfig):
         """What config.json holds: `published_config` too."""
         values = super().to_diff_dict()
         return {**values, "published_config": self.published_config} if self.published_config else values
-
-
-class SharedHeadNorm(nn.Module):
-    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by `num_heads / rows` heads each."""
-
-    def __init__(self, rows: int, num_heads: int, head_dim: int):
-        super().__init__()
-        if num_heads % rows:
-            raise ValueError(f"{num_heads} heads can't share {rows} norms evenly")
-        self.weight = nn.Parameter(torch.ones(rows, head_dim))
-        self.bias = nn.Parameter(torch.zeros(rows, head_dim))
-        self.heads_per_row = num_heads // rows
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """States (..., num_heads, head_dim), normalised over the last dimension."""
-        states = F.layer_norm(states, states.shape[-1:], eps=QK_NORM_EPS)
-        weight = self.weight.repeat_interleave(self.heads_per_row, dim=0)
-        return states * weight + self.bias.repeat_interleave(self.heads_per_row, dim=0)
 
 
 class LuminaPreTrainedModel(ChameleonPreTrainedModel):
@@ -100,11 +80,8 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         layer_class = ChameleonSwinDecoderLayer if config.swin_norm else ChameleonDecoderLayer
         self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
-        head_dim = config.hidden_size // config.num_attention_heads
-        for layer in self.layers:
-            query_rows, key_rows = config.model_parallel_size, config.key_norm_rows or config.model_parallel_size
-            layer.self_attn.q_norm = SharedHeadNorm(query_rows, config.num_attention_heads, head_dim)
-            layer.self_attn.k_norm = SharedHeadNorm(key_rows, config.num_key_value_heads, head_dim)
+        for index, layer in enumerate(self.layers):
+            layer.self_attn = LuminaAttention(config, index)
         self.norm = ChameleonRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = ChameleonRotaryEmbedding(config=config)
         self.gradient_checkpointing = False

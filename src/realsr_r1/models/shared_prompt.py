@@ -3,12 +3,12 @@
 A microbatch is packed into one row: a group's prompt, then its completions, then the next group's. Layers see plain
 tokens; only attention knows the packing: prompts attend to themselves, completions to their prompt and to themselves.
 A sample on its own is a prompt without completions: so a row holds samples of any lengths, and nothing is padded.
-Plugs in as an attention implementation of transformers, around the one that the policy already has.
+Attends by whichever attention of transformers the policy has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -19,8 +19,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.models.chameleon.modeling_chameleon import eager_attention_forward
 
 from realsr_r1.models import cpu_attention
-
-PREFIX = "shared_prompt_"  # of the names of our attention implementations; the rest is the one inside
 
 
 @dataclass(frozen=True)
@@ -83,26 +81,12 @@ class SharedPrompts:
         return torch.cat(rows)
 
 
-def share_prompts(config: PretrainedConfig) -> None:
-    """Make the policy of this config able to take `shared_prompts`; other forwards stay what they were."""
-    inner = config._attn_implementation
-    if inner.startswith(PREFIX):
-        return
-    name = PREFIX + inner
-    function = AttentionInterface().get_interface(inner, eager_attention_forward)
-    AttentionInterface.register(name, partial(_attention, inner, function))
-    AttentionMaskInterface.register(name, AttentionMaskInterface()[inner])
-    config._attn_implementation = name
-
-
 def masks(config: PretrainedConfig, layout: SharedPrompts, like: torch.Tensor) -> list[tuple[Any, Any]]:
-    """For each group, the masks of its prompt and of its completions, as the attention inside wants them; of a row of samples,
+    """For each group, the masks of its prompt and of its completions, as the config's attention wants them; of a row of samples,
     for each of its `runs` (mask, None).
 
-    `like`: the embeddings, for their type and device. Raises `ValueError` without `share_prompts`.
+    `like`: the embeddings, for their type and device.
     """
-    if not config._attn_implementation.startswith(PREFIX):
-        raise ValueError("shared_prompts needs share_prompts(policy.config) first")
     make = partial(AttentionMaskInterface()[config._attn_implementation], batch_size=1, dtype=like.dtype,
                    device=like.device, config=config)
     if not layout.has_completions:
@@ -112,44 +96,43 @@ def masks(config: PretrainedConfig, layout: SharedPrompts, like: torch.Tensor) -
             for prompt, count in layout.groups]
 
 
-def _attention(inner: str, function: Callable[..., Any], module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
-               value: torch.Tensor, attention_mask: Any, shared_prompts: SharedPrompts | None = None,
-               shared_masks: list[tuple[Any, Any]] | None = None, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-    """transformers' attention interface: queries, keys, values (B, heads, T, head_dim) -> (B, T, heads, head_dim).
+def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SharedPrompts,
+           masks: list[tuple[Any, Any]]) -> torch.Tensor:
+    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) of a packed row -> (T, heads, head_dim).
 
-    With `shared_prompts` B is 1, and `shared_masks` (from `masks`) stand for `attention_mask`. `function` is what
-    transformers calls `inner`.
+    `module`: the attention, for its config and scaling; `masks`: those of its config.
     """
-    def inside(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        name, module.config._attn_implementation = module.config._attn_implementation, inner  # FlashAttention reads it there
-        try:
-            return function(*args, **kwargs)
-        finally:
-            module.config._attn_implementation = name
+    name = module.config._attn_implementation
+    dropout = module.attention_dropout if module.training else 0.0
+    if name == "sdpa" and not dropout and not layout.has_completions and cpu_attention.suits(value, max(layout.lengths)):
+        return cpu_attention.attend(query, key, value, layout.runs, module.scaling)
+    function = AttentionInterface().get_interface(name, eager_attention_forward)
 
-    if shared_prompts is None:
-        return inside(module, query, key, value, attention_mask, **kwargs)
+    def inside(states: Iterable[torch.Tensor], mask: Any) -> torch.Tensor:
+        """(B, heads, T, head_dim) each -> (B * T, heads, head_dim)."""
+        return function(module, *states, mask, dropout=dropout, scaling=module.scaling)[0].flatten(0, 1)
+
+    # Split and not sliced: the gradient of a slice is as long as the whole row.
+    if not layout.has_completions:
+        runs = layout.runs
+        pieces = zip(*(states.split([length * count for length, count in runs]) for states in (query, key, value)), strict=True)
+        return torch.cat([inside((_rows(states, count) for states in piece), mask)
+                          for (_, count), (mask, _), piece in zip(runs, masks, pieces, strict=True)])
     outputs = []
-    # Split and not sliced, here and below: the gradient of a slice is as long as the whole row.
-    if not shared_prompts.has_completions:
-        runs = shared_prompts.runs
-        lengths = [length * count for length, count in runs]
-        pieces = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-        for (length, count), (mask, _), piece in zip(runs, shared_masks, pieces, strict=True):
-            rows = [states[0].unflatten(1, (count, length)).transpose(0, 1) for states in piece]  # (count, heads, length, d)
-            suits = inner == "sdpa" and cpu_attention.suits(rows[2], **kwargs)
-            own = cpu_attention.attend(module, *rows, **kwargs) if suits else inside(module, *rows, mask, **kwargs)[0]
-            outputs.append(own.flatten(0, 1)[None])
-        return torch.cat(outputs, dim=1), None
-    pieces = zip(*(states.split(shared_prompts.lengths, dim=2) for states in (query, key, value)), strict=True)
-    for (_, count), (prompt_mask, own_mask) in zip(shared_prompts.groups, shared_masks, strict=True):
-        prompt, own = next(pieces), next(pieces)
-        outputs.append(inside(module, *prompt, prompt_mask, **kwargs)[0])
-        if not own[0].shape[2]:
+    pieces = zip(*(states.split(layout.lengths) for states in (query, key, value)), strict=True)
+    for (_, count), (prompt_mask, own_mask) in zip(layout.groups, masks, strict=True):
+        prompt, own = [_rows(states, 1) for states in next(pieces)], next(pieces)
+        outputs.append(inside(prompt, prompt_mask))
+        if not len(own[0]):
             continue
-        # (1, heads, count * length, d) -> (count, heads, length, d), each after its prompt's keys and values
-        rows = [states[0].unflatten(1, (count, -1)).transpose(0, 1) for states in own]
-        keys, values = (torch.cat((states.expand(count, -1, -1, -1), mine), dim=2)
-                        for states, mine in zip(prompt[1:], rows[1:], strict=True))
-        outputs.append(inside(module, rows[0], keys, values, own_mask, **kwargs)[0].flatten(0, 1)[None])
-    return torch.cat(outputs, dim=1), None
+        # Each completion after its prompt's keys and values.
+        query, *others = (_rows(states, count) for states in own)
+        keys, values = (torch.cat((shared.expand(count, -1, -1, -1), mine), dim=2)
+                        for shared, mine in zip(prompt[1:], others, strict=True))
+        outputs.append(inside((query, keys, values), own_mask))
+    return torch.cat(outputs)
+
+
+def _rows(states: torch.Tensor, count: int) -> torch.Tensor:
+    """(count * T, heads, head_dim) -> (count, heads, T, head_dim)."""
+    return states.unflatten(0, (count, -1)).transpose(1, 2)

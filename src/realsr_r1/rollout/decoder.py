@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
-from realsr_r1.models.policy import QK_NORM_EPS
+from realsr_r1.models.attention import QK_NORM_EPS
 
 
 class Decoder:

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
-from realsr_r1.models.shared_prompt import share_prompts
 from realsr_r1.rollout import RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
@@ -61,9 +60,6 @@ class ChainGRPOTrainer(GRPOTrainer):
                 model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
                 train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=RenderingTokenizer.of(processor),
                 rollout_func=ChainGRPOTrainer.rollout, callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
-        if self.args.share_prompts:
-            for scored in filter(None, (self.model, self.ref_model)):
-                share_prompts(self.accelerator.unwrap_model(scored).config)
 
     def rollout(prompts: list[list[int]], trainer: ChainGRPOTrainer) -> dict[str, Any]:  # noqa: N805
         """TRL's `rollout_func`: prompts (each repeated G times, contiguous) -> completions, their images and masks."""

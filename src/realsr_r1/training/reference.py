@@ -14,15 +14,13 @@ import trl.trainer.grpo_trainer
 from transformers import PreTrainedModel
 
 from realsr_r1.models import load_policy
-from realsr_r1.models.shared_prompt import PREFIX
 
 
 @contextmanager
 def reference_like(policy: PreTrainedModel) -> Iterator[None]:
     """Inside, a GRPOTrainer that is made builds its reference from the policy's folder, in its type and attention."""
     def load(path: str, **_: Any) -> PreTrainedModel:
-        attention = policy.config._attn_implementation.removeprefix(PREFIX)
-        return load_policy(path, dtype=policy.dtype, attn_implementation=attention)
+        return load_policy(path, dtype=policy.dtype, attn_implementation=policy.config._attn_implementation)
 
     theirs = trl.trainer.grpo_trainer.create_model_from_path
     trl.trainer.grpo_trainer.create_model_from_path = load

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from realsr_r1.chain import SECTIONS
 from realsr_r1.data.sections import PARTS, QUESTION
-from realsr_r1.models.shared_prompt import SharedPrompts, share_prompts
+from realsr_r1.models.shared_prompt import SharedPrompts
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.autocasting import convert_inputs_once
@@ -51,7 +51,6 @@ class ColdStartTrainer(Trainer):
                  eval_dataset: Dataset | None = None, callbacks: Sequence[TrainerCallback] = ()):
         self.processor = processor
         args._n_gpu = min(args.n_gpu, 1)  # a process has one device; torchrun starts more (DataParallel can't split a row)
-        share_prompts(model.config)
         convert_inputs_once(model)
         for config in (model.config, model.generation_config):  # else transformers does it with a warning
             config.bos_token_id, config.pad_token_id = processor.layout.bos, processor.layout.pad

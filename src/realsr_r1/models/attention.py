@@ -1,0 +1,93 @@
+"""The policy's attention: transformers' Chameleon's, with q/k norms in the published layout, and on packed rows a way of its own.
+
+Knows states and positions; which tokens of a packed row see which is said in `realsr_r1.models.shared_prompt`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+from transformers.models.chameleon.configuration_chameleon import ChameleonConfig
+from transformers.models.chameleon.modeling_chameleon import ChameleonAttention
+
+from realsr_r1.models.shared_prompt import SharedPrompts, attend
+
+QK_NORM_EPS = 1e-5  # Chameleon's layer norm over a head
+
+
+class SharedHeadNorm(nn.Module):
+    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by `num_heads / rows` heads each."""
+
+    def __init__(self, rows: int, num_heads: int, head_dim: int):
+        super().__init__()
+        if num_heads % rows:
+            raise ValueError(f"{num_heads} heads can't share {rows} norms evenly")
+        self.weight = nn.Parameter(torch.ones(rows, head_dim))
+        self.bias = nn.Parameter(torch.zeros(rows, head_dim))
+        self.heads_per_row = num_heads // rows
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """States (..., num_heads, head_dim), normalised over the last dimension."""
+        states = F.layer_norm(states, states.shape[-1:], eps=QK_NORM_EPS)
+        weight = self.weight.repeat_interleave(self.heads_per_row, dim=0)
+        return states * weight + self.bias.repeat_interleave(self.heads_per_row, dim=0)
+
+
+class LuminaAttention(ChameleonAttention):
+    """Chameleon's attention with a `SharedHeadNorm` each for queries and keys.
+
+    With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and `shared_masks` its masks.
+    """
+
+    def __init__(self, config: ChameleonConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        query_rows, key_rows = config.model_parallel_size, config.key_norm_rows or config.model_parallel_size
+        self.q_norm = SharedHeadNorm(query_rows, self.num_heads, self.head_dim)
+        self.k_norm = SharedHeadNorm(key_rows, self.num_key_value_heads, self.head_dim)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: SharedPrompts | None = None,
+                shared_masks: Any = None, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """States -> attended states, and weights as transformers gives them (of a packed row None)."""
+        if shared_prompts is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        query, key, value = (projection(hidden_states)[0].unflatten(-1, (-1, self.head_dim))  # (T, heads, head_dim)
+                             for projection in (self.q_proj, self.k_proj, self.v_proj))
+        cos, sin = (table[0, :, None] for table in kwargs["position_embeddings"])
+        query, key = rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin)
+        return self.o_proj(attend(self, query, key, value, shared_prompts, shared_masks).flatten(1)[None]), None
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions (arXiv 2104.09864) as transformers computes them, bit for bit, in half the passes over memory and, for
+    the gradient, a quarter: there autograd fills each half up with zeros.
+
+    States (T, heads, head_dim); `cos` and `sin`, (T, 1, head_dim), need no gradient.
+    """
+    return _Rotation.apply(states, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back: cos of either half is the same, and so is sin."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(states, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(gradient, cos, -sin), None, None
+
+
+def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    rotated = states * cos
+    (upper, lower), (first, second), (sin, _) = (tensor.chunk(2, dim=-1) for tensor in (rotated, states, sin))
+    upper.sub_(second * sin)
+    lower.add_(first * sin)
+    return rotated

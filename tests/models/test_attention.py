@@ -1,0 +1,34 @@
+"""Rotary positions and attention of packed rows: transformers' values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.models.chameleon.modeling_chameleon import apply_rotary_pos_emb
+
+from realsr_r1.models.attention import rotate
+from realsr_r1.models.shared_prompt import SharedPrompts
+
+from .test_shared_prompt import make_policy
+
+TOKENS, HEADS, HEAD_DIM = 37, 3, 16
+
+
+def test_rotation_and_its_gradient_are_transformers_bit_for_bit():
+    torch.manual_seed(0)
+    states, weights = (torch.randn(TOKENS, HEADS, HEAD_DIM, requires_grad=True) for _ in range(2))
+    angles = torch.randn(TOKENS, HEAD_DIM // 2).repeat(1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    expected = apply_rotary_pos_emb(states[None], states[None], cos[None], sin[None], unsqueeze_dim=2)[0][0]
+    found = rotate(states, cos[:, None], sin[:, None])
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad((rotated * weights).sum(), states)[0] for rotated in (found, expected)))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"swin_norm": True}], ids=str)
+def test_a_sample_in_float32_has_the_states_of_a_plain_forward(attention, changes):
+    policy = make_policy(attention, **changes)
+    ids = torch.arange(5, 25)[None]
+    packed = policy(input_ids=ids, shared_prompts=SharedPrompts.of_samples([20]), use_cache=False).logits
+    assert torch.equal(packed, policy(input_ids=ids).logits)
