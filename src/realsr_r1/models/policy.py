@@ -1,8 +1,7 @@
 """The policy: the Lumina-mGPT decoder (Chameleon's, arXiv 2405.09818) with image logits, in the published layout.
 
-Layers, attention and rotary positions are transformers' Chameleon. Ours are two things: q/k norms that are stored one
-row a model-parallel shard (so heads that share a norm stay tied in training), and a head that does
-not mask image tokens. No image tokenizer inside. Knows ids only.
+Layers and rotary positions are transformers' Chameleon. Ours are the attention's norms and its way through packed rows
+(`realsr_r1.models.attention`), and a head that does not mask image tokens. No image tokenizer inside. Knows ids only.
 """
 
 from __future__ import annotations
