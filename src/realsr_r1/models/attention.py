@@ -62,8 +62,8 @@ class LuminaAttention(ChameleonAttention):
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864) as transformers computes them, bit for bit, in half the passes over memory and, for
-    the gradient, a quarter: there autograd fills each half up with zeros.
+    """Rotary positions (arXiv 2104.09864) as transformers computes them, bit for bit, in fewer passes over memory, for the
+    gradient less than half: there autograd fills each half up with zeros.
 
     States (T, heads, head_dim); `cos` and `sin`, (T, 1, head_dim), need no gradient.
     """

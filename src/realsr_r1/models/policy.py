@@ -1,6 +1,6 @@
 """The policy: the Lumina-mGPT decoder (Chameleon's, arXiv 2405.09818) with image logits, in the published layout.
 
-Layers and rotary positions are transformers' Chameleon. Ours are the attention's norms and its way through packed rows
+Layers are transformers' Chameleon. Ours are the attention's norms and its way through packed rows
 (`realsr_r1.models.attention`), and a head that does not mask image tokens. No image tokenizer inside. Knows ids only.
 """
 

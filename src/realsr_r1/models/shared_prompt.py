@@ -3,7 +3,7 @@
 A microbatch is packed into one row: a group's prompt, then its completions, then the next group's. Layers see plain
 tokens; only attention knows the packing: prompts attend to themselves, completions to their prompt and to themselves.
 A sample on its own is a prompt without completions: so a row holds samples of any lengths, and nothing is padded.
-Attends by whichever attention of transformers the policy has.
+Attends by whichever attention of transformers the policy has, or on a CPU by `realsr_r1.models.cpu_attention`.
 """
 
 from __future__ import annotations
