@@ -15,7 +15,7 @@ from PIL import Image
 
 from realsr_r1.create_json import main
 from realsr_r1.data.dataset import load_dataset_dict
-from realsr_r1.errors import run
+from realsr_r1.errors import UserError, run
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 TINY = Path(__file__).parents[1] / "configs" / "degradation" / "tiny.yaml"
@@ -223,12 +223,29 @@ def test_good_items_are_finished_and_bad_ones_listed(photos, tmp_path, capsys, d
     assert exit_code([*argv, "--skip_bad"]) == 0
 
 
-def test_nothing_is_written_when_every_item_is_bad(photos, tmp_path, capsys):
-    for path in photos["images"].iterdir():
+def test_when_every_item_is_bad_they_are_listed_and_nothing_else_is_written(photos, tmp_path, capsys):
+    paths = list(photos["images"].iterdir())
+    for path in paths:
         path.write_bytes(b"")
-    assert exit_code(flags(photos, tmp_path / "out", "--skip_bad")) == 2
-    assert "no good item" in error_line(capsys)
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["descriptions", "images", "tags"]
+    for _ in range(2):  # the second time from what the first one found
+        assert exit_code(flags(photos, tmp_path / "out", "--skip_bad")) == 2
+        assert f"no good item among {len(paths)}" in (said := error_line(capsys)) and "out/rejected.jsonl" in said
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["create_json.json", "rejected.jsonl"]
+    assert {json.loads(line)["name"] for line in (tmp_path / "out/rejected.jsonl").open()} == {path.name for path in paths}
+    with pytest.raises(UserError, match="is not a DatasetDict"):
+        load_dataset_dict(tmp_path / "out")
+
+
+def test_a_dataset_is_not_lost_to_a_run_that_finds_no_good_item(photos, tmp_path, capsys):
+    assert exit_code(flags(photos, tmp_path / "out")) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for path in photos["tags"].iterdir():
+        path.write_bytes(b"")
+    capsys.readouterr()
+    assert exit_code(flags(photos, tmp_path / "out")) == 2
+    assert "is left as it is" in error_line(capsys)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_unknown_test_photo_is_named(photos, tmp_path, capsys):

@@ -153,6 +153,29 @@ def test_shards_of_several_machines_join_to_the_same_bytes(images, lines, tmp_pa
     assert files_of(output) == files_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("file", ["images/train/astronaut/00000-hq.png", "parts/00000/train.arrow", "parts/00000/train.jsonl"])
+@pytest.mark.parametrize("change", ["cut", "gone"])
+def test_a_shard_that_was_not_copied_whole_is_named(images, lines, tmp_path, file, change):
+    main(flags(images, lines, tmp_path / "out", "--shard", "1/1"))
+    shard = tmp_path / "out.shards" / "1-of-1"
+    if change == "cut":
+        os.truncate(shard / file, (shard / file).stat().st_size // 2)
+    else:
+        (shard / file).unlink()
+    with pytest.raises(UserError, match=f"1-of-1/{file} (has|is missing).*copy the shard 1-of-1 again"):
+        main(["--merge", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_counts_its_bad_items_and_merging_lists_them(images, lines, tmp_path, capsys):
+    (images / "broken.png").write_bytes(b"no photo")
+    assert main(flags(images, lines, tmp_path / "out", "--shard", "1/1")) == 0
+    assert "1 bad item(s), which --merge will list" in capsys.readouterr().out
+    with pytest.raises(UserError, match="1 bad item.*broken.png"):
+        main(["--merge", "--output", str(tmp_path / "out")])
+    assert "broken.png" in (tmp_path / "out" / "rejected.jsonl").read_text()
+
+
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b"])
 def test_a_wrong_shard_is_named(images, lines, tmp_path, shard):
     with pytest.raises(UserError, match="--shard"):
@@ -199,6 +222,30 @@ def test_a_copy_of_a_photo_with_test_crops_is_not_trained_on(images, lines, tmp_
     assert "more/z.jpg" not in load_dataset_dict(tmp_path / "with")["train"]["source"]
     assert main(flags(images, lines, tmp_path / "without")) == 0
     assert "more/z.jpg" in load_dataset_dict(tmp_path / "without")["train"]["source"]
+
+
+@pytest.mark.parametrize("spoil", ["no tags", "too small", "broken"])
+def test_a_photo_that_is_not_used_displaces_none(images, lines, tmp_path, spoil):
+    """`a.jpg`, a copy of coffee.png that comes before it."""
+    with Image.open(images / "more" / "coffee.png") as photo:
+        photo.convert("RGB").resize((60, 40) if spoil == "too small" else photo.size).save(images / "a.jpg", quality=60)
+    if spoil == "broken":
+        os.truncate(images / "a.jpg", (images / "a.jpg").stat().st_size * 9 // 10)
+    if spoil != "no tags":
+        with open(lines, "a") as file:
+            file.write('{"image": "a.jpg", "tag": "cup"}\n')
+    assert main(flags(images, lines, tmp_path / "out", "--test_crops_per_photo", "1", "--skip_bad")) == 0
+    assert [json.loads(line)["name"] for line in (tmp_path / "out" / "rejected.jsonl").open()] == ["a.jpg"]
+    assert "more/coffee.png" in load_dataset_dict(tmp_path / "out")["test_crops"]["source"]
+
+
+def test_of_a_photo_and_its_thumbnail_the_photo_is_used(images, lines, tmp_path):
+    with Image.open(images / "more" / "coffee.png") as photo:
+        photo.resize((300, 200)).save(images / "a.png")
+    with open(lines, "a") as file:
+        file.write('{"image": "a.png", "tag": "cup"}\n')
+    assert main(flags(images, lines, tmp_path / "out", "--test_crops_per_photo", "1")) == 0
+    assert list(left_out(tmp_path / "out")) == ["a.png"]
 
 
 def test_the_two_views_of_a_stereo_pair_are_one_photo(images, lines, photos_dir, tmp_path):

@@ -256,7 +256,8 @@ def test_when_no_photo_can_be_used_the_first_reason_is_said(folder, tmp_path, ca
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "part.tar").write_bytes(b"no tar at all" * 100)
     assert exit_code(flags((tmp_path / "tars", folder[1]), tmp_path / "out")) == 2
-    assert "no photo can be used: " in (said := capsys.readouterr().err) and "part.tar" in said
+    assert "no good item among " in (said := capsys.readouterr().err) and "part.tar can't be read to its end" in said
+    assert "part.tar" in (tmp_path / "out" / "rejected.jsonl").read_text()
 
 
 def test_a_photo_whose_crops_have_too_long_a_path_is_listed(folder, tmp_path):
@@ -283,3 +284,79 @@ def test_a_path_in_a_list_that_is_too_long_is_listed(folder, tmp_path):
     argv = ["--json", str(tmp_path / "list.json"), "--images", str(folder[0]), "--output", str(tmp_path / "out"), "--num_proc", "1"]
     assert exit_code(argv) == 2
     assert len(load_dataset_dict(tmp_path / "out")["train"]) == 1
+
+
+BAD_TAGS = {"empty": b"", "commas": b" , ,\n", "long": b"x" * 5000, "null": b"cat, a\0b", "image": b"cat, <|image|>",
+            "closing": b"fur</degradation>", "opening": b"<final_image>, cat"}
+
+
+def test_tags_that_no_chain_can_hold_are_listed(folder, tmp_path):
+    images = tmp_path / "photos"
+    images.mkdir()
+    for name, data in {**BAD_TAGS, "fine": b"less < more, cat > dog, caf\xc3\xa9"}.items():
+        shutil.copy(folder[0] / "good.png", images / f"{name}.png")
+        (folder[1] / f"{name}.txt").write_bytes(data)
+    for path in folder[1].iterdir():
+        if path.stem not in {*BAD_TAGS, "fine"}:
+            path.unlink()
+    assert exit_code(flags((images, folder[1]), tmp_path / "out")) == 2
+    listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
+    expected = {"empty": "is empty", "commas": "is empty", "long": "a tag of 5000 characters", "null": "control character",
+                "image": "<|image|>", "closing": "</degradation>", "opening": "<final_image>"}
+    assert set(listed) == {f"{name}.png" for name in expected}
+    assert all(part in listed[f"{name}.png"] and f"{name}.txt" in listed[f"{name}.png"] for name, part in expected.items())
+    assert load_dataset_dict(tmp_path / "out")["train"]["tag"][:] == [["less < more", "cat > dog", "café"]]
+
+
+def test_records_of_a_list_that_no_chain_can_hold_are_listed(folder, tmp_path):
+    labels, texts = ["light blur", "keep", "light noise", "light compression", "keep"], ["A cat.", "A cat.", "A cat."]
+    good = {"image_path": "good.png", "hq_path": "good.png", "problem": "p", "tag": "cat", "degradation": labels,
+            "descriptions": texts}
+    changes = [{}, {"tag": ["cat", "</degradation>"]}, {"tag": "x" * 101}, {"degradation": ["foo", "</degradation>", *labels[2:]]},
+               {"degradation": ["light blur, keep", *labels[1:]]}, {"degradation": ["", *labels[1:]]},
+               {"descriptions": ["A cat.", "See <|image|>", "A cat."]}, {"descriptions": ["A cat.", "y" * 2001, "A cat."]},
+               {"tag": []}]
+    (tmp_path / "list.json").write_text(json.dumps([{**good, **change} for change in changes]))
+    argv = ["--json", str(tmp_path / "list.json"), "--images", str(folder[0]), "--output", str(tmp_path / "out"), "--num_proc", "1"]
+    assert exit_code(argv) == 2
+    names = [json.loads(line)["name"] for line in (tmp_path / "out/rejected.jsonl").open()]
+    assert names == [f"list.json:{number}" for number in range(1, 8)]
+    assert load_dataset_dict(tmp_path / "out")["train"]["tag"][:] == [["cat"], []]
+
+
+def test_links_to_nothing_and_what_is_no_file_are_listed(folder, tmp_path):
+    images = tmp_path / "photos"
+    images.mkdir()
+    shutil.copy(folder[0] / "good.png", images)
+    (images / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (images / "holiday").symlink_to(tmp_path / "unmounted")
+    (images / "circle").symlink_to(images / "circle")
+    (images / "again").symlink_to(images)  # no folder is entered twice
+    os.mkfifo(images / "pipe.jpg")
+    assert exit_code(flags((images, folder[1]), tmp_path / "out")) == 2
+    listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
+    assert {"gone.png", "holiday", "circle", "pipe.jpg"} <= set(listed) and "again" not in listed
+    assert "nowhere.png): No such file" in listed["gone.png"] and "neither a file nor a folder" in listed["pipe.jpg"]
+    assert list(load_dataset_dict(tmp_path / "out")["train"]["source"]) == ["good.png"]
+
+
+@pytest.mark.parametrize("place", ["/proc/dataset", "{folder}/good.txt/out", "{folder}/" + "n" * 300, "{folder}/" + "n" * 250,
+                                   "a\0b"], ids=["proc", "below a file", "long", "nearly too long", "null"])
+def test_an_output_that_cannot_be_made_is_named(folder, tmp_path, capsys, place):
+    (tmp_path / "photos").mkdir()
+    shutil.copy(folder[0] / "good.png", tmp_path / "photos")
+    before = sorted(tmp_path.rglob("*"))
+    output = place.format(folder=folder[1]) if "n" * 250 not in place else place.format(folder=tmp_path)
+    assert exit_code(flags((tmp_path / "photos", folder[1]), output)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "--output" in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flag", ["--tagger", "--captioner", "--hf_dataset"])
+def test_an_empty_name_of_a_model_or_dataset_is_named(folder, tmp_path, capsys, flag):
+    argv = [*flags(folder, tmp_path / "out"), flag, ""]
+    if flag != "--captioner":
+        argv = [word for word in argv if word not in ("--tags", str(folder[1]))]
+    assert exit_code(argv) == 2
+    assert flag in capsys.readouterr().err

@@ -20,6 +20,7 @@ ESCAPED_IMAGE = "<\\|image|>"  # how the same characters look when a policy writ
 PROBLEM = ("Name the degradation of this photo, then describe and restore it in three steps, from rough to final.")
 
 _TAG = re.compile(r"<(/?)(" + "|".join(SECTIONS) + r")>")
+_MARKUP = re.compile(f"{_TAG.pattern}|{re.escape(IMAGE)}")
 _WHOLE = re.compile(r"\s*" + r"\s*".join(
     rf"<{name}>(?P<{name}>.*?)</{name}>" for name in SECTIONS) + r"\s*", re.DOTALL)
 
@@ -68,6 +69,12 @@ def _is_well_formed(text: str) -> bool:
         return False
     return all(body.strip() == IMAGE if name in IMAGE_SECTIONS else IMAGE not in body
                for name, body in match.groupdict().items())
+
+
+def markup_in(text: str) -> str | None:
+    """The first tag of a section or place of an image in `text`, which may have none as the body of a text section."""
+    found = _MARKUP.search(text)
+    return found[0] if found else None
 
 
 def render_chain(sections: Mapping[str, str]) -> str:

@@ -1,13 +1,14 @@
 """realsr-r1 create-json: photos and what is known of them -> degraded crops, JSON lists in the published format, and a DatasetDict.
 
 With --json, an existing list becomes a DatasetDict as it is. Plans what data/arguments.py has read from the command line;
-data/making.py has the parts made and joined, data/parts.py makes one.
+data/making.py has the parts made and joined, data/jobs.py makes one.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +52,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _exit_code(state: dict[str, Any], args: argparse.Namespace) -> int:
-    from realsr_r1.data.assembly import REJECTED_FILE
+    """Raises `UserError` where items were bad. What is bad in a shard is said by --merge, which alone has them all."""
+    from realsr_r1.data.assembly import LEFT_OUT_FILE, REJECTED_FILE
 
+    if args.shard:
+        return 0
+    files = [str(args.output / file) for count, file in (("bad_count", REJECTED_FILE), ("left_out_count", LEFT_OUT_FILE))
+             if state[count]]
+    if not state["records"]:
+        raise UserError(f"no good item among {state['bad_count'] + state['left_out_count']}, the first: {state['bad'][0]}; all are "
+                        f"listed in {' and '.join(files)}")
     if state["bad_count"] and not args.skip_bad:
         raise UserError(f"{state['bad_count']} bad item(s) left out, the first: {state['bad'][0]}; all are listed in "
-                        f"{args.output / REJECTED_FILE}, the others are done (--skip_bad accepts that)")
+                        f"{files[0]}, the others are done (--skip_bad accepts that)")
     return 0
 
 
@@ -79,9 +88,10 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     from realsr_r1.data.annotation import AnnotationConfig, annotating, models
     from realsr_r1.data.crops import CropPlan
     from realsr_r1.data.degradation_config import DegradationConfig
+    from realsr_r1.data.jobs import PhotoJob, make_missing_parts
     from realsr_r1.data.making import Plan
     from realsr_r1.data.near_duplicates import hash_photos
-    from realsr_r1.data.parts import PhotoJob, make_missing_parts, plan_parts
+    from realsr_r1.data.parts import plan_parts
     from realsr_r1.data.sidecars import reader
     from realsr_r1.data.sources import Item, all_photos, list_photos
 
@@ -91,9 +101,7 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     listing = list_photos(args.images, args.hf_dataset, args.hf_split)
     tags = None if args.tagger else reader(args.tags, "tag", listing.photos)
     descriptions = None if args.captioner else reader(args.descriptions, "description", listing.photos)
-    if not listing.photos:
-        raise UserError(f"no photo can be used: {listing.rejected[0]}")
-    if tags is None and not args.tagger:
+    if listing.photos and tags is None and not args.tagger:
         raise UserError(f"give the photos' tags: --tags DIR, --tags FILE.jsonl or --tagger MODEL "
                         f"({args.images or args.hf_dataset} has none)")
     asking = AnnotationConfig.from_yaml(args.annotation) if args.annotation else AnnotationConfig()
@@ -115,9 +123,10 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     def make(work: Path, parts: Sequence[Part]) -> list[Item]:
         kept = [photo for photo in listing.photos if photo.name in test]
         evaluation = hash_photos(kept + of_others, work / "parts" / "evaluation", args.num_proc)
+        job = PhotoJob(work, crop_plan, tags, descriptions, evaluation, {}, test)
         others = [photo for photo in listing.photos if photo.name not in test] if args.test_crops_per_photo else []
-        twins = hash_photos(others, work / "parts" / "others", args.num_proc).twins()
-        job = PhotoJob(work, crop_plan, tags, descriptions, evaluation, twins, test)
+        usable = hash_photos(others, work / "parts" / "others", args.num_proc, lambda some: job.for_photos(some).usable)
+        job = replace(job, twins=usable.twins())
         with models({"tag": args.tagger, "description": args.captioner}, asking) as asked:
             make_missing_parts(job, parts, args.num_proc, annotating(parts, asked, asking))
         return [Item(photo.name, f"its copies can't be kept out of training: {evaluation.unread[number]}")
@@ -165,8 +174,9 @@ def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
 def _plan_list(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     """The records of --json whose images can be read."""
     from realsr_r1.data.dataset import read_records
+    from realsr_r1.data.jobs import ListJob, make_missing_parts
     from realsr_r1.data.making import Plan
-    from realsr_r1.data.parts import ListJob, make_missing_parts, plan_list
+    from realsr_r1.data.parts import plan_list
 
     root = args.images or args.json.parent
 

@@ -22,25 +22,25 @@ class UserError(Exception):
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> None:
     """Run an entry point's `main(argv)` and leave the process with its exit code.
 
-    A `UserError`, a file without the right to it and a full disk become one line on stderr and exit code 2; any other exception
-    keeps its traceback, because then the fault is ours. Under torchrun all ranks find the same bad input, and rank 0 says it.
+    A `UserError`, a path that can't be used (rights, a read-only disk, too long a name) and a full disk become one line on stderr
+    and exit code 2; any other exception keeps its traceback, because then the fault is ours. Under torchrun all ranks find the same
+    bad input, and rank 0 says it.
     """
     try:
         with _information_on_stdout():
             code = main(argv) or 0
     except UserError as error:
         code = _complain(" ".join(str(error).split()))
-    except PermissionError as error:
-        if error.filename is None:
-            raise
-        code = _complain(f"{error.filename} can't be opened or written ({error.strerror}); change its rights, or give another path",
-                         of_one_rank=True)
     except Exception as error:
-        if not is_disk_full(error):
-            raise
         filename = getattr(error, "filename", None)
-        code = _complain(f"the disk is full{f' while writing {filename}' if filename else ''}; free some space or write "
-                         "elsewhere, then run the same command again", of_one_rank=True)
+        if is_disk_full(error):
+            reason = (f"the disk is full{f' while writing {filename}' if filename else ''}; free some space or write "
+                      "elsewhere, then run the same command again")
+        elif isinstance(error, OSError) and error.errno in _PATH_ERRORS and filename is not None:
+            reason = f"{filename} can't be opened or written ({error.strerror}); change its rights, or give another path"
+        else:
+            raise
+        code = _complain(reason, of_one_rank=True)
     sys.exit(code)
 
 
@@ -72,6 +72,8 @@ def _complain(line: str, of_one_rank: bool = False) -> int:
     return EXIT_BAD_INPUT
 
 
+# Rights, a read-only disk, a name that is too long, links in a circle: what a path that the user gave can have.
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 # What libraries say instead of raising the OS error: tokenizers and safetensors; torch.save, of a file that came out short.
 _DISK_FULL_SIGNS = ("no space left on device", "os error 28", "pytorchstreamwriter failed writing", "unexpected pos")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.devices import pick_device
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file, existing_folder
+from realsr_r1.files import atomic_file, check_new_folder, existing_folder
 from realsr_r1.images import list_images, load_image
 from realsr_r1.metrics import BASELINE_METRICS, FID_FEATURES, METRICS, OFFLINE_METRICS, Scorer, load_metrics, parse_metrics
 
@@ -40,8 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     names = parse_metrics(args.metrics)
     device = pick_device(args.device)
-    if args.output.exists() and not args.output.is_dir():
-        raise UserError(f"{args.output} is not a folder (given by --output)")
+    check_new_folder(args.output, "--output")
     triples, notes = find_triples(args.restored, args.gt, args.lq, args.skip_bad)
     scorers, unavailable = load_metrics(names, device)
     if not scorers:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_folder, existing_folder, read_json, read_yaml, write_json
+from realsr_r1.files import atomic_folder, check_new_folder, existing_folder, read_json, read_yaml, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     source = find_weights(existing_folder(args.checkpoint, "--checkpoint"))
     output = Path(args.output)
+    check_new_folder(output, "--output")
     made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
         if (output / RECORD).is_file() and read_json(output / RECORD).get("made_from") == made_from:

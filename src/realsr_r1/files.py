@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,24 @@ def existing_folder(path: str | Path, flag: str) -> Path:
     if not path.is_dir():
         raise UserError(f"{path} is not a folder (given by {flag})")
     return path
+
+
+def check_new_folder(path: str | Path, flag: str) -> None:
+    """Raise `UserError` that names `path` and its flag unless a folder can be made there, or is there and can be written to.
+
+    Tried, because rights don't say all: of a read-only disk, say, of /proc, or of too long a name.
+    """
+    path = Path(path)
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)  # which says what is wrong with a name
+        place = path.absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"{place} is not a folder (given by {flag}{'' if place == path.absolute() else f' {path}'})")
+        with tempfile.TemporaryDirectory(prefix=".realsr-r1-", dir=place):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} (given by {flag}) can't be written ({reason}); give another folder") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import write_json
+from realsr_r1.files import check_new_folder, write_json
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.process_index == 0:
             print(f"{output} holds a finished run already; nothing to do")
         return
+    check_new_folder(output, "--output_dir")
     checkpoint = last_checkpoint(output, set_aside=args.process_index == 0)
     settings = shown_settings(args, model_args)
     if checkpoint:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from realsr_r1.errors import UserError, run
+from realsr_r1.files import check_new_folder
 
 if TYPE_CHECKING:
     from realsr_r1.data.token_store import Shard
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     part, parts = _part(args.shard)
     if args.num_proc is not None and args.num_proc < 1:
         raise UserError(f"--num_proc is {args.num_proc}; it must be at least 1")
+    check_new_folder(args.output_dir, "--output_dir")
 
     from realsr_r1.data.dataset import load_dataset_dict
     from realsr_r1.data.token_store import clear_partials, describe, missing_shards, open_source, tokenizer_fingerprint

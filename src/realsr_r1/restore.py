@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from realsr_r1.chain import IMAGE_SECTIONS
 from realsr_r1.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file, atomic_folder, read_json, write_json
+from realsr_r1.files import atomic_file, atomic_folder, check_new_folder, read_json, write_json
 from realsr_r1.images import list_images, load_image
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--batch_size must be at least 1")
     photos = find_photos(Path(args.input))
     output = Path(args.output)
+    check_new_folder(output, "--output")
     if output.resolve() == photos[0].parent.resolve():
         raise UserError(f"--output {output} is the folder of the photos themselves; name another one")
     made_with = settings_of(args)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import write_json
+from realsr_r1.files import check_new_folder, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.process_index == 0:
             print(f"{args.output_dir} holds a finished run already; nothing to do")
         return
+    check_new_folder(args.output_dir, "--output_dir")
     checkpoint = last_checkpoint(args.output_dir, set_aside=args.process_index == 0)
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
     train, evaluation, records = tokenised(args, model_args.model_name_or_path, processor)

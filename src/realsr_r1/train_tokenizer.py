@@ -6,6 +6,7 @@ bring their own tokenizers and don't need this step. Reads the `train` split onl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.devices import pick_device
 from realsr_r1.errors import UserError, run
+from realsr_r1.files import atomic_file, check_new_folder
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +68,8 @@ class TokenizerTrainingConfig:
                             "--channel_multiplier down-sample")
         if self.base_channels % 32:
             raise UserError(f"--base_channels {self.base_channels} must be a multiple of 32 (the norms have 32 groups)")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"--learning_rate {self.learning_rate} must be a finite number above 0")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     if (output / SETTINGS_FILE).is_file():
         print(f"{output} is complete already; nothing to do")
         return
+    check_new_folder(output, "--output_dir")
     dataset = load_dataset_dict(config.dataset_name)
     require_columns(dataset["train"], COLUMNS, "train-tokenizer")
     output.mkdir(parents=True, exist_ok=True)
@@ -112,7 +117,6 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
     import torch
     from tqdm import tqdm
 
-    from realsr_r1.files import atomic_file
     from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 
     torch.manual_seed(config.seed)

@@ -50,6 +50,35 @@ def troubled(settings):
         return [answers.get(width, "cat, fur") for width in widths]
     return model
 
+class Strange:
+    def __reduce__(self):
+        return (missing_here, ("no such answer",))
+
+def missing_here(text):
+    raise ValueError(text)
+
+class TwoArguments(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first}{second}")
+
+def odd(settings):
+    def model(images):
+        width = images[0].width
+        if width == 100:
+            return [[Strange()]]
+        if width == 101:
+            return [TwoArguments("a", "b")]
+        if width == 102:
+            raise TwoArguments("a", "b")
+        if width == 103:
+            raise KeyboardInterrupt
+        if width == 104:
+            raise SystemExit(3)
+        if width == 105:
+            return (["cat"] for _ in images)
+        return [("cat", "fur")] if width == 106 else ["</degradation>"]
+    return model
+
 def broken(settings):
     raise ValueError("no weights")
 '''
@@ -98,6 +127,18 @@ def test_a_model_that_fails_hangs_dies_or_talks_nonsense_is_asked_again_and_then
     assert {width: calls.count(width) for width in ("100", "101", "102", "106")} == {"100": 1, "101": 3, "102": 3, "106": 3}
 
 
+def test_answers_that_are_no_texts_and_whatever_a_model_raises_are_listed(workplace, capfd):
+    (workplace / "asking.yaml").write_text("batch_size: 1\nretries: 0\n")
+    assert main([*flags(workplace, "--tagger", "local_models:odd"), "--skip_bad"]) == 0
+    listed = {item["name"]: item["reason"] for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
+    expected = {"100.png": "Strange is not JSON serializable", "101.png": "TwoArguments is not JSON serializable",
+                "102.png": "TwoArguments: ab", "103.png": "KeyboardInterrupt", "104.png": "SystemExit: 3",
+                "105.png": "generator is not JSON serializable", "107.png": "chain's own markup"}
+    assert set(listed) == set(expected) and all(part in listed[name] for name, part in expected.items())
+    assert load_dataset_dict(workplace / "out")["train"]["tag"][:] == [["cat", "fur"]]
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_one_bad_photo_does_not_spoil_its_batch(workplace):
     for width in (102, 103, 104, 105, 107):
         (workplace / "images" / f"{width}.png").unlink()
@@ -119,7 +160,10 @@ def test_the_settings_in_the_repository_are_read():
 
 
 @pytest.mark.parametrize("text, named", [
-    ("batch: 3", "batch"), ("retries: -1", "retries"), ("tagger: 3", "tagger"), ("- 1", "unknown")])
+    ("batch: 3", "batch"), ("retries: -1", "retries"), ("tagger: 3", "tagger"), ("- 1", "unknown"),
+    *((f"{key}: {value}", key) for key, values in {
+        "batch_size": ("2.5", ".inf", "true", "0"), "retries": ("1.5", ".nan"), "longest_side_px": (".inf", "768.5", "10"),
+        "timeout_seconds": (".inf", ".nan", "10000000000", "0", "soon")}.items() for value in values)])
 def test_wrong_settings_are_named(workplace, text, named):
     (workplace / "asking.yaml").write_text(text)
     with pytest.raises(UserError, match=f"{named}.*asking.yaml"):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import tarfile
+import tempfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -98,3 +102,27 @@ def test_a_name_that_no_file_can_have_is_listed(folder):
 def test_a_folder_of_nothing_is_named(tmp_path):
     with pytest.raises(UserError, match="no images"):
         list_photos(tmp_path, None, "")
+
+
+def test_a_folder_that_may_not_be_read_is_listed(photos_dir):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to other users
+        folder = Path(place)
+        folder.chmod(0o755)
+        for name in ("open", "closed", "names only"):
+            (folder / name).mkdir()
+            shutil.copy(photos_dir / "coffee.png", folder / name)
+        (folder / "closed").chmod(0o000)
+        (folder / "names only").chmod(0o444)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root may read everything
+            listing = list_photos(folder, None, "train")
+        finally:
+            os.seteuid(user)
+            for name in ("closed", "names only"):
+                (folder / name).chmod(0o755)
+    assert [photo.name for photo in listing.photos] == ["open/coffee.png"]
+    assert {item.name: item.reason for item in listing.rejected} == {
+        "closed": "the folder can't be read (Permission denied)",
+        "names only/coffee.png": "it can't be opened: Permission denied"}

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from realsr_r1.data.parts import Part, PhotoJob
+from realsr_r1.data.jobs import PhotoJob
+from realsr_r1.data.parts import Part
 from realsr_r1.data.photos import decode
 from realsr_r1.data.processes import end_with_parent
 from realsr_r1.data.sidecars import DESCRIPTION_KEYS, JsonLines, checked_descriptions, checked_tags
@@ -24,8 +26,8 @@ from realsr_r1.data.sources import Photo
 from realsr_r1.errors import UserError
 from realsr_r1.files import atomic_file, escaped, read_yaml
 
-MOST_CHARACTERS = {"tag": 60, "description": 2000}  # of one; a longer one is a model that doesn't end
-NUMBERS = {"batch_size": (1, 8), "longest_side_px": (32, 768), "timeout_seconds": (0.1, 300), "retries": (0, 2)}  # least, default
+NUMBERS = {"batch_size": (int, 1, 4096), "longest_side_px": (int, 32, 65536), "timeout_seconds": (float, 0.1, 86400),
+           "retries": (int, 0, 100)}  # kind, least, most
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,17 @@ class AnnotationConfig:
         for key, value in values.items() if isinstance(values, dict) else [("", None)]:
             if key not in known:
                 raise UserError(f"unknown key {key!r} in {path}; known ones: {', '.join(known)}")
-            if key in NUMBERS and not (isinstance(value, (int, float)) and value >= NUMBERS[key][0]):
-                raise UserError(f"{key} in {path} is {value!r}; it must be a number, at least {NUMBERS[key][0]}")
-            if key not in NUMBERS and not isinstance(value, dict):
+            if key in NUMBERS:
+                _check_number(value, *NUMBERS[key], f"{key} in {path}")
+            elif not isinstance(value, dict):
                 raise UserError(f"{key} in {path} must hold settings as key: value")
         return cls(**values)
+
+
+def _check_number(value: Any, kind: type, least: float, most: float, where: str) -> None:
+    kinds = (int, float) if kind is float else int
+    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+        raise UserError(f"{where} is {value!r}; it must be a {'whole ' if kind is int else ''}number from {least} to {most}")
 
 
 def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
@@ -105,11 +113,6 @@ def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess) -> dict[str, d
 def _checked(answer: Any, kind: str, name: str) -> dict[str, Any]:
     try:
         values = checked_tags(answer, "the answer") if kind == "tag" else checked_descriptions(answer, "the answer")
-        if not values:
-            raise UserError("the answer is empty")
-        longest = max(values, key=len)
-        if len(longest) > MOST_CHARACTERS[kind]:
-            raise UserError(f"the answer has a {kind} of {len(longest)} characters")
     except UserError as error:
         return {"error": f"{name} gave no {kind}s that can be used: {error} ({str(answer)[:80]!r})"}
     return {"tag": list(dict.fromkeys(values))} if kind == "tag" else dict(zip(DESCRIPTION_KEYS, values, strict=True))
@@ -139,15 +142,19 @@ class ModelProcess:
             if not self._connection.poll(self.config.timeout_seconds):
                 self.end()
                 raise ModelFailure(f"took longer than {self.config.timeout_seconds:g} s")
-            outcome, value = self._connection.recv()
+            outcome, said = self._connection.recv()
         except (EOFError, OSError) as error:
             self.end()
             raise ModelFailure("ended its process") from error
         if outcome == "failed":
-            raise ModelFailure(f"failed: {value}")
-        if not isinstance(value, (list, tuple)) or len(value) != len(photos):
-            raise ModelFailure(f"gave {value!r:.80} for {len(photos)} photo(s)")
-        return list(value)
+            raise ModelFailure(f"failed: {said}")
+        try:
+            answers = json.loads(said)
+        except (ValueError, RecursionError) as error:
+            raise ModelFailure(f"gave an answer that can't be read ({error})") from error
+        if not isinstance(answers, list) or len(answers) != len(photos):
+            raise ModelFailure(f"gave {answers!r:.80} for {len(photos)} photo(s)")
+        return answers
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -186,8 +193,9 @@ def models(specs: dict[str, str | None], config: AnnotationConfig) -> Iterator[d
 
 
 def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], longest_side: int, parent: int) -> None:
-    """What runs in the process."""
+    """What runs in the process. Only texts leave it: answers as JSON, for objects of the model's might not arrive."""
     end_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which ends this process
     try:
         model = _make(spec, kind, settings)
     except BaseException as error:
@@ -203,13 +211,10 @@ def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], long
             images = [decode(photo) for photo in photos]
             for image in images:
                 image.thumbnail((longest_side, longest_side))
-            outcome = ("answered", model(images))
-        except Exception as error:
+            outcome = ("answered", json.dumps(model(images)))
+        except BaseException as error:  # a KeyboardInterrupt or SystemExit in here is the model's, too
             outcome = ("failed", _line(error))
-        try:
-            connection.send(outcome)
-        except Exception as error:  # an answer that can't be pickled
-            connection.send(("failed", _line(error)))
+        connection.send(outcome)
 
 
 def _line(error: BaseException) -> str:

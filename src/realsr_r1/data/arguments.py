@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError
-from realsr_r1.files import escaped, existing_folder
+from realsr_r1.files import check_new_folder, escaped, existing_folder
 
 if TYPE_CHECKING:
     from realsr_r1.data.making import Shard
 
 DEFAULT_SCALES = (0.25, 1.0)
-FORMAT = 5  # raise when the same arguments would give another dataset
 PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", "annotation")
 
 
@@ -88,6 +87,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     for given, model in (("tags", "tagger"), ("descriptions", "captioner")):
         if getattr(args, given) and getattr(args, model):
             raise UserError(f"--{given} and --{model} are two ways to the same; drop one")
+    for flag in ("hf_dataset", "tagger", "captioner"):
+        if getattr(args, flag) is not None and not getattr(args, flag).strip():
+            raise UserError(f"--{flag} is empty; give a name, or drop it")
     args.scales = _scales(args)
     args.shard = _shard(args.shard) if args.shard else None
     for flag, file_suffix in (("images", ".tar"), ("tags", ".jsonl"), ("descriptions", ".jsonl")):
@@ -127,6 +129,7 @@ def check_output(args: argparse.Namespace) -> None:
     """Refuse to replace a folder that isn't ours, or one that holds the input."""
     from realsr_r1.data.making import STATE_FILE
 
+    check_new_folder(args.output, "--output")
     if args.output.is_symlink() or args.output.name in ("", ".."):
         args.output = args.output.resolve()  # the folder itself is replaced
     output = args.output.resolve()
@@ -151,6 +154,7 @@ def check_output(args: argparse.Namespace) -> None:
 
 def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that change the result, and a digest of the input files' paths, sizes and times."""
+    from realsr_r1.data.making import FORMAT
     from realsr_r1.data.sources import hf_dataset, walk
 
     arguments = {key: escaped(str(value)) for key, value in vars(args).items()

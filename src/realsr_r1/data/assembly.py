@@ -24,10 +24,7 @@ from realsr_r1.errors import UserError
 from realsr_r1.files import atomic_file, read_json, write_json
 
 REJECTED_FILE, LEFT_OUT_FILE = "rejected.jsonl", "left_out.jsonl"
-
-
-class NothingGood(UserError):
-    """No record is good: there is nothing to keep."""
+DATASET_FILE = "dataset_dict.json"  # that of `datasets`, by which it knows a DatasetDict
 
 
 @dataclass
@@ -45,7 +42,8 @@ class Contents:
 def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], with_lists: bool) -> Contents:
     """Write the dataset's files into `work`, whose parts are all made; may be called again after an interruption.
 
-    `rejected`, `left_out`: what was found before any part was made. `with_lists`: write SPLIT.json too. Raises `NothingGood`.
+    `rejected`, `left_out`: what was found before any part was made. `with_lists`: write SPLIT.json too. Where no record is good,
+    there are no `counts`, and only the lists of items are written.
     """
     parts = finished_parts(work)
     notes = [read_json(part / PART_FILE) for part in parts]
@@ -57,12 +55,11 @@ def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], wit
         _write_items(work / (REJECTED_FILE if name == "rejected" else LEFT_OUT_FILE), items)
     splits = [split for split in SPLITS if any((part / f"{split}.jsonl").is_file() for part in parts)]
     if not splits:
-        first = (contents.rejected + contents.left_out)[0]
-        raise NothingGood(f"no good item among {len(contents.rejected) + len(contents.left_out)}; the first: {first}")
+        return contents
     contents.counts = dict.fromkeys(SPLITS if with_lists else splits, 0)
     for split in splits:
         _assemble_split(work, split, parts, contents, with_lists)
-    write_json(work / "dataset_dict.json", {"splits": splits})
+    write_json(work / DATASET_FILE, {"splits": splits})
     return contents
 
 
@@ -150,15 +147,22 @@ def link_or_copy(source: Path, target: Path) -> None:
 # --- several machines ---
 
 def lay_together(shards: Sequence[Path], work: Path) -> None:
-    """Parts and image files of finished shards under `work`, beside each other. They share their disk space with the shards."""
+    """Parts and image files of finished shards under `work`, beside each other. They share their disk space with the shards.
+
+    Raises `UserError` that names a file which was not copied whole from the machine that made it.
+    """
     for shard in shards:
         for part in finished_parts(shard):
-            _link_tree(part, work / "parts" / part.name)
-        _link_tree(shard / "images", work / "images")
+            note = read_json(part / PART_FILE)
+            for base, files in ((part, note["files"]), (shard, note["images"])):
+                for name, size in files.items():
+                    _check_size(base / name, size, shard)
+                    link_or_copy(base / name, work / (base / name).relative_to(shard))
+            link_or_copy(part / PART_FILE, work / "parts" / part.name / PART_FILE)
 
 
-def _link_tree(source: Path, target: Path) -> None:
-    for parent, _, files in os.walk(source):
-        for name in files:
-            file = Path(parent, name)
-            link_or_copy(file, target / file.relative_to(source))
+def _check_size(path: Path, size: int, shard: Path) -> None:
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        what = "is missing" if found is None else f"has {found} bytes, and had {size} when it was made"
+        raise UserError(f"{path} {what}; copy the shard {shard.name} again, or make it again where it was made")

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain import SECTIONS
+from realsr_r1.chain import SECTIONS, markup_in
 from realsr_r1.data.sections import Piece, Sample
 from realsr_r1.errors import UserError
 
@@ -76,12 +76,22 @@ def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int],
         chain_spans = dict(zip(chain_images[row], spans[first:first + len(chain_images[row])], strict=True))
         try:
             prompt = processor.prompt_from_span(spans[row], rows[row]["problem"])
-            ids = processor.encode_chain_pieces(chain_texts(rows[row], seed, index), chain_spans)
+            texts = chain_texts(rows[row], seed, index)
+            _check_bodies(texts)
+            ids = processor.encode_chain_pieces(texts, chain_spans)
         except UserError as error:
             raise UserError(f"record {index}: {error}") from error
         answer = [piece for number, name in enumerate(SECTIONS) for piece in _section(name, ids[3 * number:3 * number + 3])]
         samples.append(Sample.of(prompt, [*answer, ("tags", [processor.layout.end_of_turn])]))
     return samples
+
+
+def _check_bodies(texts: Mapping[str, str]) -> None:
+    """Raise `UserError` where a policy would learn chains that no reward can read."""
+    for name, text in texts.items():
+        markup = markup_in(text)
+        if markup is not None:
+            raise UserError(f"its texts put {markup}, a chain's own markup, inside the section {name}")
 
 
 def _section(name: str, ids: Sequence[list[int]]) -> list[Piece]:

@@ -1,6 +1,6 @@
 """Where crops of a photo lie, and making them: regions of the splits, boxes, HQ and LQ images, records.
 
-Knows one photo at a time and writes nothing: parts.py does.
+Knows one photo at a time and writes nothing: jobs.py does.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1.data.texts import check_text
 from realsr_r1.errors import UserError
 from realsr_r1.files import is_text, read_json
 
@@ -64,6 +65,14 @@ def check_records(records: Any, where: str | Path) -> list[Record]:
             if not check(record[key]):
                 raise UserError(f"{key!r} in record {number} of {where} must be {what}, not {_kind(record[key])}")
     return records
+
+
+def check_labels(labels: Sequence[str], where: str) -> None:
+    """Raise `UserError` unless the five labels can be read back from a chain, where commas divide them. `where`: names the list."""
+    for label in labels:
+        if "," in label or not label.strip():
+            raise UserError(f"{where} has the label {label[:60]!r}; one is a text without commas, and not empty")
+        check_text(label, "label", where)
 
 
 def _kind(value: Any) -> str:

@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from realsr_r1.data.assembly import Contents, NothingGood, assemble, lay_together
+from realsr_r1.data.assembly import DATASET_FILE, Contents, assemble, lay_together
 from realsr_r1.data.dataset import label_balance
-from realsr_r1.data.parts import Part, finished_parts
+from realsr_r1.data.parts import PART_FILE, Part, finished_parts
 from realsr_r1.data.sources import Item
 from realsr_r1.errors import UserError
 from realsr_r1.files import read_json, resumable_folder, write_json
 
+FORMAT = 6  # raise when the same arguments would give another dataset
 STATE_FILE = "create_json.json"  # what a folder was made from; written last inside it
+
+
+class NothingGood(UserError):
+    """No record is good, and the dataset that is there already is better than that."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
     with _working_folder(output, plan.fingerprint) as work:
         if not (work / STATE_FILE).is_file():
             rejected = plan.rejected + plan.make(work, plan.parts)
-            _finish(work, plan.fingerprint, rejected, plan.left_out, plan.with_lists, write_page)
+            _finish(work, output, plan.fingerprint, rejected, plan.left_out, plan.with_lists, write_page)
         shutil.rmtree(work / "parts", ignore_errors=True)
         return read_json(work / STATE_FILE)
 
@@ -78,9 +83,11 @@ def make_shard(output: Path, shard: Shard, plan: Plan) -> dict[str, Any]:
         if not (work / STATE_FILE).is_file():
             (work / "parts").mkdir(exist_ok=True)
             rejected = plan.rejected + plan.make(work, mine)
+            bad = {item.name for item in rejected}
+            bad.update(item["name"] for part in finished_parts(work) for item in read_json(part / PART_FILE)["rejected"])
             write_json(work / STATE_FILE, {
-                "fingerprint": plan.fingerprint, "bad": [], "bad_count": 0,
-                "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of {len(plan.parts)} parts",
+                "fingerprint": plan.fingerprint, "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of "
+                f"{len(plan.parts)} parts" + (f", {len(bad)} bad item(s), which --merge will list" if bad else ""),
                 "parts": len(plan.parts), "with_lists": plan.with_lists,
                 "rejected": [vars(item) for item in rejected], "left_out": [vars(item) for item in plan.left_out]})
         return read_json(work / STATE_FILE)
@@ -97,6 +104,9 @@ def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
         if state["fingerprint"] != states[0]["fingerprint"]:
             raise UserError(f"{shard} and {shards[0]} were made from other arguments or files; remove the one that is wrong")
     first = states[0]
+    if first["fingerprint"]["format"] != FORMAT:
+        raise UserError(f"{folder} was made by another version of realsr-r1 (its format is {first['fingerprint']['format']}, this "
+                        f"one's {FORMAT}); make the shards again, or merge them with that version")
     there = {part.name for shard in shards for part in finished_parts(shard)}
     if len(there) < first["parts"]:
         raise UserError(f"{first['parts'] - len(there)} of {first['parts']} parts are missing in {folder}, which holds the shards "
@@ -105,7 +115,7 @@ def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
         if not (work / STATE_FILE).is_file():
             lay_together(shards, work)
             items = {name: [Item(**item) for item in first[name]] for name in ("rejected", "left_out")}
-            _finish(work, first["fingerprint"], items["rejected"], items["left_out"], first["with_lists"], write_page)
+            _finish(work, output, first["fingerprint"], items["rejected"], items["left_out"], first["with_lists"], write_page)
         shutil.rmtree(work / "parts", ignore_errors=True)
         return read_json(work / STATE_FILE)
 
@@ -127,13 +137,18 @@ def _working_folder(output: Path, fingerprint: dict[str, Any]) -> Iterator[Path]
         raise
 
 
-def _finish(work: Path, fingerprint: dict[str, Any], rejected: Sequence[Item], left_out: Sequence[Item], with_lists: bool,
-            write_page: Page) -> None:
+def _finish(work: Path, output: Path, fingerprint: dict[str, Any], rejected: Sequence[Item], left_out: Sequence[Item],
+            with_lists: bool, write_page: Page) -> None:
     contents = assemble(work, rejected, left_out, with_lists)
-    write_page(work, contents)
+    not_used = contents.rejected + contents.left_out
+    if contents.counts:
+        write_page(work, contents)
+    elif (output / DATASET_FILE).is_file():
+        raise NothingGood(f"no good item among {len(not_used)}, the first: {not_used[0]}; the dataset that an earlier run made in "
+                          f"{output} is left as it is")
     write_json(work / STATE_FILE, {
-        "fingerprint": fingerprint, "summary": summary(contents), "bad": [str(item) for item in contents.rejected[:1]],
-        "bad_count": len(contents.rejected)})
+        "fingerprint": fingerprint, "summary": summary(contents), "records": sum(contents.counts.values()),
+        "bad": [str(item) for item in not_used[:1]], "bad_count": len(contents.rejected), "left_out_count": len(contents.left_out)})
 
 
 def summary(contents: Contents) -> str:

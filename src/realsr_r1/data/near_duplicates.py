@@ -7,7 +7,7 @@ small changes of brightness, but not cropping.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,8 @@ MOST_BITS = 8  # of 64 that may differ between near-duplicates
 # most 4 bits, different photos in at least 20. A copy that lost 2 % at each side differs in 6 at the median, in 20 at most.
 BATCH = 64  # photos hashed by a process at a time
 
+Open = Callable[[Photo], Image.Image]
+
 
 def perceptual_hash(image: Image.Image) -> int:
     """64 bits."""
@@ -39,10 +41,11 @@ def perceptual_hash(image: Image.Image) -> int:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Photos' names and hashes. `unread`: number of a photo that can't be read, among those that were given -> why."""
+    """Photos' names, hashes and numbers of pixels. `unread`: number of a photo that isn't among them, of those given -> why."""
 
     names: list[str] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
+    pixels: list[int] = field(default_factory=list)
     unread: dict[int, str] = field(default_factory=dict)
 
     def like(self, image: Image.Image) -> str | None:
@@ -54,42 +57,50 @@ class Hashes:
         return self.names[nearest] if differing[nearest] <= MOST_BITS else None
 
     def twins(self) -> dict[str, str]:
-        """Photos that are near-duplicates of an earlier one of these, and that one."""
+        """Photos that are near-duplicates of a larger one of these, or of an earlier one of the same size, and that one."""
         hashes = np.array(self.hashes, dtype=np.uint64)
         found: dict[str, str] = {}
-        for number, name in enumerate(self.names):
+        for number in sorted(range(len(self.names)), key=lambda number: (-self.pixels[number], number)):
+            name = self.names[number]
             if name not in found:
-                near = np.flatnonzero(np.bitwise_count(hashes[number + 1:] ^ hashes[number]) <= MOST_BITS) + number + 1
-                for other in near:
-                    found.setdefault(self.names[other], name)
+                for other in np.flatnonzero(np.bitwise_count(hashes ^ hashes[number]) <= MOST_BITS):
+                    if other != number:
+                        found.setdefault(self.names[other], name)
         return found
 
 
-def hash_photos(photos: Sequence[Photo], folder: Path, processes: int) -> Hashes:
-    """The hashes of those photos that can be read, in their order. They are kept in `folder`, and found again there."""
-    batches = [_Batch(tuple(photos[start:start + BATCH]), folder / f"hashes-{start:08d}.json")
-               for start in range(0, len(photos), BATCH)]
-    missing = [batch for batch in batches if not batch.file.is_file()]
-    run_all(((batch, len(batch.photos)) for batch in missing), min(processes, len(missing)), len(photos),
-            len(photos) - sum(len(batch.photos) for batch in missing), "photos compared")
-    found = [pair for batch in batches for pair in read_json(batch.file)]
-    return Hashes([photo.name for photo, (bits, _) in zip(photos, found, strict=True) if bits is not None],
-                  [bits for bits, _ in found if bits is not None],
-                  {number: why for number, (bits, why) in enumerate(found) if bits is None})
+def hash_photos(photos: Sequence[Photo], folder: Path, processes: int, opener: Callable[[Sequence[Photo]], Open] | None = None
+                ) -> Hashes:
+    """The hashes of those photos that can be opened, in their order. They are kept in `folder`, and found again there.
+
+    `opener`: some photos -> what opens them, in any process, and raises `UserError`; `decode` by default.
+    """
+    batches = [tuple(photos[start:start + BATCH]) for start in range(0, len(photos), BATCH)]
+    files = [folder / f"hashes-{number * BATCH:08d}.json" for number in range(len(batches))]
+    missing = [(batch, file) for batch, file in zip(batches, files, strict=True) if not file.is_file()]
+    calls = ((_Batch(batch, opener(batch) if opener else decode, file), len(batch)) for batch, file in missing)
+    run_all(calls, min(processes, len(missing)), len(photos), len(photos) - sum(len(batch) for batch, _ in missing),
+            "photos compared")
+    found = [entry for file in files for entry in read_json(file)]
+    good = [(photo.name, bits, pixels) for photo, (bits, pixels, _) in zip(photos, found, strict=True) if bits is not None]
+    return Hashes([name for name, _, _ in good], [bits for _, bits, _ in good], [pixels for _, _, pixels in good],
+                  {number: why for number, (bits, _, why) in enumerate(found) if bits is None})
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Hashes some photos into a file, called in any process: a list of (bits, None), or (None, why not)."""
+    """Hashes some photos into a file, called in any process: a list of (bits, pixels, None), or (None, None, why not)."""
 
     photos: tuple[Photo, ...]
+    open: Open
     file: Path
 
     def __call__(self) -> None:
-        hashes: list[tuple[int | None, str | None]] = []
+        hashes: list[tuple[int | None, int | None, str | None]] = []
         for photo in self.photos:
             try:
-                hashes.append((perceptual_hash(decode(photo)), None))
+                image = self.open(photo)
+                hashes.append((perceptual_hash(image), image.width * image.height, None))
             except UserError as error:
-                hashes.append((None, escaped(str(error))))
+                hashes.append((None, None, escaped(str(error))))
         write_json(self.file, hashes)

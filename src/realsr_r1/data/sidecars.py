@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from realsr_r1.data.sources import FilePlace, Item, Photo, RowPlace, walk
+from realsr_r1.data.texts import check_text
 from realsr_r1.errors import UserError
 from realsr_r1.files import escaped, is_text
 
@@ -27,13 +28,17 @@ KINDS = {"tag": ".txt", "description": ".json"}
 # --- values: what they must be; `where` names the file, and the line in it ---
 
 def checked_tags(value: Any, where: str) -> list[str]:
-    """A list of tags, or of comma-separated texts, or one, as clean tags in their order. Raises `UserError`."""
+    """A list of tags, or of comma-separated texts, or one, as clean tags in their order. Raises `UserError`, for none, too."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(map(is_text, texts)):
         raise UserError(f"{where} has no tags: a list of texts or one comma-separated text")
     tags = [" ".join(tag.split()) for text in texts for tag in text.split(",") if tag.strip()]
+    if not tags:
+        raise UserError(f"{where} is empty: it names no tag")
     if len(tags) > MOST_TAGS:
         raise UserError(f"{where} has {len(tags)} tags; a photo has at most {MOST_TAGS}")
+    for tag in tags:
+        check_text(tag, "tag", where)
     return tags
 
 
@@ -47,6 +52,7 @@ def checked_descriptions(value: Any, where: str) -> list[str]:
         text = value.get(key) if isinstance(value, dict) else None
         if not is_text(text) or not text.strip():
             raise UserError(f"{where} has no text under the key {key!r}")
+        check_text(text, "description", where)
     return [value[key].strip() for key in DESCRIPTION_KEYS]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,27 +136,47 @@ def list_photos(images: Path | None, hf_name: str | None, hf_split: str) -> List
 
 
 def all_photos(images: Path) -> tuple[list[Photo], list[Item]]:
-    """Every photo of a tar, or of a folder and the tars in it, in a fixed order; and what is wrong with the tars."""
-    is_folder = images.is_dir()
-    tars = sorted(path for path in images.glob("*.tar") if path.is_file()) if is_folder else [images]
+    """Every photo of a tar, or of a folder and the tars in it, in a fixed order; and what of them can't be read."""
     rejected: list[Item] = []
+    files, tars = [], [images]
+    if images.is_dir():
+        files = walk(images, rejected)
+        tars = [path for path in files if path.suffix == ".tar" and path.parent == images]
     photos = [photo for tar in tars for photo in _in_tar(tar, rejected)]
     photos += [Photo(path.relative_to(images).as_posix(), FilePlace(str(path)))
-               for path in (walk(images) if is_folder else []) if path.suffix.lower() in PHOTO_SUFFIXES]
+               for path in files if path.suffix.lower() in PHOTO_SUFFIXES]
     return photos, rejected
 
 
-def walk(folder: Path) -> list[Path]:
-    """The files below `folder`, sorted, without hidden ones; links are followed, but no folder is entered twice."""
+def walk(folder: Path, rejected: list[Item] | None = None) -> list[Path]:
+    """The files below `folder`, sorted, without hidden ones; links are followed, but no folder is entered twice.
+
+    `rejected`: gets the folders that can't be read, links to nothing, and what is no file (a pipe, say).
+    """
     found, seen = [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    bad: dict[Path, str] = {}
+
+    def no_folder(error: OSError) -> None:
+        bad[Path(error.filename)] = f"the folder can't be read ({error.strerror})"
+
+    for parent, folders, files in os.walk(folder, onerror=no_folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in files if not name.startswith(".") and os.path.isfile(os.path.join(parent, name))]
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
+            try:
+                if stat.S_ISREG(path.stat().st_mode):
+                    found.append(path)
+                else:
+                    bad[path] = "it is neither a file nor a folder"
+            except OSError as error:  # of the link's target, or of a folder whose names may be read and no more
+                target = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
+                bad[path] = f"it can't be opened{target}: {error.strerror}"
+    if rejected is not None:
+        rejected += [Item(path.relative_to(folder).as_posix(), bad[path]) for path in sorted(bad)]
     return sorted(found)
 
 

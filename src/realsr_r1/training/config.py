@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 
 import torch
 from transformers import TrainingArguments
@@ -38,6 +39,7 @@ class ColdStartConfig(TrainingArguments):
     def __post_init__(self) -> None:
         """Raises `UserError` when the dataset is missing, and for values that can't work."""
         _require_dataset(self.dataset_name)
+        _require_finite(self)
         _require_at_least_1(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
                             "max_samples", "max_length", "hidden_size", "intermediate_size", "num_hidden_layers",
                             "num_attention_heads")
@@ -121,6 +123,7 @@ class ChainGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         """Translate prompts into TRL's batch numbers. Raises `UserError` for values that can't work."""
         _require_dataset(self.dataset_name)
+        _require_finite(self)
         if self.num_generations < 2:
             raise UserError(f"--num_generations {self.num_generations}: a group needs at least 2 completions to compare")
         _require_at_least_1(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
@@ -189,6 +192,15 @@ def _require_at_least_1(args: TrainingArguments, *names: str) -> None:
             raise UserError(f"--{name} {value} must be at least 1")
     if args.seed < 0 or (args.data_seed or 0) < 0:
         raise UserError(f"--seed {args.seed} and --data_seed {args.data_seed} must be 0 or more")
+
+
+def _require_finite(args: TrainingArguments) -> None:
+    for name in (item.name for item in fields(args)):
+        value = getattr(args, name)
+        if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
+            raise UserError(f"--{name} is {value}; it must be a finite number")
+    if args.learning_rate < 0:
+        raise UserError(f"--learning_rate {args.learning_rate} must be 0 or more")
 
 
 def _require_trackers(args: TrainingArguments) -> None:

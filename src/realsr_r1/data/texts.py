@@ -1,0 +1,30 @@
+"""What a text must be to stand in a chain: that of a photo's tag, of a description, of a label.
+
+Knows texts only. Where they are read is sidecars.py's and dataset.py's business.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from realsr_r1.chain import markup_in
+from realsr_r1.errors import UserError
+
+# Of one. A tag is a few words, a description a paragraph: a longer one is of a model that didn't end, or a file of something
+# else, and a single one can make a chain too long to train on.
+MOST_CHARACTERS = {"tag": 100, "description": 2000, "label": 100}
+
+
+def check_text(text: str, kind: str, where: str) -> None:
+    """Raise `UserError` for a text that is too long, or that holds control characters, or a chain's own markup.
+
+    `kind`: of `MOST_CHARACTERS`. `where`: names the file, and the line or record in it.
+    """
+    if len(text) > MOST_CHARACTERS[kind]:
+        raise UserError(f"{where} has a {kind} of {len(text)} characters; one has at most {MOST_CHARACTERS[kind]}")
+    odd = next((character for character in text if unicodedata.category(character) == "Cc" and not character.isspace()), None)
+    if odd is not None:
+        raise UserError(f"{where} has a {kind} with the control character {odd!r}")
+    markup = markup_in(text)
+    if markup is not None:
+        raise UserError(f"{where} has a {kind} with {markup} in it, which is a chain's own markup")
