@@ -14,7 +14,9 @@ if [ -n "${MERGE:-}" ]; then
 elif [ -z "${TOKENS:-}" ]; then
     realsr create-json --output "$OUTPUT" ${SHARD:+--shard "$SHARD"} "$@"
 fi
+skip_bad=
+for flag in "$@"; do [ "$flag" != --skip_bad ] || skip_bad=--skip_bad; done
 if [ -n "${TOKENS:-}" ] || { [ -n "${MODEL:-}" ] && [ -z "${SHARD:-}" ]; }; then
     realsr pretokenise --dataset_name "$OUTPUT" --model_name_or_path "${MODEL:?name the model folder: MODEL=...}" \
-        --output_dir "$OUTPUT-tokens" ${TOKENS:+${SHARD:+--shard "$SHARD"}}
+        --output_dir "$OUTPUT-tokens" $skip_bad ${TOKENS:+${SHARD:+--shard "$SHARD"}}
 fi

@@ -182,7 +182,14 @@ def test_bad_input_is_named(dataset, tokenizers, tmp_path, capsys):
     for argv, named in (
             (flags(nowhere, tokenizers, output), f"no such dataset folder: {nowhere}"),
             (flags(dataset, nowhere, output), f"no such model folder: {nowhere}"),
-            (flags(dataset, tokenizers, output, "--max_length", "100"), "more than --max_length 100"),
+            (flags(dataset, tokenizers, output, "--max_length", "100"), "8 of 8 chains of train have more tokens than"),
+            (flags(dataset, tokenizers, output, "--max_length", "522"), "1 of 8 chains of train have more tokens than --max_length "
+             "522, the longest: record 4 ("),
+            *((flags(dataset, tokenizers, output, "--learning_rate", rate), "--learning_rate") for rate in ("nan", "inf", "-1.0")),
+            (flags(dataset, tokenizers, output, "--z_loss", "nan"), "--z_loss is nan"),
+            (flags(dataset, tokenizers, "/proc/run"), "/proc/run (given by --output_dir) can't be written"),
+            (flags(dataset, tokenizers, tokenizers / "tokenizer.json" / "run"), "tokenizer.json is not a folder (given by"),
+            (flags(dataset, tokenizers, tmp_path / ("n" * 300)), "File name too long"),
             (flags(dataset, tokenizers, output, "--max_samples", "many"), "--max_samples"),
             (["--output_dir", str(output)], "--dataset_name"),
             (["--output_dir", str(output), "--dataset_name", str(dataset)], "--model_name_or_path must name a model folder"),

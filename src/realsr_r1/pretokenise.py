@@ -18,21 +18,31 @@ from realsr_r1.errors import UserError, run
 from realsr_r1.files import check_new_folder
 
 if TYPE_CHECKING:
+    from realsr_r1.data.sources import Item
     from realsr_r1.data.token_store import Shard
 
 SPLITS = ("train", "test_crops")  # what the cold start trains on, and what it evaluates on
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Plan the shards, make those that are missing, say what there is."""
+    """Plan the shards, make those that are missing, say what there is. Raises `UserError` where records make no chain."""
     args = _parser().parse_args(argv)
     part, parts = _part(args.shard)
     if args.num_proc is not None and args.num_proc < 1:
         raise UserError(f"--num_proc is {args.num_proc}; it must be at least 1")
     check_new_folder(args.output_dir, "--output_dir")
 
+    from realsr_r1.data.assembly import REJECTED_FILE, write_items
     from realsr_r1.data.dataset import load_dataset_dict
-    from realsr_r1.data.token_store import clear_partials, describe, missing_shards, open_source, tokenizer_fingerprint
+    from realsr_r1.data.token_store import (
+        clear_partials,
+        describe,
+        missing_shards,
+        plan_shards,
+        rejected_records,
+        tokenizer_fingerprint,
+    )
+    from realsr_r1.data.tokenising import open_source
     from realsr_r1.processing import ChainProcessor
 
     fingerprint = tokenizer_fingerprint(ChainProcessor.from_pretrained(args.model_name_or_path))
@@ -52,6 +62,23 @@ def main(argv: list[str] | None = None) -> None:
     others = "" if len(mine) == len(missing) else f"; {len(missing) - len(mine)} shards are left to the other parts"
     print(f"{args.output_dir}: {counts} records, {len(mine)} shards made now{others}" if missing else
           f"{args.output_dir} is up to date, nothing to do: {counts} records")
+    rejected = rejected_records(plan_shards(args.output_dir, sources))
+    write_items(args.output_dir / REJECTED_FILE, rejected)
+    if rejected:
+        _complain_of(rejected, sum(len(source.numbers) for source in sources.values()), args)
+
+
+def _complain_of(rejected: Sequence[Item], records: int, args: argparse.Namespace) -> None:
+    """Raise `UserError` for records that make no chain, unless there are others and that is accepted."""
+    from realsr_r1.data.assembly import REJECTED_FILE
+
+    said = (f"{len(rejected)} of {records} records make no chain, the first: {rejected[0].reason}; all are listed in "
+            f"{args.output_dir / REJECTED_FILE}")
+    if len(rejected) == records:
+        raise UserError(said)
+    if not args.skip_bad:
+        raise UserError(f"{said}, the others are done (--skip_bad accepts that)")
+    print(said)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the chains' wordings (default: 0)")
     add("--num_proc", type=int,
         help="processes, dealt over the GPUs (default: one a GPU, or all cores); the result doesn't depend on it")
+    add("--skip_bad", action="store_true", help="exit 0 although records make no chain and were left out")
     add("--shard", default="1/1", metavar="I/N", help="do part I of N, each on a machine of its own (default: 1/1)")
     return parser
 
@@ -95,7 +123,7 @@ def _here(shards: Sequence[Shard], model: str, worker: int = 0) -> Iterator[int]
     """Make shards in this process, on a GPU where there is one; yields the records of each."""
     import torch
 
-    from realsr_r1.data.token_store import ShardWriter
+    from realsr_r1.data.tokenising import ShardWriter
     from realsr_r1.processing import ChainProcessor
 
     device = f"cuda:{worker % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file
+from realsr_r1.files import atomic_file, check_new_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     if output.is_dir():
         raise UserError(f"{output} is a folder (given by --output); --output takes the name of the page, e.g. "
                         f"{output / 'report.html'}")
+    check_new_folder(output.parent, "--output")
     metrics = tables.read_metrics(args.metrics) if args.metrics else None
     restored, count = strips.restored_strips(args.restored, args.gt, metrics) if args.restored else ([], 0)
     content = page.Content(

@@ -106,7 +106,8 @@ def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> t
 
     Read where `--dataset_name` is a folder of tokens; else made in `output_dir/tokens` first, by all ranks together.
     """
-    from realsr_r1.data.token_store import drawn, is_store, load_tokens, records_fingerprint, tokenizer_fingerprint
+    from realsr_r1.data.token_store import is_store, load_tokens, records_fingerprint, tokenizer_fingerprint
+    from realsr_r1.data.tokenising import drawn
 
     splits = ["train"] if args.eval_strategy == "no" else ["train", "test_crops"]
     tokenizer = {"folder": model, "fingerprint": tokenizer_fingerprint(processor)}
@@ -118,15 +119,28 @@ def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> t
         folder = _make_tokens(args, splits, tokenizer, processor)
         found = [load_tokens(folder, split, tokenizer) for split in splits]
     for split, tokens in zip(splits, found, strict=True):
-        longest = int(tokens["length"][:].max())
-        if longest > args.max_length:
-            raise UserError(f"the longest chain of {split} has {longest} tokens, more than --max_length {args.max_length}")
+        _check_lengths(tokens, split, args.max_length)
     return found[0], found[1] if len(found) > 1 else None, records_fingerprint(folder, "train")
 
 
+def _check_lengths(tokens: Dataset, split: str, max_length: int) -> None:
+    """Raise `UserError` that names the records whose chains are too long."""
+    import numpy
+
+    lengths = tokens["length"][:]
+    too_long = numpy.flatnonzero(lengths > max_length)
+    if len(too_long):
+        worst = too_long[numpy.argsort(-lengths[too_long], kind="stable")[:5]]
+        named = ", ".join(f"record {record} ({length})" for record, length in zip(tokens["record"][:][worst], lengths[worst],
+                                                                                  strict=True))
+        raise UserError(f"{len(too_long)} of {len(tokens)} chains of {split} have more tokens than --max_length {max_length}, the "
+                        f"longest: {named}; give a larger one, or take their records out of the dataset")
+
+
 def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, str], processor: ChainProcessor) -> Path:
-    """Every rank makes its shards; returns the folder when all are there."""
-    from realsr_r1.data.token_store import ShardWriter, clear_partials, describe, missing_shards, name_of, open_source
+    """Every rank makes its shards; returns the folder when all are there. Raises `UserError` where a record makes no chain."""
+    from realsr_r1.data.token_store import clear_partials, describe, missing_shards, name_of, plan_shards, rejected_records
+    from realsr_r1.data.tokenising import ShardWriter, open_source
     from realsr_r1.training.agreement import Agreement
 
     agreement, folder = Agreement(), Path(args.output_dir)
@@ -142,6 +156,10 @@ def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, 
         for shard in mine:
             writer.write(shard)
     agreement.settle()
+    rejected = rejected_records(plan_shards(folder, sources))
+    if rejected:
+        raise UserError(f"{len(rejected)} records of {args.dataset_name} make no chain, the first: {rejected[0].reason}; realsr-r1 "
+                        "pretokenise --skip_bad leaves them out, and its folder is a --dataset_name, too")
     return folder
 
 

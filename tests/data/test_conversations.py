@@ -10,7 +10,6 @@ from realsr_r1.chain import IMAGE, render_chain
 from realsr_r1.data.cold_start import chain_texts, encode_records
 from realsr_r1.data.conversations import encode_conversations, read_conversations
 from realsr_r1.data.sections import PARTS, QUESTION
-from realsr_r1.errors import UserError
 from realsr_r1.processing import ChainProcessor
 
 from ..small import photo, records
@@ -68,12 +67,18 @@ def test_an_image_without_a_place_stands_before_the_first_question(processor, tm
     ({"conversations": []}, "'conversations' must be a list of questions and answers"),
     ({"conversations": [turn("gpt", "Hi"), turn("human", "Hi")]}, "turn 0 must have 'from' 'human'"),
     ({"conversations": [turn("human", "Hi"), {"from": "gpt"}]}, "turn 1 must have 'from' 'gpt' or 'assistant'"),
-    ({"image": ["nowhere.png"]}, "no such image"), ({"image": 3}, "'image' must be a list of paths"),
+    ({"image": ["nowhere.png"]}, "no such image"), ({"image": ["x" * 5000]}, "File name too long"),
+    ({"image": ["a\0b"]}, "no such image"), ({"image": ["../a.png"]}, "lies outside of"),
+    ({"image": ["link.png"]}, "lies outside of"), ({"image": 3}, "'image' must be a list of paths"),
     ({"image": []}, "0 images for 1 times")])
-def test_bad_records_are_named(change, named, tmp_path):
+def test_bad_records_have_a_fault_and_the_others_none(change, named, tmp_path):
+    folder = tmp_path / "talks"
+    folder.mkdir()
     photo("coffee").save(tmp_path / "a.png")
+    photo("coffee").save(folder / "a.png")
+    (folder / "link.png").symlink_to(tmp_path / "a.png")
     good = {"conversations": [turn("human", IMAGE), turn("gpt", "A cup.")], "image": ["a.png"]}
-    (tmp_path / "talk.json").write_text(json.dumps([good, {**good, **change}]))
-    with pytest.raises(UserError, match="record 1 of .*talk.json") as error:
-        read_conversations(tmp_path / "talk.json")
-    assert named in str(error.value)
+    (folder / "talk.json").write_text(json.dumps([good, {**good, **change}]))
+    found = read_conversations(folder / "talk.json")
+    assert found["fault"][0] == "" and named in found["fault"][1]
+    assert found["values"][0] == [IMAGE, "A cup."] and found["images"][1] == []

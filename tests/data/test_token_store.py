@@ -27,14 +27,14 @@ from ..small import exit_code, photo, records, write_dataset
 
 RECORDS = 7
 SMALL_SHARDS = """
-from realsr_r1.data import token_store
+from realsr_r1.data import token_store, tokenising
 import time
 token_store.SHARD_RECORDS = 2
-write = token_store.ShardWriter.write
+write = tokenising.ShardWriter.write
 def slowly(self, shard):  # so that it can be killed between two shards
     time.sleep(1)
     return write(self, shard)
-token_store.ShardWriter.write = slowly
+tokenising.ShardWriter.write = slowly
 from realsr_r1 import pretokenise
 if __name__ == "__main__":  # its worker processes import this file, too
     pretokenise.main()
@@ -83,6 +83,7 @@ def test_a_split_is_its_records_chains_in_order(store, processor):
     for found, sample in zip(tokens, expected, strict=True):
         assert found["input_ids"].tolist() == sample.input_ids and found["sections"].tolist() == sample.sections
         assert found["length"] == len(sample.input_ids)
+    assert tokens["record"][:].tolist() == list(range(RECORDS))
 
 
 def test_what_is_there_is_not_made_again(store, dataset, tiny_model, capsys):
@@ -174,7 +175,7 @@ def test_tokens_of_another_version_are_refused(store, tiny_model, dataset, tmp_p
     training = argv(folder, tiny_model, tmp_path / "run")[:-2]
     for main, arguments in ((sft, training), (pretokenise.main, argv(dataset, tiny_model, folder))):
         assert exit_code(main, arguments) == 2
-        assert "not in the format 1" in capsys.readouterr().err
+        assert f"not in the format {token_store.FORMAT}" in capsys.readouterr().err
 
 
 def with_column(dataset: Path, output: Path, name: str, values: list, feature=None) -> Path:
@@ -194,7 +195,7 @@ BROKEN_PNG = {"bytes": b"\x89PNG\r\n\x1a\n and no more", "path": None}
     ("hq", [None], "record 0 of {} (train) has no image in 'hq'"),
     ("degradation", [["light blur"]], "'degradation' in record 0 of {} (train) must be a list of five texts, not a list of 1"),
     ("descriptions", [["a", "b", "c"], ["a", "b"]], "'descriptions' in record 1 of {} (train) must be a list of three texts"),
-    ("problem", ["<|image|> or <|image|>"], "{} (train): record 0: the question '<|image|> or <|image|>' has 2 times"),
+    ("problem", ["<|image|> or <|image|>"], "record 0 of {} (train): the question '<|image|> or <|image|>' has 2 times"),
     ("image", [BROKEN_PNG], "record 0 of {} (train) can't be read")])
 def test_a_record_that_makes_no_chain_is_named(dataset, tiny_model, tmp_path, capsys, column, values, named):
     feature = datasets.Image(decode=False) if column in ("image", "hq") else None
@@ -252,3 +253,54 @@ def test_other_records_or_files_of_others_are_refused(store, tiny_model, dataset
         assert exit_code(pretokenise.main, arguments) == 2
         assert named in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_records_that_make_no_chain_are_listed_and_the_others_are_done(dataset, tiny_model, processor, tmp_path, capsys):
+    labels = list(datasets.load_from_disk(str(dataset))["train"]["degradation"][1])
+    bad = with_column(dataset, tmp_path / "bad", "degradation", [["light blur"], labels, [*labels[:4], "</degradation>"]])
+    arguments = argv(bad, tiny_model, tmp_path / "tokens")
+    for _ in range(2):  # the second time nothing is left to do
+        assert exit_code(pretokenise.main, arguments) == 2
+        assert "2 of 10 records make no chain, the first: 'degradation' in record 0" in (said := capsys.readouterr().err)
+        assert "tokens/rejected.jsonl" in said and "--skip_bad" in said
+    assert exit_code(pretokenise.main, [*arguments, "--skip_bad"]) == 0
+    listed = [json.loads(line) for line in (tmp_path / "tokens" / "rejected.jsonl").open()]
+    assert [item["name"] for item in listed] == ["train:0", "train:2"]
+    assert "its texts put </degradation>, a chain's own markup, inside the section degradation" in listed[1]["reason"]
+    tokens = load_tokens(tmp_path / "tokens", "train", {"folder": "x", "fingerprint": tokenizer_fingerprint(processor)})
+    assert tokens["record"][:].tolist() == [1, 3, 4, 5, 6]
+    expected = encode_records(records(RECORDS), range(RECORDS), processor, seed=0)
+    assert [row["input_ids"].tolist() for row in tokens] == [expected[number].input_ids for number in (1, 3, 4, 5, 6)]
+
+
+def test_training_on_records_that_make_no_chain_says_the_way_out(dataset, tiny_model, tmp_path, capsys):
+    bad = with_column(dataset, tmp_path / "bad", "degradation", [["light blur"]])
+    training = argv(bad, tiny_model, tmp_path / "run")[:-2]
+    assert exit_code(sft, [*training, "--report_to", "none"]) == 2
+    assert "1 records of" in (said := capsys.readouterr().err) and "pretokenise --skip_bad" in said and "record 0" in said
+
+
+def test_bad_conversations_are_listed_and_the_others_are_done(tiny_model, tmp_path, capsys):
+    photo("coffee").save(tmp_path / "good.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:400])
+    talks = [{"conversations": [{"from": "human", "value": "What is in <|image|>?"}, {"from": "gpt", "value": "A cup."}],
+              "image": [name]} for name in ("good.png", "nowhere.png", "torn.png", "x" * 5000, "good.png")]
+    (tmp_path / "talk.json").write_text(json.dumps([*talks, {"conversations": 3}]))
+    assert exit_code(pretokenise.main, argv(tmp_path / "talk.json", tiny_model, tmp_path / "tokens")) == 2
+    listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "tokens" / "rejected.jsonl").open())}
+    expected = {"train:1": "no such image", "train:2": "torn.png can't be read", "train:3": "too long",
+                "train:5": "'conversations'"}
+    assert set(listed) == set(expected)
+    assert all(part in listed[name] and f"record {name[-1]} of" in listed[name] for name, part in expected.items())
+    (tmp_path / "bad.json").write_text(json.dumps([{"conversations": 3}]))
+    capsys.readouterr()
+    assert exit_code(pretokenise.main, argv(tmp_path / "bad.json", tiny_model, tmp_path / "none", "--skip_bad")) == 2
+    assert "1 of 1 records make no chain" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_named(dataset, tiny_model, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for output, named in ((tmp_path / "file", "is not a folder (given by --output_dir)"), ("/proc/tokens", "can't be written"),
+                          (tmp_path / "file" / "tokens", "file is not a folder"), (tmp_path / ("n" * 300), "too long")):
+        assert exit_code(pretokenise.main, argv(dataset, tiny_model, output)) == 2
+        assert named in capsys.readouterr().err

@@ -52,7 +52,7 @@ def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], wit
         items = [*before, *(Item(**item) for note in notes for item in note[name])]
         items = list({(item.name, item.reason): item for item in items}.values())
         setattr(contents, name, items)
-        _write_items(work / (REJECTED_FILE if name == "rejected" else LEFT_OUT_FILE), items)
+        write_items(work / (REJECTED_FILE if name == "rejected" else LEFT_OUT_FILE), items)
     splits = [split for split in SPLITS if any((part / f"{split}.jsonl").is_file() for part in parts)]
     if not splits:
         return contents
@@ -63,7 +63,8 @@ def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], wit
     return contents
 
 
-def _write_items(path: Path, items: Sequence[Item]) -> None:
+def write_items(path: Path, items: Sequence[Item]) -> None:
+    """Write a JSON line an item; without items there is no file."""
     path.unlink(missing_ok=True)
     if items:
         with atomic_file(path) as partial:

@@ -64,7 +64,10 @@ def chain_texts(record: Mapping[str, Any], seed: int, index: int) -> dict[str, s
 
 def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int], processor: ChainProcessor,
                    seed: int) -> list[Sample]:
-    """A batch of columns -> a sample each: the question with the LQ photo, and the chain. `indices`: numbers of the records."""
+    """A batch of columns -> a sample each: the question with the LQ photo, and the chain. `indices`: numbers of the records.
+
+    Raises `UserError` for a record that makes no chain.
+    """
     rows = [{name: records[name][row] for name in records} for row in range(len(indices))]
     finals = [processor.fit(row["hq"]) for row in rows]
     chain_images = [processor.chain_images(final) for final in finals]
@@ -74,13 +77,10 @@ def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int],
     for row, index in enumerate(indices):
         first = len(rows) + row * len(chain_images[row])
         chain_spans = dict(zip(chain_images[row], spans[first:first + len(chain_images[row])], strict=True))
-        try:
-            prompt = processor.prompt_from_span(spans[row], rows[row]["problem"])
-            texts = chain_texts(rows[row], seed, index)
-            _check_bodies(texts)
-            ids = processor.encode_chain_pieces(texts, chain_spans)
-        except UserError as error:
-            raise UserError(f"record {index}: {error}") from error
+        prompt = processor.prompt_from_span(spans[row], rows[row]["problem"])
+        texts = chain_texts(rows[row], seed, index)
+        _check_bodies(texts)
+        ids = processor.encode_chain_pieces(texts, chain_spans)
         answer = [piece for number, name in enumerate(SECTIONS) for piece in _section(name, ids[3 * number:3 * number + 3])]
         samples.append(Sample.of(prompt, [*answer, ("tags", [processor.layout.end_of_turn])]))
     return samples

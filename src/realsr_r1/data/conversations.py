@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain import IMAGE, SECTIONS, close_tag, open_tag
 from realsr_r1.data.sections import Piece, Sample
 from realsr_r1.errors import UserError
-from realsr_r1.files import is_text, read_json
+from realsr_r1.files import escaped, is_text, read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,51 +26,71 @@ _OPENS, _CLOSES = {open_tag(name): name for name in SECTIONS}, {close_tag(name) 
 
 
 def read_conversations(path: str | Path) -> Dataset:
-    """The conversations of a JSON file, as columns `values` (texts in turn) and `images` (paths).
+    """The conversations of a JSON file, as columns `values` (texts in turn), `images` (paths) and `fault` (empty, or why a record
+    can't be used: it has no texts and images then).
 
-    In the file, paths are absolute or relative to its folder.
-
-    Raises `UserError` that names file and record.
+    In the file, paths are absolute, or relative to its folder, which they must not leave then. Raises `UserError` that names a file
+    which is no list.
     """
-    from datasets import Dataset
+    from datasets import Dataset, Features, List, Value
 
     path, records = Path(path), read_json(path)
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} must hold a JSON list of conversations")
-    return Dataset.from_list([_checked(record, f"record {number} of {path}", path.parent)
-                              for number, record in enumerate(records)])
+    columns: dict[str, list[Any]] = {"values": [], "images": [], "fault": []}
+    for record in records:
+        try:
+            row: tuple[Any, ...] = (*_checked(record, path.parent), "")
+        except UserError as error:
+            row = ([], [], escaped(str(error)))
+        for column, value in zip(columns.values(), row, strict=True):
+            column.append(value)
+    texts = List(Value("string"))
+    return Dataset.from_dict(columns, features=Features({"values": texts, "images": texts, "fault": Value("string")}))
 
 
-def _checked(record: Any, where: str, folder: Path) -> dict[str, list[str]]:
+def _checked(record: Any, folder: Path) -> tuple[list[str], list[str]]:
     turns = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns or len(turns) % 2:
-        raise UserError(f"{where}: 'conversations' must be a list of questions and answers in turn (Lumina-mGPT's format)")
+        raise UserError("'conversations' must be a list of questions and answers in turn (Lumina-mGPT's format)")
     for number, turn in enumerate(turns):
         who = ASKING if number % 2 == 0 else ANSWERING
         if not isinstance(turn, dict) or turn.get("from") not in who or not is_text(turn.get("value")):
-            raise UserError(f"{where}: turn {number} must have 'from' {' or '.join(map(repr, who))} and a text as 'value'")
+            raise UserError(f"turn {number} must have 'from' {' or '.join(map(repr, who))} and a text as 'value'")
     images = record.get("image", [])
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(map(is_text, images)):
-        raise UserError(f"{where}: 'image' must be a list of paths")
+        raise UserError("'image' must be a list of paths")
     texts = [turn["value"] for turn in turns]
     places = sum(text.count(IMAGE) for text in texts)
     if not places:  # as Lumina-mGPT reads it: images without a place stand before the first question
         texts[0] = f"{IMAGE} " * len(images) + texts[0]
     elif places != len(images):
-        raise UserError(f"{where}: {len(images)} images for {places} times {IMAGE}")
-    paths = [str(folder / image) for image in images]
-    for image in paths:
-        if not Path(image).is_file():
-            raise UserError(f"{where}: no such image: {image}")
-    return {"values": texts, "images": paths}
+        raise UserError(f"{len(images)} images for {places} times {IMAGE}")
+    return texts, [_image_path(image, folder) for image in images]
+
+
+def _image_path(image: str, folder: Path) -> str:
+    path = folder / image
+    try:
+        if not path.is_file():
+            raise UserError(f"no such image: {path}")
+        inside = Path(image).is_absolute() or path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a null byte, a loop of links
+        raise UserError(f"{image[:200]!r} is no path ({error.strerror if isinstance(error, OSError) else error})") from error
+    if not inside:
+        raise UserError(f"{image} lies outside of {folder}; write its whole path if that is meant")
+    return str(path)
 
 
 def encode_conversations(records: Mapping[str, Sequence[Any]], processor: ChainProcessor) -> list[Sample]:
-    """A batch of columns -> a sample each."""
-    from realsr_r1.images import load_image
+    """A batch of columns -> a sample each. Raises `UserError` for a record with a fault, and for an image that can't be read."""
+    from realsr_r1.data.photos import decode
+    from realsr_r1.data.sources import FilePlace, Photo
 
-    images = [_fitted(load_image(path), processor) for paths in records["images"] for path in paths]
+    for fault in filter(None, records["fault"]):
+        raise UserError(fault)
+    images = [_fitted(decode(Photo(path, FilePlace(path))), processor) for paths in records["images"] for path in paths]
     spans = iter(processor.encode_images(images))
     samples = []
     for texts in records["values"]:

@@ -1,21 +1,22 @@
 """A folder of token ids: memory-mapped Arrow shards that many processes make at once, and the file that says what made them.
 
 A shard is a function of its records, the tokenizers and the seed, and appears under its name only when it is whole. So work
-that was killed is done again by the same command, and the result is the same to the byte, whoever made which shard.
+that was killed is done again by the same command, and the result is the same to the byte, whoever made which shard. Records that
+make no chain are left out; which, and why, is in the schema of their shard. Making shards is tokenising.py's business.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.data.sections import Sample
+from realsr_r1.data.sources import Item
 from realsr_r1.errors import UserError
-from realsr_r1.files import atomic_file, read_json, write_json
+from realsr_r1.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from realsr_r1.processing import ChainProcessor
 
 STORE_FILE = "tokens.json"
+REJECTED = b"realsr_r1.rejected"  # key in a shard's schema: JSON of [number of a record, why it makes no chain]
 SHARD_RECORDS = 256  # 10 MiB of ids at 512 px, under a minute on a GPU: what a killed process has to do again
-BATCH_RECORDS = 64  # records whose images are in memory at once
-FORMAT = 1  # raise when the same records and tokenizers would give other tokens
+FORMAT = 2  # raise when the same records and tokenizers would give other tokens
 
 
 @dataclass(frozen=True)
@@ -65,45 +66,11 @@ def tokenizer_fingerprint(processor: ChainProcessor) -> str:
     return digest.hexdigest()[:16]
 
 
-def open_source(dataset_name: str, split: str, seed: int, max_samples: int | None = None) -> Source:
-    """A split to be tokenised, or `max_samples` records of it drawn with `seed`. Raises `UserError` for bad data."""
-    records = _records(dataset_name, split)
-    fingerprint = records._fingerprint
-    if Path(dataset_name).suffix == ".json":
-        images = [(path, (found := Path(path).stat()).st_size, found.st_mtime_ns) for paths in records["images"] for path in paths]
-        fingerprint = _digest([Path(dataset_name).read_text(encoding="utf-8"), images])
-    return Source(dataset_name, split, tuple(drawn(len(records), max_samples, seed)), fingerprint, seed)
-
-
-def drawn(count: int, max_samples: int | None, seed: int) -> list[int]:
-    """All record numbers in order, or `max_samples` of them in random order."""
-    import numpy
-
-    if max_samples is None or max_samples >= count:
-        return list(range(count))
-    return numpy.random.default_rng(seed).permutation(count)[:max_samples].tolist()
-
-
-def _records(dataset_name: str, split: str) -> Dataset:
-    from realsr_r1.data.cold_start import COLUMNS
-    from realsr_r1.data.conversations import read_conversations
-    from realsr_r1.data.dataset import select_records
-
-    if Path(dataset_name).suffix == ".json":
-        if split != "train":
-            raise UserError(f"{dataset_name} has no split {split!r}: a JSON of conversations is all train")
-        return read_conversations(dataset_name)
-    records = select_records(dataset_name, split, {"the cold start": COLUMNS})
-    if not len(records):
-        raise UserError(f"the split {split} of {dataset_name} has no records")
-    return records
-
-
 def describe(sources: Mapping[str, Source], tokenizer: str, fingerprint: str) -> dict[str, Any]:
     """What `tokens.json` says. `tokenizer`: the folder that has it, for a person to read."""
     return {"format": FORMAT, "tokenizer": {"folder": tokenizer, "fingerprint": fingerprint},
             "splits": {split: {"dataset": source.dataset_name, "records": len(source.numbers), "seed": source.seed,
-                               "fingerprint": _digest([source.fingerprint, source.numbers])}
+                               "fingerprint": digest([source.fingerprint, source.numbers])}
                        for split, source in sources.items()}}
 
 
@@ -111,10 +78,11 @@ def name_of(description: Mapping[str, Any]) -> str:
     """A folder name for tokens made as `description` says, wherever the tokenizer and the dataset lie."""
     facts = [description["format"], description["tokenizer"]["fingerprint"],
              {split: [facts["fingerprint"], facts["seed"]] for split, facts in description["splits"].items()}]
-    return _digest(facts)
+    return digest(facts)
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A short name for plain values."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
@@ -131,12 +99,17 @@ def missing_shards(folder: Path, sources: Mapping[str, Source], description: Map
         raise UserError(f"{folder} has files that realsr-r1 pretokenise did not make; give a new folder")
     else:
         write_json(folder / STORE_FILE, description)
+    return [shard for shard in plan_shards(folder, sources) if not shard.path.is_file()]
+
+
+def plan_shards(folder: Path, sources: Mapping[str, Source]) -> list[Shard]:
+    """All shards that the folder is to have, in order."""
     shards: list[Shard] = []
     for split, source in sources.items():
         records = len(source.numbers)
         for start, path in zip(range(0, records, SHARD_RECORDS), _files(folder, split, records), strict=True):
             shards.append(Shard(len(shards), path, source, start, min(start + SHARD_RECORDS, records)))
-    return [shard for shard in shards if not shard.path.is_file()]
+    return shards
 
 
 def clear_partials(shards: Iterable[Shard]) -> None:
@@ -166,51 +139,29 @@ def _description(folder: Path, tokenizer: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-class ShardWriter:
-    """Makes one shard after the other. `processor`: with the image tokenizer on the device that is to be used."""
-
-    def __init__(self, processor: ChainProcessor):
-        self.processor = processor
-        self._opened: dict[tuple[str, str], Dataset] = {}  # a JSON of conversations is checked when it is opened
-
-    def write(self, shard: Shard) -> int:
-        """Tokenise a shard's records and write it; returns how many they are."""
-        import pyarrow
-
-        from realsr_r1.data.dataset import read_rows
-
-        source, schema = shard.source, _features().arrow_schema
-        where = f"{source.dataset_name} ({source.split})"
-        key = source.dataset_name, source.split
-        if key not in self._opened:
-            self._opened[key] = _records(*key)
-        with atomic_file(shard.path) as partial:
-            with pyarrow.OSFile(str(partial), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-                for start in range(shard.start, shard.stop, BATCH_RECORDS):
-                    numbers = source.numbers[start:min(start + BATCH_RECORDS, shard.stop)]
-                    rows = read_rows(self._opened[key], numbers, where)
-                    try:
-                        samples = _encode(rows, numbers, self.processor, source.seed)
-                    except UserError as error:
-                        raise UserError(f"{where}: {error}") from error
-                    writer.write_table(pyarrow.table({
-                        "input_ids": [sample.input_ids for sample in samples],
-                        "sections": [sample.sections for sample in samples],
-                        "length": [len(sample.input_ids) for sample in samples]}, schema=schema))
-        return shard.stop - shard.start
-
-
-def _encode(rows: Mapping[str, Sequence[Any]], numbers: Sequence[int], processor: ChainProcessor, seed: int) -> list[Sample]:
-    from realsr_r1.data.cold_start import encode_records
-    from realsr_r1.data.conversations import encode_conversations
-
-    return encode_conversations(rows, processor) if "values" in rows else encode_records(rows, numbers, processor, seed)
-
-
-def _features() -> Features:
+def features() -> Features:
+    """A shard's columns: see `load_tokens`."""
     from datasets import Features, List, Value
 
-    return Features({"input_ids": List(Value("int32")), "sections": List(Value("int8")), "length": Value("int32")})
+    return Features({"input_ids": List(Value("int32")), "sections": List(Value("int8")), "length": Value("int32"),
+                     "record": Value("int32")})
+
+
+def rejected_records(shards: Iterable[Shard]) -> list[Item]:
+    """The records that those of the shards which are there leave out. An item's name is SPLIT:RECORD."""
+    return [Item(f"{shard.source.split}:{number}", reason) for shard in shards if shard.path.is_file()
+            for number, reason in _rejected(shard.path)]
+
+
+def _rejected(path: Path) -> list[tuple[int, str]]:
+    """(number of a record, why it makes no chain). Raises `UserError` that names a shard which was cut."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            return json.loads(pyarrow.ipc.open_stream(file).schema.metadata[REJECTED])
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise _cut(path, f"can't be read ({error})") from error
 
 
 def is_store(folder: str | Path) -> bool:
@@ -224,10 +175,11 @@ def records_fingerprint(folder: str | Path, split: str) -> str:
 
 
 def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) -> Dataset:
-    """A split: `input_ids` (int32), `sections` (int8, numbers of `sections.PARTS`) and `length`, memory-mapped, as numpy.
+    """A split: `input_ids` (int32), `sections` (int8, numbers of `sections.PARTS`), `length` and `record` (its number in the
+    dataset's split), memory-mapped, as numpy.
 
     `tokenizer`: {"folder", "fingerprint"} of the model that will be trained. Raises `UserError` when another made the
-    tokens, and when a split or a shard is missing.
+    tokens, and when a split or a shard is missing, or holds nothing.
     """
     from datasets import concatenate_datasets
 
@@ -241,18 +193,24 @@ def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) ->
     if missing:
         raise UserError(f"{len(missing)} of {len(files)} shards of {split} are missing, the first {missing[0]}; run realsr-r1 "
                         "pretokenise again with the same arguments")
-    return concatenate_datasets([_read(path, min(SHARD_RECORDS, records - number * SHARD_RECORDS))
-                                 for number, path in enumerate(files)]).with_format("numpy")
+    shards = [_read(path, min(SHARD_RECORDS, records - number * SHARD_RECORDS)) for number, path in enumerate(files)]
+    if not any(map(len, shards)):
+        raise UserError(f"no record of {split} in {folder} makes a chain; realsr-r1 pretokenise says why")
+    return concatenate_datasets([shard for shard in shards if len(shard)]).with_format("numpy")
 
 
 def _read(path: Path, records: int) -> Dataset:
     from datasets import Dataset
 
+    expected = records - len(_rejected(path))
     try:
         shard = Dataset.from_file(str(path))
-        found = f"holds {len(shard)} of its {records} records"
     except (OSError, ValueError) as error:
-        shard, found = (), f"can't be read ({error})"
-    if len(shard) != records:
-        raise UserError(f"{path} {found}; remove it and run realsr-r1 pretokenise again with the same arguments")
+        raise _cut(path, f"can't be read ({error})") from error
+    if len(shard) != expected:
+        raise _cut(path, f"holds {len(shard)} of its {expected} records")
     return shard
+
+
+def _cut(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}; remove it and run realsr-r1 pretokenise again with the same arguments")
