@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers.models.chameleon.modeling_chameleon import apply_rotary_pos_emb
+from transformers import DynamicCache
+from transformers.models.chameleon.modeling_chameleon import ChameleonAttention, apply_rotary_pos_emb
 
-from realsr_r1.models.attention import rotate
+from realsr_r1.models.attention import LuminaAttention, rotate
 from realsr_r1.models.shared_prompt import SharedPrompts
 
 from .test_shared_prompt import make_policy
@@ -23,6 +24,38 @@ def test_rotation_and_its_gradient_are_transformers_bit_for_bit():
     found = rotate(states, cos[:, None], sin[:, None])
     assert torch.equal(found, expected)
     assert torch.equal(*(torch.autograd.grad((rotated * weights).sum(), states)[0] for rotated in (found, expected)))
+
+
+def test_a_layers_attention_is_built_once(monkeypatch):
+    """A second one takes time, and random numbers: a seed would no longer give the weights it gave."""
+    built = []
+    build = ChameleonAttention.__init__
+    monkeypatch.setattr(ChameleonAttention, "__init__", lambda self, *args, **named: built.append(1) or build(self, *args, **named))
+    policy = make_policy()
+    assert len(built) == policy.config.num_hidden_layers
+    assert {type(layer.self_attn) for layer in policy.model.layers} == {LuminaAttention}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_dropout_drops_in_training_what_a_plain_forward_drops(attention):
+    policy = make_policy(attention, attention_dropout=0.5).train()
+    ids = torch.arange(5, 25)[None]
+
+    def logits(**kwargs):
+        torch.manual_seed(0)
+        return policy(input_ids=ids, use_cache=False, **kwargs).logits
+
+    layout = SharedPrompts.of_samples([20])
+    dropped = logits(shared_prompts=layout)
+    assert torch.equal(dropped, logits())
+    policy.eval()
+    assert torch.equal(logits(shared_prompts=layout), logits()) and not torch.equal(dropped, logits())
+
+
+def test_a_cache_beside_a_packed_row_is_refused():
+    with pytest.raises(ValueError, match="past_key_values"):
+        make_policy()(input_ids=torch.arange(5, 25)[None], shared_prompts=SharedPrompts.of_samples([20]),
+                      past_key_values=DynamicCache())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

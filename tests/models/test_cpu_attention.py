@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from realsr_r1.models import cpu_attention
 from realsr_r1.models.shared_prompt import SharedPrompts
@@ -66,3 +69,52 @@ def test_only_torchs_attention_without_dropout_is_replaced(changes, monkeypatch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         policy(input_ids=torch.arange(5, 20)[None], shared_prompts=SharedPrompts.of_samples((9, 6)), use_cache=False)
     assert bool(calls) == (not changes)
+
+
+def states(requires_grad=True):
+    tokens = sum(length * count for length, count in RUNS)
+    return [torch.randn(tokens, HEADS, HEAD_DIM, dtype=torch.bfloat16, requires_grad=requires_grad) for _ in range(3)]
+
+
+def test_what_is_kept_for_the_backward_pass_is_bfloat16_under_autocast():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cpu_attention.attend(*states(), RUNS, scaling=1.0)
+    assert {tensor.dtype for tensor in kept} == {torch.bfloat16}
+    assert sum(tensor.shape[-1] == tensor.shape[-2] == 37 for tensor in kept) == 1  # the probabilities of the middle run
+
+
+class Probabilities(TorchFunctionMode):
+    """Counts how many runs' probabilities are in memory at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.most = [], 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.softmax:
+            self.made.append(weakref.ref(result))
+            self.most = max(self.most, sum(one() is not None for one in self.made))
+        return result
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_without_a_backward_pass_no_runs_probabilities_stay(training):
+    with Probabilities() as probabilities:
+        attended = cpu_attention.attend(*states(training), RUNS, scaling=1.0)
+    assert len(probabilities.made) == len(RUNS)
+    assert probabilities.most == (len(RUNS) if training else 2)  # two: the last run's until this one's are there
+    assert attended.requires_grad == training
+
+
+def test_a_row_with_a_long_sample_has_torchs_attention_and_the_same_values(monkeypatch):
+    policy, row = make_policy(), torch.arange(5, 20)[None]
+    layout = SharedPrompts.of_samples((9, 6))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        short = policy(input_ids=row, shared_prompts=layout, use_cache=False).logits
+        monkeypatch.setattr(cpu_attention, "SHORT", 8)
+        monkeypatch.setattr(cpu_attention, "attend", lambda *args: pytest.fail("a sample of 9 tokens is too long"))
+        long = policy(input_ids=row, shared_prompts=layout, use_cache=False).logits
+    torch.testing.assert_close(long.float(), short.float(), rtol=0, atol=0.03 * float(short.float().abs().max()))

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
-from transformers.models.chameleon.configuration_chameleon import ChameleonConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonAttention
 
 from realsr_r1.models.shared_prompt import SharedPrompts, attend
@@ -20,7 +19,11 @@ QK_NORM_EPS = 1e-5  # Chameleon's layer norm over a head
 
 
 class SharedHeadNorm(nn.Module):
-    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by `num_heads / rows` heads each."""
+    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by `num_heads / rows` heads each.
+
+    The published checkpoints hold a row for each model-parallel shard. Kept so, and not one a head as transformers does, the heads
+    of a row stay tied in training and the weights can be written back as they were.
+    """
 
     def __init__(self, rows: int, num_heads: int, head_dim: int):
         super().__init__()
@@ -38,16 +41,19 @@ class SharedHeadNorm(nn.Module):
 
 
 class LuminaAttention(ChameleonAttention):
-    """Chameleon's attention with a `SharedHeadNorm` each for queries and keys.
+    """Chameleon's attention with a `SharedHeadNorm` each for queries and keys. A layer's own becomes one by `adopt`.
 
     With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and `shared_masks` its masks.
     """
 
-    def __init__(self, config: ChameleonConfig, layer_idx: int):
-        super().__init__(config, layer_idx)
+    @classmethod
+    def adopt(cls, attention: ChameleonAttention) -> None:
+        """Make a layer's attention one of these. Its projections stay: others would take time, and random numbers from a seed."""
+        config = attention.config
         query_rows, key_rows = config.model_parallel_size, config.key_norm_rows or config.model_parallel_size
-        self.q_norm = SharedHeadNorm(query_rows, self.num_heads, self.head_dim)
-        self.k_norm = SharedHeadNorm(key_rows, self.num_key_value_heads, self.head_dim)
+        attention.__class__ = cls
+        attention.q_norm = SharedHeadNorm(query_rows, attention.num_heads, attention.head_dim)
+        attention.k_norm = SharedHeadNorm(key_rows, attention.num_key_value_heads, attention.head_dim)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: SharedPrompts | None = None,
                 shared_masks: Any = None, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -79,8 +79,8 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         layer_class = ChameleonSwinDecoderLayer if config.swin_norm else ChameleonDecoderLayer
         self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
-        for index, layer in enumerate(self.layers):
-            layer.self_attn = LuminaAttention(config, index)
+        for layer in self.layers:
+            LuminaAttention.adopt(layer.self_attn)
         self.norm = ChameleonRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = ChameleonRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
@@ -92,10 +92,12 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         """Chameleon's forward; with `shared_prompts`, `input_ids` (1, T) is the packed row they describe, positions included.
 
         Then `last_hidden_state` is (completions, length + 1, hidden): the states that predict each completion's tokens. Of
-        a row of samples it stays (1, T, hidden).
+        a row of samples it stays (1, T, hidden). Raises `ValueError` for a cache beside it: a row begins at its prompts.
         """
         if shared_prompts is None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError("past_key_values have no place beside shared_prompts: a packed row begins at its prompts")
         outputs = super().forward(
             input_ids=input_ids, position_ids=shared_prompts.positions().to(input_ids.device),
             attention_mask=input_ids.new_empty(1, 1, 0, 0),  # four dimensions: transformers builds none of its own
