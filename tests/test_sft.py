@@ -16,7 +16,7 @@ from realsr_r1.models import load_policy
 from realsr_r1.processing import ChainProcessor
 from realsr_r1.sft import TOKENS_FOLDER, main
 
-from .small import exit_code, photo, write_dataset
+from .small import LABELS, exit_code, photo, write_dataset
 
 SMALL = ["--max_steps", "10", "--save_steps", "5", "--logging_steps", "1", "--per_device_train_batch_size", "2",
          "--max_length", "900", "--hidden_size", "32", "--intermediate_size", "64", "--num_hidden_layers", "1",
@@ -80,7 +80,8 @@ def test_sample_chains_are_decoded_to_images(trained):
             sizes = [Image.open(folder / f"completion-{number}-{name}.png").size for name in ("rough", "middle", "final")]
             assert sizes == [(16, 16), (32, 32), (48, 48)]
         assert Image.open(folder / "lq.png").size == Image.open(folder / "hq.png").size == (48, 48)
-        assert "Name the degradation" in json.loads((folder / "prompt.json").read_text())["problem"]
+        prompt = json.loads((folder / "prompt.json").read_text())
+        assert "Name the degradation" in prompt["problem"] and prompt["degradation"] == list(LABELS[0])
 
 
 def test_sample_chains_are_in_the_trackers_log(trained):

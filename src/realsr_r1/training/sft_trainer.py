@@ -12,7 +12,7 @@ import numpy
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from realsr_r1.chain import SECTIONS
+from realsr_r1.chain import SECTIONS, parse_chain
 from realsr_r1.data.sections import PARTS, QUESTION
 from realsr_r1.models.shared_prompt import SharedPrompts
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
@@ -150,8 +150,10 @@ class ColdStartTrainer(Trainer):
             if self.is_world_process_zero():
                 texts, images = self.processor.decode_batch(rollout.completion_ids)
                 question, shown = self.processor.decode(prompt)
-                answered = self.processor.decode_images([ids[len(prompt):]])[0]
-                record = {"problem": question, "lq": next(iter(shown), None), "hq": next(reversed(answered), None)}
+                answer, answered = self.processor.decode(ids[len(prompt):])
+                labels = parse_chain(answer).sections.get("degradation")
+                record = {"problem": question, "degradation": labels and [label.strip() for label in labels.split(",")],
+                          "lq": next(iter(shown), None), "hq": next(reversed(answered), None)}
                 write_samples(self.args.output_dir, self.state.global_step, record, texts, images, {})
                 show_samples(self.callback_handler.callbacks, self.state.global_step, texts, images)
         self._agreement.settle()
