@@ -13,7 +13,7 @@ from realsr_r1.models.shared_prompt import SharedPrompts
 
 from .test_shared_prompt import make_policy
 
-HEADS, HEAD_DIM, RUNS = 4, 16, [(5, 1), (37, 2), (48, 1)]  # tokens of a sample, and how many of that length
+HEADS, HEAD_DIM, RUNS = 4, 16, [(5, 1), (37, 2), (200, 1)]  # tokens of a sample, and how many of that length
 
 
 @pytest.mark.parametrize("key_value_heads", [4, 2])
@@ -82,11 +82,12 @@ def test_what_is_kept_for_the_backward_pass_is_bfloat16_under_autocast():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             cpu_attention.attend(*states(), RUNS, scaling=1.0)
     assert {tensor.dtype for tensor in kept} == {torch.bfloat16}
-    assert sum(tensor.shape[-1] == tensor.shape[-2] == 37 for tensor in kept) == 1  # the probabilities of the middle run
+    pairs = [tensor.shape[1:] for tensor in kept if tensor.shape[-1] != HEAD_DIM]  # probabilities: queries and keys
+    assert pairs == [(5, 5), (37, 37), (112, 112), (88, 200)]  # of what the mask hides, little
 
 
 class Probabilities(TorchFunctionMode):
-    """Counts how many runs' probabilities are in memory at a time."""
+    """Counts how many blocks' probabilities are in memory at a time."""
 
     def __init__(self):
         super().__init__()
@@ -101,11 +102,11 @@ class Probabilities(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_without_a_backward_pass_no_runs_probabilities_stay(training):
+def test_without_a_backward_pass_no_probabilities_stay(training):
     with Probabilities() as probabilities:
         attended = cpu_attention.attend(*states(training), RUNS, scaling=1.0)
-    assert len(probabilities.made) == len(RUNS)
-    assert probabilities.most == (len(RUNS) if training else 2)  # two: the last run's until this one's are there
+    assert len(probabilities.made) == 4
+    assert probabilities.most == (4 if training else 2)  # two: the last block's until this one's are there
     assert attended.requires_grad == training
 
 

@@ -1,7 +1,8 @@
 """Causal attention of a row of short samples in bfloat16 on a CPU, by plain matrix products, in place of torch's flash kernel.
 
-The probabilities are kept for the backward pass, 2 bytes a head and pair of tokens: so for samples of up to `SHORT` tokens. Scores
-are rounded to bfloat16, as transformers' eager attention has them.
+Queries are taken in blocks, which see the keys up to their last one: so little is computed of what the mask hides. The
+probabilities are kept for the backward pass, 2 bytes a head and pair of tokens: so for samples of up to `SHORT` tokens. Scores are
+rounded to bfloat16, as transformers' eager attention has them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 SHORT = 1024  # tokens of a sample
+BLOCK = 128  # queries, about: fewer are more, and smaller, products
+TILE = 16  # queries: whole tiles of the processors' matrix units
 
 
 def suits(value: torch.Tensor, longest: int) -> bool:
@@ -32,7 +35,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: li
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scaling * query key^T + mask) value, all samples of a run in one product.
+    """softmax(scaling * query key^T + mask) value, a block of all samples of a run in one product.
 
     Autocast is off, which would copy scores to float32 for the softmax; norms leave queries and keys in float32 under it.
     """
@@ -47,11 +50,13 @@ class _Attention(torch.autograd.Function):
         rows = (_copied(_runs(states, runs), value.dtype) for states in (query, key, value))
         for place, (length, _), *states in zip(_runs(attended, runs), runs, *rows, strict=True):
             queries, keys, values = states
-            scores = torch.baddbmm(future[:length, :length].expand(len(queries), -1, -1), queries, keys.mT, alpha=scaling)
-            weights = scores.softmax(-1)
-            place.copy_((weights @ values).view(place.shape))
-            if any(ctx.needs_input_grad):
-                kept += [*states, weights]
+            kept += states if any(ctx.needs_input_grad) else []
+            for start, stop in _blocks(length):
+                scores = torch.baddbmm(future[start:stop, :stop].expand(len(queries), -1, -1), queries[:, start:stop],
+                                       keys[:, :stop].mT, alpha=scaling)
+                weights = scores.softmax(-1)
+                place[:, :, start:stop] = (weights @ values[:, :stop]).unflatten(0, place.shape[:2])
+                kept += [weights] if any(ctx.needs_input_grad) else []
         ctx.save_for_backward(*kept)
         ctx.runs, ctx.scaling, ctx.dtypes = runs, scaling, (query.dtype, key.dtype, value.dtype)
         return attended
@@ -62,14 +67,27 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         kept = iter(ctx.saved_tensors)
         found = [torch.empty_like(gradient, dtype=dtype) for dtype in ctx.dtypes]
-        for of_attended, *places in zip(_copied(_runs(gradient, ctx.runs), gradient.dtype),
-                                        *(_runs(states, ctx.runs) for states in found), strict=True):
-            queries, keys, values, weights = (next(kept) for _ in range(4))
-            of_scores = torch._softmax_backward_data(of_attended @ values.mT, weights, -1, weights.dtype)
-            products = of_scores @ keys, of_scores.mT @ queries, weights.mT @ of_attended
-            for place, product, factor in zip(places, products, (ctx.scaling, ctx.scaling, 1.0), strict=True):
-                torch.mul(product.view(place.shape), factor, out=place)
+        for (length, _), of_attended, *places in zip(ctx.runs, _copied(_runs(gradient, ctx.runs), gradient.dtype),
+                                                     *(_runs(states, ctx.runs) for states in found), strict=True):
+            queries, keys, values = (next(kept) for _ in range(3))
+            sums = [torch.zeros_like(states, dtype=torch.float32) for states in (queries, keys, values)]
+            of_queries, of_keys, of_values = sums
+            for start, stop in _blocks(length):
+                weights, of_block = next(kept), of_attended[:, start:stop]
+                of_scores = torch._softmax_backward_data(of_block @ values[:, :stop].mT, weights, -1, weights.dtype)
+                of_queries[:, start:stop] = of_scores @ keys[:, :stop]
+                of_keys[:, :stop] += of_scores.mT @ queries[:, start:stop]
+                of_values[:, :stop] += weights.mT @ of_block
+            for place, total, factor in zip(places, sums, (ctx.scaling, ctx.scaling, 1.0), strict=True):
+                torch.mul(total.view(place.shape), factor, out=place)
         return *found, None, None
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """Where blocks of a sample's queries begin and end: as even as whole tiles allow."""
+    size = -(-length // max(1, round(length / BLOCK)))
+    size = -(-size // TILE) * TILE
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _runs(states: torch.Tensor, runs: list[tuple[int, int]]) -> list[torch.Tensor]:
