@@ -83,7 +83,7 @@ def test_what_is_kept_for_the_backward_pass_is_bfloat16_under_autocast():
             cpu_attention.attend(*states(), RUNS, scaling=1.0)
     assert {tensor.dtype for tensor in kept} == {torch.bfloat16}
     pairs = [tensor.shape[1:] for tensor in kept if tensor.shape[-1] != HEAD_DIM]  # probabilities: queries and keys
-    assert pairs == [(5, 5), (37, 37), (112, 112), (88, 200)]  # of what the mask hides, little
+    assert sorted(pairs) == [(5, 5), (37, 37), (88, 200), (112, 112)]  # of what the mask hides, little
 
 
 class Probabilities(TorchFunctionMode):

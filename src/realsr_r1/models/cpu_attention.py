@@ -51,7 +51,7 @@ class _Attention(torch.autograd.Function):
         for place, (length, _), *states in zip(_runs(attended, runs), runs, *rows, strict=True):
             queries, keys, values = states
             kept += states if any(ctx.needs_input_grad) else []
-            for start, stop in _blocks(length):
+            for start, stop in reversed(_blocks(length)):
                 scores = torch.baddbmm(future[start:stop, :stop].expand(len(queries), -1, -1), queries[:, start:stop],
                                        keys[:, :stop].mT, alpha=scaling)
                 weights = scores.softmax(-1)
@@ -69,16 +69,20 @@ class _Attention(torch.autograd.Function):
         found = [torch.empty_like(gradient, dtype=dtype) for dtype in ctx.dtypes]
         for (length, _), of_attended, *places in zip(ctx.runs, _copied(_runs(gradient, ctx.runs), gradient.dtype),
                                                      *(_runs(states, ctx.runs) for states in found), strict=True):
-            queries, keys, values = (next(kept) for _ in range(3))
-            sums = [torch.zeros_like(states, dtype=torch.float32) for states in (queries, keys, values)]
-            of_queries, of_keys, of_values = sums
-            for start, stop in _blocks(length):
+            (queries, keys, values), blocks = (next(kept) for _ in range(3)), _blocks(length)
+            of_queries, of_keys, of_values = torch.empty_like(queries), None, None
+            for start, stop in reversed(blocks):  # from the one that sees all keys
                 weights, of_block = next(kept), of_attended[:, start:stop]
                 of_scores = torch._softmax_backward_data(of_block @ values[:, :stop].mT, weights, -1, weights.dtype)
                 of_queries[:, start:stop] = of_scores @ keys[:, :stop]
-                of_keys[:, :stop] += of_scores.mT @ queries[:, start:stop]
-                of_values[:, :stop] += weights.mT @ of_block
-            for place, total, factor in zip(places, sums, (ctx.scaling, ctx.scaling, 1.0), strict=True):
+                more = of_scores.mT @ queries[:, start:stop], weights.mT @ of_block
+                if of_keys is None:
+                    of_keys, of_values = (product.float() for product in more)
+                else:
+                    of_keys[:, :stop] += more[0]
+                    of_values[:, :stop] += more[1]
+            totals = of_queries, of_keys, of_values
+            for place, total, factor in zip(places, totals, (ctx.scaling, ctx.scaling, 1.0), strict=True):
                 torch.mul(total.view(place.shape), factor, out=place)
         return *found, None, None
 

@@ -23,6 +23,7 @@ from realsr_r1.training.checkpoints import CompletionMarker
 from realsr_r1.training.cross_entropy import cross_entropy
 from realsr_r1.training.dropout import add_dropout
 from realsr_r1.training.rendering import RenderingTokenizer
+from realsr_r1.training.rms_norm import with_one_gradient
 from realsr_r1.training.samplers import EpochSampler
 from realsr_r1.training.samples import show_samples, write_samples
 from realsr_r1.training.throughput import Throughput, measured_peak
@@ -52,6 +53,7 @@ class ColdStartTrainer(Trainer):
         self.processor = processor
         args._n_gpu = min(args.n_gpu, 1)  # a process has one device; torchrun starts more (DataParallel can't split a row)
         convert_inputs_once(model)
+        with_one_gradient(model)
         for config in (model.config, model.generation_config):  # else transformers does it with a warning
             config.bos_token_id, config.pad_token_id = processor.layout.bos, processor.layout.pad
             config.eos_token_id = processor.layout.end_of_turn
