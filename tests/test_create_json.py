@@ -295,14 +295,27 @@ def test_our_own_list_can_be_read_back(photos, tmp_path):
     assert list(first["degradation"]) == list(second["degradation"])
 
 
-def test_a_missing_key_is_named_with_its_record_and_file(photos, tmp_path, capsys):
+def test_malformed_records_of_a_list_are_listed_and_the_others_finish(photos, tmp_path, capsys):
     path, records = seed_list(photos, tmp_path)
-    del records[1]["tag"]
-    path.write_text(json.dumps(records))
-    assert exit_code(["--json", str(path), "--output", str(tmp_path / "out")]) == 2
+    good, without_tag = records[0], {key: value for key, value in records[1].items() if key != "tag"}
+    path.write_text(json.dumps([good, without_tag, 3, {**good, "tag": None}, {**good, "crop": [0, 0, 9, 9]}, good,
+                                {**good, "problem": "<|image|> </degradation>"}, {**good, "problem": "x" * 100_000}]))
+    assert exit_code(["--json", str(path), "--output", str(tmp_path / "out"), "--num_proc", "1"]) == 2
     line = error_line(capsys)
-    assert "record 1" in line and "list.json" in line and "'tag'" in line
-    assert not (tmp_path / "out").exists()
+    assert "record 1 of" in line and "list.json: it has no key 'tag'" in line
+    listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").open()]
+    assert [item["name"] for item in listed] == [f"list.json:{number}" for number in (1, 2, 3, 4, 6, 7)]
+    assert len(load_dataset_dict(tmp_path / "out")["train"]) == 2
+
+
+def test_a_list_whose_images_the_output_would_replace_is_refused(photos, tmp_path, capsys):
+    main(flags(photos, tmp_path / "first"))
+    before = files_of(tmp_path / "first")
+    shutil.copy(tmp_path / "first/train.json", tmp_path / "list.json")
+    (tmp_path / "list.json").write_text((tmp_path / "list.json").read_text().replace("images/", "first/images/"))
+    assert exit_code(["--json", str(tmp_path / "list.json"), "--output", str(tmp_path / "first")]) == 2
+    assert "lies inside --output" in error_line(capsys)
+    assert files_of(tmp_path / "first") == before
 
 
 def test_a_list_with_a_missing_image_finishes_the_others(photos, tmp_path, capsys):

@@ -154,17 +154,34 @@ def test_shards_of_several_machines_join_to_the_same_bytes(images, lines, tmp_pa
 
 
 @pytest.mark.parametrize("file", ["images/train/astronaut/00000-hq.png", "parts/00000/train.arrow", "parts/00000/train.jsonl"])
-@pytest.mark.parametrize("change", ["cut", "gone"])
+@pytest.mark.parametrize("change", ["cut", "gone", "zeros"])
 def test_a_shard_that_was_not_copied_whole_is_named(images, lines, tmp_path, file, change):
     main(flags(images, lines, tmp_path / "out", "--shard", "1/1"))
     shard = tmp_path / "out.shards" / "1-of-1"
-    if change == "cut":
+    if change == "zeros":
+        (shard / file).write_bytes(bytes((shard / file).stat().st_size))
+    elif change == "cut":
         os.truncate(shard / file, (shard / file).stat().st_size // 2)
     else:
         (shard / file).unlink()
-    with pytest.raises(UserError, match=f"1-of-1/{file} (has|is missing).*copy the shard 1-of-1 again"):
+    with pytest.raises(UserError, match=f"1-of-1/{file} (has|holds|is missing).*copy the shard 1-of-1 again"):
         main(["--merge", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", ["create_json.json", "parts/00000/part.json"])
+@pytest.mark.parametrize("text", ["[]", "{}", ""])
+def test_a_shards_notes_that_are_damaged_are_named(images, lines, tmp_path, file, text):
+    main(flags(images, lines, tmp_path / "out", "--shard", "1/1"))
+    (tmp_path / "out.shards" / "1-of-1" / file).write_text(text)
+    with pytest.raises(UserError, match=f"1-of-1/{file} is not"):
+        main(["--merge", "--output", str(tmp_path / "out")])
+
+
+def test_a_note_that_a_crash_left_empty_is_no_obstacle(images, lines, tmp_path):
+    (tmp_path / ".out.making").mkdir()
+    (tmp_path / ".out.making" / "made_from.json").write_text("")
+    assert main(flags(images, lines, tmp_path / "out")) == 0
 
 
 def test_a_shard_counts_its_bad_items_and_merging_lists_them(images, lines, tmp_path, capsys):

@@ -154,7 +154,7 @@ def test_a_record_that_columns_cannot_hold_is_named(folder, tmp_path, capsys):
         records = tmp_path / "list.json"
         records.write_text(json.dumps([{"image_path": "good.png", "problem": "p", "tag": "cat", key: value}]))
         assert exit_code(["--json", str(records), "--images", str(folder[0]), "--output", str(tmp_path / "out")]) == 2
-        assert f"'{key}' in record 0 of" in capsys.readouterr().err
+        assert f"record 0 of {records}: its '{key}' must be" in capsys.readouterr().err
 
 
 def test_a_list_in_a_folder_of_an_old_name_with_a_file_too_large_for_a_column(folder, tmp_path):
@@ -341,7 +341,7 @@ def test_links_to_nothing_and_what_is_no_file_are_listed(folder, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["/proc/dataset", "{folder}/good.txt/out", "{folder}/" + "n" * 300, "{folder}/" + "n" * 250,
-                                   "a\0b"], ids=["proc", "below a file", "long", "nearly too long", "null"])
+                                   "a\0b", "a\udcffb"], ids=["proc", "below a file", "long", "nearly too long", "null", "not text"])
 def test_an_output_that_cannot_be_made_is_named(folder, tmp_path, capsys, place):
     (tmp_path / "photos").mkdir()
     shutil.copy(folder[0] / "good.png", tmp_path / "photos")
@@ -360,3 +360,23 @@ def test_an_empty_name_of_a_model_or_dataset_is_named(folder, tmp_path, capsys, 
         argv = [word for word in argv if word not in ("--tags", str(folder[1]))]
     assert exit_code(argv) == 2
     assert flag in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, says", [
+    ("first: {resize_probabilities: [0.3333333, 0.3333333, 0.3333333]}", None),
+    ("first: {kernel_probabilities: [1, 0, 0, 0, 0, 0.0000001]}", None), ("scale: 1" + "0" * 400, "below 10000"),
+    ("first: {kernel_size: [7, 1000001]}", "below 10000"), ("second: {kernel_size: [7, 103]}", "up to 101"),
+    ("first: {resize_range: [1, 200]}", "up to 8"), ("first: {blur_sigma: [1, .nan]}", "must hold numbers"),
+    ("first: {x: 2020-13-45}", "not valid YAML")])
+def test_odd_numbers_of_a_degradation_work_or_are_named(folder, tmp_path, capsys, text, says):
+    (tmp_path / "odd.yaml").write_text(text)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(folder[0] / "good.png", tmp_path / "photos")
+    for path in folder[1].iterdir():
+        if path.stem != "good":
+            path.unlink()
+    argv = [*flags((tmp_path / "photos", folder[1]), tmp_path / "out"), "--crops_per_photo", "8"]
+    argv[argv.index("--degradation") + 1] = str(tmp_path / "odd.yaml")
+    assert exit_code(argv) == (2 if says else 0)
+    if says:
+        assert says in (said := capsys.readouterr().err) and "odd.yaml" in said

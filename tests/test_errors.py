@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -46,6 +49,30 @@ def test_a_full_disk_is_one_line_and_exit_code_2(code, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "disk is full" in err and "outputs/model.safetensors" in err and "Traceback" not in err
+
+
+def test_ctrl_c_is_one_line_and_the_shells_exit_code(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert exit_code(main) == 130
+    assert capsys.readouterr().err == "realsr-r1: error: interrupted\n"
+
+
+def test_output_that_nobody_reads_is_no_traceback():
+    code = "from realsr_r1.errors import run\nrun(lambda argv: [print('x' * 99) for _ in range(9999)] and None)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (1, b"")
+
+
+@pytest.mark.parametrize("code", [errno.ENAMETOOLONG, errno.EROFS])
+def test_a_path_that_cannot_be_used_is_one_line_and_exit_code_2(code, capsys):
+    def main(argv):
+        raise OSError(code, os.strerror(code), "somewhere")
+
+    assert exit_code(main) == 2
+    assert "somewhere can't be opened or written" in capsys.readouterr().err
 
 
 def test_a_file_without_the_right_to_it_is_one_line_and_exit_code_2(capsys, monkeypatch):

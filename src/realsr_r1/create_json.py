@@ -7,6 +7,7 @@ data/making.py has the parts made and joined, data/jobs.py makes one.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     state = _finished_state(target, made_from)
     if state is not None:
         clear_leftovers(target)
-        print(f"{target} is up to date, nothing to do: {state['summary']}")
+        again = "; remove it to try the bad items again" if state.get("bad_count") else ""
+        print(f"{target} is up to date, nothing to do{again}: {state['summary']}")
         return _exit_code(state, args)
     plan = _plan_list(args, made_from) if args.json else _plan_photos(args, made_from)
     if args.shard:
@@ -76,7 +78,7 @@ def _finished_state(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] |
         return None
     state = read_json(folder / STATE_FILE)
     if isinstance(state, dict) and state.get("fingerprint") == made_from:
-        return state
+        return state if state.get("records", 1) else None  # where nothing was good, nothing is lost by trying again
     print(f"{folder} was made from other arguments or files; making it again")
     return None
 
@@ -102,8 +104,9 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     tags = None if args.tagger else reader(args.tags, "tag", listing.photos)
     descriptions = None if args.captioner else reader(args.descriptions, "description", listing.photos)
     if listing.photos and tags is None and not args.tagger:
+        also = f"; besides, {listing.rejected[0]}" if listing.rejected else ""
         raise UserError(f"give the photos' tags: --tags DIR, --tags FILE.jsonl or --tagger MODEL "
-                        f"({args.images or args.hf_dataset} has none)")
+                        f"({args.images or args.hf_dataset} has none{also})")
     asking = AnnotationConfig.from_yaml(args.annotation) if args.annotation else AnnotationConfig()
     rejected = _with_orphans(args, listing, [tags, descriptions])
     test = _test_photos(args, listing)
@@ -172,19 +175,34 @@ def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
 
 
 def _plan_list(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
-    """The records of --json whose images can be read."""
-    from realsr_r1.data.dataset import read_records
+    """The records of --json that are as they must be."""
+    from realsr_r1.data.dataset import read_list, usual_keys
     from realsr_r1.data.jobs import ListJob, make_missing_parts
     from realsr_r1.data.making import Plan
     from realsr_r1.data.parts import plan_list
 
     root = args.images or args.json.parent
+    records = read_list(args.json)
+    _refuse_images_in_output(records, root, args.output)
 
     def make(work: Path, parts: Sequence[Part]) -> list[Item]:
-        make_missing_parts(ListJob(work, args.json, root), parts, args.num_proc)
+        make_missing_parts(ListJob(work, args.json, root, usual_keys(records)), parts, args.num_proc)
         return []
 
-    return Plan(made_from, plan_list(read_records(args.json)), [], [], False, make)
+    return Plan(made_from, plan_list(records), [], [], False, make)
+
+
+def _refuse_images_in_output(records: Sequence[Any], root: Path, output: Path) -> None:
+    """Raise `UserError` where --output, which is written anew, holds images of the list."""
+    from realsr_r1.data.arrow_rows import COLUMN_OF_KEY
+
+    root, output = root.resolve(), output.resolve()
+    for record in records:
+        for key in COLUMN_OF_KEY:
+            name = record.get(key) if isinstance(record, dict) else None
+            if isinstance(name, str) and Path(os.path.normpath(root / name)).is_relative_to(output):
+                raise UserError(f"the list's image {name} lies inside --output {output}, which is written anew; give another "
+                                "--output")
 
 
 if __name__ == "__main__":

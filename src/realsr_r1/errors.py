@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 class UserError(Exception):
@@ -31,6 +32,12 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
             code = main(argv) or 0
     except UserError as error:
         code = _complain(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever read the output is gone; what Python would still write there has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except Exception as error:
         filename = getattr(error, "filename", None)
         if is_disk_full(error):

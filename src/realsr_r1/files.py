@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterat
     work, old = path.with_name(f".{path.name}.making"), path.with_name(f".{path.name}.old")
     note = work / NOTE
     with _locked(path.with_name(f".{path.name}.lock")):
-        if not note.is_file() or read_json(note) != made_from:
+        if not _is_noted(note, made_from):
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
             write_json(note, made_from)
@@ -80,6 +80,14 @@ def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterat
             os.replace(path, old)
         os.replace(work, path)
     clear_leftovers(path)
+
+
+def _is_noted(note: Path, made_from: Any) -> bool:
+    """Also no for a note that a crash of the machine left empty."""
+    try:
+        return note.is_file() and read_json(note) == made_from
+    except UserError:
+        return False
 
 
 def clear_leftovers(path: Path) -> None:
@@ -138,6 +146,14 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 
+def read_note(path: str | Path, keys: Iterable[str], again: str) -> dict[str, Any]:
+    """A JSON object that an earlier run wrote. Raises `UserError` where it lacks one of `keys`; `again`: the way out."""
+    note = read_json(path)
+    if not isinstance(note, dict) or not note.keys() >= set(keys):
+        raise UserError(f"{path} is not what realsr-r1 wrote there (it lacks one of {', '.join(keys)}); {again}")
+    return note
+
+
 def read_yaml(path: str | Path, flag: str | None = None) -> Any:
     """Read a YAML file (JSON is YAML too); raise `UserError` that names it, and its flag, when it is missing or broken."""
     import yaml
@@ -147,7 +163,7 @@ def read_yaml(path: str | Path, flag: str | None = None) -> Any:
         raise UserError(f"no such file: {path}" + (f" (given by {flag})" if flag else ""))
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # of odd numbers, dates and keys PyYAML raises what Python does: ValueError, TypeError, ...
         raise UserError(f"{path} is not valid YAML ({error})") from error
 
 
@@ -179,6 +195,10 @@ def check_new_folder(path: str | Path, flag: str) -> None:
 
     Tried, because rights don't say all: of a read-only disk, say, of /proc, or of too long a name.
     """
+    if not str(path):
+        raise UserError(f"{flag} is empty; give a folder")
+    if not is_text(str(path)):
+        raise UserError(f"{escaped(str(path))} (given by {flag}) is not UTF-8 text; give another name")
     path = Path(path)
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

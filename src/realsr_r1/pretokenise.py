@@ -65,15 +65,15 @@ def main(argv: list[str] | None = None) -> None:
     rejected = rejected_records(plan_shards(args.output_dir, sources))
     write_items(args.output_dir / REJECTED_FILE, rejected)
     if rejected:
-        _complain_of(rejected, sum(len(source.numbers) for source in sources.values()), args)
+        _complain_of(rejected, sum(len(source.numbers) for source in sources.values()), bool(missing), args)
 
 
-def _complain_of(rejected: Sequence[Item], records: int, args: argparse.Namespace) -> None:
+def _complain_of(rejected: Sequence[Item], records: int, made_now: bool, args: argparse.Namespace) -> None:
     """Raise `UserError` for records that make no chain, unless there are others and that is accepted."""
     from realsr_r1.data.assembly import REJECTED_FILE
 
     said = (f"{len(rejected)} of {records} records make no chain, the first: {rejected[0].reason}; all are listed in "
-            f"{args.output_dir / REJECTED_FILE}")
+            f"{args.output_dir / REJECTED_FILE}" + ("" if made_now else f"; remove {args.output_dir} to try them again"))
     if len(rejected) == records:
         raise UserError(said)
     if not args.skip_bad:

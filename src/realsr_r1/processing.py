@@ -255,7 +255,11 @@ class ChainProcessor:
                 raise UserError(f"{folder} has no {part}; it is no complete model folder (realsr-r1 export makes one)")
         settings = ChainSettings.from_dict(read_json(folder / SETTINGS_FILE), str(folder / SETTINGS_FILE))
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER).to(device)
-        return cls(AutoTokenizer.from_pretrained(folder), image_tokenizer, settings)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # a damaged tokenizer.json, tokenizer_config.json or config.json: any kind of error
+            raise UserError(f"the text tokenizer in {folder} can't be read ({error}); copy the folder again") from error
+        return cls(tokenizer, image_tokenizer, settings)
 
 
 def _batches(items: list[Any], pixels: int, largest: int) -> Iterator[list[Any]]:

@@ -7,7 +7,15 @@ import json
 import datasets
 import pytest
 
-from realsr_r1.data.dataset import check_records, label_balance, label_counts, load_dataset_dict, read_records, require_columns
+from realsr_r1.data.dataset import (
+    check_record,
+    label_balance,
+    label_counts,
+    load_dataset_dict,
+    read_list,
+    require_columns,
+    usual_keys,
+)
 from realsr_r1.errors import UserError
 
 FULL = {"image_path": "a.png", "problem": "p", "tag": ["cat"], "hq_path": "b.png",
@@ -20,27 +28,42 @@ SEED = {key: FULL[key] for key in ("image_path", "problem", "tag")}
 def test_good_records_pass(record, tmp_path):
     path = tmp_path / "list.json"
     path.write_text(json.dumps([record, record]))
-    assert read_records(path) == [record, record]
+    records = read_list(path)
+    assert records == [record, record]
+    check_record(record, usual_keys(records))
 
 
 @pytest.mark.parametrize("key", FULL)
-def test_a_missing_key_is_named_with_record_and_file(key):
+def test_a_missing_key_is_named(key):
     broken = {name: value for name, value in FULL.items() if name != key}
-    with pytest.raises(UserError, match=rf"record 1 of some\.json has no key '{key}'"):
-        check_records([FULL, broken], "some.json")
+    with pytest.raises(UserError, match=rf"has no key '{key}'"):
+        check_record(broken, usual_keys([FULL, broken, FULL]))
+
+
+def test_a_key_that_most_records_have_not_is_named():
+    with pytest.raises(UserError, match="has the key 'crop', which most records don't have"):
+        check_record({**SEED, "crop": [0, 0, 9, 9]}, usual_keys([SEED, SEED, FULL]))
+    check_record({**SEED, "extra": 1}, usual_keys([SEED]))
 
 
 @pytest.mark.parametrize("key, value", [
     ("image_path", 3), ("tag", [1]), ("degradation", ["light blur"]), ("descriptions", "text"), ("crop", [1, 2, 3])])
-def test_a_wrong_value_is_named_with_record_and_file(key, value):
-    with pytest.raises(UserError, match=rf"'{key}' in record 1 of some\.json"):
-        check_records([FULL, {**FULL, key: value}], "some.json")
+def test_a_wrong_value_is_named(key, value):
+    with pytest.raises(UserError, match=f"its '{key}' must be"):
+        check_record({**FULL, key: value}, usual_keys([FULL]))
 
 
-@pytest.mark.parametrize("records", [[], {}, "text", [3], None])
-def test_what_is_no_list_of_objects_is_refused(records):
-    with pytest.raises(UserError, match="some.json"):
-        check_records(records, "some.json")
+@pytest.mark.parametrize("records", [[], {}, "text", None])
+def test_what_is_no_list_is_refused(records, tmp_path):
+    (tmp_path / "some.json").write_text(json.dumps(records))
+    with pytest.raises(UserError, match="some.json must hold a JSON list"):
+        read_list(tmp_path / "some.json")
+
+
+def test_what_is_no_object_is_no_record():
+    for record in (3, "text", [], None):
+        with pytest.raises(UserError, match="must be an object with image_path, problem, tag"):
+            check_record(record, usual_keys([record]))
 
 
 def test_a_folder_without_a_dataset_is_named(tmp_path):

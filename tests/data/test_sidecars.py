@@ -32,13 +32,19 @@ def test_what_lies_beside_photos_is_found_though_the_first_has_none(tar):
         found.read(tar[0])
 
 
-def test_descriptions_are_not_asked_of_all_because_a_later_photo_has_them(tmp_path):
+def test_descriptions_that_half_of_the_photos_have_are_used_and_fewer_are_not_which_is_said(tmp_path, capsys):
     texts = json.dumps({"rough": "A cat.", "middle": "A cat.", "final": "A cat."}).encode()
     (tmp_path / "part.tar").write_bytes(texts)
-    places = ({".png": (0, 1)}, {".png": (0, 1), ".json": (0, len(texts))})
-    photos = [Photo(f"part/{name}.png", TarPlace(str(tmp_path / "part.tar"), ".png", place)) for name, place in zip("ab", places)]
+    places = ({".png": (0, 1)}, {".png": (0, 1), ".json": (0, len(texts))}, {".png": (0, 1)})
+    photos = [Photo(f"part/{name}.png", TarPlace(str(tmp_path / "part.tar"), ".png", place)) for name, place in zip("abc", places)]
+    found = reader(None, "description", photos[:2])  # though the first has none
+    assert found.read(photos[1]) == ["A cat."] * 3
+    with pytest.raises(UserError, match="part/a.png"):
+        found.read(photos[0])
+    assert capsys.readouterr().out == ""
     assert reader(None, "description", photos) is None
-    assert reader(None, "description", photos[::-1]).read(photos[1]) == ["A cat."] * 3
+    assert "only 1 of the first 3 photos have descriptions" in capsys.readouterr().out
+    assert reader(None, "description", photos[::2]) is None
 
 
 def test_a_file_among_tars_has_nothing_beside_it(tar):

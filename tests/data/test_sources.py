@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -102,6 +103,61 @@ def test_a_name_that_no_file_can_have_is_listed(folder):
 def test_a_folder_of_nothing_is_named(tmp_path):
     with pytest.raises(UserError, match="no images"):
         list_photos(tmp_path, None, "")
+
+
+def test_a_tar_with_a_damaged_header_is_listed_and_its_neighbours_are_used(tmp_path):
+    write_tar(tmp_path / "good.tar", {"a.png": png(), "b.png": png()})
+    data = bytearray((tmp_path / "good.tar").read_bytes())
+    header = data.index(b"b.png")
+    for size in (b"\x80" + b"\xff" * 11, b"\xff" * 12, b"9" * 12, b"too long"):  # of b.png
+        data[header + 124:header + 124 + len(size)] = size
+        data[header + 148:header + 156] = b" " * 8
+        if size != b"too long":
+            data[header + 148:header + 156] = b"%06o\0 " % sum(data[header:header + 512])  # the header's checksum is right
+        (tmp_path / "torn.tar").write_bytes(data)
+        listing = list_photos(tmp_path, None, "train")
+        assert {"good/a.png", "good/b.png"} <= {photo.name for photo in listing.photos}
+        assert [item.name for item in listing.rejected] == ["torn.tar"], size
+
+
+def test_of_two_members_of_one_name_the_first_is_taken_and_the_second_listed(tmp_path):
+    write_tar(tmp_path / "part.tar", {"a.txt": b"first", "./a.txt": b"second", "a.png": png()})
+    listing = list_photos(tmp_path, None, "train")
+    assert listing.photos[0].place.read(".txt") == b"first"
+    assert [(item.name, "twice" in item.reason) for item in listing.rejected] == [("part/./a.txt", True)]
+
+
+def test_a_folder_called_like_a_crops_file_is_listed(tmp_path):
+    for name in ("con.png", "con/00001-hq.png/x.png", "con/1-hq.png/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    listing = list_photos(tmp_path, None, "train")
+    assert [item.name for item in listing.rejected] == ["con/00001-hq.png/x.png"]
+    assert [photo.name for photo in listing.photos] == ["con/1-hq.png/x.png", "con.png"]
+
+
+def test_what_is_wrong_with_a_photo_is_said_alike_each_time(tmp_path):
+    write_tar(tmp_path / "part.tar", {"a.png": b"no photo"})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^part/a.png can't be read as an image \(none of the known formats\)$"):
+            decode(list_photos(tmp_path, None, "train").photos[0])
+
+
+def test_rows_of_a_dataset_without_image_or_with_damage_are_named(tmp_path):
+    rows = {"image": [{"bytes": png(), "path": None}, None], "tag": ["caf\u00e9", "b"]}
+    features = datasets.Features({"image": datasets.Image(), "tag": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
+    photos = list_photos(None, str(tmp_path / "set"), "train").photos
+    with pytest.raises(UserError, match="row 1 of .* has no image"):
+        decode(photos[1])
+    with pytest.raises(UserError, match="drop --hf_split nope"):
+        list_photos(None, str(tmp_path / "set"), "nope")
+    shutil.copytree(tmp_path / "set", tmp_path / "damaged")
+    arrow = next((tmp_path / "damaged").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes().replace("caf\u00e9".encode(), b"caf\xff\xff"))
+    photos = list_photos(None, str(tmp_path / "damaged"), "train").photos
+    with pytest.raises(UserError, match="row 0 of .* can't be read"):
+        photos[0].place.columns()
 
 
 def test_a_folder_that_may_not_be_read_is_listed(photos_dir):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from realsr_r1.data.making import Shard
 
 DEFAULT_SCALES = (0.25, 1.0)
+MOST_CROPS = 100_000  # of a photo: their files are numbered with five digits
 PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", "annotation")
 
 
@@ -76,14 +77,18 @@ def parser() -> argparse.ArgumentParser:
 def check_arguments(args: argparse.Namespace) -> None:
     """Put `scales` and `shard` in form; raise `UserError` that names a flag that can't be."""
     if args.json is not None:
-        if args.hf_dataset or args.tags or args.descriptions or args.degradation or args.test_photos or args.evaluation_photos:
-            raise UserError("--json takes a list as it is; drop --hf_dataset, --tags, --descriptions, --degradation, "
-                            "--test_photos and --evaluation_photos, or drop --json")
+        others = [flag for flag in ("hf_dataset", "tags", "descriptions", "tagger", "captioner", "annotation", "degradation",
+                                    "test_photos", "evaluation_photos") if getattr(args, flag)]
+        if others:
+            raise UserError(f"--json takes a list as it is; drop {', '.join(f'--{flag}' for flag in others)}, or drop --json")
     elif (args.images is None) == (args.hf_dataset is None):
         raise UserError("give one of --images DIR, --hf_dataset NAME and --json FILE")
     for flag, smallest in (("crop_px", 8), ("crops_per_photo", 1), ("test_crops_per_photo", 0), ("num_proc", 1)):
         if getattr(args, flag) < smallest:
             raise UserError(f"--{flag} is {getattr(args, flag)}; it must be at least {smallest}")
+    for flag in ("crops_per_photo", "test_crops_per_photo"):
+        if getattr(args, flag) > MOST_CROPS:
+            raise UserError(f"--{flag} is {getattr(args, flag)}; it must be at most {MOST_CROPS}")
     for given, model in (("tags", "tagger"), ("descriptions", "captioner")):
         if getattr(args, given) and getattr(args, model):
             raise UserError(f"--{given} and --{model} are two ways to the same; drop one")
@@ -166,15 +171,16 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
             files += [(str(file.relative_to(path)), file) for file in walk(path)] if path.is_dir() else [(path.name, path)]
     if args.json:
         from realsr_r1.data.arrow_rows import COLUMN_OF_KEY
-        from realsr_r1.data.dataset import read_records
+        from realsr_r1.data.dataset import read_list
 
         root = args.images or args.json.parent
-        files += [(record[key], root / record[key]) for record in read_records(args.json) for key in COLUMN_OF_KEY if key in record]
+        files += [(record[key], root / record[key]) for record in read_list(args.json) if isinstance(record, dict)
+                  for key in COLUMN_OF_KEY if isinstance(record.get(key), str)]
     digest = hashlib.blake2b(digest_size=16)
     for name, path in files:
         try:
             stat = path.stat()
-            facts = [stat.st_size, stat.st_mtime_ns]
+            facts = [stat.st_size, stat.st_mtime_ns, os.access(path, os.R_OK)]
         except (OSError, ValueError):  # missing, or no path at all: said of it later
             facts = None
         digest.update(json.dumps([name, facts]).encode())

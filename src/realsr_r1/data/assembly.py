@@ -21,7 +21,7 @@ from realsr_r1.data.dataset import Record, label_counts
 from realsr_r1.data.parts import PART_FILE, SPLITS, finished_parts
 from realsr_r1.data.sources import Item
 from realsr_r1.errors import UserError
-from realsr_r1.files import atomic_file, read_json, write_json
+from realsr_r1.files import atomic_file, read_json, read_note, write_json
 
 REJECTED_FILE, LEFT_OUT_FILE = "rejected.jsonl", "left_out.jsonl"
 DATASET_FILE = "dataset_dict.json"  # that of `datasets`, by which it knows a DatasetDict
@@ -154,16 +154,21 @@ def lay_together(shards: Sequence[Path], work: Path) -> None:
     """
     for shard in shards:
         for part in finished_parts(shard):
-            note = read_json(part / PART_FILE)
+            again = f"copy the shard {shard.name} again, or make it again where it was made"
+            note = read_note(part / PART_FILE, ("files", "images"), again)
             for base, files in ((part, note["files"]), (shard, note["images"])):
                 for name, size in files.items():
-                    _check_size(base / name, size, shard)
+                    _check_whole(base / name, size, again)
                     link_or_copy(base / name, work / (base / name).relative_to(shard))
             link_or_copy(part / PART_FILE, work / "parts" / part.name / PART_FILE)
 
 
-def _check_size(path: Path, size: int, shard: Path) -> None:
+def _check_whole(path: Path, size: int, again: str) -> None:
+    """By its size, and its first bytes: a machine that lost power leaves files of the right size full of zeros."""
     found = path.stat().st_size if path.is_file() else None
     if found != size:
         what = "is missing" if found is None else f"has {found} bytes, and had {size} when it was made"
-        raise UserError(f"{path} {what}; copy the shard {shard.name} again, or make it again where it was made")
+        raise UserError(f"{path} {what}; {again}")
+    with open(path, "rb") as file:
+        if size and not any(file.read(8)):
+            raise UserError(f"{path} holds zeros only; {again}")

@@ -5,7 +5,8 @@ Knows files and columns; how an LQ image comes about, and what is trained, it le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,27 +45,24 @@ SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_records(records: Any, where: str | Path) -> list[Record]:
-    """Return `records` if it is a list of well-formed records, all with the same keys of the schema.
+def usual_keys(records: Iterable[Any]) -> frozenset[str]:
+    """The keys of the schema that most of the records have: a column is there for all records, or for none."""
+    counts = Counter(frozenset(SCHEMA.keys() & record.keys()) for record in records if isinstance(record, dict))
+    return counts.most_common(1)[0][0] if counts else frozenset(REQUIRED_KEYS)
 
-    `where`: the JSON file they came from. Raises `UserError` that names key, record (counted from 0) and file.
-    """
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{where} must hold a JSON list with at least one record, not {_kind(records)}")
-    dicts = [record for record in records if isinstance(record, dict)]
-    expected = [key for key in SCHEMA if key in REQUIRED_KEYS or any(key in record for record in dicts)]
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise UserError(f"record {number} of {where} is {_kind(record)}; it must be an object with "
-                            f"{', '.join(REQUIRED_KEYS)}")
-        for key in expected:
-            if key not in record:
-                why = "every record needs it" if key in REQUIRED_KEYS else "others have it: give it to all or none"
-                raise UserError(f"record {number} of {where} has no key {key!r} ({why})")
-            check, what = SCHEMA[key]
-            if not check(record[key]):
-                raise UserError(f"{key!r} in record {number} of {where} must be {what}, not {_kind(record[key])}")
-    return records
+
+def check_record(record: Any, keys: Set[str]) -> None:
+    """Raise `UserError` that names the key unless `record` is an object with these keys of the schema, and what they must be."""
+    if not isinstance(record, dict):
+        raise UserError(f"it is {_kind(record)}; it must be an object with {', '.join(REQUIRED_KEYS)}")
+    for key, (check, what) in SCHEMA.items():
+        if key not in record:
+            if key in REQUIRED_KEYS or key in keys:
+                raise UserError(f"it has no key {key!r}, which {'every record needs' if key in REQUIRED_KEYS else 'others have'}")
+        elif key not in keys and key not in REQUIRED_KEYS:
+            raise UserError(f"it has the key {key!r}, which most records don't have: give it to all, or to none")
+        elif not check(record[key]):
+            raise UserError(f"its {key!r} must be {what}, not {_kind(record[key])}")
 
 
 def check_labels(labels: Sequence[str], where: str) -> None:
@@ -81,9 +79,12 @@ def _kind(value: Any) -> str:
     return repr(value)[:60]
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """The checked records of a JSON file. Raises `UserError` that names it."""
-    return check_records(read_json(path), path)
+def read_list(path: str | Path) -> list[Any]:
+    """What a JSON file holds: a list with at least one record, as yet unchecked. Raises `UserError` that names it."""
+    records = read_json(path)
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{path} must hold a JSON list with at least one record, not {_kind(records)}")
+    return records
 
 
 def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:

@@ -6,7 +6,7 @@ The defaults are Real-ESRGAN's published ones (arXiv 2107.10833). Knows no pixel
 from __future__ import annotations
 
 import dataclasses
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ from realsr_r1.files import read_yaml
 
 Range = tuple[float, float]
 
+LARGEST = 10_000  # of any number here: none has a use near it
+MOST = {"kernel_size": 101, "resize_range": 8.0}  # larger ones need memory without end
 KERNEL_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
 
 
@@ -105,8 +107,8 @@ def _fill(default: Any, values: Any, where: str) -> Any:
 
 def _check(key: str, value: Any, default: Any, where: str) -> Any:
     numbers = list(value) if isinstance(default, tuple) and isinstance(value, (list, tuple)) else [value]
-    if any(isinstance(n, bool) or not isinstance(n, (int, float)) or not math.isfinite(n) for n in numbers):
-        raise UserError(f"{key} in {where} is {value!r}; it must hold numbers")
+    if any(isinstance(n, bool) or not isinstance(n, (int, float)) or not abs(n) < LARGEST for n in numbers):
+        raise UserError(f"{key} in {where} is {reprlib.repr(value)}; it must hold numbers below {LARGEST}")
     if not isinstance(default, tuple):
         if key.endswith("probability") and not 0 <= value <= 1:
             raise UserError(f"{key} in {where} is {value!r}; a probability lies between 0 and 1")
@@ -122,6 +124,8 @@ def _check(key: str, value: Any, default: Any, where: str) -> Any:
         raise UserError(f"kernel_size in {where} is {value!r}; kernel sizes are odd whole numbers")
     if key == "jpeg_quality" and numbers[1] > 100:
         raise UserError(f"jpeg_quality in {where} is {value!r}; JPEG quality ends at 100")
+    if key in MOST and numbers[1] > MOST[key]:
+        raise UserError(f"{key} in {where} is {value!r}; it may go up to {MOST[key]}")
     if key == "resize_range" and not numbers[0] <= 1 <= numbers[1]:
         raise UserError(f"resize_range in {where} is {value!r}; it must include 1")
     return tuple(type(d)(n) for d, n in zip(default, numbers, strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -86,6 +87,11 @@ def degrade(hq: Image.Image, seed: int, key: str, config: DegradationConfig) -> 
     return Degraded(Image.fromarray(_to_bytes(pixels)), labels, parameters)
 
 
+def _drawn(words: Sequence[str], probabilities: Sequence[float], rng: np.random.Generator) -> str:
+    """One of the words. Probabilities sum to 1 as a person writes them, and numpy asks for the last digit."""
+    return words[rng.choice(len(words), p=np.array(probabilities) / sum(probabilities))]
+
+
 # --- one operation each: pixels (H, W, 3) float32 on 0..255 in, the same and the drawn values out ---
 
 def _blur(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
@@ -104,7 +110,7 @@ def _draw_kernel(rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarr
         cutoff = rng.uniform(lowest, math.pi)
         return sinc_kernel(size, cutoff), {"kind": "sinc", "size": size, "cutoff": cutoff,
                                            "severity": 1 - _place(cutoff, (lowest, math.pi))}
-    kind = KERNEL_KINDS[rng.choice(len(KERNEL_KINDS), p=stage.kernel_probabilities)]
+    kind = _drawn(KERNEL_KINDS, stage.kernel_probabilities, rng)
     sigma_x = rng.uniform(*stage.blur_sigma)
     if kind.endswith("aniso"):
         sigma_y, angle = rng.uniform(*stage.blur_sigma), rng.uniform(0, math.pi)
@@ -138,7 +144,7 @@ def _draw_shape(rng: np.random.Generator, shapes: tuple[float, float]) -> float:
 def _resize(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig,
             base: tuple[int, int]) -> tuple[np.ndarray, dict[str, Any]]:
     """To `base` (width, height) times the drawn factor."""
-    word = RESIZES[rng.choice(len(RESIZES), p=stage.resize_probabilities)]
+    word = _drawn(RESIZES, stage.resize_probabilities, rng)
     low, high = stage.resize_range
     factor = {"upsample": rng.uniform(1, high), "downsample": rng.uniform(low, 1), "keep": 1.0}[word]
     size = tuple(max(1, round(side * factor)) for side in base)

@@ -18,12 +18,13 @@ from PIL import Image
 
 from realsr_r1.data.arrow_rows import COLUMN_OF_KEY, RowWriter
 from realsr_r1.data.crops import CropPlan, make_crops, split_regions
-from realsr_r1.data.dataset import Record, check_labels
+from realsr_r1.data.dataset import Record, check_labels, check_record
 from realsr_r1.data.near_duplicates import Hashes
 from realsr_r1.data.parts import PART_FILE, Part, Task, part_folder
 from realsr_r1.data.photos import decode
 from realsr_r1.data.sidecars import Reader, checked_descriptions, checked_tags
 from realsr_r1.data.sources import FilePlace, Item, Photo
+from realsr_r1.data.texts import check_question
 from realsr_r1.errors import UserError
 from realsr_r1.files import atomic_folder, write_json
 
@@ -130,7 +131,8 @@ class PhotoJob:
                 except OSError as error:
                     if error.errno not in NAME_ERRORS:
                         raise
-                    writer.rejected[photo.name] = Item(photo.name, f"{error.filename} can't be written ({error.strerror})")
+                    where = Path(error.filename).relative_to(self.work)
+                    writer.rejected[photo.name] = Item(photo.name, f"{where} can't be written ({error.strerror})")
 
     def _make_photo(self, photo: Photo, tasks: list[Task], writer: PartWriter) -> None:
         image, known = self._open(photo)
@@ -166,11 +168,15 @@ def _png(image: Image.Image) -> bytes:
 
 @dataclass(frozen=True)
 class ListJob:
-    """What it takes to make any part of a dataset of a list's records. `root`: the folder its paths lie in."""
+    """What it takes to make any part of a dataset of a list's records.
+
+    `root`: the folder its paths lie in. `keys`: those of the schema that a record must have.
+    """
 
     work: Path
     source: Path
     root: Path
+    keys: frozenset[str]
 
     def for_part(self, part: Part) -> ListJob:
         return self
@@ -180,6 +186,7 @@ class ListJob:
         with atomic_folder(part_folder(self.work, part)) as folder, PartWriter(folder) as writer:
             for number, record in part.tasks:
                 try:
+                    check_record(record, self.keys)
                     _check_content(record)
                     writer.add("train", record, {key: self._file(record[key]) for key in COLUMN_OF_KEY if key in record})
                 except UserError as error:
@@ -203,6 +210,7 @@ class ListJob:
 
 def _check_content(record: Record) -> None:
     """Raise `UserError` where the record's texts can't stand in a chain. A list may say of a photo that no tag is known."""
+    check_question(record["problem"], "'problem'")
     if record["tag"]:
         checked_tags(record["tag"], "'tag'")
     if "descriptions" in record:

@@ -18,7 +18,7 @@ from realsr_r1.data.dataset import label_balance
 from realsr_r1.data.parts import PART_FILE, Part, finished_parts
 from realsr_r1.data.sources import Item
 from realsr_r1.errors import UserError
-from realsr_r1.files import read_json, resumable_folder, write_json
+from realsr_r1.files import read_json, read_note, resumable_folder, write_json
 
 FORMAT = 6  # raise when the same arguments would give another dataset
 STATE_FILE = "create_json.json"  # what a folder was made from; written last inside it
@@ -99,7 +99,8 @@ def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
     shards = sorted(path for path in folder.glob("[0-9]*-of-*") if (path / STATE_FILE).is_file())
     if not shards:
         raise UserError(f"--merge finds no finished shard in {folder}; make them with --shard i/n and the same --output")
-    states = [read_json(shard / STATE_FILE) for shard in shards]
+    states = [read_note(shard / STATE_FILE, ("fingerprint", "parts", "rejected", "left_out", "with_lists"),
+                        f"copy the shard {shard.name} again, or make it again") for shard in shards]
     for shard, state in zip(shards, states, strict=True):
         if state["fingerprint"] != states[0]["fingerprint"]:
             raise UserError(f"{shard} and {shards[0]} were made from other arguments or files; remove the one that is wrong")
@@ -132,7 +133,7 @@ def _working_folder(output: Path, fingerprint: dict[str, Any]) -> Iterator[Path]
     except PermissionError as error:
         raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another --output") from error
     except OSError as error:
-        if error.errno in (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if error.errno in (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EEXIST):
             raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another --output") from error
         raise
 
@@ -153,7 +154,7 @@ def _finish(work: Path, output: Path, fingerprint: dict[str, Any], rejected: Seq
 
 def summary(contents: Contents) -> str:
     """Counts of each split, what was left out, and the balance of the labels of `train`, in one line."""
-    counts = ", ".join(f"{split} {count}" for split, count in contents.counts.items())
+    counts = ", ".join(f"{split} {count}" for split, count in contents.counts.items()) or "no records"
     kept_out = f" | left out {len(contents.left_out)} photo(s)" if contents.left_out else ""
     balance = label_balance(contents.labels)
     return counts + kept_out + (f" | train labels: {balance}" if balance else "")

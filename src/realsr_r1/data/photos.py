@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from realsr_r1.data.sources import Photo
 from realsr_r1.errors import UserError
@@ -35,6 +35,8 @@ def decode(photo: Photo) -> Image.Image:
                 return image if is_plain else to_rgb(image)
     except (UserError, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # its text is of the open file, another one in each run
+        raise UserError(f"{photo.name} can't be read as an image (none of the known formats)") from error
     except Exception as error:  # decoders raise anything on a damaged file: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{photo.name} can't be read as an image ({error})") from error
 

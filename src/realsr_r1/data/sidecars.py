@@ -8,6 +8,7 @@ under `image` (or `file_name`) and holds `tag` (a list, or one comma-separated t
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -140,7 +141,7 @@ class JsonLines:
         with open(self.path, "rb") as file:
             file.seek(start)
             value = _parsed(file.readline(), f"line {number} of {self.path}")
-        if isinstance(value.get("error"), str):  # what annotation.py writes of a photo that a model failed on
+        if isinstance(value.get("error"), str) and value["error"].strip():  # annotation.py's, of a photo that a model failed on
             raise UserError(value["error"])
         where = f"line {number} of {self.path}"
         return (checked_tags(value.get("tag", value.get("tags")), where) if self.kind == "tag"
@@ -204,16 +205,19 @@ Reader = SidecarFolder | JsonLines | Beside
 def reader(path: Path | None, kind: str, photos: list[Photo]) -> Reader | None:
     """What `path` (a folder, or a file of JSON lines) says; without one, what lies beside the photos, or None.
 
-    Tags do if they do for one of the first `LOOKED_AT`, descriptions, which aren't needed, if they do for the first; photos
-    without them are rejected then.
+    Tags do if they do for one of the first `LOOKED_AT`, descriptions, which aren't needed, for half of them; photos without them
+    are rejected then. Descriptions of fewer aren't used, which is said.
     """
     if path is not None:
         return SidecarFolder(path, kind) if path.is_dir() else JsonLines.index(path, kind)
-    inside = [photo for photo in photos if not isinstance(photo.place, FilePlace)]
-    for photo in inside[:LOOKED_AT if kind == "tag" else 1]:
-        try:
+    inside = [photo for photo in photos if not isinstance(photo.place, FilePlace)][:LOOKED_AT]
+    having = 0
+    for photo in inside:
+        with contextlib.suppress(UserError):
             Beside(kind).read(photo)
-        except UserError:
-            continue
+            having += 1
+    if having and (kind == "tag" or 2 * having >= len(inside)):
         return Beside(kind)
+    if having:
+        print(f"only {having} of the first {len(inside)} photos have {kind}s beside them, so none are used; give all by --{kind}s")
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from realsr_r1.images import IMAGE_SUFFIXES
 
 PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")  # a GIF is looked at, so that an animated one is listed and not passed over
 LONGEST_NAME = 255  # bytes of a file's or folder's name
+CROP_FILE = re.compile(r"\d{5,}-(lq|hq)\.png")  # in the folder of its photo's name, where other photos' folders may be
 VIEWS = (("left", "right"), ("l", "r"))  # endings, after _ or -, of the names of a stereo pair's first and second view
 
 
@@ -69,11 +71,18 @@ class RowPlace:
 
     def open(self) -> BinaryIO:
         image = self.columns()["image"]
+        if image is None or image["bytes"] is None and image["path"] is None:
+            raise UserError(f"row {self.row} of {self.dataset} ({self.split}) has no image")
         return io.BytesIO(image["bytes"]) if image["bytes"] is not None else open(image["path"], "rb")
 
     def columns(self) -> dict[str, Any]:
-        """The row, its image as bytes or path."""
-        return hf_dataset(self.dataset, self.split)[self.row]
+        """The row, its image as bytes or path. Raises `UserError` where it is damaged."""
+        try:
+            return hf_dataset(self.dataset, self.split)[self.row]
+        except UserError:
+            raise
+        except Exception as error:  # pyarrow and the columns' decoders: UnicodeDecodeError, ArrowInvalid, OSError, ...
+            raise UserError(f"row {self.row} of {self.dataset} ({self.split}) can't be read ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,8 @@ def _without_twins(photos: list[Photo], rejected: list[Item]) -> Listing:
             rejected.append(Item(photo.name, "its name is not UTF-8 text"))
         elif "\0" in photo.name or max(len(part.encode()) for part in photo.name.split("/")) > LONGEST_NAME:
             rejected.append(Item(photo.name, "its name can't be a file's"))
+        elif any(CROP_FILE.fullmatch(folder) for folder in photo.name.split("/")[:-1]):
+            rejected.append(Item(photo.name, "one of its folders is called like a crop's file"))
         elif photo.stem in first:
             other = first[photo.stem]
             if isinstance(other.place, TarPlace) and isinstance(photo.place, FilePlace):
@@ -223,8 +234,13 @@ def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
                     folder, _, last = member.name.removeprefix("./").rpartition("/")
                     key, _, suffix = last.partition(".")
                     sample = samples.setdefault(f"{folder}/{key}" if folder else key, {})
-                    sample[f".{suffix.lower()}"] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError) as error:
+                    if f".{suffix.lower()}" in sample:
+                        rejected.append(Item(f"{tar.stem}/{member.name}", f"it is in {tar} twice; the first is taken"))
+                    sample.setdefault(f".{suffix.lower()}", (member.offset_data, member.size))
+            file.fileobj.seek(file.offset)
+            if any(file.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end, without a word
+                raise tarfile.ReadError(f"damaged at byte {file.offset}")
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two: numbers of a damaged header
         rejected.append(Item(tar.name, f"{tar} can't be read to its end as an uncompressed tar ({error})"))
     for key, members in samples.items():
         suffix, *others = [suffix for suffix in members if suffix in PHOTO_SUFFIXES] or [None]
@@ -245,6 +261,8 @@ def hf_dataset(name: str, split: str) -> Any:
 
     try:
         loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+    except IndexError as error:  # datasets joins a split's tables, and there are none
+        raise UserError(f"{name} (given by --hf_dataset) has a split without rows; make it again without that split") from error
     except Exception as error:  # the hub's client, parsers and loaders of all kinds of data sets
         raise UserError(f"{name} (given by --hf_dataset) can't be loaded ({error}); give a folder made by save_to_disk, or a "
                         "name on the Hugging Face Hub") from error
@@ -252,6 +270,8 @@ def hf_dataset(name: str, split: str) -> Any:
         if split not in loaded:
             raise UserError(f"{name} has no split {split!r}; --hf_split is one of {', '.join(loaded)}")
         loaded = loaded[split]
+    elif split not in ("train", str(loaded.split)):
+        raise UserError(f"{name} (given by --hf_dataset) is one split, {loaded.split}; drop --hf_split {split}")
     if not isinstance(loaded.features.get("image"), datasets.Image):
         raise UserError(f"{name} has no image column named 'image'; it has {', '.join(loaded.column_names)}")
     return loaded.cast_column("image", datasets.Image(decode=False))

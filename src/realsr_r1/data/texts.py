@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import unicodedata
 
-from realsr_r1.chain import markup_in
+from realsr_r1.chain import IMAGE, markup_in
 from realsr_r1.errors import UserError
 
 # Of one. A tag is a few words, a description a paragraph: a longer one is of a model that didn't end, or a file of something
 # else, and a single one can make a chain too long to train on.
-MOST_CHARACTERS = {"tag": 100, "description": 2000, "label": 100}
+MOST_CHARACTERS = {"tag": 100, "description": 2000, "label": 100, "question": 2000}
+
+
+def check_question(text: str, where: str) -> None:
+    """Raise `UserError` for a question that makes no prompt: one photo's place at most, and else as `check_text` says."""
+    check_text(text.replace(IMAGE, "", 1), "question", where)
+    if not text.strip():
+        raise UserError(f"{where} is empty")
 
 
 def check_text(text: str, kind: str, where: str) -> None:

@@ -127,7 +127,7 @@ def _files(folder: Path, split: str, records: int) -> list[Path]:
 def _description(folder: Path, tokenizer: Mapping[str, str]) -> dict[str, Any]:
     """What `tokens.json` says. Raises `UserError` where this code can't read it, or another tokenizer made them (naming both)."""
     found, again = read_json(folder / STORE_FILE), "make them again with realsr-r1 pretokenise"
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not {"tokenizer", "splits"} <= found.keys():
         raise UserError(f"the tokens in {folder} are not in the format {FORMAT} of this realsr-r1 ({folder / STORE_FILE}); "
                         f"{again} in another folder")
     made_by = found["tokenizer"]
