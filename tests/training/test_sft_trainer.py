@@ -17,7 +17,7 @@ from realsr_r1.processing import ChainProcessor
 from realsr_r1.training.config import ColdStartConfig
 from realsr_r1.training.dropout import add_dropout
 from realsr_r1.training.samplers import EpochSampler
-from realsr_r1.training.sft_trainer import IGNORED, TILE, ColdStartTrainer, pack_samples
+from realsr_r1.training.sft_trainer import IGNORED, ROW_TILE, TILE, ColdStartTrainer, pack_samples
 
 from ..small import records, write_model
 
@@ -65,7 +65,8 @@ def test_packing_changes_no_samples_loss(model, processor, samples, tmp_path):
     rows = [samples[number] for number in (3, 1, 0, 5, 2, 4)]
     batch = pack_samples(rows)
     assert batch["lengths"] == [len(row["input_ids"]) for row in rows]
-    assert batch["input_ids"].shape == (1, sum(-(-length // TILE) * TILE for length in batch["lengths"]))
+    tokens = sum(-(-length // TILE) * TILE for length in batch["lengths"])
+    assert batch["input_ids"].shape == (1, -(-tokens // ROW_TILE) * ROW_TILE) and tokens % ROW_TILE
     policy = trainer.model.eval()
     with torch.no_grad():
         logits = policy(input_ids=batch["input_ids"], shared_prompts=batch["layout"], logits_to_keep=batch["where"]).logits[0]

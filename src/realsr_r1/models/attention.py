@@ -43,7 +43,8 @@ class SharedHeadNorm(nn.Module):
 class LuminaAttention(ChameleonAttention):
     """Chameleon's attention with a `SharedHeadNorm` each for queries and keys. A layer's own becomes one by `adopt`.
 
-    With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and `shared_masks` its masks.
+    With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and `shared_masks` its masks; `places` (K,) are
+    those in the row whose result is asked for.
     """
 
     @classmethod
@@ -56,7 +57,8 @@ class LuminaAttention(ChameleonAttention):
         attention.k_norm = SharedHeadNorm(key_rows, attention.num_key_value_heads, attention.head_dim)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: SharedPrompts | None = None,
-                shared_masks: Any = None, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+                shared_masks: Any = None, places: torch.Tensor | None = None, **kwargs: Any
+                ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """States -> attended states, and weights as transformers gives them (of a packed row None)."""
         if shared_prompts is None:
             return super().forward(hidden_states, *args, **kwargs)
@@ -64,7 +66,8 @@ class LuminaAttention(ChameleonAttention):
                              for projection in (self.q_proj, self.k_proj, self.v_proj))
         cos, sin = (table[0, :, None] for table in kwargs["position_embeddings"])
         query, key = rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin)
-        return self.o_proj(attend(self, query, key, value, shared_prompts, shared_masks).flatten(1)[None]), None
+        attended = attend(self, query, key, value, shared_prompts, shared_masks).flatten(1)
+        return self.o_proj((attended if places is None else attended.index_select(0, places))[None]), None
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """The policy: the Lumina-mGPT decoder (Chameleon's, arXiv 2405.09818) with image logits, in the published layout.
 
 Layers are transformers' Chameleon. Ours are the attention's norms and its way through packed rows
-(`realsr_r1.models.attention`), and a head that does not mask image tokens. No image tokenizer inside. Knows ids only.
+(`realsr_r1.models.attention`), the last layer's way through them (`realsr_r1.models.last_layer`), and a head that does not mask
+image tokens. No image tokenizer inside. Knows ids only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonSwinDecoderLayer,
 )
 
+from realsr_r1.models import last_layer
 from realsr_r1.models.attention import LuminaAttention, SharedHeadNorm
 from realsr_r1.models.shared_prompt import SharedPrompts, masks
 
@@ -55,6 +57,7 @@ class LuminaPreTrainedModel(ChameleonPreTrainedModel):
     """Config class, initialisation and split rules shared by the decoder and the policy."""
 
     config_class = LuminaConfig
+    _no_split_modules = [*ChameleonPreTrainedModel._no_split_modules, "LastLayer", "LastSwinLayer"]
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, SharedHeadNorm):
@@ -81,6 +84,7 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
         for layer in self.layers:
             LuminaAttention.adopt(layer.self_attn)
+        last_layer.adopt(self.layers[-1])
         self.norm = ChameleonRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = ChameleonRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
@@ -88,11 +92,12 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
 
     def forward(self, input_ids: torch.LongTensor | None = None, attention_mask: Any = None,
                 position_ids: torch.LongTensor | None = None, shared_prompts: SharedPrompts | None = None,
-                **kwargs: Any) -> BaseModelOutputWithPast:
+                predicting: torch.Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
         """Chameleon's forward; with `shared_prompts`, `input_ids` (1, T) is the packed row they describe, positions included.
 
         Then `last_hidden_state` is (completions, length + 1, hidden): the states that predict each completion's tokens. Of
-        a row of samples it stays (1, T, hidden). Raises `ValueError` for a cache beside it: a row begins at its prompts.
+        a row of samples it is (1, T, hidden), or (1, K, hidden) of the places `predicting` (K,). Raises `ValueError` for a cache
+        beside it: a row begins at its prompts.
         """
         if shared_prompts is None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
@@ -101,7 +106,8 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         outputs = super().forward(
             input_ids=input_ids, position_ids=shared_prompts.positions().to(input_ids.device),
             attention_mask=input_ids.new_empty(1, 1, 0, 0),  # four dimensions: transformers builds none of its own
-            shared_prompts=shared_prompts, shared_masks=masks(self.config, shared_prompts, self.embed_tokens.weight), **kwargs)
+            shared_prompts=shared_prompts, shared_masks=masks(self.config, shared_prompts, self.embed_tokens.weight),
+            predicting=predicting, **kwargs)
         if shared_prompts.has_completions:
             outputs.last_hidden_state = outputs.last_hidden_state[0, shared_prompts.predecessors().to(input_ids.device)]
         return outputs
@@ -138,11 +144,14 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
         `input_ids` (B, L); `attention_mask` (B, past + L), 1 = attend; `position_ids` (B, L); `logits_to_keep`: only
         the last n positions (0 = all), or a tensor of positions.
         """
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        row = kwargs.get("shared_prompts")
+        if row is not None and not row.has_completions and not isinstance(logits_to_keep, int):
+            kwargs["predicting"], kept = logits_to_keep, slice(None)
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs)
         hidden_states = outputs.last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, kept, :])
         loss = None
         if labels is not None:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label that is not scored
 SAMPLE_CHAINS = 2
-TILE = 16  # tokens: few different shapes (oneDNN compiles for each), whole tiles of the processors' matrix units
+# In tokens: few different shapes (oneDNN compiles for each), whole tiles of the processors' matrix units.
+TILE, ROW_TILE = 16, 64
 
 
 class ColdStartTrainer(Trainer):
@@ -90,8 +91,11 @@ class ColdStartTrainer(Trainer):
                      num_items_in_batch: torch.Tensor | int | None = None) -> Any:
         """The loss of a packed row (`pack_samples`), over `num_items_in_batch` tokens."""
         layout, where, sections = inputs["layout"], inputs["where"], inputs["sections"]
-        outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout, logits_to_keep=where, use_cache=False)
-        nll, log_z = cross_entropy(outputs.logits.squeeze(0), inputs["labels"][0, where + 1])
+        filling = where[-1:].expand(-len(where) % ROW_TILE)
+        outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout, logits_to_keep=torch.cat((where, filling)),
+                        use_cache=False)
+        labels = inputs["labels"][0, where + 1]
+        nll, log_z = cross_entropy(outputs.logits[0, :len(where)], labels)
         total = nll.sum()
         if self.args.z_loss:
             total = total + self.args.z_loss * log_z.square().sum()
@@ -198,7 +202,7 @@ def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     `where` the states are that predict them, their `sections` and the numbers of their `samples`, (K,) each. `lengths`: tokens
     of each sample, in the order given.
 
-    Each is filled up to a multiple of `TILE` tokens, which nothing attends to and nothing scores.
+    Each is filled up to a multiple of `TILE` tokens, and the row to one of `ROW_TILE`, which nothing attends to and nothing scores.
     """
     lengths = [len(sample["input_ids"]) for sample in samples]
     order = sorted(range(len(samples)), key=lengths.__getitem__)  # neighbours of one length are attended to together
@@ -207,8 +211,10 @@ def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
                                                          for number, gap in zip(order, gaps, strict=True)])).long()
                      for key, filling in (("input_ids", 0), ("sections", QUESTION)))
     filled = [lengths[number] + gap for number, gap in zip(order, gaps, strict=True)]
+    rest = -sum(filled) % ROW_TILE
+    ids, sections = (torch.nn.functional.pad(row, (0, rest), value=filling) for row, filling in ((ids, 0), (sections, QUESTION)))
     scored = (sections != QUESTION).nonzero()[:, 0]
     return {"input_ids": ids[None], "labels": ids.masked_fill(sections == QUESTION, IGNORED)[None],
             "where": scored - 1, "sections": sections[scored],
             "samples": torch.tensor(order).repeat_interleave(torch.tensor(filled))[scored],
-            "layout": SharedPrompts.of_samples(filled), "lengths": lengths}
+            "layout": SharedPrompts.of_samples([*filled, rest] if rest else filled), "lengths": lengths}
