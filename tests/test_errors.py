@@ -66,6 +66,14 @@ def test_output_that_nobody_reads_is_no_traceback():
     assert (process.wait(), process.stderr.read()) == (1, b"")
 
 
+def test_another_broken_pipe_keeps_its_traceback():
+    def main(argv):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run(main, [])
+
+
 @pytest.mark.parametrize("code", [errno.ENAMETOOLONG, errno.EROFS])
 def test_a_path_that_cannot_be_used_is_one_line_and_exit_code_2(code, capsys):
     def main(argv):

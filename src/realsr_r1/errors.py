@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     """Run an entry point's `main(argv)` and leave the process with its exit code.
 
     A `UserError`, a path that can't be used (rights, a read-only disk, too long a name) and a full disk become one line on stderr
-    and exit code 2; any other exception keeps its traceback, because then the fault is ours. Under torchrun all ranks find the same
-    bad input, and rank 0 says it.
+    and exit code 2, Ctrl-C one line and 130; where nobody reads the output the code is 1. Any other exception keeps its traceback,
+    because then the fault is ours. Under torchrun all ranks find the same bad input, and rank 0 says it.
     """
     try:
         with _information_on_stdout():
@@ -35,8 +36,10 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     except KeyboardInterrupt:
         _complain("interrupted")
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read the output is gone; what Python would still write there has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _is_stdout_broken():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what Python still has to write goes
         code = 1
     except Exception as error:
         filename = getattr(error, "filename", None)
@@ -49,6 +52,16 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
             raise
         code = _complain(reason, of_one_rank=True)
     sys.exit(code)
+
+
+def _is_stdout_broken() -> bool:
+    """Whether whoever read the output is gone."""
+    events = select.poll()
+    try:
+        events.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # it is no file
+        return False
+    return any(event & select.POLLERR for _, event in events.poll(0))
 
 
 @contextmanager

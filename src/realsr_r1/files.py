@@ -16,6 +16,7 @@ from typing import Any
 
 from realsr_r1.errors import UserError
 
+TRIAL = ".realsr-r1-"  # begins the names of folders that are made to see whether one can be
 NOTE = "made_from.json"  # in a folder that is being made
 
 
@@ -208,7 +209,7 @@ def check_new_folder(path: str | Path, flag: str) -> None:
             place = place.parent
         if not place.is_dir():
             raise UserError(f"{place} is not a folder (given by {flag}{'' if place == path.absolute() else f' {path}'})")
-        with tempfile.TemporaryDirectory(prefix=".realsr-r1-", dir=place):
+        with tempfile.TemporaryDirectory(prefix=TRIAL, dir=place):
             pass
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or error

@@ -101,6 +101,15 @@ def misbehaved(settings):
         return ["answered"]
     return model
 
+def forked(settings):
+    if os.fork() == 0:
+        settings = {"word": "the copy"}
+    return lambda images: [[settings.get("word", "the model")] for _ in images]
+
+def dying(settings):
+    subprocess.Popen(["sleep", "300"])  # which holds the connection's other end
+    os._exit(3)
+
 def broken(settings):
     raise ValueError("no weights")
 '''
@@ -179,6 +188,21 @@ def test_a_model_that_forks_wanders_or_cannot_say_what_is_wrong(workplace, monke
     assert not status.exists() or status.read_text().split(")")[1].split()[0] == "Z"
 
 
+def test_an_unreadable_photo_spoils_no_batch_though_nothing_is_asked_again(workplace):
+    (workplace / "asking.yaml").write_text("retries: 0\ntagger: {word: thing}\n")
+    (workplace / "images" / "103.png").write_bytes(b"no photo")
+    assert main([*flags(workplace, "--tagger", "local_models:good"), "--skip_bad"]) == 0
+    (item,) = map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())
+    assert item["name"] == "103.png" and "103.png can't be read as an image" in item["reason"]
+    assert len(load_dataset_dict(workplace / "out")["train"]) == 7
+
+
+def test_a_factory_that_forks_leaves_one_model(workplace):
+    (workplace / "asking.yaml").write_text("batch_size: 2\ntagger: {}\n")
+    assert main(flags(workplace, "--tagger", "local_models:forked")) == 0
+    assert load_dataset_dict(workplace / "out")["train"]["tag"][:] == [["the model"]] * 8
+
+
 def test_after_a_model_failed_on_all_photos_the_same_command_asks_again(workplace):
     module = (workplace / "local_models.py").read_text()
     (workplace / "local_models.py").write_text(module.replace("return model", "return lambda images: 3"))
@@ -198,7 +222,8 @@ def test_one_bad_photo_does_not_spoil_its_batch(workplace):
 
 
 @pytest.mark.parametrize("spec, reason", [
-    ("local_models:broken", "no weights"), ("local_models:missing", "missing"), ("no_such_module:model", "no_such_module"),
+    ("local_models:broken", "no weights"), ("local_models:dying", "its process ended while it was made"),
+    ("local_models:missing", "missing"), ("no_such_module:model", "no_such_module"),
     ("no/such-model", "OSError")])
 def test_a_model_that_cannot_be_made_is_named(workplace, spec, reason):
     with pytest.raises(UserError, match=f"tagger {spec} can't be used .*{reason}"):

@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -118,6 +119,14 @@ def test_a_tar_with_a_damaged_header_is_listed_and_its_neighbours_are_used(tmp_p
         listing = list_photos(tmp_path, None, "train")
         assert {"good/a.png", "good/b.png"} <= {photo.name for photo in listing.photos}
         assert [item.name for item in listing.rejected] == ["torn.tar"], size
+
+
+def test_a_member_that_its_header_makes_larger_than_the_tar_is_no_photo(tmp_path):
+    write_tar(tmp_path / "part.tar", {"a.png": png(), "b.png": png()})
+    photo = list_photos(tmp_path / "part.tar", None, "train").photos[1]
+    huge = replace(photo, place=replace(photo.place, members={".png": (photo.place.members[".png"][0], 2**45)}))
+    with pytest.raises(UserError, match="ends inside this sample"):
+        decode(huge)
 
 
 def test_of_two_members_of_one_name_the_first_is_taken_and_the_second_listed(tmp_path):

@@ -273,6 +273,15 @@ def test_records_that_make_no_chain_are_listed_and_the_others_are_done(dataset, 
     assert [row["input_ids"].tolist() for row in tokens] == [expected[number].input_ids for number in (1, 3, 4, 5, 6)]
 
 
+def test_why_an_image_is_no_record_is_said_alike_each_time(dataset, tiny_model, tmp_path, capsys):
+    bad = as_images(with_column(dataset, tmp_path / "raw", "hq", [{"bytes": b"no photo", "path": None}],
+                                datasets.Image(decode=False)), tmp_path / "bad", "hq")
+    for name in ("one", "other"):
+        assert exit_code(pretokenise.main, argv(bad, tiny_model, tmp_path / name)) == 2
+    assert content(tmp_path / "one") == content(tmp_path / "other")
+    assert "an image in none of the known formats" in (tmp_path / "one" / "rejected.jsonl").read_text()
+
+
 def test_training_on_records_that_make_no_chain_says_the_way_out(dataset, tiny_model, tmp_path, capsys):
     bad = with_column(dataset, tmp_path / "bad", "degradation", [["light blur"]])
     training = argv(bad, tiny_model, tmp_path / "run")[:-2]

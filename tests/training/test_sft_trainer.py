@@ -18,6 +18,7 @@ from realsr_r1.training.config import ColdStartConfig
 from realsr_r1.training.dropout import add_dropout
 from realsr_r1.training.samplers import EpochSampler
 from realsr_r1.training.sft_trainer import IGNORED, ROW_TILE, TILE, ColdStartTrainer, pack_samples
+from realsr_r1.training.throughput import Throughput
 
 from ..small import records, write_model
 
@@ -88,6 +89,19 @@ def test_the_gradient_is_that_of_the_samples_alone(model, processor, samples, tm
     loss = trainer.compute_loss(policy, pack_samples(rows))
     for mine, own in zip(torch.autograd.grad(loss, list(policy.parameters())), expected, strict=True):
         torch.testing.assert_close(mine, own, rtol=1e-4, atol=1e-5 * float(own.abs().max()))
+
+
+def test_operations_are_counted_where_they_are_made(model):
+    policy = load_policy(model)
+    found = []
+    for scored in (0, 3):
+        throughput = Throughput(policy, None)
+        throughput.add([10], scored)
+        found.append(throughput.operations)
+    last = policy.model.layers[-1]
+    weights = sum(module.weight.numel() for module in (policy.lm_head, last.self_attn.o_proj, last.mlp.gate_proj, last.mlp.up_proj,
+                                                       last.mlp.down_proj))
+    assert found[1] - found[0] == 3 * 6 * weights  # forward, and the gradients of input and weights
 
 
 def test_a_step_logs_losses_by_section_and_throughput(model, processor, samples, tmp_path):

@@ -101,7 +101,9 @@ def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess) -> dict[str, d
     try:
         answers = model.answers(photos)
     except Unreadable as failure:
-        return {photo.name: {"error": str(failure)} for photo in photos}
+        if len(photos) == 1:
+            return {photos[0].name: {"error": str(failure)}}
+        return {name: found for photo in photos for name, found in _ask([photo], kind, model).items()}
     except ModelFailure as failure:
         return {photo.name: {"error": f"{model.name} {failure}"} for photo in photos}
     return {photo.name: _checked(answer, kind, model.name) for photo, answer in zip(photos, answers, strict=True)}

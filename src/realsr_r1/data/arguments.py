@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.errors import UserError
-from realsr_r1.files import check_new_folder, escaped, existing_folder
+from realsr_r1.files import TRIAL, check_new_folder, escaped, existing_folder
 
 if TYPE_CHECKING:
     from realsr_r1.data.making import Shard
@@ -153,7 +153,8 @@ def check_output(args: argparse.Namespace) -> None:
         raise UserError(f"--output {args.output} is a mount point, which can't be replaced; give a folder in it")
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder")
-    if args.output.is_dir() and any(args.output.iterdir()) and not (args.output / STATE_FILE).is_file():
+    found = [path for path in args.output.iterdir() if not path.name.startswith(TRIAL)] if args.output.is_dir() else []
+    if found and not (args.output / STATE_FILE).is_file():
         raise UserError(f"--output {args.output} has files that create-json did not make; give a new folder")
 
 

@@ -1,7 +1,7 @@
 """Chains to train the cold start on: bodies in several natural wordings, images from the HQ photo, ids for both.
 
 Knows records and the processor; conversations of other projects are read in `realsr_r1.data.conversations`, shards of
-tokens are written in `realsr_r1.data.token_store`, and the training itself is in `realsr_r1.sft`.
+tokens are written in `realsr_r1.data.tokenising`, and the training itself is in `realsr_r1.sft`.
 """
 
 from __future__ import annotations

@@ -136,16 +136,19 @@ def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> 
 
     `where`: the dataset and its split. `tag` has to be a list here; what nothing is known of may be empty.
     """
-    from PIL.Image import DecompressionBombError
+    from PIL import UnidentifiedImageError
 
-    unreadable = (OSError, SyntaxError, ValueError, DecompressionBombError)
     try:
         rows = records[list(numbers)]
-    except unreadable:
+    except MemoryError:
+        raise
+    except Exception:  # decoders raise anything on a damaged file: OSError, SyntaxError, struct.error, ...
         for number in numbers:
             try:
                 records[number]
-            except unreadable as error:
+            except UnidentifiedImageError as error:  # its text is of the open file, another one in each run
+                raise UserError(f"record {number} of {where} can't be read (an image in none of the known formats)") from error
+            except Exception as error:
                 raise UserError(f"record {number} of {where} can't be read ({error})") from error
         raise
     images = {"image", "hq"} & rows.keys()

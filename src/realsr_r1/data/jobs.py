@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,9 +130,9 @@ class PhotoJob:
                 except UserError as error:
                     writer.rejected[photo.name] = Item(photo.name, str(error))
                 except OSError as error:
-                    if error.errno not in NAME_ERRORS:
+                    if error.errno not in NAME_ERRORS or error.filename is None:
                         raise
-                    where = Path(error.filename).relative_to(self.work)
+                    where = os.path.relpath(error.filename, self.work)
                     writer.rejected[photo.name] = Item(photo.name, f"{where} can't be written ({error.strerror})")
 
     def _make_photo(self, photo: Photo, tasks: list[Task], writer: PartWriter) -> None:

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from typing import Any
 
 from realsr_r1.data.photos import decode
@@ -70,12 +71,18 @@ class ModelProcess:
     def _heard(self, number: int) -> tuple[str, str]:
         """What the process says to request `number`; what it says beside that (a copy of itself, forked) is passed over."""
         until = time.monotonic() + self.timeout_seconds
-        while self._connection.poll(max(0.0, until - time.monotonic())):
-            answered, outcome, said = self._connection.recv()
+        while wait([self._connection, self._process.sentinel], max(0.0, until - time.monotonic())):
+            answered, outcome, said = self._received()
             if answered == number:
                 return outcome, said
         self.end()
         raise ModelFailure(f"took longer than {self.timeout_seconds:g} s")
+
+    def _received(self) -> tuple[int, str, str]:
+        """Raises `EOFError` where the process is gone, though copies of it may hold its end of the connection."""
+        if not self._connection.poll():
+            raise EOFError
+        return self._connection.recv()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -85,7 +92,8 @@ class ModelProcess:
         self._process.start()
         theirs.close()
         try:
-            outcome, value = self._connection.recv()  # loading has no limit: weights may have to be downloaded
+            wait([self._connection, self._process.sentinel])  # loading has no limit: weights may have to be downloaded
+            _, outcome, value = self._received()
         except (EOFError, OSError):
             outcome, value = "failed", "its process ended while it was made"
         if outcome == "failed":
@@ -109,14 +117,18 @@ def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], long
     os.setpgid(0, 0)
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which ends this process
+    own, number = os.getpid(), 0
     try:
         model = _make(spec, kind, settings)
+        outcome = ("ready", "")
     except BaseException as error:
-        connection.send(("failed", _line(error)))
-        return
-    connection.send(("ready", None))
-    own = os.getpid()
+        outcome = ("failed", _line(error))
     while True:
+        if os.getpid() != own:  # a copy of this process that the factory or the model made and left running
+            os._exit(0)
+        connection.send((number, *outcome))
+        if outcome[0] == "failed" and number == 0:
+            return
         try:
             number, photos = connection.recv()
         except EOFError:
@@ -129,9 +141,6 @@ def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], long
             outcome = ("unreadable", _line(error))
         except BaseException as error:  # a KeyboardInterrupt or SystemExit in here is the model's, too
             outcome = ("failed", _line(error))
-        if os.getpid() != own:  # a copy of this process that the model made and left running
-            os._exit(0)
-        connection.send((number, *outcome))
 
 
 class UnreadablePhoto(UserError):

@@ -54,11 +54,10 @@ class TarPlace:
             return None
         start, size = self.members[suffix]
         with open(self.tar, "rb") as file:
+            if start + size > os.fstat(file.fileno()).st_size:
+                raise UserError(f"{self.tar} ends inside this sample")
             file.seek(start)
-            data = file.read(size)
-        if len(data) < size:
-            raise UserError(f"{self.tar} ends inside this sample")
-        return data
+            return file.read(size)
 
 
 @dataclass(frozen=True)

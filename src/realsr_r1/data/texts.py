@@ -1,4 +1,4 @@
-"""What a text must be to stand in a chain: that of a photo's tag, of a description, of a label.
+"""What a text must be to stand in a chain: that of a photo's tag, of a description, of a label, of a question.
 
 Knows texts only. Where they are read is sidecars.py's and dataset.py's business.
 """

@@ -25,9 +25,12 @@ class Throughput:
     def __init__(self, policy: nn.Module, peak: float | None):
         matrices = {name: module for name, module in policy.named_modules() if isinstance(module, nn.Linear)}
         self.peak = peak
-        self.layers, self.head = ([module for name, module in matrices.items() if ("lm_head" in name) == is_head]
-                                  for is_head in (False, True))
         config = policy.config
+        last = f"layers.{config.num_hidden_layers - 1}."
+        # What runs only where an answer is predicted: the head, and in the last layer all after attention (models/last_layer.py).
+        scored = {name for name in matrices if "lm_head" in name or last in name and (".mlp." in name or ".o_proj" in name)}
+        self.layers, self.head = ([module for name, module in matrices.items() if (name in scored) == at_scored]
+                                  for at_scored in (False, True))
         self.attention = 2 * config.hidden_size * config.num_hidden_layers  # forward, causal, times a sample's length squared
         self.restart()
 
