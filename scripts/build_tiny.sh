@@ -13,7 +13,7 @@ realsr() { "$python" -m realsr_r1.cli "$@"; }
 stage() { printf '\n== %s (%s s since start)\n' "$1" "$SECONDS"; }
 
 stage "photographs"
-"$python" scripts/gather_photos.py --source all --output "$work/photos"
+"$python" scripts/tools/gather_photos.py --source all --output "$work/photos"
 held_out=$("$python" -c "import json; print(','.join(p['name'] for p in json.load(open('assets/photos/photos.json')) if p['held_out']))")
 
 stage "dataset: crops of several scales, degraded, with true labels"

@@ -12,7 +12,7 @@ source scripts/cpu_env.sh
 python=.venv/bin/python
 realsr() { "$python" -m realsr_r1.cli "$@"; }
 
-"$python" scripts/gather_photos.py --source wheels --output "$work/photos"
+"$python" scripts/tools/gather_photos.py --source wheels --output "$work/photos"
 realsr create-json --images "$work/photos" --tags assets/photos/tags --descriptions assets/photos/descriptions \
     --degradation configs/degradation/tiny.yaml --crop_px 48 --crops_per_photo 200 --test_crops_per_photo 48 \
     --crop_scales 0.15,1.0 --test_photos coffee,rocket,flower --skip_bad --output "$work/dataset"
@@ -31,5 +31,5 @@ for seed in "${seeds[@]}"; do
     realsr report --run "$run" --compare "$work/before-test_crops-$seed.json" "$work/after-test_crops-$seed.json"
     echo "seed $seed: $((SECONDS - started)) s"
 done
-"$python" scripts/evidence_table.py "$work" > "$work/table.md"
+"$python" scripts/tools/evidence_table.py "$work" > "$work/table.md"
 cat "$work/table.md"

@@ -31,7 +31,7 @@ python=.venv/bin/python
 realsr() { "$python" -m realsr_r1.cli "$@"; }
 data=$work/dataset model=assets/tiny run=$work/grpo recipe=configs/recipes/tiny_grpo.yaml
 
-stage "photographs" "$python" scripts/gather_photos.py --source wheels --output "$work/photos"
+stage "photographs" "$python" scripts/tools/gather_photos.py --source wheels --output "$work/photos"
 stage "dataset" realsr create-json --images "$work/photos" --tags assets/photos/tags \
     --descriptions assets/photos/descriptions --degradation configs/degradation/tiny.yaml --crop_px 48 \
     --crops_per_photo 24 --test_crops_per_photo 8 --crop_scales 0.15,1.0 --test_photos coffee,rocket,flower \
@@ -58,7 +58,7 @@ stage "rewards before" score before "$model" "cold start"
 stage "GRPO, 2 processes, DeepSpeed ZeRO-3" grpo
 stage "export" export_model
 stage "rewards after" score after "$work/model" "after GRPO" --compare "$work/before.json"
-stage "test photos" "$python" scripts/split_photos.py --dataset_name "$data" --split test_crops --samples 32 --output "$work/test_crops"
+stage "test photos" "$python" scripts/tools/split_photos.py --dataset_name "$data" --split test_crops --samples 32 --output "$work/test_crops"
 stage "restore" realsr restore --model "$work/model" --input "$work/test_crops/lq" --output "$work/restored"
 stage "evaluate" evaluate
 stage "report" report

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, then the whole test suite. Arguments go to pytest: bash scripts/test.sh tests/test_chain.py -k parse
+# Set-up, then the whole test suite. Arguments go to pytest: bash scripts/test.sh tests/chain -k parse
 set -euo pipefail
 started=$SECONDS
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."

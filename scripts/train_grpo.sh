@@ -26,7 +26,7 @@ else
         --learning_rate=2e-06 --save_only_model true --num_generations 5
     )
 fi
-exec "$PYTHON" scripts/torchrun.py --nproc_per_node="$NPROC" --nnodes=1 --node_rank=0 \
+exec "$PYTHON" scripts/tools/torchrun.py --nproc_per_node="$NPROC" --nnodes=1 --node_rank=0 \
     --master_addr=127.0.0.1 --master_port="$MASTER_PORT" src/realsr_r1/grpo.py \
     --output_dir "$OUTPUT" --model_name_or_path "$MODEL" --dataset_name "$DATASET" \
     --deepspeed "$DEEPSPEED" --run_name "$RUN_NAME" "${settings[@]}" "$@"

@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${RECIPE:?name the recipe: RECIPE=configs/recipes/...}" "${MODEL:?name the model folder: MODEL=...}"
 : "${DATASET:?name the dataset folder: DATASET=...}" "${OUTPUT:?name the run folder: OUTPUT=...}"
 export DEBUG_MODE=${DEBUG_MODE:-false} LOG_PATH=${LOG_PATH:-$OUTPUT/reward_log.txt}
-exec "${PYTHON:-.venv/bin/python}" scripts/torchrun.py --nnodes="$NNODES" --node_rank="$NODE_RANK" \
+exec "${PYTHON:-.venv/bin/python}" scripts/tools/torchrun.py --nnodes="$NNODES" --node_rank="$NODE_RANK" \
     --nproc_per_node="${NPROC:-8}" --master_addr="$MASTER_ADDR" --master_port="${MASTER_PORT:-11317}" \
     src/realsr_r1/grpo.py --config "$RECIPE" --output_dir "$OUTPUT" --model_name_or_path "$MODEL" \
     --dataset_name "$DATASET" --deepspeed "${DEEPSPEED:-local_scripts/zero3.json}" \

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.tokens import code_name
+from realsr_r1.chain.tokens import code_name
 
 from .conftest import ROOT
 
@@ -101,7 +101,7 @@ def lumina_folder(folder: Path, dtype: str = "float32", max_shard_size: str = "1
     """
     import torch
 
-    from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
+    from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 
     shape = {**SHAPE, "model_parallel_size": 1, "swin_norm": False, "rope_theta": 10000.0, "rope_scaling": None, **changes}
     torch.manual_seed(0)

@@ -60,8 +60,8 @@ def write_model(folder: Path, tokenizers: Path, target_px: int = 32, seed: int =
     """A model folder with a small random policy, on the tokenizers of another folder."""
     import torch
 
-    from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 
     processor = ChainProcessor.from_pretrained(tokenizers)
     processor.settings = dataclasses.replace(processor.settings, target_px=target_px, sampling={"max_text_tokens": 6})
@@ -79,7 +79,7 @@ def write_model(folder: Path, tokenizers: Path, target_px: int = 32, seed: int =
 
 def exit_code(main: Any, argv: list[str]) -> int:
     """The code a process would leave with, were `main` its entry point."""
-    from realsr_r1.errors import run
+    from realsr_r1.core.errors import run
 
     try:
         run(main, argv)

@@ -74,7 +74,7 @@ def test_a_command_gets_the_arguments_after_its_name(monkeypatch):
 
 def test_a_commands_bad_input_is_exit_code_2(monkeypatch, capsys):
     import realsr_r1.create_json
-    from realsr_r1.errors import UserError
+    from realsr_r1.core.errors import UserError
 
     def refuse(argv):
         raise UserError("no such folder: photos")

@@ -13,9 +13,9 @@ import pytest
 import skimage
 from PIL import Image
 
+from realsr_r1.core.errors import UserError, run
 from realsr_r1.create_json import main
-from realsr_r1.data.dataset import load_dataset_dict
-from realsr_r1.errors import UserError, run
+from realsr_r1.data.records import load_dataset_dict
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 TINY = Path(__file__).parents[1] / "configs" / "degradation" / "tiny.yaml"

@@ -17,9 +17,9 @@ import datasets
 import pytest
 from PIL import Image
 
+from realsr_r1.core.errors import UserError
 from realsr_r1.create_json import main
-from realsr_r1.data.dataset import load_dataset_dict
-from realsr_r1.errors import UserError
+from realsr_r1.data.records import load_dataset_dict
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "configs" / "degradation" / "tiny.yaml"

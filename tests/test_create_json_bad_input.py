@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realsr_r1.core.errors import run
 from realsr_r1.create_json import main
-from realsr_r1.data.dataset import load_dataset_dict
-from realsr_r1.errors import run
+from realsr_r1.data.records import load_dataset_dict
 
 TINY = Path(__file__).parents[1] / "configs" / "degradation" / "tiny.yaml"
 

@@ -14,7 +14,7 @@ from PIL import Image
 from skimage import color, data, metrics
 
 from realsr_r1 import evaluate
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 
 PHOTOS = {"astronaut": data.astronaut()[60:108, 200:248], "coffee": data.coffee()[150:198, 250:298],
           "chelsea": data.chelsea()[90:138, 130:178]}  # 48 px, as the tiny model's images

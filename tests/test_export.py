@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration
 
 from realsr_r1 import export
-from realsr_r1.chain_settings import ChainSettings
-from realsr_r1.files import read_yaml
+from realsr_r1.chain.processor import ChainProcessor
+from realsr_r1.chain.settings import ChainSettings
+from realsr_r1.core.files import read_yaml
 from realsr_r1.models import load_image_tokenizer, load_policy
-from realsr_r1.processing import ChainProcessor
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
 from .conftest import ROOT
@@ -197,7 +197,7 @@ def test_a_type_that_is_asked_for_is_written_and_said(tmp_path):
 
 
 def test_large_policies_are_written_in_shards(tmp_path, monkeypatch):
-    from realsr_r1.models.policy import LuminaPolicy
+    from realsr_r1.models.lumina.policy import LuminaPolicy
 
     published = lumina_folder(tmp_path / "published")
     save = LuminaPolicy.save_pretrained

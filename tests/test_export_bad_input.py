@@ -10,9 +10,16 @@ import pytest
 import torch
 
 from realsr_r1 import export
-from realsr_r1.errors import run
+from realsr_r1.core.errors import run
 
-from .published import export_flags, image_tokenizer, lumina_folder, published_state, text_tokenizer, write_adapter
+from .published import (
+    export_flags,
+    image_tokenizer,
+    lumina_folder,
+    published_state,
+    text_tokenizer,
+    write_adapter,
+)
 
 
 def complaint(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -13,7 +13,7 @@ from .small import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 PURE = str(ROOT / "configs/models/pure_7b")
-SEVEN_BILLION = ["--config", str(ROOT / "configs/recipes/pure_7b.yaml"), "--model_name_or_path", PURE]
+SEVEN_BILLION = ["--config", str(ROOT / "configs/recipes/pure_7b_grpo.yaml"), "--model_name_or_path", PURE]
 GIB = 2**30
 
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from realsr_r1 import chain, report
-from realsr_r1.errors import UserError
+from realsr_r1 import report
+from realsr_r1.chain import text as chain
+from realsr_r1.core.errors import UserError
 
 REWARDS = ("format", "degradation", "understanding", "generation")
 TRUTH = ["light blur", "downsample", "medium noise", "light compression", "upsample"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from realsr_r1.chain import parse_chain
-from realsr_r1.images import with_colors_of
+from realsr_r1.chain.text import parse_chain
+from realsr_r1.core.images import with_colors_of
 from realsr_r1.restore import BAD_ITEMS_FILE, main
 
 from .small import exit_code, photo, write_model

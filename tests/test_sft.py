@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from realsr_r1.chain import SECTIONS, parse_chain
+from realsr_r1.chain.processor import ChainProcessor
+from realsr_r1.chain.text import SECTIONS, parse_chain
 from realsr_r1.models import load_policy
-from realsr_r1.processing import ChainProcessor
 from realsr_r1.sft import TOKENS_FOLDER, main
 
 from .small import LABELS, exit_code, photo, write_dataset

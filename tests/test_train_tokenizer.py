@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from realsr_r1 import train_tokenizer
+from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from realsr_r1.processing import ChainProcessor
 from realsr_r1.train_tokenizer import STATE_FILE, learning_rate_share, main, restart_dead_codes
 
 from .small import exit_code, photo, write_dataset

@@ -9,7 +9,7 @@ import importlib
 import sys
 
 from realsr_r1 import __version__
-from realsr_r1.errors import UserError, run
+from realsr_r1.core.errors import UserError, run
 
 # command -> (module of the package, what it does), in the order of the job
 COMMANDS = {

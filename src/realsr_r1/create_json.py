@@ -1,7 +1,7 @@
 """realsr-r1 create-json: photos and what is known of them -> degraded crops, JSON lists in the published format, and a DatasetDict.
 
-With --json, an existing list becomes a DatasetDict as it is. Plans what data/arguments.py has read from the command line;
-data/making.py has the parts made and joined, data/jobs.py makes one.
+With --json, an existing list becomes a DatasetDict as it is. Plans what data/building/arguments.py has read from the command line;
+data/building/build.py has the parts made and joined, data/building/jobs.py makes one.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.data.arguments import check_arguments, check_output, fingerprint, parser
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import clear_leftovers, read_json
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import clear_leftovers, read_json
+from realsr_r1.data.building.arguments import check_arguments, check_output, fingerprint, parser
 
 if TYPE_CHECKING:
-    from realsr_r1.data.making import Plan
-    from realsr_r1.data.parts import Part
-    from realsr_r1.data.sources import Item, Listing, Photo
+    from realsr_r1.data.building.build import Plan
+    from realsr_r1.data.building.parts import Part
+    from realsr_r1.data.photos.sources import Item, Listing, Photo
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make a dataset folder. Returns the exit code; raises `UserError` on bad input."""
     args = parser().parse_args(argv)
-    from realsr_r1.data import making
+    from realsr_r1.data.building import build as making
     from realsr_r1.reporting.dataset_page import write_dataset_page
 
     if args.merge:
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _exit_code(state: dict[str, Any], args: argparse.Namespace) -> int:
     """Raises `UserError` where items were bad. What is bad in a shard is said by --merge, which alone has them all."""
-    from realsr_r1.data.assembly import LEFT_OUT_FILE, REJECTED_FILE
+    from realsr_r1.data.building.assembly import LEFT_OUT_FILE, REJECTED_FILE
 
     if args.shard:
         return 0
@@ -72,7 +72,7 @@ def _exit_code(state: dict[str, Any], args: argparse.Namespace) -> int:
 
 def _finished_state(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """What `folder` was made from, if that is what is asked for now."""
-    from realsr_r1.data.making import STATE_FILE
+    from realsr_r1.data.building.build import STATE_FILE
 
     if not (folder / STATE_FILE).is_file():
         return None
@@ -87,15 +87,15 @@ def _finished_state(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] |
 
 def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     """Crops of photos, split as the arguments say."""
-    from realsr_r1.data.annotation import AnnotationConfig, annotating, models
-    from realsr_r1.data.crops import CropPlan
-    from realsr_r1.data.degradation_config import DegradationConfig
-    from realsr_r1.data.jobs import PhotoJob, make_missing_parts
-    from realsr_r1.data.making import Plan
-    from realsr_r1.data.near_duplicates import hash_photos
-    from realsr_r1.data.parts import plan_parts
-    from realsr_r1.data.sidecars import reader
-    from realsr_r1.data.sources import Item, all_photos, list_photos
+    from realsr_r1.data.building.build import Plan
+    from realsr_r1.data.building.jobs import PhotoJob, make_missing_parts
+    from realsr_r1.data.building.parts import plan_parts
+    from realsr_r1.data.degradation.config import DegradationConfig
+    from realsr_r1.data.degradation.crops import CropPlan
+    from realsr_r1.data.photos.annotation import AnnotationConfig, annotating, models
+    from realsr_r1.data.photos.near_duplicates import hash_photos
+    from realsr_r1.data.photos.sidecars import reader
+    from realsr_r1.data.photos.sources import Item, all_photos, list_photos
 
     config = DegradationConfig.from_yaml(args.degradation) if args.degradation else DegradationConfig()
     if args.crop_px % config.scale:
@@ -140,7 +140,7 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
 
 def _with_orphans(args: argparse.Namespace, listing: Listing, readers: Sequence[Any]) -> list[Any]:
     """What is wrong with the listing: rejected photos, and sidecars that belong to none."""
-    from realsr_r1.data.sources import stem_of
+    from realsr_r1.data.photos.sources import stem_of
 
     stems = [stem_of(item.name) for item in listing.rejected + listing.left_out] + [photo.stem for photo in listing.photos]
     source = str(args.images or args.hf_dataset)
@@ -149,7 +149,7 @@ def _with_orphans(args: argparse.Namespace, listing: Listing, readers: Sequence[
 
 def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
     """Names of the photos that --test_photos names: by name or file name, with or without suffix; by either view of a pair."""
-    from realsr_r1.data.sources import first_view, stem_of
+    from realsr_r1.data.photos.sources import first_view, stem_of
 
     text = args.test_photos
     if text.startswith("@"):
@@ -176,10 +176,10 @@ def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
 
 def _plan_list(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     """The records of --json that are as they must be."""
-    from realsr_r1.data.dataset import read_list, usual_keys
-    from realsr_r1.data.jobs import ListJob, make_missing_parts
-    from realsr_r1.data.making import Plan
-    from realsr_r1.data.parts import plan_list
+    from realsr_r1.data.building.build import Plan
+    from realsr_r1.data.building.jobs import ListJob, make_missing_parts
+    from realsr_r1.data.building.parts import plan_list
+    from realsr_r1.data.records import read_list, usual_keys
 
     root = args.images or args.json.parent
     records = read_list(args.json)
@@ -194,7 +194,7 @@ def _plan_list(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
 
 def _refuse_images_in_output(records: Sequence[Any], root: Path, output: Path) -> None:
     """Raise `UserError` where --output, which is written anew, holds images of the list."""
-    from realsr_r1.data.arrow_rows import COLUMN_OF_KEY
+    from realsr_r1.data.building.arrow_rows import COLUMN_OF_KEY
 
     root, output = root.resolve(), output.resolve()
     for record in records:

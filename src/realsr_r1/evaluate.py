@@ -1,6 +1,6 @@
 """realsr-r1 evaluate: restored photos against the originals, as a table, metrics.json and metrics.csv.
 
-Pairs files by name and averages; the metrics themselves are in metrics.py.
+Pairs files by name and averages; the metrics themselves are in measuring/metrics.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.devices import pick_device
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file, check_new_folder, existing_folder
-from realsr_r1.images import list_images, load_image
-from realsr_r1.metrics import BASELINE_METRICS, FID_FEATURES, METRICS, OFFLINE_METRICS, Scorer, load_metrics, parse_metrics
+from realsr_r1.core.devices import pick_device
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import atomic_file, check_new_folder, existing_folder
+from realsr_r1.core.images import list_images, load_image
+from realsr_r1.measuring.metrics import (
+    BASELINE_METRICS,
+    FID_FEATURES,
+    METRICS,
+    OFFLINE_METRICS,
+    Scorer,
+    load_metrics,
+    parse_metrics,
+)
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,15 +14,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_folder, check_new_folder, existing_folder, read_json, read_yaml, write_json
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import (
+    atomic_folder,
+    check_new_folder,
+    existing_folder,
+    read_json,
+    read_yaml,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from realsr_r1.models.policy import LuminaPolicy
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.models.lumina.policy import LuminaPolicy
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 TOKENIZER = "tokenizer.json"
@@ -147,9 +154,9 @@ def check_architecture(folder: Path) -> None:
 
 def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProcessor:
     """The processor of the checkpoint, or of its base, with the parts that flags name in place of its own."""
-    from realsr_r1.chain_settings import SETTINGS_FILE, ChainSettings
+    from realsr_r1.chain.processor import IMAGE_TOKENIZER_FOLDER, ChainProcessor
+    from realsr_r1.chain.settings import SETTINGS_FILE, ChainSettings
     from realsr_r1.models import load_image_tokenizer
-    from realsr_r1.processing import IMAGE_TOKENIZER_FOLDER, ChainProcessor
     from realsr_r1.rollout import RolloutConfig
 
     def part(flag: str, name: str, hint: str) -> Path:
@@ -187,7 +194,7 @@ def find_text_tokenizer(folders: list[Path], given: str | None) -> PreTrainedTok
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from realsr_r1.tokens import BOS, EOS, PAD, UNK
+    from realsr_r1.chain.tokens import BOS, EOS, PAD, UNK
 
     files = [Path(given)] if given else [folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()]
     if not files:
@@ -222,7 +229,7 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[LuminaPolicy, 
     from realsr_r1.models import load_policy
     from realsr_r1.models.checking import file_headers, stored_dtypes, tensor_headers
     from realsr_r1.models.loading import policy_config
-    from realsr_r1.models.policy import LuminaPolicy
+    from realsr_r1.models.lumina.policy import LuminaPolicy
 
     weights, *_ = [*base_of(source), source]
     if not has_weights(weights):
@@ -263,7 +270,7 @@ def save_ours(policy: LuminaPolicy, dtypes: Mapping[str, torch.dtype], processor
 def save_lumina(policy: LuminaPolicy, dtypes: Mapping[str, torch.dtype], tokenizer: PreTrainedTokenizerBase | None,
                 folder: Path) -> None:
     """The policy, and its text tokenizer where there is one, in Lumina-mGPT's layout."""
-    from realsr_r1.models.lumina_layout import lumina_config
+    from realsr_r1.models.lumina.layout import lumina_config
 
     save_weights(policy, dtypes, folder)
     if tokenizer is not None:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import check_new_folder, write_json
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import check_new_folder, write_json
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     """Settings, process group, resume check, rewards, processor, data, policy, trainer, train, save."""
     from trl import ModelConfig
 
-    from realsr_r1.settings import parse
+    from realsr_r1.core.settings import parse
     from realsr_r1.training.adapters import adapter_config, quantization_config
     from realsr_r1.training.config import ChainGRPOConfig
     from realsr_r1.training.launch import is_finished, prepare_process, save_model_folder
@@ -34,15 +34,15 @@ def main(argv: list[str] | None = None) -> None:
     prepare_process(args)
     from trl.trainer.utils import global_then_local_main_first
 
+    from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.models import load_policy
     from realsr_r1.models.loading import policy_config, tensor_shapes
-    from realsr_r1.processing import ChainProcessor
     from realsr_r1.rewards import load_reward_funcs
     from realsr_r1.rewards.registry import required_columns
     from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
-    from realsr_r1.training.grpo_trainer import ChainGRPOTrainer
-    from realsr_r1.training.prompts import load_prompts
+    from realsr_r1.training.grpo.prompts import load_prompts
+    from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
     if not model_args.model_name_or_path:
         raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 sft or export)")

@@ -1,6 +1,6 @@
 """Plan a GRPO run before renting GPUs: memory and time by part, what limits each, and what would fit.
 
-    realsr-r1 plan --config configs/recipes/pure_7b.yaml --model_name_or_path configs/models/pure_7b --gpu a100-80gb --gpus 6
+    realsr-r1 plan --config configs/recipes/pure_7b_grpo.yaml --model_name_or_path configs/models/pure_7b --gpu a100-80gb --gpus 6
 
 Needs no GPU and no weights: the formulas are in `realsr_r1.planning`.
 """
@@ -12,8 +12,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import read_yaml, write_json
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import read_yaml, write_json
 
 if TYPE_CHECKING:
     from realsr_r1.planning.machines import Machine
@@ -114,10 +114,10 @@ def _machine(own: argparse.Namespace) -> Machine:
 def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Workload:
     from trl import ModelConfig
 
-    from realsr_r1.chain_settings import SETTINGS_FILE
+    from realsr_r1.chain.settings import SETTINGS_FILE
+    from realsr_r1.core.settings import parse
     from realsr_r1.models.loading import policy_config
     from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, tokenizer_values, workload
-    from realsr_r1.settings import parse
     from realsr_r1.training.config import ChainGRPOConfig
 
     # A plan reads no data; grpo's settings ask for a name.
@@ -135,7 +135,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
 
 def _chain_settings(path: str | Path, required: bool) -> Any:
     """Chain settings from JSON or YAML; the published ones (512 px) where there is no such file and none was asked for."""
-    from realsr_r1.chain_settings import ChainSettings
+    from realsr_r1.chain.settings import ChainSettings
 
     if not required and not Path(path).is_file():
         return ChainSettings()

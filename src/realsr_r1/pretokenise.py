@@ -14,12 +14,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import check_new_folder
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import check_new_folder
 
 if TYPE_CHECKING:
-    from realsr_r1.data.sources import Item
-    from realsr_r1.data.token_store import Shard
+    from realsr_r1.data.photos.sources import Item
+    from realsr_r1.data.tokens.token_store import Shard
 
 SPLITS = ("train", "test_crops")  # what the cold start trains on, and what it evaluates on
 
@@ -32,9 +32,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--num_proc is {args.num_proc}; it must be at least 1")
     check_new_folder(args.output_dir, "--output_dir")
 
-    from realsr_r1.data.assembly import REJECTED_FILE, write_items
-    from realsr_r1.data.dataset import load_dataset_dict
-    from realsr_r1.data.token_store import (
+    from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.data.building.assembly import REJECTED_FILE, write_items
+    from realsr_r1.data.records import load_dataset_dict
+    from realsr_r1.data.tokens.token_store import (
         clear_partials,
         describe,
         missing_shards,
@@ -42,8 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         rejected_records,
         tokenizer_fingerprint,
     )
-    from realsr_r1.data.tokenising import open_source
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.data.tokens.tokenising import open_source
 
     fingerprint = tokenizer_fingerprint(ChainProcessor.from_pretrained(args.model_name_or_path))
     is_json = Path(args.dataset_name).suffix == ".json"
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _complain_of(rejected: Sequence[Item], records: int, made_now: bool, args: argparse.Namespace) -> None:
     """Raise `UserError` for records that make no chain, unless there are others and that is accepted."""
-    from realsr_r1.data.assembly import REJECTED_FILE
+    from realsr_r1.data.building.assembly import REJECTED_FILE
 
     said = (f"{len(rejected)} of {records} records make no chain, the first: {rejected[0].reason}; all are listed in "
             f"{args.output_dir / REJECTED_FILE}" + ("" if made_now else f"; remove {args.output_dir} to try them again"))
@@ -123,8 +123,8 @@ def _here(shards: Sequence[Shard], model: str, worker: int = 0) -> Iterator[int]
     """Make shards in this process, on a GPU where there is one; yields the records of each."""
     import torch
 
-    from realsr_r1.data.tokenising import ShardWriter
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.data.tokens.tokenising import ShardWriter
 
     device = f"cuda:{worker % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     writer = ShardWriter(ChainProcessor.from_pretrained(model, device=device))

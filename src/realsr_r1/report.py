@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file, check_new_folder
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import atomic_file, check_new_folder
 
 
 def main(argv: list[str] | None = None) -> int:

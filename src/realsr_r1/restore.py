@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from realsr_r1.chain import IMAGE_SECTIONS
-from realsr_r1.devices import POLICY_DTYPES, pick_device, policy_dtype
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file, atomic_folder, check_new_folder, read_json, write_json
-from realsr_r1.images import list_images, load_image
+from realsr_r1.chain.text import IMAGE_SECTIONS
+from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import atomic_file, atomic_folder, check_new_folder, read_json, write_json
+from realsr_r1.core.images import list_images, load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.rollout import RolloutEngine
 
 CHAINS_FOLDER, MADE_WITH_FILE, BAD_ITEMS_FILE = "chains", "made_with.json", "bad_items.txt"
@@ -129,8 +129,8 @@ def is_restored(output: Path, name: str, made_with: dict[str, Any]) -> bool:
 
 def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine]:
     """Policy and processor of the model folder, with its sampling settings under the flags."""
+    from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.models import load_policy
-    from realsr_r1.processing import ChainProcessor
     from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
     device = pick_device(args.device)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from realsr_r1.devices import POLICY_DTYPES, pick_device, policy_dtype
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import check_new_folder, read_json, write_json
+from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import check_new_folder, read_json, write_json
 
 RESAMPLES = 10_000
 
@@ -72,15 +72,15 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     from tqdm import tqdm
     from trl import ModelConfig
 
-    from realsr_r1.data.dataset import select_records
+    from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.core.settings import parse
+    from realsr_r1.data.records import select_records
     from realsr_r1.models import load_policy
-    from realsr_r1.processing import ChainProcessor
     from realsr_r1.rewards import load_reward_funcs
     from realsr_r1.rewards.registry import required_columns
     from realsr_r1.rollout import RolloutEngine
-    from realsr_r1.settings import parse
     from realsr_r1.training.config import ChainGRPOConfig
-    from realsr_r1.training.prompts import encode_prompts, needed_columns
+    from realsr_r1.training.grpo.prompts import encode_prompts, needed_columns
 
     recipe = ["--config", args.recipe] if args.recipe else []
     settings, _ = parse((ChainGRPOConfig, ModelConfig), [

@@ -10,14 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import check_new_folder, write_json
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import check_new_folder, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import ModelConfig
 
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.training.config import ColdStartConfig
 
 TOKENS_FOLDER = "tokens"
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     """Tokens, policy, training, model folder."""
     from trl import ModelConfig
 
-    from realsr_r1.settings import parse
+    from realsr_r1.core.settings import parse
     from realsr_r1.training.adapters import adapter_config, quantization_config, with_adapter
     from realsr_r1.training.config import ColdStartConfig
     from realsr_r1.training.launch import prepare_process
@@ -42,10 +42,10 @@ def main(argv: list[str] | None = None) -> None:
                         "(a folder from realsr-r1 train-tokenizer)")
     adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
+    from realsr_r1.training.cold_start.trainer import ColdStartTrainer
     from realsr_r1.training.launch import is_finished, save_model_folder
-    from realsr_r1.training.sft_trainer import ColdStartTrainer
 
     if is_finished(args.output_dir):
         if args.process_index == 0:
@@ -85,7 +85,7 @@ def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: An
     import torch
 
     from realsr_r1.models import load_policy
-    from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
+    from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 
     folder = Path(model_args.model_name_or_path)
     if (folder / "config.json").is_file():
@@ -106,8 +106,13 @@ def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> t
 
     Read where `--dataset_name` is a folder of tokens; else made in `output_dir/tokens` first, by all ranks together.
     """
-    from realsr_r1.data.token_store import is_store, load_tokens, records_fingerprint, tokenizer_fingerprint
-    from realsr_r1.data.tokenising import drawn
+    from realsr_r1.data.tokens.token_store import (
+        is_store,
+        load_tokens,
+        records_fingerprint,
+        tokenizer_fingerprint,
+    )
+    from realsr_r1.data.tokens.tokenising import drawn
 
     splits = ["train"] if args.eval_strategy == "no" else ["train", "test_crops"]
     tokenizer = {"folder": model, "fingerprint": tokenizer_fingerprint(processor)}
@@ -139,8 +144,15 @@ def _check_lengths(tokens: Dataset, split: str, max_length: int) -> None:
 
 def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, str], processor: ChainProcessor) -> Path:
     """Every rank makes its shards; returns the folder when all are there. Raises `UserError` where a record makes no chain."""
-    from realsr_r1.data.token_store import clear_partials, describe, missing_shards, name_of, plan_shards, rejected_records
-    from realsr_r1.data.tokenising import ShardWriter, open_source
+    from realsr_r1.data.tokens.token_store import (
+        clear_partials,
+        describe,
+        missing_shards,
+        name_of,
+        plan_shards,
+        rejected_records,
+    )
+    from realsr_r1.data.tokens.tokenising import ShardWriter, open_source
     from realsr_r1.training.agreement import Agreement
 
     agreement, folder = Agreement(), Path(args.output_dir)

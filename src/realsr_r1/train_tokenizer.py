@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.devices import pick_device
-from realsr_r1.errors import UserError, run
-from realsr_r1.files import atomic_file, check_new_folder
+from realsr_r1.core.devices import pick_device
+from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import atomic_file, check_new_folder
 
 if TYPE_CHECKING:
     import torch
@@ -74,12 +74,12 @@ class TokenizerTrainingConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Train, or go on training, then write the processor folder."""
-    from realsr_r1.settings import parse
+    from realsr_r1.core.settings import parse
 
     (config,) = parse((TokenizerTrainingConfig,), argv, "realsr-r1 train-tokenizer")
-    from realsr_r1.chain_settings import SETTINGS_FILE
-    from realsr_r1.data.cold_start import COLUMNS
-    from realsr_r1.data.dataset import load_dataset_dict, require_columns
+    from realsr_r1.chain.settings import SETTINGS_FILE
+    from realsr_r1.data.records import load_dataset_dict, require_columns
+    from realsr_r1.data.tokens.cold_start import COLUMNS
 
     output = Path(config.output_dir)
     if (output / SETTINGS_FILE).is_file():
@@ -97,11 +97,11 @@ def main(argv: list[str] | None = None) -> None:
 def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenizer: ImageTokenizer,
                    output: Path) -> None:
     """Train the text tokenizer on the dataset's chains and write the complete folder."""
-    from realsr_r1.chain import render_chain
-    from realsr_r1.chain_settings import ChainSettings
-    from realsr_r1.data.cold_start import chain_texts
-    from realsr_r1.processing import ChainProcessor
-    from realsr_r1.text_tokenizer import train_text_tokenizer
+    from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.chain.settings import ChainSettings
+    from realsr_r1.chain.text import render_chain
+    from realsr_r1.chain.text_tokenizer import train_text_tokenizer
+    from realsr_r1.data.tokens.cold_start import chain_texts
 
     texts = dataset["train"].remove_columns(["hq", "image"])
     chains = (render_chain(chain_texts(record, config.seed, index * WORDING_SAMPLES + sample)) + record["problem"]
@@ -182,7 +182,7 @@ def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> Iterator
     """Pixels (B, 3, H, W) for the steps from `first` on; what a step gets is a function of (seed, step)."""
     import random
 
-    from realsr_r1.images import fit_image, resize_to_cover, to_pixels
+    from realsr_r1.core.images import fit_image, resize_to_cover, to_pixels
 
     unit = config.grid_unit_px
     side = config.target_px // unit * unit
@@ -212,7 +212,7 @@ def measure(model: ImageTokenizer, split: Any, config: TokenizerTrainingConfig) 
     """Mean PSNR in dB of reconstructed HQ images of a split (at most 256), and the number of codes they use."""
     import torch
 
-    from realsr_r1.images import fit_image, to_pixels
+    from realsr_r1.core.images import fit_image, to_pixels
 
     ratios, codes = [], set()
     for image in split.select(range(min(len(split), 256)))["hq"]:

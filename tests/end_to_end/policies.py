@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
-from realsr_r1.processing import ChainProcessor
+from realsr_r1.chain.processor import ChainProcessor
+from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 
 HIDDEN = 64
 CONSTANT, MARKED, SEEN = 0, 1, 2  # channels of the steered policy's residual stream

@@ -18,7 +18,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from realsr_r1 import grpo, sft
-from realsr_r1.training import grpo_trainer
+from realsr_r1.training.grpo import trainer as grpo_trainer
 
 
 class WatchedTrainer(grpo_trainer.ChainGRPOTrainer):

@@ -57,7 +57,7 @@ def runs(dataset, published_model, tmp_path_factory) -> dict[str, TwoProcesses]:
             jobs[-1]["copy"] = [str(folder / "lora" / "run" / "checkpoint-1"), str(folder / RESUMED / "run" / "checkpoint-1")]
     jobs.append({"stage": "sft", "argv": evaluating(published_model, folder), "seen": str(folder / EVALUATED / "seen")})
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    run = start([sys.executable, "scripts/torchrun.py", "--nproc_per_node=2", "--master_addr=127.0.0.1",
+    run = start([sys.executable, "scripts/tools/torchrun.py", "--nproc_per_node=2", "--master_addr=127.0.0.1",
                  f"--master_port={free_port()}", str(Path(__file__).parent / "several_runs.py"), str(folder / "jobs.json")],
                 folder / "log.txt", {"PYTHONPATH": f"{ROOT / 'src'}"})
     assert run.finish() == 0, run.output()[-6000:]

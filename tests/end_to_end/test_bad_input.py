@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from realsr_r1 import grpo
-from realsr_r1.errors import run
+from realsr_r1.core.errors import run
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from realsr_r1 import export, restore
-from realsr_r1.chain import parse_chain
-from realsr_r1.errors import UserError
-from realsr_r1.errors import run as run_entry_point
+from realsr_r1.chain.processor import ChainProcessor
+from realsr_r1.chain.text import parse_chain
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.errors import run as run_entry_point
 from realsr_r1.models import load_policy
-from realsr_r1.processing import ChainProcessor
 from realsr_r1.training.checkpoints import MARKER
 
 FLAGS = ["--max_text_tokens", "6", "--max_new_tokens", "400", "--guidance_scale", "1"]

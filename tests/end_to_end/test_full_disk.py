@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from realsr_r1 import export, grpo
-from realsr_r1.errors import run
+from realsr_r1.core.errors import run
 from realsr_r1.models import load_policy
 from realsr_r1.training.checkpoints import complete_checkpoints
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from realsr_r1 import grpo
-from realsr_r1.errors import run as run_entry_point
+from realsr_r1.core.errors import run as run_entry_point
 from realsr_r1.models import load_policy
 from realsr_r1.training.checkpoints import MARKER
 

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.models import load_policy
-from realsr_r1.processing import ChainProcessor
 
 from .policies import steered_policy
 from .processes import Run

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.models import load_image_tokenizer, load_policy
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 
 IDS = torch.arange(24).reshape(2, 12)
 WEIGHT = "model.layers.1.self_attn.k_norm.weight"

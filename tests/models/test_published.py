@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.models import load_image_tokenizer
 from realsr_r1.models.image_tokenizer import ImageTokenizer
 from realsr_r1.models.published import FAMILIES

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.models import load_policy
 
 from ..published import HEAD_DIM, HEADS, PURE_VOCABULARY, lumina_folder, transformers_chameleon

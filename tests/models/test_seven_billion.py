@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from realsr_r1.models.loading import policy_config
-from realsr_r1.models.policy import LuminaPolicy
+from realsr_r1.models.lumina.policy import LuminaPolicy
 
 MODELS = Path(__file__).resolve().parents[2] / "configs" / "models"
 VOCABULARIES = {"lumina_7b": 65_536, "pure_7b": 73_728}

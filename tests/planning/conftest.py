@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, Workload
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "benchmarks"))
 from live_bytes import LiveBytes  # noqa: E402
 
 sys.path.pop(0)
@@ -25,7 +25,7 @@ WORK = Workload(
 
 @pytest.fixture
 def live_bytes() -> type[LiveBytes]:
-    """See scripts/live_bytes.py."""
+    """See scripts/benchmarks/live_bytes.py."""
     return LiveBytes
 
 

@@ -10,11 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.utils import add_fused_lm_head
 
-from realsr_r1.models.shared_prompt import SharedPrompts
+from realsr_r1.models.lumina.decoder import Decoder
+from realsr_r1.models.lumina.packed_row import SharedPrompts
 from realsr_r1.planning import duration
 from realsr_r1.planning.machines import machine
 from realsr_r1.planning.workload import Sharding, TokenizerShape
-from realsr_r1.rollout.decoder import Decoder
 
 ONE_FLOP = machine(None, measured={"memory_gib": 1, "tflops": 1e-12, "bandwidth_gb": 1e-9})  # seconds are operations, or bytes
 

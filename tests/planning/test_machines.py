@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.planning.machines import BANDWIDTH_SHARE, COMPUTE_SHARE, GIB, GPUS, machine, read_measured
 
 

@@ -11,11 +11,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from realsr_r1.models.loading import policy_config
-from realsr_r1.models.policy import LuminaPolicy
-from realsr_r1.models.shared_prompt import SharedPrompts
+from realsr_r1.models.lumina.decoder import Decoder
+from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.lumina.policy import LuminaPolicy
 from realsr_r1.planning import memory
 from realsr_r1.planning.workload import PUBLISHED_TOKENIZERS, PolicyShape, Sharding, TokenizerShape
-from realsr_r1.rollout.decoder import Decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from realsr_r1.chain import IMAGE, render_chain
+from realsr_r1.chain.text import IMAGE, render_chain
 
 TEXTS = {"degradation": "medium blur, downsample, heavy noise, light compression, upsample",
          "rough_understand": "A cat on a wooden table near a window.",

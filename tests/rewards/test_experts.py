@@ -9,7 +9,7 @@ import numpy
 import pytest
 from PIL import Image, ImageFilter
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.rewards.experts import DEFAULT_EXPERTS, create_experts, expert_needs_hq, score_images
 
 CUSTOM = '''

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from realsr_r1.chain import IMAGE, SECTIONS
+from realsr_r1.chain.text import IMAGE, SECTIONS
 from realsr_r1.rewards import format_reward
 
 

@@ -6,7 +6,7 @@ import numpy
 import pytest
 from PIL import Image, ImageFilter
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.rewards import generation_reward
 from realsr_r1.rewards.experts import create_experts, score_images
 from realsr_r1.rewards.generation import GenerationReward

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.rewards import degradation_reward, format_reward, load_reward_funcs, understanding_reward
 from realsr_r1.rewards.registry import REWARD_COLUMNS, REWARD_NAMES, required_columns
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
-from realsr_r1.tokens import ChainForm, SectionForm, TokenLayout
+from realsr_r1.chain.tokens import ChainForm, SectionForm, TokenLayout
+from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 
 CODES = tuple(range(10, 26))
 

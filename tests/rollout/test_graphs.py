@@ -12,7 +12,8 @@ import dataclasses
 import pytest
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from realsr_r1.rollout import RolloutConfig, RolloutEngine, graphs
+from realsr_r1.models.lumina import graphs
+from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
 from .helpers import make_layout, make_policy, make_prompts
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
 from .helpers import make_layout, make_policy, make_prompts

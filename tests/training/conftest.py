@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from realsr_r1.processing import ChainProcessor
+from realsr_r1.chain.processor import ChainProcessor
 
 
 @pytest.fixture(scope="session")

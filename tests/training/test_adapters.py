@@ -13,7 +13,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from trl import ModelConfig
 
 from realsr_r1 import export, grpo, sft
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.models import load_policy
 from realsr_r1.models.loading import tensor_shapes
 from realsr_r1.training.adapters import LAYERS, adapter_config, quantization_config

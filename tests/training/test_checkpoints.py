@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.training.checkpoints import MARKER, CompletionMarker, complete_checkpoints, last_checkpoint
 
 

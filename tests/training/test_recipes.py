@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from trl import ModelConfig
 
-from realsr_r1.settings import parse
+from realsr_r1.core.settings import parse
 from realsr_r1.train_tokenizer import TokenizerTrainingConfig
 from realsr_r1.training.adapters import adapter_config
 from realsr_r1.training.config import ChainGRPOConfig, ColdStartConfig

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from realsr_r1.errors import UserError
-from realsr_r1.files import read_json
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import read_json
 
 Shapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
 

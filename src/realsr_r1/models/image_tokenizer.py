@@ -1,7 +1,7 @@
 """The image tokenizer: LlamaGen's and Chameleon's VQ architecture on the convolutional parts of `JanusVQVAE`.
 
 Only the quantizer is ours: transformers' own doesn't l2-normalise what it encodes and decodes one square grid only.
-Knows pixels and codes; what a code is called in a vocabulary is for `realsr_r1.tokens`, files are for `models.loading`.
+Knows pixels and codes; what a code is called in a vocabulary is for `realsr_r1.chain.tokens`, files are for `models.loading`.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ADAPTER_CONFIG_NAME, is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
-from realsr_r1.errors import UserError
-from realsr_r1.files import read_json
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import read_json
 from realsr_r1.models.checking import (
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -31,7 +31,7 @@ from realsr_r1.models.checking import (
     tensor_shapes,
 )
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 from realsr_r1.models.published import published_image_tokenizer
 from realsr_r1.models.streaming import empty_policy, fill, fill_partitioned
 

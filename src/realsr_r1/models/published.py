@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 
 # What a file's tensors don't tell: LlamaGen (arXiv 2406.06525) l2-normalises codes, Chameleon (arXiv 2405.09818) doesn't.
 FAMILIES: dict[str, dict[str, Any]] = {

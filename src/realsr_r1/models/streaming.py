@@ -21,7 +21,7 @@ from transformers.integrations import deepspeed_config
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from realsr_r1.models.checking import weight_files
-from realsr_r1.models.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 
 
 def empty_policy(config: LuminaConfig) -> LuminaPolicy:

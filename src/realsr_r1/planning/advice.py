@@ -15,7 +15,7 @@ from realsr_r1.planning.workload import Sharding, Workload
 
 # torch's allocator loses some memory to blocks that don't fit what is asked next, and these formulas are no measurement.
 USABLE = 0.9
-LORA_RANK = 32  # of configs/recipes/lora.yaml
+LORA_RANK = 32  # of configs/recipes/lora_grpo.yaml
 MOST = 64       # largest group and number of prompts that is looked for
 
 

@@ -15,7 +15,7 @@ class ExpertCost:
 
 
 # pyiqa 0.1.16's networks, float32, one image of 512 px: parameters counted, bytes as live tensors at the peak of the
-# forward (scripts/live_bytes.py), operations by torch's FlopCounterMode. Two images take twice the bytes and operations of
+# forward (scripts/benchmarks/live_bytes.py), operations by torch's FlopCounterMode. Two images take twice the bytes and operations of
 # one (CLIP's text, 58e9 operations once a call, is left out).
 COSTS = {
     "topiq_nr": ExpertCost(45.2e6, 122e6, 74e9),

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from realsr_r1.errors import UserError
-from realsr_r1.files import read_yaml
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import read_yaml
 
 GIB, GB = 2**30, 1e9  # cards are labelled in GiB (an "80 GB" A100 has 81,920 MiB), rates are in powers of ten
 

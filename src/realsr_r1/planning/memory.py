@@ -6,9 +6,9 @@ Each formula says which tensors it counts; tests hold them against what torch al
 
 from __future__ import annotations
 
+from realsr_r1.chain.processor import MAX_BATCH_PIXELS
 from realsr_r1.planning.experts import expert_cost
 from realsr_r1.planning.workload import Workload
-from realsr_r1.processing import MAX_BATCH_PIXELS
 
 Parts = dict[str, float]  # part -> bytes
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.errors import UserError
-from realsr_r1.files import read_json
-from realsr_r1.tokens import TokenLayout
+from realsr_r1.chain.tokens import TokenLayout
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import read_json
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from realsr_r1.chain_settings import ChainSettings
-    from realsr_r1.models.policy import LuminaConfig
+    from realsr_r1.chain.settings import ChainSettings
+    from realsr_r1.models.lumina.policy import LuminaConfig
     from realsr_r1.training.config import ChainGRPOConfig
 
 QUESTION_TOKENS = 50  # of a prompt beside its photo: the question and the turn's ends

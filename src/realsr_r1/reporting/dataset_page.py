@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
-from realsr_r1.data.photos import eight_bits
-from realsr_r1.files import atomic_file, read_json
-from realsr_r1.images import to_rgb
+from realsr_r1.core.files import atomic_file, read_json
+from realsr_r1.core.images import to_rgb
+from realsr_r1.data.photos.decoding import eight_bits
 from realsr_r1.reporting.strips import CELL, contained
 from realsr_r1.reporting.style import CSS
 
 if TYPE_CHECKING:
-    from realsr_r1.data.assembly import Contents
+    from realsr_r1.data.building.assembly import Contents
 
 PAGE_FILE = "dataset.html"
 PAIRS, TAGS, ITEMS = 12, 40, 50  # shown at most

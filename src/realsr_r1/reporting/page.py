@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain import parse_chain
+from realsr_r1.chain.text import parse_chain
 from realsr_r1.reporting.charts import Panel, panel_svg
 from realsr_r1.reporting.run_folder import HEADLINE_SETTINGS, Run
 from realsr_r1.reporting.strips import CELL, COLUMNS, Strip, contained

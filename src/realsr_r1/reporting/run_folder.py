@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from realsr_r1.errors import UserError
-from realsr_r1.files import existing_folder, read_json
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import existing_folder, read_json
 
 LOG_FILE = "log_history.jsonl"  # one JSON object a logged step
 STATE_FILE = "trainer_state.json"  # the trainer's own; holds the log up to its checkpoint

@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from realsr_r1.errors import UserError
-from realsr_r1.files import existing_folder, read_json
-from realsr_r1.images import list_images, load_image
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import existing_folder, read_json
+from realsr_r1.core.images import list_images, load_image
 from realsr_r1.reporting.run_folder import sample_folders
 
 COLUMNS = ("LQ", "rough", "middle", "final", "HQ")

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from realsr_r1.errors import UserError
-from realsr_r1.files import read_json
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import read_json
 
 TOTAL = "total"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from realsr_r1.chain import parse_chain
+from realsr_r1.chain.text import parse_chain
 
 ITEM_COUNT = 5  # blur, resize, noise, compression, second resize
 

@@ -11,19 +11,17 @@ One's own is named `package.module:factory`; `factory(device)` returns the exper
 from __future__ import annotations
 
 import functools
-import importlib
 import math
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
-from realsr_r1.errors import UserError, is_disk_full
-from realsr_r1.images import resize_to_cover, to_pixels, to_rgb
+from realsr_r1.core.errors import UserError, is_disk_full
+from realsr_r1.core.images import resize_to_cover, to_pixels, to_rgb
+from realsr_r1.core.import_named import import_named
 
 DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")  # the published code's four; all download weights
 
@@ -148,31 +146,6 @@ def expert_needs_hq(name: str) -> bool:
 
 def _custom_factory(name: str) -> Callable[[str], Expert]:
     return import_named(name, "expert", METRICS)
-
-
-def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any]) -> Callable[..., Any]:
-    """The callable that `package.module:name` stands for; modules in the working directory are found too.
-
-    `kind` ("expert", "reward") and the `known` names go into the `UserError` raised where there is no such thing.
-    """
-    module_name, colon, attribute = reference.partition(":")
-    if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
-        raise UserError(f"unknown {kind} {reference!r}; known ones are {', '.join(known)}, or your own as "
-                        "package.module:name")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # a module that the user's own one imports: its traceback says more
-        raise UserError(f"{kind} {reference!r}: there is no module {error.name!r} in the environment or the working "
-                        f"directory; built-in ones are {', '.join(known)}") from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        raise UserError(f"{kind} {reference!r}: module {module_name!r} has no function {attribute!r}")
-    return found
 
 
 def score_images(expert: Expert, images: Sequence[Image.Image], hq: Sequence[Image.Image] | None = None) -> list[float]:

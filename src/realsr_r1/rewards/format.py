@@ -1,11 +1,11 @@
-"""The format reward: is the completion one whole chain? What a chain is, `realsr_r1.chain` knows."""
+"""The format reward: is the completion one whole chain? What a chain is, `realsr_r1.chain.text` knows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain import IMAGE_SECTIONS, parse_chain
+from realsr_r1.chain.text import IMAGE_SECTIONS, parse_chain
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain import IMAGE_SECTIONS, parse_chain
+from realsr_r1.chain.text import IMAGE_SECTIONS, parse_chain
 from realsr_r1.rewards.experts import DEFAULT_EXPERTS, create_experts, score_images
 
 if TYPE_CHECKING:

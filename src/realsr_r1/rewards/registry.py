@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from realsr_r1.core.import_named import import_named
 from realsr_r1.rewards.degradation import degradation_reward
-from realsr_r1.rewards.experts import DEFAULT_EXPERTS, expert_needs_hq, import_named
+from realsr_r1.rewards.experts import DEFAULT_EXPERTS, expert_needs_hq
 from realsr_r1.rewards.format import format_reward
 from realsr_r1.rewards.generation import GenerationReward
 from realsr_r1.rewards.understanding import understanding_reward

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from realsr_r1.chain import parse_chain
+from realsr_r1.chain.text import parse_chain
 
 # Plurals that no rule gives, of whole words and of the ends of others (woman, policeman, grandchild).
 IRREGULAR_PLURALS = {"man": "men", "foot": "feet", "tooth": "teeth", "goose": "geese", "mouse": "mice",

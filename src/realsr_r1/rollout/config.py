@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 
 GRAMMARS = ("image", "chain")
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from realsr_r1.errors import UserError
+from realsr_r1.chain.tokens import TokenLayout
+from realsr_r1.core.errors import UserError
 from realsr_r1.rollout.config import RolloutConfig
 from realsr_r1.rollout.jacobi import JacobiRun
 from realsr_r1.rollout.run import Rollout, Run
-from realsr_r1.tokens import TokenLayout
 
 if TYPE_CHECKING:
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.chain.processor import ChainProcessor
 
 __all__ = ["Rollout", "RolloutEngine"]
 

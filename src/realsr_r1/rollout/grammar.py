@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from realsr_r1.errors import UserError
-from realsr_r1.tokens import TokenLayout
+from realsr_r1.chain.tokens import TokenLayout
+from realsr_r1.core.errors import UserError
 
 FREE = -1  # in `forced()`: the row has a choice
 _CODE, _BODY = -1, -2  # slots of a chain's program that hold no fixed id

@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.rollout.config import RolloutConfig
 from realsr_r1.rollout.grammar import FREE
 from realsr_r1.rollout.run import Rollout, Run
 from realsr_r1.rollout.sampling import BELOW_ONE, couple, invert, uniforms, weights
-from realsr_r1.tokens import TokenLayout
 
 
 class JacobiRun(Run):

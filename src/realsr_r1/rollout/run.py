@@ -12,14 +12,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from realsr_r1.errors import UserError
+from realsr_r1.chain.tokens import TokenLayout
+from realsr_r1.core.errors import UserError
+from realsr_r1.models.lumina.decoder import Decoder
+from realsr_r1.models.lumina.graphs import GraphDecoder
 from realsr_r1.rollout.config import RolloutConfig
-from realsr_r1.rollout.decoder import Decoder
 from realsr_r1.rollout.grammar import FREE, ChainGrammar, ImageGrammar, chain_sizes
-from realsr_r1.rollout.graphs import GraphDecoder
 from realsr_r1.rollout.guidance import UnconditionalRows, guide
 from realsr_r1.rollout.sampling import draw, entropy_top_k, uniforms
-from realsr_r1.tokens import TokenLayout
 
 Choice = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | bool"]  # tokens, log-probabilities, whether there was a choice
 COMPACT_SHARE = 0.25  # finished rows leave the batch when they are this share of it

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from realsr_r1.errors import UserError, is_disk_full
+from realsr_r1.core.errors import UserError, is_disk_full
 
 
 class Agreement:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from realsr_r1.files import atomic_file
+from realsr_r1.core.files import atomic_file
 
 LOG_FILE = "log_history.jsonl"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from realsr_r1.errors import UserError
-from realsr_r1.files import atomic_file, read_json
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import atomic_file, read_json
 
 MARKER = "complete"
 SETTINGS_FILE = "settings.json"  # name -> value: what a run was started with, for the report and for going on

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig
 
-from realsr_r1.errors import UserError
+from realsr_r1.core.errors import UserError
 from realsr_r1.rollout import RolloutConfig
 
 

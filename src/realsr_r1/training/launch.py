@@ -10,7 +10,7 @@ from realsr_r1.training.checkpoints import MARKER, mark_complete
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.chain.processor import ChainProcessor
 
 
 def prepare_process(args: TrainingArguments) -> None:

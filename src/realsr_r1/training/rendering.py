@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
-    from realsr_r1.processing import ChainProcessor
+    from realsr_r1.chain.processor import ChainProcessor
 
 
 class RenderingTokenizer(PreTrainedTokenizerFast):

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain import IMAGE_SECTIONS
-from realsr_r1.files import atomic_folder, write_json
+from realsr_r1.chain.text import IMAGE_SECTIONS
+from realsr_r1.core.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,0 +1,27 @@
+"""Which device a stage runs on, CUDA where there is one, else the CPU, and in which type a policy is used there."""
+
+from __future__ import annotations
+
+from realsr_r1.core.errors import UserError
+
+
+def pick_device(name: str | None = None) -> str:
+    """`name` (cuda, cuda:1, cpu ...), or the best one here. Raises `UserError` for one that can't be used."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} can't be used here ({reason}); leave the flag out or try --device cpu") from error
+    return name
+
+
+POLICY_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def policy_dtype(device: str) -> str:
+    """The type of a policy that is used, not trained: one of `POLICY_DTYPES`."""
+    return "bfloat16" if device.startswith("cuda") else "float32"

@@ -1,0 +1,216 @@
+"""Writing that never leaves half a file or folder behind, and reading JSON and YAML with errors that name the file.
+
+Everything is written under a temporary name beside its target and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from realsr_r1.core.errors import UserError
+
+TRIAL = ".realsr-r1-"  # begins the names of folders that are made to see whether one can be
+NOTE = "made_from.json"  # in a folder that is being made
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any exception."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; on success it replaces `path`, on any exception it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        yield partial
+        _open_to_others(partial)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterator[Path]:
+    """Yield a working folder beside `path` that becomes `path` on success and is kept on any exception, and on a crash.
+
+    Started again with an equal `made_from` (plain JSON values), it yields what is there already; otherwise it begins anew. The
+    caller writes `done_file` into it, last: from then on the working folder is whole, and is only renamed. Raises `UserError`
+    when another process works there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work, old = path.with_name(f".{path.name}.making"), path.with_name(f".{path.name}.old")
+    note = work / NOTE
+    with _locked(path.with_name(f".{path.name}.lock")):
+        if not _is_noted(note, made_from):
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            write_json(note, made_from)
+        for partial in work.glob(".*.partial"):  # what a killed process was writing
+            partial.unlink()
+        yield work
+        if not (work / done_file).is_file():
+            raise AssertionError(f"{done_file} was not written")
+        _open_to_others(work)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(work, path)
+    clear_leftovers(path)
+
+
+def _is_noted(note: Path, made_from: Any) -> bool:
+    """Also no for a note that a crash of the machine left empty."""
+    try:
+        return note.is_file() and read_json(note) == made_from
+    except UserError:
+        return False
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what is left of `resumable_folder` once `path` is whole: the folder that it replaced, and its notes.
+
+    Does nothing where another process works.
+    """
+    note, old, lock = path / NOTE, path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.lock")
+    if any(leftover.exists() for leftover in (note, old, lock)):
+        with contextlib.suppress(UserError, OSError), _locked(lock):  # in use, or a disk that is read-only now
+            shutil.rmtree(old, ignore_errors=True)
+            note.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends. Raises `UserError` when another one holds it."""
+    import fcntl
+
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is writing {path.name[1:-5]} in {path.parent}; wait for it, or end it") from error
+        except OSError:
+            pass  # a network disk without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give files the mode that the user's umask gives new ones (safetensors writes them for the owner alone)."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` to `path` as indented UTF-8 JSON, atomically."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; raise `UserError` that names it when it is missing or not JSON."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, brackets without end
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+
+
+def read_note(path: str | Path, keys: Iterable[str], again: str) -> dict[str, Any]:
+    """A JSON object that an earlier run wrote. Raises `UserError` where it lacks one of `keys`; `again`: the way out."""
+    note = read_json(path)
+    if not isinstance(note, dict) or not note.keys() >= set(keys):
+        raise UserError(f"{path} is not what realsr-r1 wrote there (it lacks one of {', '.join(keys)}); {again}")
+    return note
+
+
+def read_yaml(path: str | Path, flag: str | None = None) -> Any:
+    """Read a YAML file (JSON is YAML too); raise `UserError` that names it, and its flag, when it is missing or broken."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such file: {path}" + (f" (given by {flag})" if flag else ""))
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except Exception as error:  # of odd numbers, dates and keys PyYAML raises what Python does: ValueError, TypeError, ...
+        raise UserError(f"{path} is not valid YAML ({error})") from error
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a text that UTF-8 can hold: names of files, JSON and models may have halves of surrogate pairs in it."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def escaped(text: str) -> str:
+    """`text` with what UTF-8 can't hold as backslash escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def existing_folder(path: str | Path, flag: str) -> Path:
+    """Return `path` as a folder that exists, or raise `UserError` that names it and the flag it came from."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no such folder: {path} (given by {flag})")
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder (given by {flag})")
+    return path
+
+
+def check_new_folder(path: str | Path, flag: str) -> None:
+    """Raise `UserError` that names `path` and its flag unless a folder can be made there, or is there and can be written to.
+
+    Tried, because rights don't say all: of a read-only disk, say, of /proc, or of too long a name.
+    """
+    if not str(path):
+        raise UserError(f"{flag} is empty; give a folder")
+    if not is_text(str(path)):
+        raise UserError(f"{escaped(str(path))} (given by {flag}) is not UTF-8 text; give another name")
+    path = Path(path)
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)  # which says what is wrong with a name
+        place = path.absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"{place} is not a folder (given by {flag}{'' if place == path.absolute() else f' {path}'})")
+        with tempfile.TemporaryDirectory(prefix=TRIAL, dir=place):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} (given by {flag}) can't be written ({reason}); give another folder") from error

@@ -1,0 +1,138 @@
+"""Pictures as files, PIL images and pixel tensors: reading, scaling to [-1, 1], fitting to a grid. Knows no tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps
+
+from realsr_r1.core.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy
+    import torch
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+COLOR_FIX_LEVELS = 5
+MAX_ASPECT = 4.0  # Lumina-mGPT's limit of width to height, either way
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files right inside `folder`, sorted by name (hidden files are left out)."""
+    return sorted(p for p in Path(folder).iterdir()
+                  if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read an image file as RGB, upright, transparency on white. Raises `UserError` that names a file it can't read."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes)")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} can't be read as an image ({error})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` in RGB; a transparent one is composited on white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_pixels(images: list[Image.Image]) -> torch.Tensor:
+    """PIL images of one size -> float32 pixels (B, 3, H, W) in [-1, 1]."""
+    import numpy
+    import torch
+
+    stacked = numpy.stack([numpy.asarray(to_rgb(image)) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0)
+
+
+def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
+    """Pixels (B, 3, H, W) in [-1, 1] (clamped) -> PIL images."""
+    import torch
+
+    array = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return [Image.fromarray(item) for item in array.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def fitted_size(width: int, height: int, target_px: int, unit_px: int) -> tuple[int, int]:
+    """The size (width, height) in px, whole grid units, that Lumina-mGPT fits an image of this shape to.
+
+    At most (target_px / unit_px)^2 units and an aspect of at most 4; of those, the shape closest to the image's own
+    (Lumina-mGPT's rule; at target 512 and unit 32, 600x400 -> 608x416).
+    """
+    budget = (target_px // unit_px) ** 2
+    candidates = []
+    columns, rows = budget, 1
+    while columns > 0:
+        if max(columns, rows) / min(columns, rows) <= MAX_ASPECT:
+            candidates.append((columns * unit_px, rows * unit_px))
+        if (rows + 1) * columns <= budget:
+            rows += 1
+        else:
+            columns -= 1
+
+    def overlap(size: tuple[int, int]) -> float:
+        scale_w, scale_h = size[0] / width, size[1] / height
+        return min(scale_w, scale_h) / max(scale_w, scale_h)
+
+    return max(candidates, key=lambda size: (overlap(size), size))
+
+
+def size_of_shape(shape: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """The size (width, height) in px with the aspect of `shape` (width, height) and about `pixels` pixels."""
+    scale = (pixels / (shape[0] * shape[1])) ** 0.5
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale `image` to cover `size` (width, height) and crop its centre: box halving first, then bicubic."""
+    width, height = size
+    while image.width >= 2 * width and image.height >= 2 * height:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    covered = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    if covered != image.size:
+        image = image.resize(covered, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def fit_image(image: Image.Image, target_px: int, unit_px: int) -> Image.Image:
+    """`image` at the size `fitted_size` gives it."""
+    return resize_to_cover(to_rgb(image), fitted_size(image.width, image.height, target_px, unit_px))
+
+
+def with_colors_of(reference: Image.Image, image: Image.Image) -> Image.Image:
+    """`image` with the low frequencies of `reference`, its details its own: the wavelet colour fix of StableSR (arXiv 2305.07015).
+
+    A frequency is low when it passes five blurs, each twice as wide as the one before. Sizes may differ.
+    """
+    import numpy
+
+    if reference.size != image.size:
+        reference = reference.resize(image.size, Image.Resampling.BICUBIC)
+    own, wanted = (numpy.asarray(to_rgb(picture), dtype=numpy.float32) for picture in (image, reference))
+    fixed = own - _low_frequencies(own) + _low_frequencies(wanted)
+    return Image.fromarray(fixed.round().clip(0, 255).astype(numpy.uint8))
+
+
+def _low_frequencies(values: numpy.ndarray) -> numpy.ndarray:
+    """(H, W, 3) float32 after blurs with (1, 2, 1) / 4 on both axes, its taps 1, 2, 4, 8 and 16 px apart; edges repeat."""
+    import cv2
+    import numpy
+
+    for level in range(COLOR_FIX_LEVELS):
+        kernel = numpy.zeros(2 ** (level + 1) + 1, dtype=numpy.float32)
+        kernel[[0, 2**level, -1]] = 0.25, 0.5, 0.25
+        values = cv2.sepFilter2D(values, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    return values

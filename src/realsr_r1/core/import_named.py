@@ -1,0 +1,36 @@
+"""One's own parts by name: the callable that `package.module:name` stands for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from realsr_r1.core.errors import UserError
+
+
+def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any]) -> Callable[..., Any]:
+    """The callable that `package.module:name` stands for; modules in the working directory are found too.
+
+    `kind` ("expert", "reward") and the `known` names go into the `UserError` raised where there is no such thing.
+    """
+    module_name, colon, attribute = reference.partition(":")
+    if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
+        raise UserError(f"unknown {kind} {reference!r}; known ones are {', '.join(known)}, or your own as "
+                        "package.module:name")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # a module that the user's own one imports: its traceback says more
+        raise UserError(f"{kind} {reference!r}: there is no module {error.name!r} in the environment or the working "
+                        f"directory; built-in ones are {', '.join(known)}") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise UserError(f"{kind} {reference!r}: module {module_name!r} has no function {attribute!r}")
+    return found

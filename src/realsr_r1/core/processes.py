@@ -1,0 +1,72 @@
+"""Runs calls over processes with a progress bar. A process that is killed is an error, not a hang; none outlives its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from realsr_r1.core.errors import UserError
+
+LOOK_AT_PARENT = 1.0  # seconds
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, total: int, done: int, unit: str) -> None:
+    """Run the calls. `calls`: each with its size; taken as they can be begun. `total`, `done`: sizes, for the progress bar."""
+    from tqdm import tqdm
+
+    if done == total:
+        return
+    with tqdm(total=total, initial=done, unit=f" {unit}", desc="create-json") as bar:
+        if processes <= 1:
+            for call, size in calls:
+                call()
+                bar.update(size)
+            return
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
+        executor = ProcessPoolExecutor(processes, context, initializer=end_with_parent, initargs=(os.getpid(),))
+        waiting: dict[Future[None], int] = {}
+        try:
+            for call, size in calls:
+                waiting[executor.submit(call)] = size
+                if len(waiting) >= 2 * processes:
+                    _take_finished(waiting, bar)
+            while waiting:
+                _take_finished(waiting, bar)
+        except BrokenProcessPool as error:
+            raise UserError("a worker process was killed (out of memory?); what is done is kept: run the same command again, "
+                            "perhaps with a smaller --num_proc") from error
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _take_finished(waiting: dict[Future[None], int], bar: Any) -> None:
+    finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in finished:
+        bar.update(waiting.pop(future))
+        future.result()
+
+
+def end_with_parent(parent: int) -> None:
+    """Let this process end when `parent` is gone (killed, it can't end its children): on Linux at once, elsewhere in a second.
+
+    Otherwise it could go on writing where the same command, started again, writes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_AT_PARENT)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,47 @@
+"""Settings of a stage: dataclasses as the command line, with an optional YAML file underneath (`--config FILE`).
+
+TRL's parser does the work; this adds errors that name the file or flag, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import read_yaml
+
+
+def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple[Any, ...]:
+    """Dataclass types -> one instance each, from `argv` (`sys.argv[1:]` by default) over the `--config` YAML.
+
+    A flag wins over the file. Raises `UserError` for a missing or broken file, an unknown key, and a bad value.
+    """
+    import sys
+
+    from trl import TrlParser
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = TrlParser(classes, prog=prog, allow_abbrev=False)
+    if "--config" in argv[:-1]:
+        config = argv[argv.index("--config") + 1]
+        values = read_yaml(config, "--config")
+        if not isinstance(values, dict):
+            raise UserError(f"{config} must hold `key: value` lines")
+        known = {name.lstrip("-").replace("-", "_") for action in parser._actions for name in action.option_strings}
+        for key in values:
+            if key not in known | {"env"}:
+                raise UserError(f"{config}: {prog} has no setting {key!r} (a recipe of another command?); {prog} --help lists "
+                                "the known ones")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tuple(parser.parse_args_and_config(args=argv))
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        last = complaint.getvalue().strip().splitlines()[-1]
+        raise UserError(last.partition("error: ")[2] or "bad arguments") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error

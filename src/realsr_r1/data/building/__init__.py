@@ -1,0 +1,1 @@
+"""Making a dataset folder in parts, by many processes and machines."""

@@ -1,0 +1,174 @@
+"""Joins the parts of a dataset: JSON lists, a DatasetDict whose shards are the parts' Arrow files, lists of what isn't in it.
+
+Reads and writes line by line, so that memory doesn't grow with the dataset, and gives the same bytes for the same parts. Shards
+made on several machines are laid together first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import atomic_file, read_json, read_note, write_json
+from realsr_r1.data.building.arrow_rows import write_info
+from realsr_r1.data.building.parts import PART_FILE, SPLITS, finished_parts
+from realsr_r1.data.photos.sources import Item
+from realsr_r1.data.records import Record, label_counts
+
+REJECTED_FILE, LEFT_OUT_FILE = "rejected.jsonl", "left_out.jsonl"
+DATASET_FILE = "dataset_dict.json"  # that of `datasets`, by which it knows a DatasetDict
+
+
+@dataclass
+class Contents:
+    """What a dataset holds. `counts`: records by split; `labels`: of train, as `label_counts` gives them."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    tags: Counter[str] = field(default_factory=Counter)  # photos of train that have the tag
+    photos: dict[str, int] = field(default_factory=dict)  # by split
+    rejected: list[Item] = field(default_factory=list)
+    left_out: list[Item] = field(default_factory=list)
+
+
+def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], with_lists: bool) -> Contents:
+    """Write the dataset's files into `work`, whose parts are all made; may be called again after an interruption.
+
+    `rejected`, `left_out`: what was found before any part was made. `with_lists`: write SPLIT.json too. Where no record is good,
+    there are no `counts`, and only the lists of items are written.
+    """
+    parts = finished_parts(work)
+    notes = [read_json(part / PART_FILE) for part in parts]
+    contents = Contents()
+    for name, before in (("rejected", rejected), ("left_out", left_out)):
+        items = [*before, *(Item(**item) for note in notes for item in note[name])]
+        items = list({(item.name, item.reason): item for item in items}.values())
+        setattr(contents, name, items)
+        write_items(work / (REJECTED_FILE if name == "rejected" else LEFT_OUT_FILE), items)
+    splits = [split for split in SPLITS if any((part / f"{split}.jsonl").is_file() for part in parts)]
+    if not splits:
+        return contents
+    contents.counts = dict.fromkeys(SPLITS if with_lists else splits, 0)
+    for split in splits:
+        _assemble_split(work, split, parts, contents, with_lists)
+    write_json(work / DATASET_FILE, {"splits": splits})
+    return contents
+
+
+def write_items(path: Path, items: Sequence[Item]) -> None:
+    """Write a JSON line an item; without items there is no file."""
+    path.unlink(missing_ok=True)
+    if items:
+        with atomic_file(path) as partial:
+            partial.write_text("".join(json.dumps(vars(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+
+
+def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Contents, with_lists: bool) -> None:
+    parts = [part for part in parts if (part / f"{split}.jsonl").is_file()]
+    folder = work / split
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    names = [f"data-{number:05d}-of-{len(parts):05d}.arrow" for number in range(len(parts))]
+    for part, name in zip(parts, names, strict=True):
+        link_or_copy(part / f"{split}.arrow", folder / name)
+    first = json.loads(next(_lines(parts, f"{split}.jsonl")))
+    digest = hashlib.blake2b(digest_size=8)
+    with _list_writer(work / f"{split}.json" if with_lists else None) as add:
+        seen: dict[str, None] = {}
+
+        def records() -> Iterator[Record]:
+            for line in _lines(parts, f"{split}.jsonl"):
+                digest.update(line.encode())
+                record = json.loads(line)
+                contents.counts[split] += 1
+                source = record.get("source", record["image_path"])
+                if split == "train" and source not in seen:
+                    tags = [record["tag"]] if isinstance(record["tag"], str) else record["tag"]
+                    contents.tags.update({tag.strip() for text in tags for tag in text.split(",") if tag.strip()})
+                seen[source] = None
+                add(record)
+                yield record
+
+        counts = label_counts(records())
+    contents.photos[split] = len(seen)
+    if split == "train":
+        contents.labels = counts
+    if any((part / f"{split}.parameters.jsonl").is_file() for part in parts):
+        with atomic_file(work / f"{split}.parameters.jsonl") as partial, open(partial, "w", encoding="utf-8") as file:
+            file.writelines(_lines(parts, f"{split}.parameters.jsonl"))
+    # The two files beside the Arrow files that `datasets.load_from_disk` reads. Its own way to write them copies all data.
+    write_info(folder, first)
+    write_json(folder / "state.json", {
+        "_data_files": [{"filename": name} for name in names], "_fingerprint": digest.hexdigest(), "_format_columns": None,
+        "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None})
+
+
+def _lines(parts: Sequence[Path], name: str) -> Iterator[str]:
+    for part in parts:
+        with open(part / name, encoding="utf-8", newline="\n") as file:
+            yield from file
+
+
+@contextmanager
+def _list_writer(path: Path | None) -> Iterator[Callable[[Record], None]]:
+    """A function that adds a record to a file that ends as `write_json` would write the list. Without a path, nothing happens."""
+    if path is None:
+        yield lambda record: None
+        return
+    with atomic_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        before = "[\n  "
+
+        def add(record: Record) -> None:
+            nonlocal before
+            file.write(before + json.dumps(record, indent=2, ensure_ascii=False).replace("\n", "\n  "))
+            before = ",\n  "
+
+        yield add
+        file.write("\n]\n")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy of it where the disk knows no second names."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+# --- several machines ---
+
+def lay_together(shards: Sequence[Path], work: Path) -> None:
+    """Parts and image files of finished shards under `work`, beside each other. They share their disk space with the shards.
+
+    Raises `UserError` that names a file which was not copied whole from the machine that made it.
+    """
+    for shard in shards:
+        for part in finished_parts(shard):
+            again = f"copy the shard {shard.name} again, or make it again where it was made"
+            note = read_note(part / PART_FILE, ("files", "images"), again)
+            for base, files in ((part, note["files"]), (shard, note["images"])):
+                for name, size in files.items():
+                    _check_whole(base / name, size, again)
+                    link_or_copy(base / name, work / (base / name).relative_to(shard))
+            link_or_copy(part / PART_FILE, work / "parts" / part.name / PART_FILE)
+
+
+def _check_whole(path: Path, size: int, again: str) -> None:
+    """By its size, and its first bytes: a machine that lost power leaves files of the right size full of zeros."""
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        what = "is missing" if found is None else f"has {found} bytes, and had {size} when it was made"
+        raise UserError(f"{path} {what}; {again}")
+    with open(path, "rb") as file:
+        if size and not any(file.read(8)):
+            raise UserError(f"{path} holds zeros only; {again}")

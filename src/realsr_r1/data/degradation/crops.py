@@ -1,0 +1,113 @@
+"""Where crops of a photo lie, and making them: regions of the splits, boxes, HQ and LQ images, records.
+
+Knows one photo at a time and writes nothing: data.building.jobs does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from realsr_r1.chain.text import PROBLEM
+from realsr_r1.core.errors import UserError
+from realsr_r1.data.degradation.config import DegradationConfig
+from realsr_r1.data.degradation.degrade import degrade, random_for
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in the photo's pixels; right and bottom are outside
+
+RESERVED_SHARE = 0.28  # of the photo's longer side, kept for test_crops
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """How crops are cut. `crop_px`: side of the HQ image in px. `seed`: of every draw.
+
+    `scales`: smallest and largest side of a crop as a share of the photo's shorter side, drawn log-uniformly and
+    clipped to what fits; None takes the largest square in the middle of the region. `reserve`: keep a strip for
+    test_crops.
+    """
+
+    crop_px: int
+    scales: tuple[float, float] | None
+    reserve: bool
+    seed: int
+    degradation: DegradationConfig
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop: its record, and what its files hold. `parameters`: every value drawn for the degradation."""
+
+    record: dict[str, Any]
+    hq: Image.Image
+    lq: Image.Image
+    parameters: dict[str, Any]
+
+
+def split_regions(size: tuple[int, int], photo: str, plan: CropPlan) -> dict[str, Box]:
+    """The part of a photo of `size` (width, height) that each split may crop from.
+
+    `train` and `test_crops` share no pixel: with `plan.reserve` a strip at one end of the longer side, chosen by the
+    photo's name, is kept for `test_crops`. `test`: all of it. Raises `UserError` where a region can't hold a crop.
+    """
+    width, height = size
+    longer, shorter = max(size), min(size)
+    strip = max(math.ceil(RESERVED_SHARE * longer), plan.crop_px) if plan.reserve else 0
+    if shorter < plan.crop_px or longer - strip < plan.crop_px:
+        beside = f" beside the reserved strip of {strip} px" if plan.reserve and shorter >= plan.crop_px else ""
+        raise UserError(f"{width}x{height} px has no room for a crop of {plan.crop_px} px{beside}")
+    at_start = bool(random_for(plan.seed, f"{photo}/reserved").random() < 0.5)
+    kept, rest = ((0, strip), (strip, longer)) if at_start else ((longer - strip, longer), (0, longer - strip))
+
+    def box(span: tuple[int, int]) -> Box:
+        return (span[0], 0, span[1], height) if width >= height else (0, span[0], width, span[1])
+
+    return {"train": box(rest), "test_crops": box(kept), "test": (0, 0, width, height)}
+
+
+def draw_box(region: Box, shorter_side: int, key: str, plan: CropPlan) -> Box:
+    """A square inside `region`, at least `plan.crop_px` wide; `key` names the crop."""
+    left, top, right, bottom = region
+    largest = min(right - left, bottom - top)
+    if plan.scales is None:
+        x, y = left + (right - left - largest) // 2, top + (bottom - top - largest) // 2
+        return x, y, x + largest, y + largest
+    rng = random_for(plan.seed, f"{key}/box")
+    share = math.exp(rng.uniform(math.log(plan.scales[0]), math.log(plan.scales[1])))
+    side = min(max(round(share * shorter_side), plan.crop_px), largest)
+    x, y = int(rng.integers(left, right - side + 1)), int(rng.integers(top, bottom - side + 1))
+    return x, y, x + side, y + side
+
+
+def cut(photo: Image.Image, box: Box, crop_px: int) -> Image.Image:
+    """The crop at `crop_px` x `crop_px`. It is cut first: a resize with `box=` would read pixels beside the box."""
+    crop = photo.crop(box)
+    if crop.size == (crop_px, crop_px):
+        return crop
+    return crop.resize((crop_px, crop_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def make_crops(photo: Image.Image, name: str, split: str, numbers: range, plan: CropPlan) -> Iterator[Crop]:
+    """The crops of `split` with these numbers. `name`: the photo's, with / between folders; files are named after it.
+
+    Raises `UserError` where the photo is too small.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)  # the work is parallel over photos already
+    region = split_regions(photo.size, name, plan)[split]
+    folder = PurePosixPath("images", split, name).with_suffix("")
+    for number in numbers:
+        key = f"{name}/{split}/{number}"
+        box = draw_box(region, min(photo.size), key, plan)
+        hq = cut(photo, box, plan.crop_px)
+        degraded = degrade(hq, plan.seed, key, plan.degradation)
+        record = {"image_path": f"{folder}/{number:05d}-lq.png", "problem": PROBLEM,
+                  "hq_path": f"{folder}/{number:05d}-hq.png", "degradation": degraded.labels, "source": name,
+                  "crop": list(box)}
+        yield Crop(record, hq, degraded.image, degraded.parameters)

@@ -1,0 +1,130 @@
+"""Tags and descriptions from a model, asked in batches; what it fails on is asked again, alone, and then listed.
+
+Its answers, one for each image, are tags (a list, or one comma-separated text), or the texts rough, middle and final (an object, or
+a list). They become files of JSON lines, which sidecars.py reads. The model runs in a process (model_process.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import atomic_file, read_yaml
+from realsr_r1.data.building.jobs import PhotoJob
+from realsr_r1.data.building.parts import Part
+from realsr_r1.data.photos.model_process import ModelFailure, ModelProcess, Unreadable
+from realsr_r1.data.photos.sidecars import DESCRIPTION_KEYS, JsonLines, checked_descriptions, checked_tags
+from realsr_r1.data.photos.sources import Photo
+
+NUMBERS = {"batch_size": (int, 1, 4096), "longest_side_px": (int, 32, 65536), "timeout_seconds": (float, 0.1, 86400),
+           "retries": (int, 0, 100)}  # kind, least, most
+
+
+@dataclass(frozen=True)
+class AnnotationConfig:
+    """See configs/annotation/default.yaml. `tagger`, `captioner`: what their factories are given."""
+
+    batch_size: int = 8
+    longest_side_px: int = 768
+    timeout_seconds: float = 300
+    retries: int = 2
+    tagger: dict[str, Any] = field(default_factory=dict)
+    captioner: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> AnnotationConfig:
+        """Raises `UserError` that names the file and the key."""
+        values = read_yaml(path, "--annotation")
+        known = (*NUMBERS, "tagger", "captioner")
+        for key, value in values.items() if isinstance(values, dict) else [("", None)]:
+            if key not in known:
+                raise UserError(f"unknown key {key!r} in {path}; known ones: {', '.join(known)}")
+            if key in NUMBERS:
+                _check_number(value, *NUMBERS[key], f"{key} in {path}")
+            elif not isinstance(value, dict):
+                raise UserError(f"{key} in {path} must hold settings as key: value")
+        return cls(**values)
+
+
+def _check_number(value: Any, kind: type, least: float, most: float, where: str) -> None:
+    kinds = (int, float) if kind is float else int
+    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+        raise UserError(f"{where} is {value!r}; it must be a {'whole ' if kind is int else ''}number from {least} to {most}")
+
+
+def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
+               config: AnnotationConfig) -> Callable[[Part, PhotoJob], PhotoJob] | None:
+    """`prepare` for `make_missing_parts`: has a part's photos annotated (a photo once, though several parts may hold it)."""
+    if not asked:
+        return None
+    photos: dict[int, dict[str, Photo]] = {}
+    for part in parts:
+        photos.setdefault(part.unit, {}).update((photo.name, photo) for photo in part.photos)
+
+    def prepare(part: Part, job: PhotoJob) -> PhotoJob:
+        for kind, model in asked.items():
+            path = job.work / "parts" / f"unit-{part.unit:05d}.{kind}.jsonl"
+            annotate(list(photos[part.unit].values()), kind, model, config, path)
+            job = replace(job, **{"tags" if kind == "tag" else "descriptions": JsonLines.index(path, kind)})
+        return job
+
+    return prepare
+
+
+def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: AnnotationConfig, path: Path) -> None:
+    """Write what `model` says of the photos to `path`, a JSON line each; of a photo it fails on, why.
+
+    `kind`: tag or description. Does nothing when the file is there.
+    """
+    if path.is_file():
+        return
+    answers: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(photos), config.batch_size):
+        batch = photos[start:start + config.batch_size]
+        answers.update(_ask(batch, kind, model))
+        for photo in batch:
+            for _ in range(config.retries):
+                if "error" in answers[photo.name]:
+                    answers.update(_ask([photo], kind, model))
+    with atomic_file(path) as partial:
+        partial.write_text("".join(json.dumps({"image": photo.name, **answers[photo.name]}, ensure_ascii=False) + "\n"
+                                   for photo in photos), encoding="utf-8")
+
+
+def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess) -> dict[str, dict[str, Any]]:
+    """Name -> the answer's keys, or `error`."""
+    try:
+        answers = model.answers(photos)
+    except Unreadable as failure:
+        if len(photos) == 1:
+            return {photos[0].name: {"error": str(failure)}}
+        return {name: found for photo in photos for name, found in _ask([photo], kind, model).items()}
+    except ModelFailure as failure:
+        return {photo.name: {"error": f"{model.name} {failure}"} for photo in photos}
+    return {photo.name: _checked(answer, kind, model.name) for photo, answer in zip(photos, answers, strict=True)}
+
+
+def _checked(answer: Any, kind: str, name: str) -> dict[str, Any]:
+    try:
+        values = checked_tags(answer, "the answer") if kind == "tag" else checked_descriptions(answer, "the answer")
+    except UserError as error:
+        return {"error": f"{name} gave no {kind}s that can be used: {error} ({str(answer)[:80]!r})"}
+    return {"tag": list(dict.fromkeys(values))} if kind == "tag" else dict(zip(DESCRIPTION_KEYS, values, strict=True))
+
+
+@contextmanager
+def models(specs: dict[str, str | None], config: AnnotationConfig) -> Iterator[dict[str, ModelProcess]]:
+    """The models that are named, by kind; ended at the end."""
+    settings = {"tag": config.tagger, "description": config.captioner}
+    made = {kind: ModelProcess(spec, kind, settings[kind], config.timeout_seconds, config.longest_side_px)
+            for kind, spec in specs.items() if spec}
+    try:
+        yield made
+    finally:
+        for model in made.values():
+            model.end()

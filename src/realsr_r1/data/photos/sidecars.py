@@ -1,0 +1,223 @@
+"""Tags and descriptions of photos from files: one file a photo, one JSON line a photo, or beside the photo in its tar or row.
+
+Formats: NAME.txt holds comma-separated tags (UTF-8), NAME.json the texts rough, middle and final. A JSON line names its photo
+under `image` (or `file_name`) and holds `tag` (a list, or one comma-separated text) and `rough`, `middle`, `final` (or
+`descriptions`, a list of the three). A sample of a tar has KEY.txt and KEY.json, a row of a dataset the columns `tag` and
+`descriptions`. Opens no photo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from realsr_r1.chain.checks import check_text
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import escaped, is_text
+from realsr_r1.data.photos.sources import FilePlace, Item, Photo, RowPlace, walk
+
+DESCRIPTION_KEYS = ("rough", "middle", "final")
+MOST_TAGS = 200  # of one photo: RAM++ names some tens; a file with thousands is no list of what a photo shows
+LOOKED_AT = 100  # photos of a tar or dataset
+KINDS = {"tag": ".txt", "description": ".json"}
+
+
+# --- values: what they must be; `where` names the file, and the line in it ---
+
+def checked_tags(value: Any, where: str) -> list[str]:
+    """A list of tags, or of comma-separated texts, or one, as clean tags in their order. Raises `UserError`, for none, too."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(map(is_text, texts)):
+        raise UserError(f"{where} has no tags: a list of texts or one comma-separated text")
+    tags = [" ".join(tag.split()) for text in texts for tag in text.split(",") if tag.strip()]
+    if not tags:
+        raise UserError(f"{where} is empty: it names no tag")
+    if len(tags) > MOST_TAGS:
+        raise UserError(f"{where} has {len(tags)} tags; a photo has at most {MOST_TAGS}")
+    for tag in tags:
+        check_text(tag, "tag", where)
+    return tags
+
+
+def checked_descriptions(value: Any, where: str) -> list[str]:
+    """An object with the texts rough, middle and final (or `descriptions`, the three) as those three. Raises `UserError`."""
+    if isinstance(value, dict) and isinstance(value.get("descriptions"), (list, tuple)):
+        value = value["descriptions"]
+    if isinstance(value, (list, tuple)):
+        value = dict(zip(DESCRIPTION_KEYS, value)) if len(value) == len(DESCRIPTION_KEYS) else {}
+    for key in DESCRIPTION_KEYS:
+        text = value.get(key) if isinstance(value, dict) else None
+        if not is_text(text) or not text.strip():
+            raise UserError(f"{where} has no text under the key {key!r}")
+        check_text(text, "description", where)
+    return [value[key].strip() for key in DESCRIPTION_KEYS]
+
+
+def _parsed(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, brackets without end
+        raise UserError(f"{where} is not valid JSON ({error})") from error
+
+
+def _tags_of_text(data: bytes, where: str) -> list[str]:
+    try:
+        return checked_tags(data.decode("utf-8-sig"), where)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 text ({error})") from error
+
+
+# --- where values come from: `read(photo)` gives them or raises UserError ---
+
+@dataclass(frozen=True)
+class SidecarFolder:
+    """One file a photo, at the photo's place below `folder`. `kind`: a key of `KINDS`."""
+
+    folder: Path
+    kind: str
+
+    def read(self, photo: Photo) -> list[str]:
+        path = self.folder / f"{photo.stem}{KINDS[self.kind]}"
+        where = f"{self.kind} file {path}"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(f"no {where}") from error
+        except OSError as error:  # a folder, no right to read, a name that is too long
+            raise UserError(f"{where} can't be read ({error.strerror})") from error
+        return _tags_of_text(data, where) if self.kind == "tag" else checked_descriptions(_parsed(data, where), where)
+
+    def only(self, photos: Iterable[Photo]) -> SidecarFolder:
+        return self
+
+    def orphans(self, photos: Iterable[str], images: str) -> list[Item]:
+        """The files that belong to none of the photos. `photos`: names without suffix."""
+        known, bad = set(photos), []
+        for path in walk(self.folder):
+            stem = escaped(path.relative_to(self.folder).with_suffix("").as_posix())  # as rejected photos are named
+            if path.suffix == KINDS[self.kind] and stem not in known:
+                bad.append(Item(path.name, f"{self.kind} file {path} has no image {stem}.* in {images}"))
+        return bad
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """One JSON line a photo. `lines`: name, and name without suffix -> where its line begins, and its number."""
+
+    path: Path
+    kind: str
+    lines: dict[str, tuple[int, int]]
+    rejected: tuple[Item, ...] = ()
+
+    @classmethod
+    def index(cls, path: Path, kind: str) -> JsonLines:
+        """Read the file once and note where each photo's line is; lines that name no photo are rejected."""
+        lines: dict[str, tuple[int, int]] = {}
+        rejected = []
+        start = 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"line {number} of {path}"
+                try:
+                    name = _image_name(_parsed(line, where), where) if line.strip() else None
+                    if name in lines:
+                        raise UserError(f"{where} is about {name}, as line {lines[name][1]} is")
+                    if name is not None:
+                        lines[name] = (start, number)
+                except UserError as error:
+                    rejected.append(Item(f"{path.name}:{number}", str(error)))
+                start += len(line)
+        return cls(path, kind, lines, tuple(rejected))
+
+    def read(self, photo: Photo) -> list[str]:
+        name = photo.name if photo.name in self.lines else photo.stem
+        if name not in self.lines:
+            raise UserError(f"{self.path} has no line about {photo.name}")
+        start, number = self.lines[name]
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            value = _parsed(file.readline(), f"line {number} of {self.path}")
+        if isinstance(value.get("error"), str) and value["error"].strip():  # annotation.py's, of a photo that a model failed on
+            raise UserError(value["error"])
+        where = f"line {number} of {self.path}"
+        return (checked_tags(value.get("tag", value.get("tags")), where) if self.kind == "tag"
+                else checked_descriptions(value, where))
+
+    def only(self, photos: Iterable[Photo]) -> JsonLines:
+        """The same for these photos, small enough to hand to another process."""
+        names = [name for photo in photos for name in (photo.name, photo.stem)]
+        return replace(self, lines={name: self.lines[name] for name in names if name in self.lines}, rejected=())
+
+    def orphans(self, photos: Iterable[str], images: str) -> list[Item]:
+        known, bad = set(photos), list(self.rejected)
+        for name, (_, number) in self.lines.items():
+            if name not in known and str(Path(name).with_suffix("")) not in known:
+                reason = f"line {number} of {self.path} is about {name}, which isn't in {images}"
+                bad.append(Item(f"{self.path.name}:{number}", reason))
+        return bad
+
+
+def _image_name(value: Any, where: str) -> str:
+    name = value.get("image", value.get("file_name")) if isinstance(value, dict) else None
+    if not is_text(name) or not PurePosixPath(name).name:
+        raise UserError(f"{where} names no photo: it must be an object with the key 'image'")
+    return name.removeprefix("./")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """In the photo's tar sample, or in its row of a dataset."""
+
+    kind: str
+
+    def read(self, photo: Photo) -> list[str]:
+        where = f"{photo.name} (its {self.kind}s)"
+        if isinstance(photo.place, RowPlace):
+            row = photo.place.columns()
+            return (checked_tags(row.get("tag", row.get("tags")), where) if self.kind == "tag"
+                    else checked_descriptions(row.get("descriptions"), where))
+        if isinstance(photo.place, FilePlace):
+            raise UserError(f"{photo.name} lies in no tar, so nothing says its {self.kind}s")
+        text, described = photo.place.read(".txt"), photo.place.read(".json")
+        value = _parsed(described, where) if described is not None else {}
+        if self.kind == "description":
+            return checked_descriptions(value, where)
+        if isinstance(value, dict) and "tag" in value:
+            return checked_tags(value["tag"], where)
+        if text is None:
+            raise UserError(f"{photo.name} has neither a .txt with tags nor a .json with the key 'tag' beside it")
+        return _tags_of_text(text, where)
+
+    def only(self, photos: Iterable[Photo]) -> Beside:
+        return self
+
+    def orphans(self, photos: Iterable[str], images: str) -> list[Item]:
+        return []
+
+
+Reader = SidecarFolder | JsonLines | Beside
+
+
+def reader(path: Path | None, kind: str, photos: list[Photo]) -> Reader | None:
+    """What `path` (a folder, or a file of JSON lines) says; without one, what lies beside the photos, or None.
+
+    Tags do if they do for one of the first `LOOKED_AT`, descriptions, which aren't needed, for half of them; photos without them
+    are rejected then. Descriptions of fewer aren't used, which is said.
+    """
+    if path is not None:
+        return SidecarFolder(path, kind) if path.is_dir() else JsonLines.index(path, kind)
+    inside = [photo for photo in photos if not isinstance(photo.place, FilePlace)][:LOOKED_AT]
+    having = 0
+    for photo in inside:
+        with contextlib.suppress(UserError):
+            Beside(kind).read(photo)
+            having += 1
+    if having and (kind == "tag" or 2 * having >= len(inside)):
+        return Beside(kind)
+    if having:
+        print(f"only {having} of the first {len(inside)} photos have {kind}s beside them, so none are used; give all by --{kind}s")
+    return None

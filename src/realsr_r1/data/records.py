@@ -1,0 +1,185 @@
+"""Records of a dataset: their schema and checks, JSON lists in the published format (extended), DatasetDicts on disk.
+
+Knows files and columns; how an LQ image comes about, and what is trained, it leaves to others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.chain.checks import check_text
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import is_text, read_json
+
+if TYPE_CHECKING:
+    import datasets
+
+REQUIRED_KEYS = ("image_path", "problem", "tag")  # the published format
+
+Record = dict[str, Any]
+
+
+def _is_texts(count: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (isinstance(value, list) and all(map(is_text, value))
+                          and count in (None, len(value)))
+
+
+def _is_box(value: Any) -> bool:
+    return (isinstance(value, list) and len(value) == 4
+            and all(isinstance(item, int) and not isinstance(item, bool) and abs(item) < 2**31 for item in value))
+
+
+# key -> (check, what it must be)
+SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "image_path": (is_text, "the path of an image file"),
+    "problem": (is_text, "a text"),
+    "tag": (lambda value: is_text(value) or _is_texts()(value), "a list of texts, or one text"),
+    "hq_path": (is_text, "the path of an image file"),
+    "degradation": (_is_texts(5), "a list of five texts"),
+    "descriptions": (_is_texts(3), "a list of three texts: rough, middle, final"),
+    "source": (is_text, "a text"),
+    "crop": (_is_box, "four whole numbers: left, top, right, bottom"),
+}
+
+
+def usual_keys(records: Iterable[Any]) -> frozenset[str]:
+    """The keys of the schema that most of the records have: a column is there for all records, or for none."""
+    counts = Counter(frozenset(SCHEMA.keys() & record.keys()) for record in records if isinstance(record, dict))
+    return counts.most_common(1)[0][0] if counts else frozenset(REQUIRED_KEYS)
+
+
+def check_record(record: Any, keys: Set[str]) -> None:
+    """Raise `UserError` that names the key unless `record` is an object with these keys of the schema, and what they must be."""
+    if not isinstance(record, dict):
+        raise UserError(f"it is {_kind(record)}; it must be an object with {', '.join(REQUIRED_KEYS)}")
+    for key, (check, what) in SCHEMA.items():
+        if key not in record:
+            if key in REQUIRED_KEYS or key in keys:
+                raise UserError(f"it has no key {key!r}, which {'every record needs' if key in REQUIRED_KEYS else 'others have'}")
+        elif key not in keys and key not in REQUIRED_KEYS:
+            raise UserError(f"it has the key {key!r}, which most records don't have: give it to all, or to none")
+        elif not check(record[key]):
+            raise UserError(f"its {key!r} must be {what}, not {_kind(record[key])}")
+
+
+def check_labels(labels: Sequence[str], where: str) -> None:
+    """Raise `UserError` unless the five labels can be read back from a chain, where commas divide them. `where`: names the list."""
+    for label in labels:
+        if "," in label or not label.strip():
+            raise UserError(f"{where} has the label {label[:60]!r}; one is a text without commas, and not empty")
+        check_text(label, "label", where)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, dict)):
+        return f"a {'list' if isinstance(value, list) else 'JSON object'} of {len(value)}"
+    return repr(value)[:60]
+
+
+def read_list(path: str | Path) -> list[Any]:
+    """What a JSON file holds: a list with at least one record, as yet unchecked. Raises `UserError` that names it."""
+    records = read_json(path)
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{path} must hold a JSON list with at least one record, not {_kind(records)}")
+    return records
+
+
+def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:
+    """The DatasetDict saved in the folder `path`. Raises `UserError` that names it where there is none."""
+    import datasets
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"no such dataset folder: {path}; make one with realsr-r1 create-json")
+    if not (folder / "dataset_dict.json").is_file():
+        raise UserError(f"{path} is not a DatasetDict (no dataset_dict.json); make one with realsr-r1 create-json")
+    try:
+        return datasets.load_from_disk(str(folder))
+    except IndexError as error:  # datasets joins a split's tables, and there are none
+        raise UserError(f"{path} has a split without records; make it again without that split") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} can't be read as a DatasetDict ({error}); make it again with realsr-r1 create-json"
+                        ) from error
+
+
+def require_columns(dataset: datasets.Dataset, columns: Iterable[str], reason: str) -> None:
+    """Raise `UserError` unless `dataset` has all `columns`. `reason`: what needs them, e.g. "reward degradation"."""
+    missing = [column for column in columns if column not in dataset.column_names]
+    if missing:
+        raise UserError(f"the dataset has no column {', '.join(map(repr, missing))}, which {reason} needs; it has "
+                        f"{', '.join(dataset.column_names)}")
+
+
+def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[str]], max_samples: int | None = None,
+                   seed: int = 0) -> datasets.Dataset:
+    """A split of the dataset in folder `path`, or `max_samples` records of it drawn with `seed`.
+
+    `needs`: what needs columns -> the columns. Raises `UserError` for a missing split or column.
+    """
+    dataset = load_dataset_dict(path)
+    if split not in dataset:
+        raise UserError(f"{path} has no split {split!r}; it has {', '.join(dataset)}")
+    records = dataset[split]
+    for reason, columns in needs.items():
+        require_columns(records, columns, reason)
+    if max_samples is not None and max_samples < len(records):
+        records = records.shuffle(seed=seed, keep_in_memory=True).select(range(max_samples))
+        records = records.flatten_indices(keep_in_memory=True)  # joining columns would, in a file beside the dataset
+    return records
+
+
+def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> dict[str, list[Any]]:
+    """Records as columns, images decoded. Raises `UserError` that names a record (counted from 0) which can't be used.
+
+    `where`: the dataset and its split. `tag` has to be a list here; what nothing is known of may be empty.
+    """
+    from PIL import UnidentifiedImageError
+
+    try:
+        rows = records[list(numbers)]
+    except MemoryError:
+        raise
+    except Exception:  # decoders raise anything on a damaged file: OSError, SyntaxError, struct.error, ...
+        for number in numbers:
+            try:
+                records[number]
+            except UnidentifiedImageError as error:  # its text is of the open file, another one in each run
+                raise UserError(f"record {number} of {where} can't be read (an image in none of the known formats)") from error
+            except Exception as error:
+                raise UserError(f"record {number} of {where} can't be read ({error})") from error
+        raise
+    images = {"image", "hq"} & rows.keys()
+    for row, number in enumerate(numbers):
+        for key in images:
+            if rows[key][row] is None:
+                raise UserError(f"record {number} of {where} has no image in {key!r}")
+        for key in SCHEMA.keys() & rows.keys():
+            value, (check, what) = rows[key][row], SCHEMA[key]
+            if key == "tag":
+                check, what = _is_texts(), "a list of texts"
+            if (value or key in ("tag", "degradation")) and not check(value):
+                raise UserError(f"{key!r} in record {number} of {where} must be {what}, not {_kind(value)}")
+    return rows
+
+
+def label_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How often each word of each of the five items occurs, item by item; empty where there are no labels."""
+    from realsr_r1.data.degradation.degrade import LABEL_ITEMS, LEVELS, RESIZES
+
+    counts = {name: dict.fromkeys(RESIZES if name.endswith("resize") else LEVELS, 0) for name in LABEL_ITEMS}
+    labelled = False
+    for record in records:
+        for name, label in zip(LABEL_ITEMS, record.get("degradation", ())):
+            labelled = True
+            word = label.split()[0] if label.split() else label
+            counts[name][word] = counts[name].get(word, 0) + 1
+    return counts if labelled else {}
+
+
+def label_balance(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """What `label_counts` gives in percent, in one line."""
+    return "; ".join(f"{name}: " + " ".join(f"{word} {100 * count / sum(words.values()):.0f}%" for word, count in words.items())
+                     for name, words in counts.items())

@@ -1,0 +1,109 @@
+"""Records to shards of token ids: which records a split has, and making one shard after the other.
+
+What a shard is, and how a folder of them is read, is token_store.py's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import atomic_file, escaped
+from realsr_r1.data.tokens.samples import Sample
+from realsr_r1.data.tokens.token_store import REJECTED, Shard, Source, digest, features
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from realsr_r1.chain.processor import ChainProcessor
+
+BATCH_RECORDS = 64  # records whose images are in memory at once
+
+
+def open_source(dataset_name: str, split: str, seed: int, max_samples: int | None = None) -> Source:
+    """A split to be tokenised, or `max_samples` records of it drawn with `seed`. Raises `UserError` for bad data."""
+    records = _records(dataset_name, split)
+    fingerprint = records._fingerprint
+    if Path(dataset_name).suffix == ".json":
+        images = [(path, (found := Path(path).stat()).st_size, found.st_mtime_ns) for paths in records["images"] for path in paths]
+        fingerprint = digest([Path(dataset_name).read_text(encoding="utf-8"), images, records["fault"][:]])
+    return Source(dataset_name, split, tuple(drawn(len(records), max_samples, seed)), fingerprint, seed)
+
+
+def drawn(count: int, max_samples: int | None, seed: int) -> list[int]:
+    """All record numbers in order, or `max_samples` of them in random order."""
+    import numpy
+
+    if max_samples is None or max_samples >= count:
+        return list(range(count))
+    return numpy.random.default_rng(seed).permutation(count)[:max_samples].tolist()
+
+
+def _records(dataset_name: str, split: str) -> Dataset:
+    from realsr_r1.data.records import select_records
+    from realsr_r1.data.tokens.cold_start import COLUMNS
+    from realsr_r1.data.tokens.conversations import read_conversations
+
+    if Path(dataset_name).suffix == ".json":
+        if split != "train":
+            raise UserError(f"{dataset_name} has no split {split!r}: a JSON of conversations is all train")
+        return read_conversations(dataset_name)
+    records = select_records(dataset_name, split, {"the cold start": COLUMNS})
+    if not len(records):
+        raise UserError(f"the split {split} of {dataset_name} has no records")
+    return records
+
+
+class ShardWriter:
+    """Makes one shard after the other. `processor`: with the image tokenizer on the device that is to be used."""
+
+    def __init__(self, processor: ChainProcessor):
+        self.processor = processor
+        self._opened: dict[tuple[str, str], Dataset] = {}  # a JSON of conversations is checked when it is opened
+
+    def write(self, shard: Shard) -> int:
+        """Tokenise a shard's records and write it; returns how many they are, those that make no chain included."""
+        import pyarrow
+
+        source, schema = shard.source, features().arrow_schema
+        numbers = source.numbers[shard.start:shard.stop]
+        tables, rejected = [], []
+        for start in range(0, len(numbers), BATCH_RECORDS):
+            made, bad = self._samples(source, numbers[start:start + BATCH_RECORDS])
+            rejected += bad
+            tables.append(pyarrow.table({
+                "input_ids": [sample.input_ids for _, sample in made], "sections": [sample.sections for _, sample in made],
+                "length": [len(sample.input_ids) for _, sample in made], "record": [number for number, _ in made]}, schema=schema))
+        schema = schema.with_metadata({**schema.metadata, REJECTED: json.dumps(rejected)})
+        with atomic_file(shard.path) as partial, pyarrow.OSFile(str(partial), "wb") as file:
+            with pyarrow.ipc.new_stream(file, schema) as writer:
+                for table in tables:
+                    writer.write_table(table)
+        return len(numbers)
+
+    def _samples(self, source: Source, numbers: Sequence[int]) -> tuple[list[tuple[int, Sample]], list[tuple[int, str]]]:
+        """(number of a record, its sample), and (number, why it makes none)."""
+        from realsr_r1.data.records import read_rows
+
+        where, key = f"{source.dataset_name} ({source.split})", (source.dataset_name, source.split)
+        if key not in self._opened:
+            self._opened[key] = _records(*key)
+        try:
+            rows = read_rows(self._opened[key], numbers, where)
+            return list(zip(numbers, _encode(rows, numbers, self.processor, source.seed), strict=True)), []
+        except UserError as error:
+            if len(numbers) == 1:
+                record, reason = f"record {numbers[0]} of {where}", escaped(str(error))
+                return [], [(numbers[0], reason if record in reason else f"{record}: {reason}")]
+        parts = [self._samples(source, [number]) for number in numbers]
+        return [one for made, _ in parts for one in made], [one for _, bad in parts for one in bad]
+
+
+def _encode(rows: Mapping[str, Sequence[Any]], numbers: Sequence[int], processor: ChainProcessor, seed: int) -> list[Sample]:
+    from realsr_r1.data.tokens.cold_start import encode_records
+    from realsr_r1.data.tokens.conversations import encode_conversations
+
+    return encode_conversations(rows, processor) if "values" in rows else encode_records(rows, numbers, processor, seed)

@@ -1,0 +1,155 @@
+"""Image-quality metrics by name: what each is called, which way is better, and how it is computed (by pyiqa).
+
+Knows images, no folders and no files of results. Metrics whose weights can't be had are reported, never fatal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from realsr_r1.core.errors import UserError, is_disk_full
+from realsr_r1.core.images import to_pixels
+
+FID_FEATURES = 2048  # width of Inception's features: with fewer images their covariance is singular
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. `kind`: "pair" compares with the original, "single" needs none, "set" scores a whole set at once.
+
+    `on_cpu`: wherever the others are.
+    """
+
+    label: str
+    kind: Literal["pair", "single", "set"]
+    lower_better: bool
+    decimals: int
+    options: dict[str, Any] = field(default_factory=dict)
+    unit: str = ""
+    on_cpu: bool = False
+
+
+_LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as the field does
+
+# The ten of the RealSR-R1 paper, then PIQE, which needs no weights. An identical pair has a PSNR of 80 dB: pyiqa
+# adds 1e-8 to the mean squared error of images in [0, 1], so the figure is always finite.
+METRICS = {
+    "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB"),
+    "ssim": Metric("SSIM (Y)", "pair", False, 4, _LUMA),
+    "lpips": Metric("LPIPS", "pair", True, 4),
+    "dists": Metric("DISTS", "pair", True, 4),
+    "fid": Metric("FID", "set", True, 2),
+    "niqe": Metric("NIQE", "single", True, 3),
+    "musiq": Metric("MUSIQ", "single", False, 2),
+    "maniqa-pipal": Metric("MANIQA (PIPAL)", "single", False, 4),
+    "clipiqa": Metric("CLIPIQA", "single", False, 4),
+    "topiq_nr": Metric("TOPIQ", "single", False, 4),
+    "piqe": Metric("PIQE", "single", True, 2, on_cpu=True),  # see rewards/experts.py
+}
+OFFLINE_METRICS = ("psnr", "ssim", "piqe")  # what pyiqa computes without weights
+BASELINE_METRICS = ("psnr", "ssim")  # the ones a flat image of the mean colour gets
+
+
+def parse_metrics(text: str) -> list[str]:
+    """`"psnr,ssim"` or `"all"` -> known names, without repeats. Raises `UserError` that lists the known ones."""
+    names = list(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    if names == ["all"]:
+        return list(METRICS)
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        raise UserError(f"--metrics: unknown metric {', '.join(map(repr, unknown)) or repr(text)}; known are "
+                        f"{', '.join(METRICS)}, or all")
+    return names
+
+
+class Scorer:
+    """A loaded metric: `score` for images, `score_set` for FID."""
+
+    def __init__(self, name: str, network: Callable[..., Any], device: str):
+        self.name = name
+        self._network = network
+        self._device = device
+
+    def score(self, image: Image.Image, original: Image.Image) -> float | None:
+        """The metric of one image (RGB, of the original's size), or None where it isn't defined.
+
+        That is so for images smaller than the metric's window (SSIM: 11 px, NIQE: 96 px) and for some flat ones.
+        """
+        import math
+
+        images = [image, original] if METRICS[self.name].kind == "pair" else [image]
+        pixels = [to_pixels([item]).add(1).div(2).clamp(0, 1).to(self._device) for item in images]
+        try:
+            value = float(self._network(*pixels))
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            if min(image.size) >= 256:  # such an image isn't too small for any of them: the fault is another
+                raise
+            return None
+        return value if math.isfinite(value) else None
+
+    def score_set(self, images: Iterable[Image.Image], originals: Iterable[Image.Image]) -> float | None:
+        """FID of two sets, or None where it isn't defined (fewer than two images)."""
+        import math
+
+        with tempfile.TemporaryDirectory() as work:
+            folders = []
+            for side, items in (("images", images), ("originals", originals)):
+                folder = Path(work) / side
+                folder.mkdir()
+                count = 0
+                for count, item in enumerate(items, start=1):
+                    item.save(folder / f"{count:06d}.png")
+                if count < 2:
+                    return None
+                folders.append(str(folder))
+            value = float(self._network(*folders, num_workers=0, verbose=False))
+        return value if math.isfinite(value) else None
+
+
+def load_metrics(names: Iterable[str], device: str) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """Load metrics by name -> (scorers, reasons why the others can't be had)."""
+    import pyiqa
+
+    scorers: dict[str, Scorer] = {}
+    unavailable: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            place = "cpu" if METRICS[name].on_cpu else device
+            try:
+                network = pyiqa.create_metric(name, device=place, **METRICS[name].options)
+            except OSError as error:  # no network, or no such file on the server
+                if is_disk_full(error):
+                    raise
+                unavailable[name] = f"weights not available: {_first_line(error)}"
+                if not isinstance(error, FileNotFoundError):
+                    stack.enter_context(_hub_offline())
+            except Exception as error:  # eleven networks of other people's: one that fails mustn't stop the rest
+                unavailable[name] = f"can't be loaded: {_first_line(error)}"
+            else:
+                scorers[name] = Scorer(name, network, place)
+    return scorers, unavailable
+
+
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Once a server wasn't reached, the hub's client looks in its cache only: its retries take 50 s a metric."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(getattr(error, "reason", error)).strip().splitlines()
+    return lines[0].partition(". ")[0][:120] if lines else type(error).__name__

@@ -1,0 +1,316 @@
+"""The policy, one token or several a row at a time, with caches allocated once: prompts', completions', unconditional ones.
+
+Rows of one prompt share its keys and values. Conditional and unconditional rows go through the layers in one batch.
+Knows the layers of `LuminaPolicy`; no grammar, no sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache
+
+from realsr_r1.models.lumina.attention import QK_NORM_EPS
+
+
+class Decoder:
+    """Steps a policy over R rows: all by one token each (`step`), or each by several from its own place on (`feed`).
+
+    `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues. `max_new_tokens`: tokens a row
+    can be fed; `max_span`: tokens an unconditional branch can be fed (0: there will be none). `code_ids`: those of
+    the image codes, ascending.
+    """
+
+    def __init__(self, policy: nn.Module, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
+                 max_new_tokens: int, max_span: int, code_ids: torch.Tensor):
+        policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # a LoRA policy of peft
+        self.model, self.lm_head, self.code_ids = policy.model, policy.lm_head, code_ids
+        # The head's rows of the codes, side by side; an adapter on the head has no such rows.
+        self.code_head = policy.lm_head.weight[code_ids] if type(policy.lm_head) is nn.Linear else None
+        self.device = prompt_of_row.device
+        self.steps = 0
+        self.prompt_of_row = prompt_of_row
+        self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        self._prefill(prompts)
+        rows = len(prompt_of_row)
+        self.own = [self._empty_cache(rows, max_new_tokens) for _ in self.model.layers]
+        self.unconditional = [self._empty_cache(rows, max_span) for _ in self.model.layers]
+        self._group_rows()
+        self._rotary_table(int(self.prompt_lengths.max()) + max_new_tokens)
+        self.norms = [_HeadNorms(layer.self_attn) for layer in self.model.layers]
+
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> None:
+        longest = max(len(prompt) for prompt in prompts)
+        caches, last = [], []
+        for prompt in prompts:  # one forward a distinct prompt
+            cache = DynamicCache()
+            ids = torch.tensor([prompt], device=self.device)
+            states = self.model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+            caches.append(cache)
+            last.append(states[0, -1])
+        self.prompt_states = torch.stack(last)  # (prompts, hidden)
+
+        def gather(states: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+            return torch.cat([F.pad(one, (0, 0, 0, longest - one.shape[2])).to(dtype) for one in states])
+
+        self.shared = []  # of each layer, keys and values (prompts, kv heads, longest prompt, head_dim)
+        for layers in zip(*(cache.layers for cache in caches), strict=True):
+            keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+            for layer in layers:  # the gathered ones take their place: a prompt's take gigabytes
+                layer.keys = layer.values = None
+            dtype = values[0].dtype  # autocast leaves the normed keys wider
+            self.shared.append((gather(keys, dtype), gather(values, dtype)))
+        self.prompt_mask = None  # (prompts, 1, 1, longest): what is padding
+        if len({len(prompt) for prompt in prompts}) > 1:
+            columns = torch.arange(longest, device=self.device)
+            self.prompt_mask = (columns >= self.prompt_lengths[:, None])[:, None, None]
+
+    def _empty_cache(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        like = self.shared[0][0]
+        shape = (rows, like.shape[1], length, like.shape[3])
+        # Zeros, because columns a row hasn't reached are weighted with 0, and 0 times garbage may be NaN.
+        return like.new_zeros(shape), like.new_zeros(shape)
+
+    def _rotary_table(self, length: int) -> None:
+        positions = torch.arange(length, device=self.device)[None]
+        cos, sin = self.model.rotary_emb(self.prompt_states, positions)
+        half = sin.shape[-1] // 2
+        self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)  # the sign of rotate_half
+
+    def _group_rows(self) -> None:
+        """Lay rows out as (prompts, largest group): `place` (prompts * largest,) -> row, `place_of_row` (R,) -> place.
+
+        Both are None when the rows already lie so.
+        """
+        sizes = torch.bincount(self.prompt_of_row, minlength=len(self.prompt_lengths))
+        self.largest = int(sizes.max())
+        order = torch.argsort(self.prompt_of_row, stable=True)
+        number = torch.arange(len(order), device=self.device)
+        within = number - (sizes.cumsum(0) - sizes)[self.prompt_of_row[order]]
+        self.place_of_row = torch.empty_like(order)
+        self.place_of_row[order] = self.prompt_of_row[order] * self.largest + within
+        self.place = torch.zeros(len(sizes) * self.largest, dtype=torch.int64, device=self.device)
+        self.place[self.place_of_row] = number
+        if len(self.place) == len(number) and bool((self.place == number).all()):
+            self.place = self.place_of_row = None
+
+    @property
+    def first_rows(self) -> torch.Tensor:
+        """The first row of each prompt, (prompts,)."""
+        first = torch.arange(len(self.prompt_lengths), device=self.device) * self.largest
+        return first if self.place is None else self.place[first]
+
+    def by_prompt(self, values: torch.Tensor) -> torch.Tensor:
+        """A value a row (R,) -> a prompt's side by side, (prompts, largest group); what fills a small group means nothing."""
+        return (values if self.place is None else values[self.place]).view(-1, self.largest)
+
+    def by_row(self, values: torch.Tensor) -> torch.Tensor:
+        """Inverse of `by_prompt`."""
+        return values.flatten() if self.place is None else values.flatten()[self.place_of_row]
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Hidden states (n, hidden) -> scores of all ids, (n, vocabulary), in float32 at least."""
+        return _widened(self.lm_head(states))
+
+    def code_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Hidden states (n, hidden) -> scores of the image codes only, (n, codes), in float32 at least."""
+        if self.code_head is None:
+            return self.logits(states)[:, self.code_ids]
+        return _widened(F.linear(states, self.code_head))
+
+    def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
+             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row its token (R,), and the unconditional branches of `rows` (U,) the same.
+
+        `places` (U,): positions of these tokens in their spans; `reach`: at least the largest place + 1. The branch of
+        `rows[i]` is in slot i. Returns hidden states (R, hidden) and (U, hidden).
+        """
+        count, column = len(tokens), self.steps
+        self.steps += 1
+        positions = self.prompt_lengths[self.prompt_of_row] + column
+        if len(rows):
+            tokens, positions = torch.cat((tokens, tokens[rows])), torch.cat((positions, places))
+            free_window = self._window(self.unconditional, places[:, None], reach)
+
+        def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            keys, values = self.own[index]
+            keys[:, :, column], values[:, :, column] = key[:count], value[:count]
+            attended = self._attend(index, query[:count], keys[:, :, :column + 1], values[:, :, :column + 1])
+            if len(rows):
+                keys, values = free_window.write(self.unconditional[index], key[count:], value[count:])
+                attended = torch.cat((attended, _attend_own(query[count:], keys, values, free_window.hidden)))
+            return attended
+
+        states = self._through_layers(tokens, positions, attend)
+        return states[:count], states[count:]
+
+    def feed(self, tokens: torch.Tensor, columns: torch.Tensor, longest: int, rows: torch.Tensor, places: torch.Tensor,
+             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row n tokens (R, n), its first at `columns` (R,) of its completion, and the branches of `rows` too.
+
+        What a row was fed from there on before is forgotten. `longest`: the largest column + n; `places` (U,): of the
+        first tokens in their spans; `reach`: at least the largest place + n. Don't mix with `step`. Returns hidden states
+        (R, n, hidden) and (U, n, hidden).
+        """
+        (count, n), self.steps = tokens.shape, longest
+        ahead = torch.arange(n, device=self.device)
+        columns, places = columns[:, None] + ahead, places[:, None] + ahead
+        positions = torch.cat((self.prompt_lengths[self.prompt_of_row, None] + columns, places))
+        own_window = self._window(self.own, columns, longest)
+        free_window = self._window(self.unconditional, places, reach)
+
+        def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            query = query.unflatten(0, (-1, n)).transpose(1, 2)  # (R + U, kv heads, n, heads / kv heads, head_dim)
+            together = query.flatten(2, 3)
+            keys, values = own_window.write(self.own[index], key[:count * n], value[:count * n])
+            attended = self._attend(index, together[:count], keys, values, own_window.hidden)
+            if len(rows):
+                keys, values = free_window.write(self.unconditional[index], key[count * n:], value[count * n:])
+                attended = torch.cat((attended, _attend_own(together[count:], keys, values, free_window.hidden)))
+            return attended.reshape(query.shape).transpose(1, 2)
+
+        states = self._through_layers(torch.cat((tokens, tokens[rows])).flatten(), positions.flatten(), attend)
+        return states[:count * n].unflatten(0, (-1, n)), states[count * n:].unflatten(0, (-1, n))
+
+    def _through_layers(self, tokens: torch.Tensor, positions: torch.Tensor,
+                        attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Ids (B,) at their positions (B,) -> hidden states (B, hidden).
+
+        `attend(layer, query, key, value)` stores keys and values and attends; shapes are those of `_project`.
+        """
+        states = self.model.embed_tokens(tokens)
+        cos, sin = self.cos[positions, None], self.sin[positions, None]
+        swin = self.model.config.swin_norm
+        for index, layer in enumerate(self.model.layers):
+            projected = self._project(index, states if swin else layer.input_layernorm(states), cos, sin)
+            attended = layer.self_attn.o_proj(attend(index, *projected).reshape(len(states), -1))
+            if swin:
+                states = states + layer.input_layernorm(attended)
+                states = states + layer.post_attention_layernorm(layer.mlp(states))
+            else:
+                states = states + attended
+                states = states + layer.mlp(layer.post_attention_layernorm(states))
+        return self.model.norm(states)
+
+    def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor, reach: int) -> _Window:
+        """Where the tokens at `columns` (B, n) go in `caches`, and what of their first `reach` columns they can't see."""
+        _, heads, length, _ = caches[0][0].shape
+        first = torch.arange(len(columns) * heads, device=self.device).view(-1, 1, heads) * length
+        queries = columns.repeat_interleave(self.model.config.num_attention_heads // heads, dim=1)
+        hidden = torch.arange(reach, device=self.device) > queries[:, None, :, None]
+        return _Window((first + columns[..., None]).flatten(), hidden)
+
+    def _project(self, index: int, states: torch.Tensor, cos: torch.Tensor,
+                 sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """States (B, hidden) -> queries (B, kv heads, heads / kv heads, head_dim), keys and values
+        (B, kv heads, head_dim), of the values' type; normed, rotated, queries scaled.
+        """
+        attention, norms = self.model.layers[index].self_attn, self.norms[index]
+        batch, head_dim = len(states), attention.head_dim
+        both = torch.cat((attention.q_proj(states), attention.k_proj(states)), dim=-1).view(batch, -1, head_dim)
+        both = norms(both)
+        half = head_dim // 2
+        swapped = torch.cat((both[..., half:], both[..., :half]), dim=-1)
+        both = both * cos + swapped * sin
+        query, key = both.split((attention.num_heads, attention.num_key_value_heads), dim=1)
+        query = (query * attention.scaling).reshape(batch, attention.num_key_value_heads, -1, head_dim)
+        value = attention.v_proj(states).view(batch, -1, head_dim)
+        return query.to(value.dtype), key.to(value.dtype), value
+
+    def _attend(self, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+                hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values, without `hidden` ones."""
+        n = query.shape[2]
+        prompt_keys, prompt_values = self.shared[index]
+        length = prompt_keys.shape[2]
+        grouped = self._to_groups(query)
+        shared = grouped @ prompt_keys.transpose(-1, -2)
+        if self.prompt_mask is not None:
+            shared = shared.masked_fill(self.prompt_mask, -float("inf"))
+        own = query @ keys.transpose(-1, -2)
+        if hidden is not None:
+            own = own.masked_fill_(hidden, -float("inf"))
+        scores = torch.cat((self._to_rows(shared, n), own), dim=-1)
+        weights = _softmax(scores)
+        shared = self._to_groups(weights[..., :length]) @ prompt_values
+        return self._to_rows(shared, n) + weights[..., length:] @ values
+
+    def _to_groups(self, rows: torch.Tensor) -> torch.Tensor:
+        """(R, heads, n, d) -> (prompts, heads, largest group * n, d)."""
+        _, heads, n, width = rows.shape
+        rows = rows if self.place is None else rows[self.place]
+        groups = rows.reshape(-1, self.largest, heads, n, width).transpose(1, 2)
+        return groups.reshape(-1, heads, self.largest * n, width)
+
+    def _to_rows(self, groups: torch.Tensor, n: int) -> torch.Tensor:
+        """Inverse of `_to_groups`."""
+        _, heads, _, width = groups.shape
+        rows = groups.view(-1, heads, self.largest, n, width).transpose(1, 2).reshape(-1, heads, n, width)
+        return rows if self.place is None else rows[self.place_of_row]
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only, (n,) int64."""
+        used = self.steps
+        for keys, values in self.own:
+            keys[:len(rows), :, :used], values[:len(rows), :, :used] = keys[rows, :, :used], values[rows, :, :used]
+        self.own = [(keys[:len(rows)], values[:len(rows)]) for keys, values in self.own]
+        prompts, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
+        if len(prompts) < len(self.prompt_lengths):
+            self.prompt_lengths = self.prompt_lengths[prompts]
+            for layer, (keys, values) in enumerate(self.shared):  # one at a time, for they are large
+                self.shared[layer] = keys[prompts], values[prompts]
+            self.prompt_mask = None if self.prompt_mask is None else self.prompt_mask[prompts]
+        self._group_rows()
+
+    def keep_slots(self, slots: torch.Tensor, reach: int) -> None:
+        """Move the unconditional branches in `slots` (n,) to slots 0 to n-1; `reach`: columns in use."""
+        for keys, values in self.unconditional:
+            keys[:len(slots), :, :reach] = keys[slots, :, :reach]
+            values[:len(slots), :, :reach] = values[slots, :, :reach]
+
+
+class _Window(NamedTuple):
+    """Where B rows' next n tokens go in a flattened cache, `places` (B * n * kv heads,), and columns they can't see,
+    `hidden` (B, 1, n * heads / kv heads, reach) bool.
+    """
+
+    places: torch.Tensor
+    hidden: torch.Tensor
+
+    def write(self, cache: tuple[torch.Tensor, torch.Tensor], key: torch.Tensor,
+              value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values (B * n, kv heads, head_dim); returns the cache's columns in reach."""
+        for stored, new in zip(cache, (key, value), strict=True):
+            stored.view(-1, stored.shape[-1]).index_copy_(0, self.places, new.flatten(0, 1).to(stored.dtype))
+        rows, _, _, reach = self.hidden.shape
+        return cache[0][:rows, :, :reach], cache[1][:rows, :, :reach]
+
+
+def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Queries (B, kv heads, n, head_dim) over keys and values without `hidden` ones."""
+    return _softmax((query @ keys.transpose(-1, -2)).masked_fill_(hidden, -float("inf"))) @ values
+
+
+def _widened(scores: torch.Tensor) -> torch.Tensor:
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension, in float32 at least."""
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+
+
+class _HeadNorms:
+    """The q and k norms of a layer applied to queries and keys side by side, (B, heads + kv heads, head_dim)."""
+
+    def __init__(self, attention: nn.Module):
+        norms = (attention.q_norm, attention.k_norm)
+        self.weight = torch.cat([norm.weight.repeat_interleave(norm.heads_per_row, dim=0) for norm in norms])
+        self.bias = torch.cat([norm.bias.repeat_interleave(norm.heads_per_row, dim=0) for norm in norms])
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(states, states.shape[-1:], eps=QK_NORM_EPS) * self.weight + self.bias

@@ -1,0 +1,1 @@
+"""The cold start: supervised training on chains, packed into rows."""

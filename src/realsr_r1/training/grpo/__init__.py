@@ -1,0 +1,1 @@
+"""VLCoT-GRPO: TRL's trainer with rollouts of interleaved text and images."""

@@ -1,0 +1,88 @@
+"""Records of a dataset as GRPO's trainer takes them: `prompt` as ids, and the columns that rewards and samples use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import atomic_folder
+from realsr_r1.data.records import select_records
+from realsr_r1.data.tokens.token_store import tokenizer_fingerprint
+from realsr_r1.training.agreement import Agreement
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from realsr_r1.chain.processor import ChainProcessor
+
+LQ_COLUMN = "lq"  # not `image`: that name switches TRL's vision path on
+
+
+def load_prompts(dataset_name: str, split: str, processor: ChainProcessor, reward_columns: Mapping[str, Sequence[str]],
+                 folder: str | Path, max_prompt_length: int, max_samples: int | None = None, seed: int = 0,
+                 process: int = 0, processes: int = 1) -> Dataset:
+    """A split with `prompt` (ids) and without `image` (it becomes `lq`). Tokenised once, in folders inside `folder`.
+
+    `reward_columns`: reward -> columns it needs. `process` of `processes`: all call it, each tokenises its part. Raises
+    `UserError` for a missing column or split and for a prompt that is longer than `max_prompt_length`.
+    """
+    from datasets import concatenate_datasets
+
+    records = select_records(dataset_name, split, needed_columns(reward_columns), max_samples, seed)
+
+    def tokenised(part: Dataset) -> Dataset:
+        return _kept(folder, part, processor, lambda fingerprint: part.map(
+            encode_prompts, batched=True, batch_size=64, desc=f"tokenising {split}", keep_in_memory=True,
+            remove_columns=part.column_names, fn_kwargs={"processor": processor}, new_fingerprint=fingerprint))
+
+    count, agreement = max(1, min(processes, len(records))), Agreement()
+    parts = [records.shard(count, index, contiguous=True) for index in range(count)]
+    with agreement:
+        for part in parts[process::processes]:
+            tokenised(part)
+    agreement.settle()
+    prompts = concatenate_datasets([tokenised(part) for part in parts])  # they are there now
+    longest = max((len(ids) for ids in prompts.with_format("numpy")["prompt"]), default=0)
+    if longest > max_prompt_length:
+        raise UserError(f"the longest prompt of {split} has {longest} tokens, more than "
+                        f"--max_prompt_length {max_prompt_length}")
+    return concatenate_datasets([records.rename_column("image", LQ_COLUMN), prompts], axis=1)
+
+
+def needed_columns(reward_columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """What needs columns -> the columns: prompts, and each reward of `reward_columns`."""
+    return {"every prompt": ("image", "problem"),
+            **{f"the {name} reward": columns for name, columns in reward_columns.items()}}
+
+
+def encode_prompts(records: Mapping[str, Sequence[Any]], processor: ChainProcessor) -> dict[str, list[list[int]]]:
+    """A batch of columns -> `prompt` (ids), for `datasets.Dataset.map`."""
+    spans = processor.encode_images([processor.fit(image) for image in records["image"]])
+    return {"prompt": [processor.prompt_from_span(span, text)
+                       for span, text in zip(spans, records["problem"], strict=True)]}
+
+
+def _kept(folder: str | Path, records: Dataset, processor: ChainProcessor, make: Callable[[str], Dataset],
+           *settings: Any) -> Dataset:
+    """What `make(fingerprint)` gives, kept in a folder inside `folder` that is named after what it is made from.
+
+    That is `records`, the tokenizers and image sizes of `processor`, and `settings`: a run that is started again with other
+    ones makes it anew. Reading is memory-mapped.
+    """
+    from datasets import load_from_disk
+
+    fingerprint = _made_from(records, processor, settings)
+    path = Path(folder) / fingerprint
+    if not path.is_dir():
+        made = make(fingerprint)
+        with atomic_folder(path) as partial:
+            made.save_to_disk(str(partial))
+    return load_from_disk(str(path))
+
+
+def _made_from(records: Dataset, processor: ChainProcessor, settings: tuple[Any, ...]) -> str:
+    made_from = repr((records._fingerprint, tokenizer_fingerprint(processor), settings))
+    return hashlib.sha256(made_from.encode()).hexdigest()[:16]
