@@ -109,7 +109,7 @@ def test_the_chain_settings_of_published_families_are_settings(name):
     assert settings.experts == ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
     sampling = RolloutConfig(**settings.sampling)
     assert (sampling.temperature, sampling.guidance_scale, sampling.text_top_k, sampling.image_top_k_max) == (0.9, 0.8, 1, 2000)
-    assert settings.problem.startswith("Perceive") == (name == "pure_one_step")
+    assert settings.chain.question.startswith("Perceive") == (name == "pure_one_step")
 
 
 # What goes in comes out

@@ -15,6 +15,7 @@ from skimage import data
 
 from realsr_r1 import report
 from realsr_r1.chain import text as chain
+from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
 
 REWARDS = ("format", "degradation", "understanding", "generation")
@@ -67,7 +68,7 @@ def write_samples(run: Path, steps: tuple[int, ...] = (10, 20, 30, 40, 60)) -> N
         (folder / "completion-0.txt").write_text(chain_text(name), encoding="utf-8")
         rewards = {reward: [0.6, 0.2] for reward in REWARDS} | {"total": [2.4, 0.8]}
         (folder / "rewards.json").write_text(json.dumps(rewards), encoding="utf-8")
-        prompt = {"source": f"{name}.jpg", "tag": ["cat, warm light"], "degradation": TRUTH, "problem": chain.PROBLEM}
+        prompt = {"source": f"{name}.jpg", "tag": ["cat, warm light"], "degradation": TRUTH, "problem": ChainSpec.published().question}
         (folder / "prompt.json").write_text(json.dumps(prompt), encoding="utf-8")
 
 

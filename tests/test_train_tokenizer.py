@@ -41,7 +41,7 @@ def test_the_folder_is_a_complete_processor(trained):
     assert (processor.settings.target_px, processor.settings.grid_unit_px) == (48, 16)
     assert sorted(processor.layout.size_ids) == [1, 2, 3, 4]
     text, images = processor.decode(processor.encode_prompt(photo("coffee")))
-    assert text.startswith(processor.settings.problem) and len(images) == 1
+    assert text.startswith(processor.chain.question) and len(images) == 1
     assert not (trained / STATE_FILE).exists()
 
 

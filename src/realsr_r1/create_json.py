@@ -18,6 +18,7 @@ from realsr_r1.core.files import clear_leftovers, read_json
 from realsr_r1.data.building.arguments import check_arguments, check_output, fingerprint, parser
 
 if TYPE_CHECKING:
+    from realsr_r1.chain.spec import ChainSpec
     from realsr_r1.data.building.build import Plan
     from realsr_r1.data.building.parts import Part
     from realsr_r1.data.photos.sources import Item, Listing, Photo
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Make a dataset folder. Returns the exit code; raises `UserError` on bad input."""
     args = parser().parse_args(argv)
-    from realsr_r1.data.building import build as making
+    from realsr_r1.chain.spec import ChainSpec
+    from realsr_r1.data.building import build
     from realsr_r1.reporting.dataset_page import write_dataset_page
 
     if args.merge:
         check_output(args)
-        state = making.merge_shards(args.output, write_dataset_page)
-        print(f"{args.output}: {state['summary']}\n{making.shards_folder(args.output)} is not needed any more")
+        state = build.merge_shards(args.output, write_dataset_page)
+        print(f"{args.output}: {state['summary']}\n{build.shards_folder(args.output)} is not needed any more")
         return _exit_code(state, args)
     check_arguments(args)
     check_output(args)
@@ -44,11 +46,12 @@ def main(argv: list[str] | None = None) -> int:
         again = "; remove it to try the bad items again" if state.get("bad_count") else ""
         print(f"{target} is up to date, nothing to do{again}: {state['summary']}")
         return _exit_code(state, args)
-    plan = _plan_list(args, made_from) if args.json else _plan_photos(args, made_from)
+    chain = ChainSpec.from_yaml(args.chain_settings) if args.chain_settings else ChainSpec.published()
+    plan = _plan_list(args, made_from, chain) if args.json else _plan_photos(args, made_from, chain)
     if args.shard:
-        state = making.make_shard(args.output, args.shard, plan)
+        state = build.make_shard(args.output, args.shard, plan)
     else:
-        state = making.make_dataset(args.output, plan, write_dataset_page)
+        state = build.make_dataset(args.output, plan, write_dataset_page)
     print(f"{target}: {state['summary']}")
     return _exit_code(state, args)
 
@@ -85,7 +88,7 @@ def _finished_state(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] |
 
 # --- plans ---
 
-def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
+def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: ChainSpec) -> Plan:
     """Crops of photos, split as the arguments say."""
     from realsr_r1.data.building.build import Plan
     from realsr_r1.data.building.jobs import PhotoJob, make_missing_parts
@@ -102,7 +105,11 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
         raise UserError(f"--crop_px {args.crop_px} is no multiple of the degradation's scale {config.scale}")
     listing = list_photos(args.images, args.hf_dataset, args.hf_split)
     tags = None if args.tagger else reader(args.tags, "tag", listing.photos)
-    descriptions = None if args.captioner else reader(args.descriptions, "description", listing.photos)
+    levels = chain.levels
+    if not levels and (args.captioner or args.descriptions):
+        raise UserError(f"the chain of {args.chain_settings} describes nothing; drop --captioner and --descriptions")
+    descriptions = (reader(args.descriptions, "description", listing.photos, levels) if levels and not args.captioner
+                    else None)
     if listing.photos and tags is None and not args.tagger:
         also = f"; besides, {listing.rejected[0]}" if listing.rejected else ""
         raise UserError(f"give the photos' tags: --tags DIR, --tags FILE.jsonl or --tagger MODEL "
@@ -113,7 +120,7 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     counts = {True: {"test": max(1, args.test_crops_per_photo)},
               False: {"train": args.crops_per_photo, "test_crops": args.test_crops_per_photo}}
     parts = plan_parts((photo, counts[photo.name in test]) for photo in listing.photos)
-    crop_plan = CropPlan(args.crop_px, args.scales, args.test_crops_per_photo > 0, args.seed, config)
+    crop_plan = CropPlan(args.crop_px, args.scales, args.test_crops_per_photo > 0, args.seed, config, chain.question)
 
     of_others: list[Photo] = []
     for folder in args.evaluation_photos:
@@ -130,8 +137,8 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
         others = [photo for photo in listing.photos if photo.name not in test] if args.test_crops_per_photo else []
         usable = hash_photos(others, work / "parts" / "others", args.num_proc, lambda some: job.for_photos(some).usable)
         job = replace(job, twins=usable.twins())
-        with models({"tag": args.tagger, "description": args.captioner}, asking) as asked:
-            make_missing_parts(job, parts, args.num_proc, annotating(parts, asked, asking))
+        with models({"tag": args.tagger, "description": args.captioner}, asking, levels) as asked:
+            make_missing_parts(job, parts, args.num_proc, annotating(parts, asked, asking, levels))
         return [Item(photo.name, f"its copies can't be kept out of training: {evaluation.unread[number]}")
                 for number, photo in enumerate(kept + of_others) if number >= len(kept) and number in evaluation.unread]
 
@@ -174,7 +181,7 @@ def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
     return frozenset(photo.name for photo in listing.photos if photo.stem in stems)
 
 
-def _plan_list(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
+def _plan_list(args: argparse.Namespace, made_from: dict[str, Any], chain: ChainSpec) -> Plan:
     """The records of --json that are as they must be."""
     from realsr_r1.data.building.build import Plan
     from realsr_r1.data.building.jobs import ListJob, make_missing_parts
@@ -186,7 +193,7 @@ def _plan_list(args: argparse.Namespace, made_from: dict[str, Any]) -> Plan:
     _refuse_images_in_output(records, root, args.output)
 
     def make(work: Path, parts: Sequence[Part]) -> list[Item]:
-        make_missing_parts(ListJob(work, args.json, root, usual_keys(records)), parts, args.num_proc)
+        make_missing_parts(ListJob(work, args.json, root, usual_keys(records), chain.levels), parts, args.num_proc)
         return []
 
     return Plan(made_from, plan_list(records), [], [], False, make)

@@ -20,7 +20,6 @@ from realsr_r1.core.files import (
     check_new_folder,
     existing_folder,
     read_json,
-    read_yaml,
     write_json,
 )
 
@@ -174,7 +173,7 @@ def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProces
         raise UserError(f"{folders[0]} has no text tokenizer ({TOKENIZER}): name the file or its folder with --tokenizer")
     image_tokenizer = load_image_tokenizer(part("image_tokenizer", IMAGE_TOKENIZER_FOLDER, "vqgan.ckpt for Lumina-mGPT, "
                                                                                            "vq_ds8_c2i.pt for PURE"))
-    settings = ChainSettings.from_dict(read_yaml(file), str(file))
+    settings = ChainSettings.read(file)
     sampling = {**settings.sampling, **sampling_settings(args.sampling)}
     unknown = sorted(set(sampling) - {field.name for field in dataclasses.fields(RolloutConfig)})
     if unknown:

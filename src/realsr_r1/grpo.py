@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.rewards.registry import required_columns
     from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
-    from realsr_r1.training.grpo.prompts import load_prompts
+    from realsr_r1.training.grpo.prompts import load_prompts, other_question
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
     if not model_args.model_name_or_path:
@@ -58,17 +58,18 @@ def main(argv: list[str] | None = None) -> None:
         require_same_run(output, settings, LASTING)
     policy_config(Path(model_args.model_name_or_path))  # this and the next: a bad folder is said before anything is made
     tensor_shapes(Path(model_args.model_name_or_path))
-    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
+    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device), args.chain_settings)
     experts = args.experts or list(processor.settings.experts)
     agreement = Agreement()  # a fault inside would leave the other ranks waiting for this one
     with global_then_local_main_first(), agreement:  # one process first, for it may have to download their weights
-        reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device))
+        reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device), chain=processor.chain)
     agreement.settle()
-    columns = required_columns(args.reward_funcs, experts)
+    columns = required_columns(args.reward_funcs, experts, processor.chain)
 
     def prompts(split: str, max_samples: int | None) -> Any:
         return load_prompts(args.dataset_name, split, processor, columns, output / PROMPTS_FOLDER / split,
-                            args.max_prompt_length, max_samples, args.seed, args.process_index, args.world_size)
+                            args.max_prompt_length, max_samples, args.seed, args.process_index, args.world_size,
+                            processor.chain.question if args.chain_settings else None)
 
     train = prompts(args.dataset_train_split, args.max_samples)
     evaluation = prompts(args.dataset_test_split, None) if args.eval_strategy != "no" else None
@@ -76,6 +77,12 @@ def main(argv: list[str] | None = None) -> None:
     if len(train) < wanted:
         raise UserError(f"{args.dataset_name}: {args.dataset_train_split} has {len(train)} prompts, fewer than the {wanted} of one "
                         "rollout over all devices; use more prompts or a smaller --per_device_train_batch_size")
+    other = other_question(train, processor)
+    if other is not None:  # the model folder keeps what its policy was trained with
+        if args.process_index == 0:
+            print(f"{args.dataset_name} asks {other!r}, not the model folder's {processor.chain.question!r}: this run trains with the "
+                  "former, and its model folder asks it from here on (--chain_settings FILE would ask the file's)")
+        processor = processor.with_settings(processor.settings.asking(other))
     # In float32 unless --dtype says otherwise: DeepSpeed and autocast cast it themselves.
     policy = load_policy(model_args.model_name_or_path, dtype=model_args.dtype, quantization_config=quantization,
                          attn_implementation=model_args.attn_implementation)

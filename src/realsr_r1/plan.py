@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import read_yaml, write_json
+from realsr_r1.core.files import write_json
 
 if TYPE_CHECKING:
     from realsr_r1.planning.machines import Machine
@@ -126,7 +126,8 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
         raise UserError("--model_name_or_path must name a model folder, or one with a config.json only (configs/models/pure_7b)")
     model = Path(model_args.model_name_or_path)
     policy = PolicyShape.of(policy_config(model))
-    chain = _chain_settings(own.chain_settings or model / SETTINGS_FILE, required=own.chain_settings is not None)
+    given = own.chain_settings or args.chain_settings
+    chain = _chain_settings(given or model / SETTINGS_FILE, required=given is not None)
     values = tokenizer_values(model, policy)
     sharding = Sharding() if own.deepspeed == "none" else Sharding.read(own.deepspeed)
     return workload(args, model_args, policy, TokenizerShape.of(values, chain.target_px), chain, sharding, machine.world,
@@ -139,7 +140,7 @@ def _chain_settings(path: str | Path, required: bool) -> Any:
 
     if not required and not Path(path).is_file():
         return ChainSettings()
-    return ChainSettings.from_dict(read_yaml(path, "--chain_settings"), str(path))
+    return ChainSettings.read(path, "--chain_settings")
 
 
 def _parser() -> argparse.ArgumentParser:

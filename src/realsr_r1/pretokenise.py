@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from realsr_r1.data.photos.sources import Item
     from realsr_r1.data.tokens.token_store import Shard
 
+MadeWith = tuple[str, str | None]  # the model's folder, and --chain_settings
 SPLITS = ("train", "test_crops")  # what the cold start trains on, and what it evaluates on
 
 
@@ -45,19 +46,21 @@ def main(argv: list[str] | None = None) -> None:
     )
     from realsr_r1.data.tokens.tokenising import open_source
 
-    fingerprint = tokenizer_fingerprint(ChainProcessor.from_pretrained(args.model_name_or_path))
+    processor = ChainProcessor.from_pretrained(args.model_name_or_path, chain_settings=args.chain_settings)
+    fingerprint = tokenizer_fingerprint(processor)
+    question = processor.chain.question if args.chain_settings else None
     is_json = Path(args.dataset_name).suffix == ".json"
     splits = ["train"] if is_json else [split for split in SPLITS if split in load_dataset_dict(args.dataset_name)]
     if not splits:
         raise UserError(f"{args.dataset_name} has none of the splits {', '.join(SPLITS)}")
-    sources = {split: open_source(args.dataset_name, split, args.seed) for split in splits}
+    sources = {split: open_source(args.dataset_name, split, args.seed, question=question) for split in splits}
     missing = missing_shards(args.output_dir, sources, describe(sources, args.model_name_or_path, fingerprint))
     mine = [shard for shard in missing if shard.number % parts == part - 1]
     clear_partials(mine)
     processes = min(args.num_proc or _processes(), len(mine))
     if mine:
-        _progress(mine, _in_processes(mine, args.model_name_or_path, processes) if processes > 1
-                  else _here(mine, args.model_name_or_path))
+        made_with = args.model_name_or_path, args.chain_settings
+        _progress(mine, _in_processes(mine, made_with, processes) if processes > 1 else _here(mine, made_with))
     counts = ", ".join(f"{split} {len(source.numbers)}" for split, source in sources.items())
     others = "" if len(mine) == len(missing) else f"; {len(missing) - len(mine)} shards are left to the other parts"
     print(f"{args.output_dir}: {counts} records, {len(mine)} shards made now{others}" if missing else
@@ -88,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset_name", required=True, help="folder of a prepared dataset (realsr-r1 create-json), or a conversation JSON")
     add("--model_name_or_path", required=True, help="folder with the tokenizers: a model folder, or one of train-tokenizer")
+    add("--chain_settings", help="YAML or JSON file of chain settings (configs/chain) that count instead of the folder's: sections, "
+                                 "sizes, and the question, which is then asked of all records")
     add("--output_dir", type=Path, required=True, help="folder to make")
     add("--seed", type=int, default=0, help="of the chains' wordings (default: 0)")
     add("--num_proc", type=int,
@@ -119,7 +124,7 @@ def _progress(shards: Sequence[Shard], done: Iterator[int]) -> None:
             bar.update(records)
 
 
-def _here(shards: Sequence[Shard], model: str, worker: int = 0) -> Iterator[int]:
+def _here(shards: Sequence[Shard], made_with: MadeWith, worker: int = 0) -> Iterator[int]:
     """Make shards in this process, on a GPU where there is one; yields the records of each."""
     import torch
 
@@ -127,18 +132,19 @@ def _here(shards: Sequence[Shard], model: str, worker: int = 0) -> Iterator[int]
     from realsr_r1.data.tokens.tokenising import ShardWriter
 
     device = f"cuda:{worker % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    writer = ShardWriter(ChainProcessor.from_pretrained(model, device=device))
+    model, chain_settings = made_with
+    writer = ShardWriter(ChainProcessor.from_pretrained(model, device, chain_settings))
     for shard in shards:
         yield writer.write(shard)
 
 
-def _in_processes(shards: Sequence[Shard], model: str, num_proc: int) -> Iterator[int]:
+def _in_processes(shards: Sequence[Shard], made_with: MadeWith, num_proc: int) -> Iterator[int]:
     """Make shards in processes; yields the records of each shard. Raises `UserError` when one of them fails."""
     context = multiprocessing.get_context("spawn")
     readers: dict[Connection, multiprocessing.process.BaseProcess] = {}
     for worker in range(num_proc):
         reader, writer = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(shards[worker::num_proc], model, worker, writer), daemon=True)
+        process = context.Process(target=_work, args=(shards[worker::num_proc], made_with, worker, writer), daemon=True)
         process.start()
         writer.close()  # so that the reader sees the end when the process is gone
         readers[reader] = process
@@ -158,13 +164,13 @@ def _in_processes(shards: Sequence[Shard], model: str, num_proc: int) -> Iterato
             yield said
 
 
-def _work(shards: Sequence[Shard], model: str, worker: int, writer: Connection) -> None:
+def _work(shards: Sequence[Shard], made_with: MadeWith, worker: int, writer: Connection) -> None:
     import torch
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # the processes are the threads
     try:
-        for records in _here(shards, model, worker):
+        for records in _here(shards, made_with, worker):
             writer.send(records)
             if not multiprocessing.parent_process().is_alive():  # killed: its next run must find nobody at its shards
                 return

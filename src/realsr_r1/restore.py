@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from realsr_r1.chain.text import IMAGE_SECTIONS
+from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, atomic_folder, check_new_folder, read_json, write_json
@@ -32,7 +32,7 @@ SAMPLING_FLAGS = {"temperature": float, "guidance_scale": float, "text_top_k": i
 ENGINE_FLAGS = (*SAMPLING_FLAGS, "jacobi")
 
 
-class Photo(NamedTuple):
+class Input(NamedTuple):
     """A photo to restore and its place in the input."""
 
     place: int
@@ -42,7 +42,7 @@ class Photo(NamedTuple):
 class Fitted(NamedTuple):
     """A photo, as the policy sees it, and its own size (width, height) in px."""
 
-    photo: Photo
+    photo: Input
     lq: Image
     shape: tuple[int, int]
 
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     if output.resolve() == photos[0].parent.resolve():
         raise UserError(f"--output {output} is the folder of the photos themselves; name another one")
     made_with = settings_of(args)
-    todo = [Photo(place, path) for place, path in enumerate(photos) if not is_restored(output, path.stem, made_with)]
+    todo = [Input(place, path) for place, path in enumerate(photos) if not is_restored(output, path.stem, made_with)]
     if len(todo) < len(photos):
         print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
     bad = restore_all(todo, *load_engine(args), output, made_with, args.batch_size) if todo else []
@@ -145,7 +145,7 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
     return processor, RolloutEngine(policy, processor, RolloutConfig(**settings))
 
 
-def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutEngine, output: Path,
+def restore_all(photos: list[Input], processor: ChainProcessor, engine: RolloutEngine, output: Path,
                 made_with: dict[str, Any], batch_size: int) -> list[tuple[Path, str]]:
     """Restore photos batch by batch; returns (photo, reason) for those that could not be."""
     from tqdm import tqdm
@@ -168,7 +168,7 @@ def restore_all(photos: list[Photo], processor: ChainProcessor, engine: RolloutE
                 for (photo, lq, shape), ids in zip(part, rollout.completion_ids, strict=True):
                     text, found = processor.decode(ids)  # one by one: a batch can round a pixel another way
                     if found:
-                        write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found, made_with)
+                        write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found, processor.chain, made_with)
                         write_photo(output / f"{photo.path.stem}.png", processor.finish(found[-1], lq, shape))
                     else:
                         bad.append((photo.path, f"the policy wrote no image for {photo.path} in {len(ids)} tokens; try "
@@ -192,13 +192,14 @@ def neighbours(batch: list[Fitted]) -> Iterator[list[Fitted]]:
         yield part
 
 
-def write_chain(path: Path, lq: Image, text: str, images: list[Image], made_with: dict[str, Any]) -> None:
-    """The folder of a photo's chain: the input as the policy saw it, text and images as it wrote them."""
+def write_chain(path: Path, lq: Image, text: str, images: list[Image], chain: ChainSpec, made_with: dict[str, Any]) -> None:
+    """The folder of a photo's chain: the input as the policy saw it, text and images as it wrote them, and what chain it is."""
     with atomic_folder(path) as folder:
         lq.save(folder / "lq.png")
         (folder / "chain.txt").write_text(text + "\n", encoding="utf-8")
-        for section, image in zip(IMAGE_SECTIONS, images, strict=False):  # --grammar image may give fewer or more
-            image.save(folder / f"{section.removesuffix('_image')}.png")
+        for label, image in zip(chain.labels, images, strict=False):  # --grammar image may give fewer or more
+            image.save(folder / f"{label}.png")
+        write_json(folder / CHAIN_FILE, chain.to_dict())
         write_json(folder / MADE_WITH_FILE, made_with)
 
 

@@ -80,7 +80,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     from realsr_r1.rewards.registry import required_columns
     from realsr_r1.rollout import RolloutEngine
     from realsr_r1.training.config import ChainGRPOConfig
-    from realsr_r1.training.grpo.prompts import encode_prompts, needed_columns
+    from realsr_r1.training.grpo.prompts import encode_prompts, needed_columns, other_question
 
     recipe = ["--config", args.recipe] if args.recipe else []
     settings, _ = parse((ChainGRPOConfig, ModelConfig), [
@@ -89,9 +89,12 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     device = pick_device()
     processor = ChainProcessor.from_pretrained(args.model, device=device)
     experts = settings.experts or list(processor.settings.experts)
-    columns = required_columns(settings.reward_funcs, experts)
+    columns = required_columns(settings.reward_funcs, experts, processor.chain)
     records = select_records(args.dataset_name, args.split, needed_columns(columns), args.samples, args.seed)
-    functions = load_reward_funcs(settings.reward_funcs, experts=experts, device=device)
+    other = other_question(records, processor)
+    if other is not None:
+        print(f"{args.dataset_name} asks {other!r}; this model is asked what it was trained with, {processor.chain.question!r}")
+    functions = load_reward_funcs(settings.reward_funcs, experts=experts, device=device, chain=processor.chain)
     rewards = dict(zip(settings.reward_funcs, functions, strict=True))
     weights = settings.reward_weights or [1.0] * len(rewards)
     policy = load_policy(args.model, dtype=args.dtype or policy_dtype(device)).to(device)
@@ -99,7 +102,8 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
     for start in tqdm(range(0, len(records), args.batch_size), desc=f"scoring {Path(args.model).name}"):
         batch = records[start:start + args.batch_size]
-        completions = engine.generate(encode_prompts(batch, processor)["prompt"], first_row=start).completion_ids
+        prompts = encode_prompts({**batch, "problem": [processor.chain.question] * len(batch["image"])}, processor)["prompt"]
+        completions = engine.generate(prompts, first_row=start).completion_ids
         texts, images = processor.decode_batch(completions)
         truth = {key: batch[key] for key in batch if key != "image"}
         for name, reward in rewards.items():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from realsr_r1.training.config import ColdStartConfig
 
 TOKENS_FOLDER = "tokens"
+LOOKED_AT = 256  # samples, to see what they ask
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")  # of a new policy
 # A run goes on with the same only:
 LASTING = ("records", "max_samples", "samples_per_step", "train_sampling_strategy", "seed", "data_seed", "optim", "use_peft",
@@ -53,8 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     check_new_folder(args.output_dir, "--output_dir")
     checkpoint = last_checkpoint(args.output_dir, set_aside=args.process_index == 0)
-    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, device=str(args.device))
+    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device), args.chain_settings)
     train, evaluation, records = tokenised(args, model_args.model_name_or_path, processor)
+    processor = asking_as_trained(processor, train, args)
     settings = {"records": records, **shown_settings(args, model_args)}
     if checkpoint:
         require_same_run(args.output_dir, settings, LASTING)
@@ -128,6 +130,31 @@ def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> t
     return found[0], found[1] if len(found) > 1 else None, records_fingerprint(folder, "train")
 
 
+def asking_as_trained(processor: ChainProcessor, tokens: Dataset, args: ColdStartConfig) -> ChainProcessor:
+    """The processor with the question that most of the tokens ask, so that the model folder keeps what its policy learns.
+
+    Conversations of other forms than a chain's leave it as it is.
+    """
+    from collections import Counter
+
+    from realsr_r1.data.tokens.samples import QUESTION
+
+    asked: Counter[str] = Counter()
+    sections = range(len(processor.chain.sections))
+    for number in range(0, len(tokens), max(1, len(tokens) // LOOKED_AT)):
+        parts = tokens[number]["sections"].tolist()
+        if set(sections) <= set(parts):
+            prompt = next(place for place, part in enumerate(parts) if part != QUESTION)
+            asked[processor.question_of(tokens[number]["input_ids"][:prompt].tolist())] += 1
+    question = asked.most_common(1)[0][0] if asked else processor.chain.question
+    if question == processor.chain.question:
+        return processor
+    if args.process_index == 0:
+        print(f"{args.dataset_name} asks {question!r}, not the model folder's {processor.chain.question!r}: this run trains with the "
+              "former, and its model folder asks it from here on (--chain_settings FILE would ask the file's)")
+    return processor.with_settings(processor.settings.asking(question))
+
+
 def _check_lengths(tokens: Dataset, split: str, max_length: int) -> None:
     """Raise `UserError` that names the records whose chains are too long."""
     import numpy
@@ -156,9 +183,10 @@ def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, 
     from realsr_r1.training.agreement import Agreement
 
     agreement, folder = Agreement(), Path(args.output_dir)
+    question = processor.chain.question if args.chain_settings else None
     with agreement:
-        sources = {split: open_source(args.dataset_name, split, args.seed, args.max_samples if split == "train" else None)
-                   for split in splits}
+        sources = {split: open_source(args.dataset_name, split, args.seed, args.max_samples if split == "train" else None,
+                                      question) for split in splits}
         description = describe(sources, tokenizer["folder"], tokenizer["fingerprint"])
         folder = folder / TOKENS_FOLDER / name_of(description)
         mine = [shard for shard in missing_shards(folder, sources, description)

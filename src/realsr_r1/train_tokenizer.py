@@ -19,6 +19,7 @@ from realsr_r1.core.files import atomic_file, check_new_folder
 if TYPE_CHECKING:
     import torch
 
+    from realsr_r1.chain.spec import ChainSpec
     from realsr_r1.models.image_tokenizer import ImageTokenizer
 
 STATE_FILE = "training_state.pt"
@@ -35,6 +36,8 @@ class TokenizerTrainingConfig:
         "help": "Folder for tokenizers and chain settings. Started again there, it resumes."})
     target_px: int = field(default=48, metadata={"help": "Photos and final images have about target_px^2 pixels."})
     grid_unit_px: int = field(default=16, metadata={"help": "Pixels one size unit stands for."})
+    chain_settings: str | None = field(default=None, metadata={
+        "help": "YAML or JSON file whose problem and sections (configs/chain) are the chain; by default the published one."})
     max_units: int = field(default=16, metadata={"help": "Largest size, in grid units, that has a token."})
     experts: list[str] = field(default_factory=lambda: ["piqe", "ssim"],
                                metadata={"help": "Default experts of the generation reward."})
@@ -104,12 +107,20 @@ def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenize
     from realsr_r1.data.tokens.cold_start import chain_texts
 
     texts = dataset["train"].remove_columns(["hq", "image"])
-    chains = (render_chain(chain_texts(record, config.seed, index * WORDING_SAMPLES + sample)) + record["problem"]
+    chain = chain_of(config)
+    chains = (render_chain(chain_texts(record, config.seed, index * WORDING_SAMPLES + sample, chain), chain) + record["problem"]
               for index, record in enumerate(texts) for sample in range(WORDING_SAMPLES))
     tokenizer = train_text_tokenizer(chains, config.text_vocab_size, config.num_embeddings, config.max_units)
-    settings = ChainSettings(target_px=config.target_px, grid_unit_px=config.grid_unit_px,
+    settings = ChainSettings(target_px=config.target_px, grid_unit_px=config.grid_unit_px, chain=chain,
                              experts=tuple(config.experts))
     ChainProcessor(tokenizer, image_tokenizer, settings).save_pretrained(output)
+
+
+def chain_of(config: TokenizerTrainingConfig) -> ChainSpec:
+    """What the policy is going to write."""
+    from realsr_r1.chain.spec import ChainSpec
+
+    return ChainSpec.from_yaml(config.chain_settings) if config.chain_settings else ChainSpec.published()
 
 
 def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output: Path) -> ImageTokenizer:
@@ -186,10 +197,11 @@ def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> Iterator
 
     unit = config.grid_unit_px
     side = config.target_px // unit * unit
-    smaller = sorted({max(1, round(side / unit * share)) * unit for share in (0.25, 0.5)})
+    sizes = {rows * unit for rows, _ in chain_of(config).image_sizes(side // unit, side // unit)}
+    smaller = sorted(sizes - {side})
     for step in range(first, config.max_steps):
         choose = random.Random(f"{config.seed}:{step}")
-        px = choose.choice(smaller) if choose.random() < SMALLER_SHARE else side
+        px = choose.choice(smaller) if choose.random() < SMALLER_SHARE and smaller else side
         rows = [choose.randrange(len(split)) for _ in range(config.batch_size * (side // px) ** 2)]
         images = []
         for row in split[rows]["image" if choose.random() < config.lq_share else "hq"]:

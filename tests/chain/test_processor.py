@@ -10,14 +10,12 @@ import pytest
 
 from realsr_r1.chain.processor import BROKEN_IMAGE, ChainProcessor
 from realsr_r1.chain.settings import SETTINGS_FILE, ChainSettings
+from realsr_r1.chain.spec import ChainSpec, close_tag, open_tag
 from realsr_r1.chain.text import (
     ESCAPED_IMAGE,
     IMAGE,
-    IMAGE_SECTIONS,
     SECTIONS,
     chain_pieces,
-    close_tag,
-    open_tag,
     parse_chain,
 )
 from realsr_r1.chain.tokens import IMAGE_START, code_name
@@ -25,6 +23,7 @@ from realsr_r1.core.errors import UserError
 
 from ..small import photo
 
+IMAGE_SECTIONS = tuple(section.name for section in ChainSpec.published().images)
 TEXTS = {"degradation": "light blur, keep, light noise, light compression, upsample", "rough_understand": "A cat.",
          "middle_understand": "A ginger cat.", "final_understand": "A ginger cat, each whisker sharp."}
 
@@ -66,7 +65,7 @@ def test_the_image_stands_where_the_question_has_it(processor):
 
 def test_without_a_question_that_of_the_settings_is_asked(processor):
     image = photo("coffee", 48)
-    assert processor.encode_prompt(image) == processor.encode_prompt(image, processor.settings.problem)
+    assert processor.encode_prompt(image) == processor.encode_prompt(image, processor.chain.question)
 
 
 @pytest.mark.parametrize("size", [(48, 48), (300, 100), (100, 420)])
@@ -79,7 +78,8 @@ def test_a_photo_of_any_size_becomes_whole_grid_units(processor, size):
 
 
 def test_a_chain_is_tokenised_piece_by_piece(processor, spans, chain_ids):
-    pieces = [list(spans[section]) if section else processor.encode_text(text) for text, section in chain_pieces(TEXTS)]
+    pieces = [list(spans[section.name]) if section and section.is_image else processor.encode_text(text)
+              for text, section in chain_pieces(TEXTS)]
     assert chain_ids == [*sum(pieces, []), processor.layout.end_of_turn]
 
 

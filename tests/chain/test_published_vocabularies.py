@@ -9,7 +9,8 @@ import torch
 
 from realsr_r1.chain.processor import BROKEN_IMAGE, ChainProcessor
 from realsr_r1.chain.settings import ChainSettings
-from realsr_r1.chain.text import IMAGE, IMAGE_SECTIONS, PROBLEM, SECTIONS, parse_chain, render_chain
+from realsr_r1.chain.spec import IMAGE, ChainSpec
+from realsr_r1.chain.text import SECTIONS, parse_chain, render_chain
 from realsr_r1.chain.tokens import code_name
 from realsr_r1.core.errors import UserError
 
@@ -120,7 +121,7 @@ def test_a_setting_of_a_wrong_kind_is_named_with_its_file(values, message):
         ChainSettings.from_dict(values, "the file")
 
 
-@pytest.mark.parametrize("question", [ONE_STEP, PROBLEM, f"Look: {IMAGE} What is the image?", "Depth estimation."])
+@pytest.mark.parametrize("question", [ONE_STEP, ChainSpec.published().question, f"Look: {IMAGE} What is the image?", "Depth estimation."])
 def test_a_question_is_tokenised_as_the_published_code_does_it(processor, question):
     """That code tokenises the whole turn, its placeholder and end-of-turn as special tokens, and puts the image in."""
     tokenizer = text_tokenizer(processor.image_tokenizer.codebook_size)
@@ -136,7 +137,7 @@ def test_a_question_is_tokenised_as_the_published_code_does_it(processor, questi
 
 
 def test_a_question_comes_back_id_by_id(processor):
-    for question in (ONE_STEP, PROBLEM, f"Look: {IMAGE} What is the image?"):
+    for question in (ONE_STEP, ChainSpec.published().question, f"Look: {IMAGE} What is the image?"):
         ids = processor.encode_prompt(photo("coffee", 64), question)
         (span,) = processor.image_spans(ids)
         assert processor.prompt_from_span(span, processor.decode_text(ids)) == ids
@@ -151,7 +152,7 @@ def test_a_chain_comes_back_id_by_id(processor, chain):
     ids, spans = chain
     text, images = processor.decode(ids)
     assert text == render_chain(TEXTS) and parse_chain(text).is_well_formed and len(images) == 3
-    assert processor.image_spans(ids) == [spans[name] for name in IMAGE_SECTIONS]
+    assert processor.image_spans(ids) == [spans[section.name] for section in processor.chain.images]
     assert processor.encode_answer(text, processor.image_spans(ids)) == ids
 
 

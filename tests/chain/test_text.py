@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from realsr_r1.chain.spec import IMAGE, ChainSpec
 from realsr_r1.chain.text import (
-    IMAGE,
-    IMAGE_SECTIONS,
     SECTIONS,
-    TEXT_SECTIONS,
     chain_pieces,
     parse_chain,
     render_chain,
 )
 
+IMAGE_SECTIONS = tuple(section.name for section in ChainSpec.published().images)
+TEXT_SECTIONS = tuple(section.name for section in ChainSpec.published().sections if not section.is_image)
 TEXTS = {
     "degradation": "light blur, downsample, medium noise, light compression, upsample",
     "rough_understand": "a cat lying on a cloth",
@@ -58,8 +58,8 @@ def test_white_space_around_sections_and_bodies_is_free():
 def test_pieces_join_to_the_chain_and_say_which_images_they_are():
     pieces = chain_pieces(TEXTS)
     assert "".join(text for text, _ in pieces) == WHOLE
-    assert [name for _, name in pieces if name] == list(IMAGE_SECTIONS)
-    assert all(text == IMAGE for text, name in pieces if name)
+    assert [section.name for _, section in pieces if section] == list(SECTIONS)
+    assert all((text == IMAGE) == section.is_image for text, section in pieces if section)
 
 
 @pytest.mark.parametrize("name", TEXT_SECTIONS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from realsr_r1.chain.text import SECTIONS, close_tag, open_tag, render_chain
+from realsr_r1.chain.spec import close_tag, open_tag
+from realsr_r1.chain.text import SECTIONS, render_chain
 from realsr_r1.chain.text_tokenizer import train_text_tokenizer
 from realsr_r1.chain.tokens import BOS, IMAGE_START, PAD, UNK, TokenLayout, code_name
 

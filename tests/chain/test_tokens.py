@@ -114,7 +114,3 @@ def test_neighbouring_spans_are_found_in_order():
     assert spans[0].stop == spans[1].start
 
 
-def test_chain_images_have_a_quarter_a_half_and_the_whole_of_each_side():
-    assert layout(units=16).chain_sizes(16, 16) == ((4, 4), (8, 8), (16, 16))
-    assert layout().chain_sizes(3, 3) == ((1, 1), (2, 2), (3, 3))
-    assert layout().chain_sizes(1, 4) == ((1, 1), (1, 2), (1, 4))

@@ -10,11 +10,15 @@ from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 CODES = tuple(range(10, 26))
 
 
-def make_layout(codes: tuple[int, ...] = CODES) -> TokenLayout:
-    """44 ids: specials 0-9, 16 codes, text 26-37, tags 38-43. Image units of 2 codes; code n isn't the n-th id."""
+def make_layout(codes: tuple[int, ...] = CODES, untagged: tuple[float | None, ...] = ()) -> TokenLayout:
+    """44 ids: specials 0-9, 16 codes, text 26-37, tags 38-43. Image units of 2 codes; code n isn't the n-th id.
+
+    `untagged`: the shares of a chain of its own (None: a text), without tags; by default the published chain's form.
+    """
     sections = []
-    for number, is_image in enumerate((False, False, True, False, True, False, True)):
-        sections.append(SectionForm((38, 39 + number % 3), (42, 39 + number % 3, 43), is_image))
+    for number, share in enumerate((None, None, 0.25, None, 0.5, None, 1.0)):
+        sections.append(SectionForm((38, 39 + number % 3), (42, 39 + number % 3, 43), share))
+    sections = [SectionForm((), (), share) for share in untagged] or sections
     return TokenLayout(bos=0, pad=1, end_of_turn=2, image_start=3, image_end=4, new_line=5, size_ids={1: 6, 2: 7, 3: 8},
                        code_ids=codes[::-1], vocab_size=44, grid_unit_px=8, downsample=4,
                        chain_form=ChainForm(tuple(sections), tuple(range(26, 38))))

@@ -9,6 +9,8 @@ import math
 
 import torch
 
+from realsr_r1.chain.spec import image_sizes
+
 _64_BITS = 2**64 - 1
 
 
@@ -118,6 +120,14 @@ class ReferenceEngine:
                           if layout.span_length(rows, columns) <= room)
         return self._body_choices(span, rows, layout.units_of_id[span[2]])
 
+    def _end_of_body(self, number: int) -> int:
+        """What ends the text of section `number`: the first id of what comes after it."""
+        layout, form = self.layout, self.layout.chain_form
+        after = [*form.sections[number].close_ids]
+        for later in form.sections[number + 1:]:
+            after += [*later.open_ids, *([layout.image_start] if later.is_image else []), *later.close_ids]
+        return [*after, layout.end_of_turn][0]
+
     def _body_choices(self, span: list[int], rows: int, columns: int) -> list[int]:
         layout = self.layout
         if len(span) == layout.span_length(rows, columns) - 1:
@@ -128,8 +138,8 @@ class ReferenceEngine:
     def _chain_choices(self, prompt: list[int], ids: list[int]) -> list[int]:
         """Walk the chain from its start: what can follow `ids`?"""
         layout, form = self.layout, self.layout.chain_form
-        sizes = list(self.config.image_sizes or layout.chain_sizes(
-            *(side // layout.codes_per_unit for side in
+        sizes = list(self.config.image_sizes or image_sizes(
+            form.shares, *(side // layout.codes_per_unit for side in
               (len(layout.find_spans(prompt)[-1].codes), len(layout.find_spans(prompt)[-1].codes[0])))))
         position = 0
         for number, section in enumerate(form.sections):
@@ -148,16 +158,16 @@ class ReferenceEngine:
                     return self._body_choices(ids[position - 3:], rows, columns)
                 position = stop
             else:
-                body = 0
-                while position < len(ids) and ids[position] != section.close_ids[0]:
+                body, end = 0, self._end_of_body(number)
+                while position < len(ids) and ids[position] != end:
                     position, body = position + 1, body + 1
                 if position == len(ids):
                     rest = len(section.close_ids) + 1 + sum(
                         len(later.open_ids) + len(later.close_ids) for later in form.sections[number + 1:])
                     rest += sum(layout.span_length(*size) for size in sizes)
                     if body == self.config.max_text_tokens or len(ids) + 1 + rest > self.config.max_new_tokens:
-                        return [section.close_ids[0]]
-                    return sorted({*form.body_ids, section.close_ids[0]})
+                        return [end]
+                    return sorted({*form.body_ids, end})
             for token in section.close_ids:
                 if position == len(ids):
                     return [token]

@@ -144,3 +144,20 @@ def test_a_policy_that_has_diverged_is_named_as_such():
         policy.model.norm.weight[0] = float("nan")
     with pytest.raises(UserError, match="diverged"):
         RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0])
+
+
+@pytest.mark.parametrize("shares", [(None, 1.0), (None, 0.5, None, 1.0, None), (0.5, 1.0)])
+@pytest.mark.parametrize("budget", [95, 120])
+@pytest.mark.parametrize("jacobi", [1, 4])
+def test_a_chain_without_tags_ends_its_texts_where_the_next_image_begins(shares, budget, jacobi):
+    """`budget`: one that leaves next to no room for texts, and one that leaves some."""
+    layout = make_layout(untagged=shares)
+    config = dataclasses.replace(CHAIN, max_new_tokens=budget, jacobi=jacobi)
+    policy, prompts = make_policy(), make_prompts(layout)
+    rollout = RolloutEngine(policy, layout, config).generate(prompts)
+    for row, ids in enumerate(rollout.completion_ids):
+        assert len(layout.find_spans(ids)) == sum(share is not None for share in shares)
+        assert ids[-1] == layout.end_of_turn and ids.count(layout.end_of_turn) == 1
+        if jacobi == 1:
+            expected = ReferenceEngine(policy, layout, config).generate(prompts[row // config.num_generations], 0, row)
+            assert (ids, rollout.sampled_mask[row]) == expected[:2]

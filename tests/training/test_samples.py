@@ -7,7 +7,10 @@ import json
 import pytest
 from PIL import Image
 
+from realsr_r1.chain import ChainSpec
 from realsr_r1.training.samples import append_reward_log, write_samples
+
+CHAIN = ChainSpec.published()
 
 
 @pytest.fixture
@@ -24,7 +27,8 @@ def names(folder) -> list[str]:
 
 def test_whole_broken_and_empty_completions_are_written(record, tmp_path):
     images = [[record["hq"]] * 3, [record["hq"]] * 5, []]
-    write_samples(tmp_path, 12, record, ["a chain", "too many images", ""], images, {"format": [1.0, 0.0, None]})
+    write_samples(tmp_path, 12, record, ["a chain", "too many images", ""], images, {"format": [1.0, 0.0, None]},
+                  CHAIN)
     folder = tmp_path / "samples" / "step-000012"
     sections = ["final", "middle", "rough"]
     assert names(folder) == sorted(
@@ -38,13 +42,14 @@ def test_whole_broken_and_empty_completions_are_written(record, tmp_path):
 
 def test_a_record_of_the_seeds_form_has_samples_too(record, tmp_path):
     seed_form = {key: record[key] for key in ("tag", "problem", "lq")}
-    write_samples(tmp_path, 1, seed_form, ["x"], [[]], {"format": [0.0]})
+    write_samples(tmp_path, 1, seed_form, ["x"], [[]], {"format": [0.0]}, CHAIN)
     assert names(tmp_path / "samples" / "step-000001") == ["completion-0.txt", "lq.png", "prompt.json", "rewards.json"]
 
 
 def test_samples_of_a_repeated_step_replace_the_old(record, tmp_path):
     for completions in (["one", "two"], ["three"]):
-        write_samples(tmp_path, 1, record, completions, [[]] * len(completions), {"format": [0.0] * len(completions)})
+        write_samples(tmp_path, 1, record, completions, [[]] * len(completions), {"format": [0.0] * len(completions)},
+                      CHAIN)
     assert "completion-1.txt" not in names(tmp_path / "samples" / "step-000001")
 
 

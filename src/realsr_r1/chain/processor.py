@@ -13,15 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.chain.settings import SETTINGS_FILE, ChainSettings
-from realsr_r1.chain.text import (
-    ESCAPED_IMAGE,
-    IMAGE,
-    IMAGE_SECTIONS,
-    SECTIONS,
-    chain_pieces,
-    close_tag,
-    open_tag,
-)
+from realsr_r1.chain.spec import IMAGE, ChainSpec, Section
+from realsr_r1.chain.text import ESCAPED_IMAGE, chain_pieces
 from realsr_r1.chain.tokens import ChainForm, SectionForm, TokenLayout, code_name
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json, write_json
@@ -44,8 +37,6 @@ if TYPE_CHECKING:
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 BROKEN_IMAGE = "<|broken image|>"  # stands for image tokens that form no complete span
 MAX_BATCH_PIXELS = 8 * 512 * 512  # in one batch of the image tokenizer: 1 GiB an activation at the published width
-# What is tokenised on its own: images and the chain's tags.
-_PIECES = re.compile("(" + "|".join(map(re.escape, (IMAGE, *map(open_tag, SECTIONS), *map(close_tag, SECTIONS)))) + ")")
 
 
 class ChainProcessor:
@@ -71,6 +62,15 @@ class ChainProcessor:
                             f"{settings.grid_unit_px}")
         self.layout = dataclasses.replace(layout, chain_form=self._chain_form(layout))
 
+    @property
+    def chain(self) -> ChainSpec:
+        """What the policy is asked and writes."""
+        return self.settings.chain
+
+    def with_settings(self, settings: ChainSettings) -> ChainProcessor:
+        """The same tokenizers with other settings."""
+        return ChainProcessor(self.tokenizer, self.image_tokenizer, settings)
+
     # Text
 
     def encode_text(self, text: str) -> list[int]:
@@ -78,13 +78,13 @@ class ChainProcessor:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _chain_form(self, layout: TokenLayout) -> ChainForm:
-        sections = tuple(SectionForm(tuple(self.encode_text(open_tag(name))), tuple(self.encode_text(close_tag(name))),
-                                     name in IMAGE_SECTIONS) for name in SECTIONS)
+        sections = tuple(SectionForm(*(tuple(self.encode_text(tag)) if tag else () for tag in (section.opening, section.closing)),
+                                     section.share) for section in self.chain.sections)
         reserved = {*layout.code_ids, *layout.size_ids.values(), *self.tokenizer.all_special_ids, layout.bos,
                     layout.pad, layout.end_of_turn, layout.image_start, layout.image_end, layout.new_line}
-        closing = {section.close_ids[0] for section in sections}
+        tags = {ids[0] for section in sections for ids in (section.open_ids, section.close_ids) if ids}
         body = tuple(token for name, token in sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
-                     if token not in reserved and token not in closing and "<" not in name and ">" not in name)
+                     if token not in reserved and token not in tags and "<" not in name and ">" not in name)
         return ChainForm(sections, body)
 
     # Images
@@ -128,38 +128,50 @@ class ChainProcessor:
         return spans
 
     def chain_images(self, hq: Image.Image) -> dict[str, Image.Image]:
-        """The three images of a chain, down-sampled from `hq` (already fitted): section -> image."""
+        """The images of a chain, down-sampled from `hq` (already fitted): section -> image."""
         unit = self.settings.grid_unit_px
-        sizes = self.layout.chain_sizes(hq.height // unit, hq.width // unit)
-        return {name: resize_to_cover(hq, (columns * unit, rows * unit))
-                for name, (rows, columns) in zip(IMAGE_SECTIONS, sizes, strict=True)}
+        sizes = self.chain.image_sizes(hq.height // unit, hq.width // unit)
+        return {section.name: resize_to_cover(hq, (columns * unit, rows * unit))
+                for section, (rows, columns) in zip(self.chain.images, sizes, strict=True)}
 
     # Dialogue
 
     def encode_prompt(self, image: Image.Image, text: str | None = None) -> list[int]:
         """Photo (any size) and question -> ids from `<s>` to the end-of-turn of the question.
 
-        The image stands where `text` has `<|image|>`, else at its end; `text` is the settings' problem by default.
+        The image stands where `text` has `<|image|>`, else at its end; `text` is the chain's question by default.
         """
         return self.prompt_from_span(self.encode_images([self.fit(image)])[0], text)
 
     def prompt_from_span(self, span: Sequence[int], text: str | None = None) -> list[int]:
         """`encode_prompt` for an image that is already a span of ids."""
-        text = self.settings.problem if text is None else text
+        text = self.chain.question if text is None else text
         before, _, after = text.partition(IMAGE)
         if IMAGE in after:
             raise UserError(f"the question {text!r} has {text.count(IMAGE)} times {IMAGE}; a prompt has one image")
         return [self.layout.bos, *self.encode_text(before), *span, *(self.encode_text(after) if after else []),
                 self.layout.end_of_turn]
 
+    def question_of(self, prompt: Sequence[int]) -> str:
+        """The way back from `prompt_from_span`: the question that a prompt asks, this folder's where it asks that.
+
+        Its image's place is left out where that is the end.
+        """
+        spans = self.image_spans(prompt)
+        if len(spans) == 1 and self.prompt_from_span(spans[0]) == list(prompt):
+            return self.chain.question
+        text = self.decode_text(prompt).strip()
+        return text.removesuffix(IMAGE).rstrip() if text.count(IMAGE) == 1 else text
+
     def encode_chain(self, sections: Mapping[str, str], spans: Mapping[str, Sequence[int]]) -> list[int]:
         """Bodies of the text sections and spans of the image sections -> the answer's ids, end-of-turn included."""
-        return [token for ids in self.encode_chain_pieces(sections, spans) for token in ids] + [self.layout.end_of_turn]
+        return [token for _, ids in self.encode_chain_pieces(sections, spans) for token in ids] + [self.layout.end_of_turn]
 
-    def encode_chain_pieces(self, sections: Mapping[str, str], spans: Mapping[str, Sequence[int]]) -> list[list[int]]:
-        """The ids of each piece of a chain: opening tag, body and closing tag of each section, in order."""
-        return [list(spans[image_section]) if image_section else self.encode_text(text)
-                for text, image_section in chain_pieces(sections)]
+    def encode_chain_pieces(self, sections: Mapping[str, str],
+                            spans: Mapping[str, Sequence[int]]) -> list[tuple[Section | None, list[int]]]:
+        """A chain's pieces in order, each tokenised on its own: (None, ids of a tag), or (section, ids of its body)."""
+        return [(section, list(spans[section.name]) if section is not None and section.is_image else self.encode_text(text))
+                for text, section in chain_pieces(sections, self.chain)]
 
     def encode_answer(self, text: str, images: Sequence[Image.Image | Sequence[int]]) -> list[int]:
         """The way back from `decode`: an answer's text and its images -> ids, end-of-turn included.
@@ -181,10 +193,14 @@ class ChainProcessor:
             ids += next(spans) if piece == IMAGE else self.encode_text(piece.replace(ESCAPED_IMAGE, IMAGE))
         return [*ids, self.layout.end_of_turn]
 
-    @staticmethod
-    def split_text(text: str) -> list[str]:
+    def split_text(self, text: str) -> list[str]:
         """A text as the pieces that are tokenised apart: images' places, the chain's tags, and what is between."""
-        return [piece for piece in _PIECES.split(text) if piece]
+        return [piece for piece in self._apart.split(text) if piece]
+
+    @cached_property
+    def _apart(self) -> re.Pattern[str]:
+        tags = [tag for section in self.chain.sections if section.tagged for tag in (section.opening, section.closing)]
+        return re.compile("(" + "|".join(map(re.escape, (IMAGE, *tags))) + ")")
 
     # Decoding
 
@@ -254,11 +270,15 @@ class ChainProcessor:
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_tokenizer.save_pretrained(folder / IMAGE_TOKENIZER_FOLDER)
-        write_json(folder / SETTINGS_FILE, dataclasses.asdict(self.settings))
+        write_json(folder / SETTINGS_FILE, self.settings.to_dict())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> ChainProcessor:
-        """Read what `save_pretrained` wrote. Raises `UserError` that names the part that is missing."""
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu",
+                        chain_settings: str | Path | None = None) -> ChainProcessor:
+        """Read what `save_pretrained` wrote. Raises `UserError` that names the part that is missing.
+
+        `chain_settings`: a file whose settings count instead of the folder's (`--chain_settings`).
+        """
         from transformers import AutoTokenizer
 
         from realsr_r1.models.loading import load_image_tokenizer
@@ -270,6 +290,8 @@ class ChainProcessor:
             if not (folder / part).is_file():
                 raise UserError(f"{folder} has no {part}; it is no complete model folder (realsr-r1 export makes one)")
         settings = ChainSettings.from_dict(read_json(folder / SETTINGS_FILE), str(folder / SETTINGS_FILE))
+        if chain_settings is not None:
+            settings = ChainSettings.read(chain_settings, "--chain_settings", settings)
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER).to(device)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)

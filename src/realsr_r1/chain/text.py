@@ -1,95 +1,120 @@
-"""The vision-language chain of thought (VLCoT): its seven sections, the question, parsing and rendering.
+"""A chain as text: reading a completion by its `ChainSpec`, and writing one. An image stands in the text as `IMAGE`.
 
-Knows text only: no tokens, no images, no torch. An image stands in the text as `IMAGE`.
+Knows text only: no tokens, no images, no torch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-SECTIONS = ("degradation", "rough_understand", "rough_image", "middle_understand", "middle_image",
-            "final_understand", "final_image")
-IMAGE_SECTIONS = ("rough_image", "middle_image", "final_image")
-TEXT_SECTIONS = tuple(name for name in SECTIONS if name not in IMAGE_SECTIONS)
+from realsr_r1.chain.spec import IMAGE, ChainSpec, Section
 
-IMAGE = "<|image|>"
 ESCAPED_IMAGE = "<\\|image|>"  # how the same characters look when a policy writes them as text
-
-PROBLEM = ("Name the degradation of this photo, then describe and restore it in three steps, from rough to final.")
-
-_TAG = re.compile(r"<(/?)(" + "|".join(SECTIONS) + r")>")
-_MARKUP = re.compile(f"{_TAG.pattern}|{re.escape(IMAGE)}")
-_WHOLE = re.compile(r"\s*" + r"\s*".join(
-    rf"<{name}>(?P<{name}>.*?)</{name}>" for name in SECTIONS) + r"\s*", re.DOTALL)
-
-
-def open_tag(section: str) -> str:
-    """`<section>`."""
-    return f"<{section}>"
-
-
-def close_tag(section: str) -> str:
-    """`</section>`."""
-    return f"</{section}>"
+SECTIONS = ChainSpec.published().names()
 
 
 @dataclass(frozen=True)
 class Chain:
     """What `parse_chain` found.
 
-    `sections`: name -> body without outer white space, for every section that is opened and closed; of a repeated one,
-    the first. `is_well_formed`: the seven sections, each once, in order, closed, nothing but white space outside them,
-    exactly one image in each image section, and no image or section tag inside a text.
+    `sections`: name -> body without outer white space, for every section that is there (a tagged one: opened and closed); of
+    a repeated one, the first. `is_well_formed`: all sections of the spec, each once, in order, nothing but white space
+    outside them, exactly one image in each image section, and no image or tag inside a text.
     """
 
     sections: dict[str, str]
     is_well_formed: bool
 
 
-def parse_chain(text: str) -> Chain:
-    """Read a completion as a chain. Never raises, whatever the text."""
-    text = text if isinstance(text, str) else ""
-    sections: dict[str, str] = {}
-    for name in SECTIONS:
-        start = text.find(open_tag(name))
-        end = text.find(close_tag(name), start) if start >= 0 else -1
-        if end >= 0:
-            sections[name] = text[start + len(open_tag(name)):end].strip()
-    return Chain(sections, _is_well_formed(text))
+def parse_chain(text: str, spec: ChainSpec | None = None) -> Chain:
+    """Read a completion as a chain of `spec` (the published one by default). Never raises, whatever the text."""
+    text, spec = text if isinstance(text, str) else "", spec or ChainSpec.published()
+    found: dict[str, str] = {}
+    for section in spec.sections:
+        if section.tagged:
+            start = text.find(section.opening)
+            end = text.find(section.closing, start) if start >= 0 else -1
+            if end >= 0:
+                found[section.name] = text[start + len(section.opening):end].strip()
+    for run, between in _untagged(text, spec):
+        found.update(_read_untagged(run, between))
+    return Chain({name: found[name] for name in spec.names() if name in found}, _is_well_formed(text, spec))
 
 
-def _is_well_formed(text: str) -> bool:
-    tags = [(closing, name) for closing, name in _TAG.findall(text)]
-    if tags != [(closing, name) for name in SECTIONS for closing in ("", "/")]:
+def _untagged(text: str, spec: ChainSpec) -> Iterator[tuple[list[Section], str]]:
+    """Each run of neighbours without tags, and the text between the tags around it."""
+    run: list[Section] = []
+    start = 0
+    for section in (*spec.sections, None):
+        if section is not None and not section.tagged:
+            run.append(section)
+            continue
+        end = text.find(section.opening, start) if section is not None else len(text)
+        if run and end >= 0:
+            yield run, text[start:end]
+        run = []
+        if section is not None:
+            closed = text.find(section.closing, start)
+            start = closed + len(section.closing) if closed >= 0 else start
+
+
+def _read_untagged(run: list[Section], text: str) -> Iterator[tuple[str, str]]:
+    """(name, body) of sections without tags: an image is the next `IMAGE`, a text what stands before it."""
+    for section in run:
+        before, image, after = text.partition(IMAGE)
+        if not section.is_image:
+            yield section.name, before.strip()
+            text = image + after
+        elif image and not before.strip():
+            yield section.name, IMAGE
+            text = after
+
+
+def _is_well_formed(text: str, spec: ChainSpec) -> bool:
+    tags, whole = _patterns(spec)
+    expected = [tag for section in spec.sections if section.tagged for tag in (section.opening, section.closing)]
+    if tags is not None and [match[0] for match in tags.finditer(text)] != expected:
         return False
-    match = _WHOLE.fullmatch(text)
-    if match is None:
-        return False
-    return all(body.strip() == IMAGE if name in IMAGE_SECTIONS else IMAGE not in body
-               for name, body in match.groupdict().items())
+    match = whole.fullmatch(text)
+    return match is not None and all(
+        match[section.name].strip() == IMAGE if section.is_image else IMAGE not in match[section.name]
+        for section in spec.sections)
 
 
-def markup_in(text: str) -> str | None:
-    """The first tag of a section or place of an image in `text`, which may have none as the body of a text section."""
-    found = _MARKUP.search(text)
-    return found[0] if found else None
+@lru_cache(maxsize=16)
+def _patterns(spec: ChainSpec) -> tuple[re.Pattern[str] | None, re.Pattern[str]]:
+    """Any tag of the spec (None where it has none), and a whole chain with its bodies as groups."""
+    names = "|".join(section.name for section in spec.sections if section.tagged)
+    pieces = []
+    for section in spec.sections:
+        body = re.escape(IMAGE) if section.is_image and not section.tagged else ".*?"
+        pieces.append(f"{re.escape(section.opening)}(?P<{section.name}>{body}){re.escape(section.closing)}")
+    whole = re.compile(r"\s*" + r"\s*".join(pieces) + r"\s*", re.DOTALL)
+    return re.compile(f"</?(?:{names})>") if names else None, whole
 
 
-def render_chain(sections: Mapping[str, str]) -> str:
+def markup_in(text: str, spec: ChainSpec | None = None) -> str | None:
+    """The first tag or place of an image in `text`, which may have none as the body of a text section."""
+    tags, _ = _patterns(spec or ChainSpec.published())
+    found = [match for match in (tags and tags.search(text), re.search(re.escape(IMAGE), text)) if match]
+    return min(found, key=lambda match: match.start())[0] if found else None
+
+
+def render_chain(sections: Mapping[str, str], spec: ChainSpec | None = None) -> str:
     """Write a chain from the bodies of its text sections; image sections get `IMAGE`. Raises `KeyError` on a missing text."""
-    return "".join(piece for piece, _ in chain_pieces(sections))
+    return "".join(piece for piece, _ in chain_pieces(sections, spec))
 
 
-def chain_pieces(sections: Mapping[str, str]) -> list[tuple[str, str | None]]:
-    """The chain as (text, image section or None) pieces: tags and bodies apart, as they are tokenised.
+def chain_pieces(sections: Mapping[str, str], spec: ChainSpec | None = None) -> list[tuple[str, Section | None]]:
+    """The chain as pieces, in the form in which they are tokenised: (tag, None), or (body, its section), an image's as `IMAGE`.
 
-    An image's piece is `(IMAGE, section)`.
+    `sections`: name -> body of the text sections.
     """
-    pieces: list[tuple[str, str | None]] = []
-    for name in SECTIONS:
-        pieces.append((open_tag(name), None))
-        pieces.append((IMAGE, name) if name in IMAGE_SECTIONS else (sections[name], None))
-        pieces.append((close_tag(name), None))
+    pieces: list[tuple[str, Section | None]] = []
+    for section in (spec or ChainSpec.published()).sections:
+        body = IMAGE if section.is_image else sections[section.name]
+        pieces += [(section.opening, None), (body, section), (section.closing, None)] if section.tagged else [(body, section)]
     return pieces

@@ -41,23 +41,35 @@ class ImageSpan:
 
 @dataclass(frozen=True)
 class SectionForm:
-    """How one section of the chain is tokenised: ids of its opening and closing tag, and whether it holds an image."""
+    """How one section of the chain is tokenised: ids of its opening and closing tag (none where it isn't tagged), and of an
+    image its share of the final image's sides (None for a text).
+    """
 
     open_ids: tuple[int, ...]
     close_ids: tuple[int, ...]
-    is_image: bool
+    share: float | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it holds an image."""
+        return self.share is not None
 
 
 @dataclass(frozen=True)
 class ChainForm:
     """What the `"chain"` grammar needs of the chain, as ids.
 
-    `sections` in order; `body_ids`: the ids a text body may hold. A body ends when the first id of its closing tag is
-    drawn (that id is not in `body_ids`, so it can mean nothing else).
+    `sections` in order; `body_ids`: the ids a text body may hold. A body ends when the first id of what follows it is drawn
+    (its closing tag, or an image; that id is not in `body_ids`, so it can mean nothing else).
     """
 
     sections: tuple[SectionForm, ...]
     body_ids: tuple[int, ...]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the images, in order."""
+        return tuple(section.share for section in self.sections if section.share is not None)
 
 
 @dataclass(frozen=True)
@@ -162,10 +174,3 @@ class TokenLayout:
                 return None
             codes.append(tuple(self.code_of_id.get(token, -1) for token in ids[row:row + width]))
         return None if any(-1 in row for row in codes) else ImageSpan(start, stop, tuple(codes))
-
-    def chain_sizes(self, rows: int, columns: int) -> tuple[tuple[int, int], ...]:
-        """Sizes (rows, columns) in grid units of the rough, middle and final image for an input of this size.
-
-        A quarter, a half and the whole of each side, rounded, at least one unit (the published code's 128, 256, 512 px).
-        """
-        return tuple((max(1, round(rows * share)), max(1, round(columns * share))) for share in (0.25, 0.5, 1.0))

@@ -39,7 +39,7 @@ SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tag": (lambda value: is_text(value) or _is_texts()(value), "a list of texts, or one text"),
     "hq_path": (is_text, "the path of an image file"),
     "degradation": (_is_texts(5), "a list of five texts"),
-    "descriptions": (_is_texts(3), "a list of three texts: rough, middle, final"),
+    "descriptions": (_is_texts(), "a list of texts, one for each level of the chain"),
     "source": (is_text, "a text"),
     "crop": (_is_box, "four whole numbers: left, top, right, bottom"),
 }

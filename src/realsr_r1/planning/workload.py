@@ -227,7 +227,7 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
     units = max(1, chain.target_px // chain.grid_unit_px)
     # Only geometry is asked of it: no ids.
     layout = TokenLayout(0, 0, 0, 0, 0, 0, {}, (), policy.vocabulary, chain.grid_unit_px, tokenizer.downsample)
-    images = tuple(layout.span_length(*size) for size in layout.chain_sizes(units, units))
+    images = tuple(layout.span_length(*size) for size in chain.chain.image_sizes(units, units))
     made = args.per_device_train_batch_size * args.steps_per_generation
     span = 0
     if args.guidance_scale != 1.0:  # under "image" a row may draw any size that fits the budget

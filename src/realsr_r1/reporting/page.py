@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain.text import parse_chain
 from realsr_r1.reporting.charts import Panel, panel_svg
 from realsr_r1.reporting.run_folder import HEADLINE_SETTINGS, Run
-from realsr_r1.reporting.strips import CELL, COLUMNS, Strip, contained
+from realsr_r1.reporting.strips import CELL, Strip, contained
 from realsr_r1.reporting.style import CSS
 from realsr_r1.reporting.tables import TOTAL, comparison_table, metrics_table
 
@@ -167,11 +167,11 @@ def _metrics(content: Content) -> str:
 # --- strips ---
 
 def _strip(strip: Strip) -> str:
-    chain = parse_chain(strip.text) if strip.text is not None else None
+    chain = parse_chain(strip.text, strip.spec) if strip.text is not None else None
     badge = '<span class="badge">chain not well formed</span>' if chain and not chain.is_well_formed else ""
-    pictures = "".join(_figure(strip, column) for column in COLUMNS)
+    pictures = "".join(_figure(strip, column) for column in strip.pictures)
     return (f'<article class="strip"><header><h3>{html.escape(strip.title)}</h3>{badge}</header>'
-            f'<div class="strip-body"><div class="pictures">{pictures}</div>'
+            f'<div class="strip-body" style="--pictures: {len(strip.pictures)}"><div class="pictures">{pictures}</div>'
             f"{_scores(strip)}{_chain(strip)}</div></article>")
 
 
@@ -209,12 +209,13 @@ def _chain(strip: Strip) -> str:
     """The chain's texts by section, the degradations checked against the truth, and the text as it was written."""
     if strip.text is None:
         return ""
-    sections = parse_chain(strip.text).sections
+    sections = parse_chain(strip.text, strip.spec).sections
     rows = []
-    if "degradation" in sections:
-        rows.append(("degradation", _degradation(sections["degradation"], strip.degradation)))
-    rows += [(name, html.escape(sections[f"{name}_understand"])) for name in ("rough", "middle", "final")
-             if f"{name}_understand" in sections]
+    for section in strip.spec.sections:
+        if section.name in sections and not section.is_image:
+            body = sections[section.name]
+            is_degradation = section.about == "degradation"
+            rows.append((html.escape(section.label), _degradation(body, strip.degradation) if is_degradation else html.escape(body)))
     if strip.tags:
         rows.append(("tags", f'<span class="muted">{html.escape(", ".join(strip.tags))}</span>'))
     listed = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in rows)

@@ -1,4 +1,5 @@
-"""Strips LQ | rough | middle | final | HQ: reads them from sample folders and from a restored folder, and draws a PNG.
+"""Strips of a photo on its way through the chain: LQ, the chain's images, HQ. Reads them from sample folders and from a
+restored folder, and draws a PNG.
 
 Knows files and PIL images, no HTML.
 """
@@ -13,12 +14,12 @@ from typing import Any
 
 from PIL import Image
 
+from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import existing_folder, read_json
 from realsr_r1.core.images import list_images, load_image
 from realsr_r1.reporting.run_folder import sample_folders
 
-COLUMNS = ("LQ", "rough", "middle", "final", "HQ")
 CELL = 144  # px, the side of a picture in the PNG and on the page
 MOST_RESTORED = 12  # strips of restored photos in one report
 
@@ -27,12 +28,13 @@ MOST_RESTORED = 12  # strips of restored photos in one report
 class Strip:
     """One photo on its way through the chain.
 
-    `pictures`: column -> image or None; `text`: the chain; `rewards`: name -> value or None; `metrics`: (label,
+    `pictures`: column -> image or None, in the order they are shown; `text`: the chain, one of `spec`; `rewards`: name -> value or None; `metrics`: (label,
     figures); `degradation`, `tags`: the truth, where it is known.
     """
 
     title: str
     pictures: dict[str, Image.Image | None]
+    spec: ChainSpec
     text: str | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
     metrics: list[tuple[str, str]] = field(default_factory=list)
@@ -56,11 +58,13 @@ def sample_strips(run: Path) -> list[Strip]:
 def _sample_strip(step: int, folder: Path) -> Strip:
     prompt = _object(folder / "prompt.json")
     rewards = _object(folder / "rewards.json")
-    pictures = {"LQ": "lq", "HQ": "hq"} | {name: f"completion-0-{name}" for name in ("rough", "middle", "final")}
+    spec = _spec(folder)
+    files = {"LQ": "lq", **{label: f"completion-0-{label}" for label in spec.labels}, "HQ": "hq"}
     source = prompt.get("source")
     return Strip(
         title=f"Step {step}" + (f" · {source}" if source else ""),
-        pictures={column: _picture(folder / f"{pictures[column]}.png") for column in COLUMNS},
+        pictures={column: _picture(folder / f"{file}.png") for column, file in files.items()},
+        spec=spec,
         text=_text(folder / "completion-0.txt"),
         rewards={name: values[0] for name, values in rewards.items() if values},
         degradation=[str(item) for item in prompt.get("degradation") or []],
@@ -82,11 +86,13 @@ def restored_strips(restored: Path, gt: Path | None, metrics: dict[str, Any] | N
     strips = []
     for path in chosen:
         chain = restored / "chains" / path.stem
-        pictures = {column: _picture(chain / f"{column.lower()}.png") for column in ("LQ", "rough", "middle")}
-        pictures["final"] = load_image(path)
-        pictures["HQ"] = load_image(originals[path.stem]) if path.stem in originals else None
+        spec = _spec(chain)
+        pictures = {"LQ": _picture(chain / "lq.png"),
+                    **{label: _picture(chain / f"{label}.png") for label in spec.labels[:-1]},
+                    spec.labels[-1]: load_image(path),
+                    "HQ": load_image(originals[path.stem]) if path.stem in originals else None}
         lines = _metric_lines(scores[path.stem], metrics["metrics"]) if path.stem in scores else []
-        strips.append(Strip(path.stem, pictures, _text(chain / "chain.txt"), metrics=lines))
+        strips.append(Strip(path.stem, pictures, spec, _text(chain / "chain.txt"), metrics=lines))
     return strips, len(files)
 
 
@@ -110,11 +116,12 @@ def draw_strips(strips: list[Strip], path: Path) -> None:
 
     title_font, font = ImageFont.load_default(15), ImageFont.load_default(12)
     gap, heading, margin = 8, 24, 16
-    width = 2 * margin + len(COLUMNS) * (CELL + gap) - gap
+    columns = list(max((strip.pictures for strip in strips), key=len, default={}))  # of one run, so of one chain
+    width = 2 * margin + len(columns) * (CELL + gap) - gap
     row_height = heading + CELL + 14
     sheet = Image.new("RGB", (width, 2 * margin + 20 + len(strips) * row_height - 14), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, column in enumerate(COLUMNS):
+    for index, column in enumerate(columns):
         draw.text((margin + index * (CELL + gap) + CELL / 2, margin), column, fill="#6a6a64", font=font, anchor="ma")
     for row, strip in enumerate(strips):
         top = margin + 20 + row * row_height
@@ -122,7 +129,7 @@ def draw_strips(strips: list[Strip], path: Path) -> None:
         left = margin + draw.textlength(strip.title, font=title_font) + 14
         draw.text((left, top + 3), _shortened(strip.summary, lambda text: draw.textlength(text, font=font),
                                               width - margin - left), fill="#6a6a64", font=font)
-        for index, column in enumerate(COLUMNS):
+        for index, column in enumerate(columns):
             corner = (margin + index * (CELL + gap), top + heading)
             picture = strip.pictures.get(column)
             if picture is None:
@@ -152,6 +159,12 @@ def _shortened(text: str, measure: Callable[[str], float], room: float) -> str:
 
 def _picture(path: Path) -> Image.Image | None:
     return load_image(path) if path.is_file() else None
+
+
+def _spec(folder: Path) -> ChainSpec:
+    """The chain whose texts and images lie in `folder`; the published one where nothing says so (an older version's)."""
+    path = folder / CHAIN_FILE
+    return ChainSpec.from_dict(_object(path), str(path)) if path.is_file() else ChainSpec.published()
 
 
 def _text(path: Path) -> str | None:

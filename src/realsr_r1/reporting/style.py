@@ -61,8 +61,8 @@ figure { margin: 0; }
 .strip { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px;
   margin-top: 16px; }
 .strip > header { display: flex; flex-wrap: wrap; gap: 2px 12px; align-items: baseline; margin-bottom: 12px; }
-.strip-body { display: grid; grid-template-columns: minmax(0, 752px) minmax(190px, 1fr); gap: 18px 28px; }
-.pictures { display: grid; grid-template-columns: repeat(5, minmax(0, 144px)); gap: 8px; align-content: start; }
+.strip-body { display: grid; grid-template-columns: minmax(0, calc(var(--pictures) * 152px - 8px)) minmax(190px, 1fr); gap: 18px 28px; }
+.pictures { display: grid; grid-template-columns: repeat(var(--pictures), minmax(0, 144px)); gap: 8px; align-content: start; }
 .pictures img, .pictures .none { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 5px;
   image-rendering: auto; }
 .pictures .none { border: 1px dashed var(--line); }

@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.chain.text import parse_chain
+from realsr_r1.rewards.reward import Reward, bound
 
 ITEM_COUNT = 5  # blur, resize, noise, compression, second resize
 
 
 def degradation_reward(completions: Sequence[str], degradation: Sequence[Sequence[str] | str | None] | None = None,
-                       **columns: Any) -> list[float | None]:
-    """Share of the five items of `<degradation>` that are right, item i against item i (0, 0.2 ... 1).
+                       spec: ChainSpec | None = None, **columns: Any) -> list[float | None]:
+    """Share of the five items that are right, item i against item i (0, 0.2 ... 1).
+
+    Reads the first section of `spec` (the published chain by default) that is about degradation.
 
     `degradation`: the truth of each completion, five strings, or one string with four commas. Case and outer white
     space don't count. A missing item is wrong; a sixth one, or no such section, scores 0.0. A record whose truth is
     not five words or phrases gets None.
     """
+    section = (spec or ChainSpec.published()).about("degradation")[0]
     truths = [None] * len(completions) if degradation is None else degradation
-    return [_score(text, truth) for text, truth in zip(completions, truths, strict=True)]
+    bodies = [parse_chain(text, spec).sections.get(section.name) for text in completions]
+    return [_score(body, truth) for body, truth in zip(bodies, truths, strict=True)]
 
 
-def _score(text: str, truth: Sequence[str] | str | None) -> float | None:
+def _score(body: str | None, truth: Sequence[str] | str | None) -> float | None:
     right = _items(truth)
     if len(right) != ITEM_COUNT or not all(right):
         return None
-    named = _items(parse_chain(text).sections.get("degradation"))
+    named = _items(body)
     if len(named) > ITEM_COUNT:
         return 0.0
     return sum(a == b for a, b in zip(named, right)) / ITEM_COUNT
@@ -37,3 +43,7 @@ def _items(value: Sequence[str] | str | None) -> list[str]:
         return []
     items = value.split(",") if isinstance(value, str) else value
     return [item.strip().lower() if isinstance(item, str) else "" for item in items]
+
+
+DEGRADATION = Reward("degradation", "degradation", lambda settings: ("degradation",),
+                     lambda settings: bound(degradation_reward, spec=settings.chain))

@@ -3,77 +3,69 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.import_named import import_named
-from realsr_r1.rewards.degradation import degradation_reward
-from realsr_r1.rewards.experts import DEFAULT_EXPERTS, expert_needs_hq
-from realsr_r1.rewards.format import format_reward
-from realsr_r1.rewards.generation import GenerationReward
-from realsr_r1.rewards.understanding import understanding_reward
+from realsr_r1.rewards.degradation import DEGRADATION
+from realsr_r1.rewards.experts import DEFAULT_EXPERTS
+from realsr_r1.rewards.format import FORMAT
+from realsr_r1.rewards.generation import GENERATION
+from realsr_r1.rewards.reward import Reward, RewardFunc, RewardSettings
+from realsr_r1.rewards.understanding import UNDERSTANDING
 
-RewardFunc = Callable[..., list["float | None"]]
-
-TEXT_REWARDS: dict[str, RewardFunc] = {
-    "format": format_reward,
-    "degradation": degradation_reward,
-    "understanding": understanding_reward,
-}
-GENERATION = "generation"
-REWARD_NAMES = (*TEXT_REWARDS, GENERATION)
-
-# Columns of the dataset; generation also needs "hq" where all its experts do, see `required_columns`.
-REWARD_COLUMNS: dict[str, tuple[str, ...]] = {
-    "format": (), "degradation": ("degradation",), "understanding": ("tag",), GENERATION: ()}
+REWARDS = (FORMAT, DEGRADATION, UNDERSTANDING, GENERATION)
 
 # What the trainer passes to every reward beside the dataset's columns.
 TRAINER_ARGUMENTS = {"prompts", "completions", "completion_ids", "images", "trainer_state", "log_extra", "log_metric",
                      "environments"}
 
 
-def load_reward_funcs(names: Sequence[str], experts: Sequence[str] | None = None, device: str = "cpu"
-                      ) -> list[RewardFunc]:
+def load_reward_funcs(names: Sequence[str], experts: Sequence[str] | None = None, device: str = "cpu",
+                      chain: ChainSpec | None = None) -> list[RewardFunc]:
     """Reward functions with TRL's signature, in the order of `names`.
 
     `names`: format, degradation, understanding, generation (with or without `_reward`), or `package.module:function`.
-    `experts`, `device`: of the generation reward; the published code's four by default. Raises `UserError` for an unknown reward
-    or expert, with the list of known ones, and for an expert that can't be loaded.
+    `experts`, `device`: of the generation reward; the published code's four by default. `chain`: what completions are, the
+    published chain by default. Raises `UserError` for an unknown reward or expert, with the list of known ones, for a
+    reward that reads what the chain doesn't have, and for an expert that can't be loaded.
     """
-    loaded = [_text_reward_or_own(name) for name in names]  # all names before the first download
-    return [GenerationReward(DEFAULT_EXPERTS if experts is None else experts, device) if func is None else func
-            for func in loaded]
+    settings = _settings(experts, device, chain)
+    return [reward.build(settings) for reward in _rewards(names, settings)]
 
 
-def required_columns(names: Sequence[str], experts: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+def required_columns(names: Sequence[str], experts: Sequence[str] | None = None,
+                     chain: ChainSpec | None = None) -> dict[str, tuple[str, ...]]:
     """The dataset's columns that each of `names` needs, as name -> columns. Loads no expert.
 
-    Raises `UserError` for an unknown name. One's own function needs the arguments that have no
-    default and that the trainer doesn't give.
+    Raises `UserError` as `load_reward_funcs` does. One's own function needs the arguments that have no default and that the
+    trainer doesn't give.
     """
-    columns = {}
-    for name in names:
-        func = _text_reward_or_own(name)
-        known = REWARD_COLUMNS.get(_plain(name))
-        if func is None:
-            needs_hq = [expert_needs_hq(expert) for expert in (DEFAULT_EXPERTS if experts is None else experts)]
-            known = (*known, "hq") if all(needs_hq) else known  # else the others score where there is none
-        columns[name] = _needed_arguments(func) if known is None else known
-    return columns
+    settings = _settings(experts, "cpu", chain)
+    return {name: reward.columns(settings) for name, reward in zip(names, _rewards(names, settings), strict=True)}
 
 
-def _plain(name: str) -> str:
-    return name.removesuffix("_reward")
+def _settings(experts: Sequence[str] | None, device: str, chain: ChainSpec | None) -> RewardSettings:
+    return RewardSettings(chain or ChainSpec.published(), tuple(DEFAULT_EXPERTS if experts is None else experts), device)
 
 
-def _text_reward_or_own(name: str) -> RewardFunc | None:
-    """The function called `name`; None stands for the generation reward, which is made with its experts."""
-    if _plain(name) == GENERATION:
-        return None
-    return TEXT_REWARDS.get(_plain(name)) or import_named(name, "reward", REWARD_NAMES)
+def _rewards(names: Sequence[str], settings: RewardSettings) -> list[Reward]:
+    """All of them, before the first is made: an expert may have to be downloaded."""
+    found = [_reward(name) for name in names]
+    for reward in found:
+        reward.require_section(settings.chain)
+    return found
 
 
-def _needed_arguments(func: Callable[..., Any]) -> tuple[str, ...]:
+def _reward(name: str) -> Reward:
+    known = {reward.name: reward for reward in REWARDS}
+    if name.removesuffix("_reward") in known:
+        return known[name.removesuffix("_reward")]
+    function = import_named(name, "reward", tuple(known))
+    return Reward(name, None, lambda settings: _needed_arguments(function), lambda settings: function)
+
+
+def _needed_arguments(function: RewardFunc) -> tuple[str, ...]:
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(name for name, argument in inspect.signature(func).parameters.items()
+    return tuple(name for name, argument in inspect.signature(function).parameters.items()
                  if argument.kind in plain and argument.default is argument.empty and name not in TRAINER_ARGUMENTS)

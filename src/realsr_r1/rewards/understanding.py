@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.chain.text import parse_chain
+from realsr_r1.rewards.reward import Reward, bound
 
 # Plurals that no rule gives, of whole words and of the ends of others (woman, policeman, grandchild).
 IRREGULAR_PLURALS = {"man": "men", "foot": "feet", "tooth": "teeth", "goose": "geese", "mouse": "mice",
@@ -14,22 +16,25 @@ IRREGULAR_PLURALS = {"man": "men", "foot": "feet", "tooth": "teeth", "goose": "g
 
 
 def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str] | str | None] | None = None,
-                         **columns: Any) -> list[float | None]:
-    """Share of the record's tags that `<rough_understand>` names (0..1); 3 of 4 is 0.75.
+                         spec: ChainSpec | None = None, **columns: Any) -> list[float | None]:
+    """Share of the record's tags that the first description names (0..1); 3 of 4 is 0.75.
+
+    The first description of `spec` is `<rough_understand>` in the published chain, which is the default.
 
     `tag`: the tags of each completion, a list of strings, each one tag or several with commas between (the published code's
     form), or one such string. A tag counts as a whole word or phrase, singular or plural, whatever the case; one that
     is listed twice counts once. No such section scores 0.0; a record without tags gets None.
     """
+    section = (spec or ChainSpec.published()).about("description")[0]
     records = [None] * len(completions) if tag is None else tag
-    return [_score(text, tags) for text, tags in zip(completions, records, strict=True)]
+    bodies = [parse_chain(text, spec).sections.get(section.name, "") for text in completions]
+    return [_score(body.lower(), tags) for body, tags in zip(bodies, records, strict=True)]
 
 
-def _score(text: str, record: Sequence[str] | str | None) -> float | None:
+def _score(description: str, record: Sequence[str] | str | None) -> float | None:
     tags = _tags(record)
     if not tags:
         return None
-    description = parse_chain(text).sections.get("rough_understand", "").lower()
     return sum(_names(description, tag) for tag in tags) / len(tags)
 
 
@@ -58,3 +63,7 @@ def _forms(word: str) -> list[str]:
         forms.append(re.sub(r"fe?$", "ves", word))
     forms += [word[:len(word) - len(end)] + plural for end, plural in IRREGULAR_PLURALS.items() if word.endswith(end)]
     return forms
+
+
+UNDERSTANDING = Reward("understanding", "description", lambda settings: ("tag",),
+                       lambda settings: bound(understanding_reward, spec=settings.chain))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from realsr_r1.chain.spec import image_sizes
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
 
@@ -110,8 +111,8 @@ class ChainGrammar:
     """Forces the whole chain: tags, spans and end-of-turn; text bodies and codes are chosen.
 
     A chain is a program of slots, one a token: a fixed id, a code, or a text body, which stays until the first id of
-    its closing tag comes. That id is forced when the body has `max_text_tokens`, or when the rest needs all that is
-    left of `max_new_tokens`; so every completion is well formed. `image_sizes` has an entry a prompt: (rows, columns)
+    what follows it comes (its closing tag; without tags the next image, tag or the end). That id is forced when the body has
+    `max_text_tokens`, or when the rest needs all that is left of `max_new_tokens`; so every completion is well formed. `image_sizes` has an entry a prompt: (rows, columns)
     in grid units of its images, in order; `prompt_of_row` (R,) says which is a row's. Raises `UserError` when the
     budget can't hold the chain.
     """
@@ -142,7 +143,7 @@ class ChainGrammar:
         self.steady = table([program.steady_steps() for program in programs], max_new_tokens)
         self.ends = torch.tensor([len(program.ids) for program in programs], device=device)
         sections = layout.chain_form.sections
-        self.closing = torch.tensor([section.close_ids[0] for section in sections], device=device)
+        self.closing = torch.tensor(programs[0].closing, device=device)  # of each section, what ends its body
         self.in_body = torch.zeros(len(sections), vocab_size, dtype=torch.bool, device=device)
         self.in_body[:, list(layout.chain_form.body_ids)] = True
         self.in_body[torch.arange(len(sections), device=device), self.closing] = True
@@ -201,7 +202,10 @@ class ChainGrammar:
 
 
 class _Program:
-    """One prompt's chain as slots: `ids` (or `_CODE`, `_BODY`), `offsets` in the image span, `sections` by number."""
+    """One prompt's chain as slots: `ids` (or `_CODE`, `_BODY`), `offsets` in the image span, `sections` by number.
+
+    `closing`: of each section, the id that ends its text body (meaningless for an image).
+    """
 
     def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[int]]):
         self.ids: list[int] = []
@@ -209,9 +213,10 @@ class _Program:
         self.sections: list[int] = []
         self.longest_span = 0
         sections = layout.chain_form.sections
-        images = sum(section.is_image for section in sections)
-        if len(image_sizes) != images:
-            raise UserError(f"image_sizes has {len(image_sizes)} sizes; the chain has {images} images")
+        self.closing = [layout.end_of_turn] * len(sections)
+        self._ends_body = False  # whether what is added next ends a text body
+        if len(image_sizes) != len(layout.chain_form.shares):
+            raise UserError(f"image_sizes has {len(image_sizes)} sizes; the chain has {len(layout.chain_form.shares)} images")
         sizes = iter(image_sizes)
         for number, section in enumerate(sections):
             self._add(number, section.open_ids)
@@ -225,9 +230,10 @@ class _Program:
                 span = [layout.image_start, layout.size_ids[rows], layout.size_ids[columns], *lines, layout.image_end]
                 self._add(number, span, range(len(span)))
                 self.longest_span = max(self.longest_span, len(span))
-                self._add(number, section.close_ids)
             else:
-                self._add(number, [_BODY, *section.close_ids[1:]])
+                self._add(number, [_BODY])
+                self._ends_body = True
+            self._add(number, section.close_ids)
         self._add(len(sections) - 1, [layout.end_of_turn])
 
     def steady_steps(self) -> list[int]:
@@ -241,8 +247,12 @@ class _Program:
         return steps
 
     def _add(self, section: int, ids: Sequence[int], offsets: Sequence[int] | None = None) -> None:
+        offsets = [0] * len(ids) if offsets is None else offsets
+        if ids and self._ends_body:  # its first id comes in the body's slot
+            self.closing[self.sections[-1]] = ids[0]
+            ids, offsets, self._ends_body = ids[1:], offsets[1:], False
         self.ids += ids
-        self.offsets += [0] * len(ids) if offsets is None else offsets
+        self.offsets += offsets
         self.sections += [section] * len(ids)
 
 
@@ -252,4 +262,4 @@ def chain_sizes(layout: TokenLayout, prompt_ids: Sequence[int]) -> tuple[tuple[i
     if not spans:
         raise UserError("the prompt holds no image, so the chain's image sizes are unknown; set image_sizes")
     height, width = len(spans[-1].codes), len(spans[-1].codes[0])
-    return layout.chain_sizes(height // layout.codes_per_unit, width // layout.codes_per_unit)
+    return image_sizes(layout.chain_form.shares, height // layout.codes_per_unit, width // layout.codes_per_unit)

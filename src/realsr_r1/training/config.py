@@ -22,6 +22,9 @@ class ColdStartConfig(TrainingArguments):
         "help": "Folder of a prepared dataset (realsr-r1 create-json), of its tokens (realsr-r1 pretokenise), or a JSON of "
                 "conversations in Lumina-mGPT's format."})
     max_samples: int | None = field(default=None, metadata={"help": "Train on this many records only, drawn with --seed."})
+    chain_settings: str | None = field(default=None, metadata={
+        "help": "YAML or JSON file of chain settings (configs/chain) that count instead of the model folder's: sections, sizes, "
+                "and the question, which is then asked whatever the dataset's records ask."})
     z_loss: float = field(default=0.0, metadata={"help": "Weight of the mean of log²Z (Lumina-mGPT: 1e-5)."})
     dropout: float = field(default=0.0, metadata={
         "help": "Of what attention and MLP add to the residual stream (Lumina-mGPT and PURE: 0.05)."})
@@ -74,6 +77,9 @@ class ChainGRPOConfig(GRPOConfig):
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(default="test_crops", metadata={"help": "Split that --eval_strategy measures."})
     max_samples: int | None = field(default=None, metadata={"help": "Train on this many records only, drawn with --seed."})
+    chain_settings: str | None = field(default=None, metadata={
+        "help": "YAML or JSON file of chain settings (configs/chain) that count instead of the model folder's: sections, sizes, "
+                "and the question, which is then asked whatever the dataset's records ask."})
     reward_funcs: list[str] = field(default_factory=lambda: ["format", "degradation", "understanding", "generation"],
                                     metadata={"help": "Rewards by name, or package.module:function."})
     experts: list[str] | None = field(default=None, metadata={

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain.text import IMAGE_SECTIONS
+from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ SAMPLES_FOLDER = "samples"
 
 
 def write_samples(output_dir: str | Path, step: int, record: Mapping[str, Any], completions: Sequence[str],
-                  images: Sequence[Sequence[Image]], rewards: Mapping[str, Sequence[float | None]]) -> None:
-    """Write `output_dir/samples/step-NNNNNN/`: the record, its photos, and each completion's text, images and rewards."""
+                  images: Sequence[Sequence[Image]], rewards: Mapping[str, Sequence[float | None]], chain: ChainSpec) -> None:
+    """Write `output_dir/samples/step-NNNNNN/`: the record, its photos, each completion's text, images and rewards, and `chain`."""
     with atomic_folder(Path(output_dir) / SAMPLES_FOLDER / f"step-{step:06d}") as folder:
         write_json(folder / "prompt.json",
                    {key: record.get(key) for key in ("source", "crop", "tag", "degradation", "problem")})
@@ -29,20 +29,21 @@ def write_samples(output_dir: str | Path, step: int, record: Mapping[str, Any], 
                 record[name].save(folder / f"{name}.png")
         for index, (text, found) in enumerate(zip(completions, images, strict=True)):
             (folder / f"completion-{index}.txt").write_text(text + "\n", encoding="utf-8")
-            for section, image in zip(IMAGE_SECTIONS, found, strict=False):  # a broken chain may hold fewer or more
-                image.save(folder / f"completion-{index}-{section.removesuffix('_image')}.png")
+            for label, image in zip(chain.labels, found, strict=False):  # a broken chain may hold fewer or more
+                image.save(folder / f"completion-{index}-{label}.png")
         write_json(folder / "rewards.json", rewards)
+        write_json(folder / CHAIN_FILE, chain.to_dict())
 
 
 def show_samples(callbacks: Iterable[TrainerCallback], step: int, completions: Sequence[str],
-                 images: Sequence[Sequence[Image]]) -> None:
+                 images: Sequence[Sequence[Image]], chain: ChainSpec) -> None:
     """Put completions' texts and images into the logs of wandb and tensorboard, where a run reports to them."""
     import numpy
     from transformers.integrations import TensorBoardCallback, WandbCallback
 
-    pictures = [(f"samples/{index}-{section.removesuffix('_image')}", image, text)
+    pictures = [(f"samples/{index}-{label}", image, text)
                 for index, (text, found) in enumerate(zip(completions, images, strict=True))
-                for section, image in zip(IMAGE_SECTIONS, found, strict=False)]
+                for label, image in zip(chain.labels, found, strict=False)]
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
             for name, image, _ in pictures:

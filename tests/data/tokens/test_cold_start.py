@@ -5,19 +5,18 @@ from __future__ import annotations
 import pytest
 
 from realsr_r1.chain.processor import ChainProcessor
-from realsr_r1.chain.text import IMAGE_SECTIONS, SECTIONS, TEXT_SECTIONS, parse_chain
+from realsr_r1.chain.spec import ChainSpec
+from realsr_r1.chain.text import SECTIONS, parse_chain
 from realsr_r1.data.tokens.cold_start import (
-    FINAL_WORDINGS,
-    MIDDLE_WORDINGS,
-    ROUGH_WORDINGS,
     chain_texts,
     encode_records,
     listed,
 )
-from realsr_r1.data.tokens.samples import PARTS, QUESTION
+from realsr_r1.data.tokens.samples import QUESTION
 
 from ...small import records
 
+PUBLISHED = ChainSpec.published()
 RECORD = {"tag": ["cat", "whisker, ear"],
           "degradation": ["light blur", "keep", "heavy noise", "medium compression", "upsample"],
           "descriptions": ["A cat on a chair.", "A ginger cat.", "Each whisker is sharp."]}
@@ -51,9 +50,8 @@ def test_the_degradation_is_canonical_whatever_the_wording():
 
 def test_wordings_vary_and_a_record_keeps_its_own():
     chains = [chain_texts(RECORD, 0, index) for index in range(200)]
-    for section, wordings in (("rough_understand", ROUGH_WORDINGS), ("middle_understand", MIDDLE_WORDINGS),
-                              ("final_understand", FINAL_WORDINGS)):
-        assert len({chain[section] for chain in chains}) == len(wordings) >= 6
+    for section in PUBLISHED.about("description"):
+        assert len({chain[section.name] for chain in chains}) == len(section.wordings) >= 6
     assert chains == [chain_texts(RECORD, 0, index) for index in range(200)]
     assert chains != [chain_texts(RECORD, 1, index) for index in range(200)]
 
@@ -85,7 +83,7 @@ def test_an_encoded_record_is_a_prompt_and_a_well_formed_answer(processor, batch
         chain = parse_chain(text)
         assert chain.is_well_formed and [image.size for image in images] == [(16, 16), (32, 32), (48, 48)]
         record = {name: values[row] for name, values in batch.items()}
-        assert {name: chain.sections[name] for name in TEXT_SECTIONS} == chain_texts(record, 0, 10 + row)
+        assert {name: body for name, body in chain.sections.items() if not name.endswith("_image")} == chain_texts(record, 0, 10 + row)
 
 
 def test_the_answers_images_are_the_hq_photo_at_three_sizes(processor, batch, encoded):
@@ -104,13 +102,14 @@ def test_every_token_of_the_answer_has_its_section_and_the_question_has_none(pro
     for sample in encoded:
         length = sample.sections.count(QUESTION)
         assert len(sample.sections) == len(sample.input_ids)
-        assert QUESTION not in sample.sections[length:] and sample.sections[-1] == PARTS.index("tags")
+        assert QUESTION not in sample.sections[length:] and sample.sections[-1] == PUBLISHED.parts.index("tags")
         by_section = {name: [token for token, part in zip(sample.input_ids, sample.sections, strict=True) if part == number]
-                      for number, name in enumerate(PARTS)}
+                      for number, name in enumerate(PUBLISHED.parts)}
         chain = parse_chain(processor.decode_text(sample.input_ids[length:]))
-        for name in TEXT_SECTIONS:
-            assert processor.decode_text(by_section[name]) == chain.sections[name]
-        for name in IMAGE_SECTIONS:
-            assert len(processor.layout.find_spans(by_section[name])) == 1
+        for section in PUBLISHED.sections:
+            if section.is_image:
+                assert len(processor.layout.find_spans(by_section[section.name])) == 1
+            else:
+                assert processor.decode_text(by_section[section.name]) == chain.sections[section.name]
         assert set(by_section) - {name for name, ids in by_section.items() if ids} == {"text", "image"}
         assert len(SECTIONS) == len(set(sample.sections)) - 2

@@ -10,7 +10,7 @@ from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.chain.text import IMAGE, render_chain
 from realsr_r1.data.tokens.cold_start import chain_texts, encode_records
 from realsr_r1.data.tokens.conversations import encode_conversations, read_conversations
-from realsr_r1.data.tokens.samples import PARTS, QUESTION
+from realsr_r1.data.tokens.samples import QUESTION
 
 from ...small import photo, records
 
@@ -52,7 +52,7 @@ def test_all_answers_of_a_conversation_are_trained_on(processor, tmp_path):
     assert len(ends) == 4 and ends[-1] == len(sample.input_ids) - 1
     asked = [*range(0, ends[0] + 1), *range(ends[1] + 1, ends[2] + 1)]
     assert [place for place, part in enumerate(sample.sections) if part == QUESTION] == asked
-    assert {PARTS[part] for part in sample.sections if part != QUESTION} == {"text", "image", "tags"}
+    assert {processor.chain.parts[part] for part in sample.sections if part != QUESTION} == {"text", "image", "tags"}
     text, images = processor.decode(sample.input_ids)
     assert text == f"What is in {IMAGE}?A cup.Show a cat.Here: {IMAGE}" and [image.size for image in images] == [(48, 48)] * 2
 

@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.data.tokens.cold_start import encode_records
-from realsr_r1.data.tokens.samples import PARTS, QUESTION
+from realsr_r1.chain.spec import ChainSpec
+from realsr_r1.data.tokens.samples import QUESTION
 from realsr_r1.models import load_policy
 from realsr_r1.models.lumina.dropout import add_dropout
 from realsr_r1.training.cold_start.samplers import EpochSampler
@@ -116,7 +117,7 @@ def test_a_step_logs_losses_by_section_and_throughput(model, processor, samples,
     assert line["nll"] == pytest.approx(float(nll.mean()), abs=1e-4)
     assert line["z_loss"] == pytest.approx(float(log_z.square().mean()), rel=1e-4)
     assert line["loss"] == pytest.approx(line["nll"] + Z_WEIGHT * line["z_loss"], abs=2e-4)
-    for number, name in enumerate(PARTS[:8]):
+    for number, name in enumerate(ChainSpec.published().parts[:8]):
         assert line[f"loss/{name}"] == pytest.approx(float(nll[sections == number].mean()), abs=1e-4), name
     assert "loss/text" not in line  # of conversations only
     assert line["tokens_per_second"] > 0 and 0 < line["mfu"] < 1

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SCALES = (0.25, 1.0)
 MOST_CROPS = 100_000  # of a photo: their files are numbered with five digits
-PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", "annotation")
+PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", "annotation", "chain_settings")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     add("--captioner", metavar="MODEL", help="instead of --descriptions: package.module:factory, or an image-text-to-text model")
     add("--annotation", type=Path,
         help="YAML file with their prompts, batches, time limits: configs/annotation/default.yaml or a copy")
+    add("--chain_settings", type=Path,
+        help="YAML or JSON file whose chain the records are for: its question, and the levels of descriptions (configs/chain, or a "
+             "model folder's chain_settings.json; default: the published chain)")
     add("--json", type=Path, help="instead of photos: a JSON list with image_path, problem, tag (and the keys that "
                                   "create-json adds); it becomes the split train, nothing is degraded")
     add("--output", type=Path, required=True, help="folder to make")
@@ -167,7 +170,7 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
                  if key not in ("output", "num_proc", "skip_bad", "shard", "merge") and value not in (None, [])}
     files = [(args.test_photos, Path(args.test_photos[1:]))] if args.test_photos.startswith("@") else []
     folders = () if args.json else (args.images, args.tags, args.descriptions, *args.evaluation_photos)
-    for path in (args.json, args.degradation, args.annotation, *folders):
+    for path in (args.json, args.degradation, args.annotation, args.chain_settings, *folders):
         if path is not None:
             files += [(str(file.relative_to(path)), file) for file in walk(path)] if path.is_dir() else [(path.name, path)]
     if args.json:

@@ -25,7 +25,7 @@ from realsr_r1.data.building.parts import PART_FILE, Part, Task, part_folder
 from realsr_r1.data.degradation.crops import CropPlan, make_crops, split_regions
 from realsr_r1.data.photos.decoding import decode
 from realsr_r1.data.photos.near_duplicates import Hashes
-from realsr_r1.data.photos.sidecars import Reader, checked_descriptions, checked_tags
+from realsr_r1.data.photos.sidecars import LEVELS, Reader, checked_descriptions, checked_tags
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo
 from realsr_r1.data.records import Record, check_labels, check_record
 
@@ -171,13 +171,14 @@ def _png(image: Image.Image) -> bytes:
 class ListJob:
     """What it takes to make any part of a dataset of a list's records.
 
-    `root`: the folder its paths lie in. `keys`: those of the schema that a record must have.
+    `root`: the folder its paths lie in. `keys`: those of the schema that a record must have. `levels`: of its descriptions.
     """
 
     work: Path
     source: Path
     root: Path
     keys: frozenset[str]
+    levels: tuple[str, ...] = LEVELS
 
     def for_part(self, part: Part) -> ListJob:
         return self
@@ -188,7 +189,7 @@ class ListJob:
             for number, record in part.tasks:
                 try:
                     check_record(record, self.keys)
-                    _check_content(record)
+                    _check_content(record, self.levels)
                     writer.add("train", record, {key: self._file(record[key]) for key in COLUMN_OF_KEY if key in record})
                 except UserError as error:
                     name = f"{self.source.name}:{number}"
@@ -209,13 +210,13 @@ class ListJob:
         return path.read_bytes()
 
 
-def _check_content(record: Record) -> None:
+def _check_content(record: Record, levels: tuple[str, ...]) -> None:
     """Raise `UserError` where the record's texts can't stand in a chain. A list may say of a photo that no tag is known."""
     check_question(record["problem"], "'problem'")
     if record["tag"]:
         checked_tags(record["tag"], "'tag'")
     if "descriptions" in record:
-        checked_descriptions(record["descriptions"], "'descriptions'")
+        checked_descriptions(record["descriptions"], "'descriptions'", levels)
     check_labels(record.get("degradation", ()), "'degradation'")
 
 

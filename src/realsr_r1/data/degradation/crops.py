@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from realsr_r1.chain.text import PROBLEM
+from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.data.degradation.config import DegradationConfig
 from realsr_r1.data.degradation.degrade import degrade, random_for
@@ -29,7 +29,7 @@ class CropPlan:
 
     `scales`: smallest and largest side of a crop as a share of the photo's shorter side, drawn log-uniformly and
     clipped to what fits; None takes the largest square in the middle of the region. `reserve`: keep a strip for
-    test_crops.
+    test_crops. `question`: what a record asks (`problem`).
     """
 
     crop_px: int
@@ -37,6 +37,7 @@ class CropPlan:
     reserve: bool
     seed: int
     degradation: DegradationConfig
+    question: str = ChainSpec.published().question
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def make_crops(photo: Image.Image, name: str, split: str, numbers: range, plan: 
         box = draw_box(region, min(photo.size), key, plan)
         hq = cut(photo, box, plan.crop_px)
         degraded = degrade(hq, plan.seed, key, plan.degradation)
-        record = {"image_path": f"{folder}/{number:05d}-lq.png", "problem": PROBLEM,
+        record = {"image_path": f"{folder}/{number:05d}-lq.png", "problem": plan.question,
                   "hq_path": f"{folder}/{number:05d}-hq.png", "degradation": degraded.labels, "source": name,
                   "crop": list(box)}
         yield Crop(record, hq, degraded.image, degraded.parameters)

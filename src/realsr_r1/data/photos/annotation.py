@@ -1,7 +1,7 @@
 """Tags and descriptions from a model, asked in batches; what it fails on is asked again, alone, and then listed.
 
-Its answers, one for each image, are tags (a list, or one comma-separated text), or the texts rough, middle and final (an object, or
-a list). They become files of JSON lines, which sidecars.py reads. The model runs in a process (model_process.py).
+Its answers, one for each image, are tags (a list, or one comma-separated text), or a description of each level of the chain (an object,
+or a list). They become files of JSON lines, which sidecars.py reads. The model runs in a process (model_process.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from realsr_r1.core.files import atomic_file, read_yaml
 from realsr_r1.data.building.jobs import PhotoJob
 from realsr_r1.data.building.parts import Part
 from realsr_r1.data.photos.model_process import ModelFailure, ModelProcess, Unreadable
-from realsr_r1.data.photos.sidecars import DESCRIPTION_KEYS, JsonLines, checked_descriptions, checked_tags
+from realsr_r1.data.photos.sidecars import LEVELS, JsonLines, checked_descriptions, checked_tags
 from realsr_r1.data.photos.sources import Photo
 
 NUMBERS = {"batch_size": (int, 1, 4096), "longest_side_px": (int, 32, 65536), "timeout_seconds": (float, 0.1, 86400),
@@ -58,8 +58,11 @@ def _check_number(value: Any, kind: type, least: float, most: float, where: str)
 
 
 def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
-               config: AnnotationConfig) -> Callable[[Part, PhotoJob], PhotoJob] | None:
-    """`prepare` for `make_missing_parts`: has a part's photos annotated (a photo once, though several parts may hold it)."""
+               config: AnnotationConfig, levels: tuple[str, ...] = LEVELS) -> Callable[[Part, PhotoJob], PhotoJob] | None:
+    """`prepare` for `make_missing_parts`: has a part's photos annotated (a photo once, though several parts may hold it).
+
+    `levels`: of descriptions.
+    """
     if not asked:
         return None
     photos: dict[int, dict[str, Photo]] = {}
@@ -69,14 +72,15 @@ def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
     def prepare(part: Part, job: PhotoJob) -> PhotoJob:
         for kind, model in asked.items():
             path = job.work / "parts" / f"unit-{part.unit:05d}.{kind}.jsonl"
-            annotate(list(photos[part.unit].values()), kind, model, config, path)
-            job = replace(job, **{"tags" if kind == "tag" else "descriptions": JsonLines.index(path, kind)})
+            annotate(list(photos[part.unit].values()), kind, model, config, path, levels)
+            job = replace(job, **{"tags" if kind == "tag" else "descriptions": JsonLines.index(path, kind, levels)})
         return job
 
     return prepare
 
 
-def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: AnnotationConfig, path: Path) -> None:
+def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: AnnotationConfig, path: Path,
+             levels: tuple[str, ...] = LEVELS) -> None:
     """Write what `model` says of the photos to `path`, a JSON line each; of a photo it fails on, why.
 
     `kind`: tag or description. Does nothing when the file is there.
@@ -86,41 +90,43 @@ def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: An
     answers: dict[str, dict[str, Any]] = {}
     for start in range(0, len(photos), config.batch_size):
         batch = photos[start:start + config.batch_size]
-        answers.update(_ask(batch, kind, model))
+        answers.update(_ask(batch, kind, model, levels))
         for photo in batch:
             for _ in range(config.retries):
                 if "error" in answers[photo.name]:
-                    answers.update(_ask([photo], kind, model))
+                    answers.update(_ask([photo], kind, model, levels))
     with atomic_file(path) as partial:
         partial.write_text("".join(json.dumps({"image": photo.name, **answers[photo.name]}, ensure_ascii=False) + "\n"
                                    for photo in photos), encoding="utf-8")
 
 
-def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess) -> dict[str, dict[str, Any]]:
+def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess, levels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Name -> the answer's keys, or `error`."""
     try:
         answers = model.answers(photos)
     except Unreadable as failure:
         if len(photos) == 1:
             return {photos[0].name: {"error": str(failure)}}
-        return {name: found for photo in photos for name, found in _ask([photo], kind, model).items()}
+        return {name: found for photo in photos for name, found in _ask([photo], kind, model, levels).items()}
     except ModelFailure as failure:
         return {photo.name: {"error": f"{model.name} {failure}"} for photo in photos}
-    return {photo.name: _checked(answer, kind, model.name) for photo, answer in zip(photos, answers, strict=True)}
+    return {photo.name: _checked(answer, kind, model.name, levels) for photo, answer in zip(photos, answers, strict=True)}
 
 
-def _checked(answer: Any, kind: str, name: str) -> dict[str, Any]:
+def _checked(answer: Any, kind: str, name: str, levels: tuple[str, ...]) -> dict[str, Any]:
     try:
-        values = checked_tags(answer, "the answer") if kind == "tag" else checked_descriptions(answer, "the answer")
+        values = (checked_tags(answer, "the answer") if kind == "tag"
+                  else checked_descriptions(answer, "the answer", levels))
     except UserError as error:
         return {"error": f"{name} gave no {kind}s that can be used: {error} ({str(answer)[:80]!r})"}
-    return {"tag": list(dict.fromkeys(values))} if kind == "tag" else dict(zip(DESCRIPTION_KEYS, values, strict=True))
+    return {"tag": list(dict.fromkeys(values))} if kind == "tag" else dict(zip(levels, values, strict=True))
 
 
 @contextmanager
-def models(specs: dict[str, str | None], config: AnnotationConfig) -> Iterator[dict[str, ModelProcess]]:
-    """The models that are named, by kind; ended at the end."""
-    settings = {"tag": config.tagger, "description": config.captioner}
+def models(specs: dict[str, str | None], config: AnnotationConfig,
+           levels: tuple[str, ...] = LEVELS) -> Iterator[dict[str, ModelProcess]]:
+    """The models that are named, by kind; ended at the end. A captioner's settings get `levels`, those it has to describe."""
+    settings = {"tag": config.tagger, "description": {**config.captioner, "levels": list(levels)}}
     made = {kind: ModelProcess(spec, kind, settings[kind], config.timeout_seconds, config.longest_side_px)
             for kind, spec in specs.items() if spec}
     try:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.data.photos.sidecars import DESCRIPTION_KEYS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,12 +29,13 @@ def tagger(name: str, settings: dict[str, Any]) -> Callable[[Images], list[list[
 
 
 def captioner(name: str, settings: dict[str, Any]) -> Callable[[Images], list[dict[str, str]]]:
-    """A model that answers the prompts `rough`, `middle` and `final`."""
-    answer, prompts = _answerer(name, settings), {key: _needed(settings, key) for key in DESCRIPTION_KEYS}
+    """A model that answers a prompt for each of the `levels` of descriptions (`rough`, `middle` and `final`, say)."""
+    levels = settings["levels"]
+    answer, prompts = _answerer(name, settings), {key: _needed(settings, key) for key in levels}
 
     def describe(images: Images) -> list[dict[str, str]]:
-        texts = {key: answer(images, prompts[key]) for key in DESCRIPTION_KEYS}
-        return [{key: " ".join(texts[key][number].split()) for key in DESCRIPTION_KEYS} for number in range(len(images))]
+        texts = {key: answer(images, prompts[key]) for key in levels}
+        return [{key: " ".join(texts[key][number].split()) for key in levels} for number in range(len(images))]
 
     return describe
 

@@ -1,26 +1,27 @@
 """Tags and descriptions of photos from files: one file a photo, one JSON line a photo, or beside the photo in its tar or row.
 
-Formats: NAME.txt holds comma-separated tags (UTF-8), NAME.json the texts rough, middle and final. A JSON line names its photo
-under `image` (or `file_name`) and holds `tag` (a list, or one comma-separated text) and `rough`, `middle`, `final` (or
-`descriptions`, a list of the three). A sample of a tar has KEY.txt and KEY.json, a row of a dataset the columns `tag` and
-`descriptions`. Opens no photo.
+Formats: NAME.txt holds comma-separated tags (UTF-8), NAME.json a text for each level of the chain's descriptions (rough,
+middle and final in the published chain). A JSON line names its photo under `image` (or `file_name`) and holds `tag` (a
+list, or one comma-separated text) and a key for each level (or `descriptions`, a list of them). A sample of a tar has
+KEY.txt and KEY.json, a row of a dataset the columns `tag` and `descriptions`. Opens no photo.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from realsr_r1.chain.checks import check_text
+from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import escaped, is_text
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo, RowPlace, walk
 
-DESCRIPTION_KEYS = ("rough", "middle", "final")
+LEVELS = ChainSpec.published().levels  # of descriptions, where no other chain is asked for
 MOST_TAGS = 200  # of one photo: RAM++ names some tens; a file with thousands is no list of what a photo shows
 LOOKED_AT = 100  # photos of a tar or dataset
 KINDS = {"tag": ".txt", "description": ".json"}
@@ -43,18 +44,23 @@ def checked_tags(value: Any, where: str) -> list[str]:
     return tags
 
 
-def checked_descriptions(value: Any, where: str) -> list[str]:
-    """An object with the texts rough, middle and final (or `descriptions`, the three) as those three. Raises `UserError`."""
+def checked_descriptions(value: Any, where: str, levels: Sequence[str] = LEVELS) -> list[str]:
+    """An object with a text for each of a chain's `levels` (or `descriptions`, a list of them) as those texts, in order.
+
+    Raises `UserError` that names the one which is missing or can't stand in a chain.
+    """
     if isinstance(value, dict) and isinstance(value.get("descriptions"), (list, tuple)):
         value = value["descriptions"]
     if isinstance(value, (list, tuple)):
-        value = dict(zip(DESCRIPTION_KEYS, value)) if len(value) == len(DESCRIPTION_KEYS) else {}
-    for key in DESCRIPTION_KEYS:
+        if len(value) != len(levels):
+            raise UserError(f"{where} has {len(value)} descriptions; the chain has the levels {', '.join(levels)}")
+        value = dict(zip(levels, value))
+    for key in levels:
         text = value.get(key) if isinstance(value, dict) else None
         if not is_text(text) or not text.strip():
             raise UserError(f"{where} has no text under the key {key!r}")
         check_text(text, "description", where)
-    return [value[key].strip() for key in DESCRIPTION_KEYS]
+    return [value[key].strip() for key in levels]
 
 
 def _parsed(data: bytes, where: str) -> Any:
@@ -75,10 +81,11 @@ def _tags_of_text(data: bytes, where: str) -> list[str]:
 
 @dataclass(frozen=True)
 class SidecarFolder:
-    """One file a photo, at the photo's place below `folder`. `kind`: a key of `KINDS`."""
+    """One file a photo, at the photo's place below `folder`. `kind`: a key of `KINDS`; `levels`: of descriptions."""
 
     folder: Path
     kind: str
+    levels: tuple[str, ...] = LEVELS
 
     def read(self, photo: Photo) -> list[str]:
         path = self.folder / f"{photo.stem}{KINDS[self.kind]}"
@@ -89,7 +96,9 @@ class SidecarFolder:
             raise UserError(f"no {where}") from error
         except OSError as error:  # a folder, no right to read, a name that is too long
             raise UserError(f"{where} can't be read ({error.strerror})") from error
-        return _tags_of_text(data, where) if self.kind == "tag" else checked_descriptions(_parsed(data, where), where)
+        if self.kind == "tag":
+            return _tags_of_text(data, where)
+        return checked_descriptions(_parsed(data, where), where, self.levels)
 
     def only(self, photos: Iterable[Photo]) -> SidecarFolder:
         return self
@@ -112,9 +121,10 @@ class JsonLines:
     kind: str
     lines: dict[str, tuple[int, int]]
     rejected: tuple[Item, ...] = ()
+    levels: tuple[str, ...] = LEVELS
 
     @classmethod
-    def index(cls, path: Path, kind: str) -> JsonLines:
+    def index(cls, path: Path, kind: str, levels: tuple[str, ...] = LEVELS) -> JsonLines:
         """Read the file once and note where each photo's line is; lines that name no photo are rejected."""
         lines: dict[str, tuple[int, int]] = {}
         rejected = []
@@ -131,7 +141,7 @@ class JsonLines:
                 except UserError as error:
                     rejected.append(Item(f"{path.name}:{number}", str(error)))
                 start += len(line)
-        return cls(path, kind, lines, tuple(rejected))
+        return cls(path, kind, lines, tuple(rejected), levels)
 
     def read(self, photo: Photo) -> list[str]:
         name = photo.name if photo.name in self.lines else photo.stem
@@ -145,7 +155,7 @@ class JsonLines:
             raise UserError(value["error"])
         where = f"line {number} of {self.path}"
         return (checked_tags(value.get("tag", value.get("tags")), where) if self.kind == "tag"
-                else checked_descriptions(value, where))
+                else checked_descriptions(value, where, self.levels))
 
     def only(self, photos: Iterable[Photo]) -> JsonLines:
         """The same for these photos, small enough to hand to another process."""
@@ -173,19 +183,20 @@ class Beside:
     """In the photo's tar sample, or in its row of a dataset."""
 
     kind: str
+    levels: tuple[str, ...] = LEVELS
 
     def read(self, photo: Photo) -> list[str]:
         where = f"{photo.name} (its {self.kind}s)"
         if isinstance(photo.place, RowPlace):
             row = photo.place.columns()
             return (checked_tags(row.get("tag", row.get("tags")), where) if self.kind == "tag"
-                    else checked_descriptions(row.get("descriptions"), where))
+                    else checked_descriptions(row.get("descriptions"), where, self.levels))
         if isinstance(photo.place, FilePlace):
             raise UserError(f"{photo.name} lies in no tar, so nothing says its {self.kind}s")
         text, described = photo.place.read(".txt"), photo.place.read(".json")
         value = _parsed(described, where) if described is not None else {}
         if self.kind == "description":
-            return checked_descriptions(value, where)
+            return checked_descriptions(value, where, self.levels)
         if isinstance(value, dict) and "tag" in value:
             return checked_tags(value["tag"], where)
         if text is None:
@@ -202,22 +213,24 @@ class Beside:
 Reader = SidecarFolder | JsonLines | Beside
 
 
-def reader(path: Path | None, kind: str, photos: list[Photo]) -> Reader | None:
+def reader(path: Path | None, kind: str, photos: list[Photo], levels: tuple[str, ...] = LEVELS) -> Reader | None:
     """What `path` (a folder, or a file of JSON lines) says; without one, what lies beside the photos, or None.
 
-    Tags do if they do for one of the first `LOOKED_AT`, descriptions, which aren't needed, for half of them; photos without them
-    are rejected then. Descriptions of fewer aren't used, which is said.
+    Beside the photos, the first `LOOKED_AT` of them decide: tags are read where any of these has some, descriptions where half
+    of these have them, and then photos without are rejected. Where fewer have descriptions none are used, which is said.
+    `levels`: of descriptions.
     """
     if path is not None:
-        return SidecarFolder(path, kind) if path.is_dir() else JsonLines.index(path, kind)
+        return SidecarFolder(path, kind, levels) if path.is_dir() else JsonLines.index(path, kind, levels)
     inside = [photo for photo in photos if not isinstance(photo.place, FilePlace)][:LOOKED_AT]
     having = 0
     for photo in inside:
         with contextlib.suppress(UserError):
-            Beside(kind).read(photo)
+            Beside(kind, levels).read(photo)
             having += 1
     if having and (kind == "tag" or 2 * having >= len(inside)):
-        return Beside(kind)
+        return Beside(kind, levels)
     if having:
-        print(f"only {having} of the first {len(inside)} photos have {kind}s beside them, so none are used; give all by --{kind}s")
+        print(f"only {having} of the first {len(inside)} photos have {kind}s beside them, so none are used; give all by "
+              f"--{kind}s")
     return None

@@ -10,29 +10,14 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain.text import SECTIONS, markup_in
+from realsr_r1.chain.spec import ChainSpec, Section
+from realsr_r1.chain.text import markup_in
 from realsr_r1.core.errors import UserError
-from realsr_r1.data.tokens.samples import Piece, Sample
+from realsr_r1.data.tokens.samples import Sample
 
 if TYPE_CHECKING:
     from realsr_r1.chain.processor import ChainProcessor
 
-# {tags}: "a, b and c"; {Text}: the description as the dataset has it; {text}: the same with a lower-case first letter.
-ROUGH_WORDINGS = (
-    "{Text}", "The photo shows {tags}.", "I can see {tags}.", "At first sight, {text}", "{Text} Seen here: {tags}.",
-    "Although the photo is degraded, I make out {tags}.", "Roughly, {text}", "What is left of the scene: {tags}.")
-MIDDLE_WORDINGS = (
-    "{Text}", "Looking closer, {text}", "With more detail, {text}", "Now that it is clearer, {text}",
-    "On a second look, {text}", "{Text} In it: {tags}.")
-FINAL_WORDINGS = (
-    "{Text}", "In full detail, {text}", "At last, {text}", "Restored, it is plain to see: {text}", "All in all, {text}",
-    "{Text} Visible in detail: {tags}.")
-# Stand for descriptions where a record has tags only: rough, middle, final.
-TAG_WORDINGS = (
-    ("A photo of {tags}.", "A picture with {tags}.", "Something like {tags}."),
-    ("A photo in which {tags} can be told apart.", "A view of {tags}, with clearer outlines.", "A photo of {tags}, half restored."),
-    ("A clear photo of {tags}.", "A sharp picture of {tags}, with all textures.", "A photo of {tags}, restored in detail."))
-NOTHING_KNOWN = ("A photo.", "A photo with its outlines.", "A clear photo.")  # without tags and descriptions
 COLUMNS = ("image", "problem", "tag", "degradation", "hq")
 
 
@@ -42,24 +27,35 @@ def listed(tags: Sequence[str]) -> str:
     return " and ".join([", ".join(tags[:-1]), tags[-1]] if len(tags) > 1 else tags)
 
 
-def chain_texts(record: Mapping[str, Any], seed: int, index: int) -> dict[str, str]:
-    """The four text bodies of a record's chain. The degradation is canonical, the rest varies with (seed, index)."""
+def chain_texts(record: Mapping[str, Any], seed: int, index: int, spec: ChainSpec | None = None) -> dict[str, str]:
+    """Section -> body, of the text sections of a record's chain. Degradations are canonical; the rest varies with (seed, index).
+
+    Raises `UserError` for a record with another number of descriptions than the chain has levels.
+    """
+    spec = spec or ChainSpec.published()
     choose = random.Random(f"{seed}:{index}")
     tags = listed(record["tag"])
-    descriptions = list(record.get("descriptions") or [])
-    if not descriptions:
-        descriptions = [choose.choice(wordings).format(tags=tags) for wordings in TAG_WORDINGS] if tags else NOTHING_KNOWN
+    told = dict(zip(spec.about("description"), _descriptions(record, tags, spec, choose), strict=True))
 
-    def worded(wordings: Sequence[str], text: str) -> str:
-        usable = [wording for wording in wordings if tags or "{tags}" not in wording]
+    def body(section: Section) -> str:
+        if section.about == "degradation":
+            return ", ".join(record["degradation"])
+        usable = [wording for wording in section.wordings if tags or "{tags}" not in wording]
+        text = told[section]
         return choose.choice(usable).format(Text=text, text=text[:1].lower() + text[1:], tags=tags)
 
-    return {
-        "degradation": ", ".join(record["degradation"]),
-        "rough_understand": worded(ROUGH_WORDINGS, descriptions[0]),
-        "middle_understand": worded(MIDDLE_WORDINGS, descriptions[1]),
-        "final_understand": worded(FINAL_WORDINGS, descriptions[2]),
-    }
+    return {section.name: body(section) for section in spec.sections if not section.is_image}
+
+
+def _descriptions(record: Mapping[str, Any], tags: str, spec: ChainSpec, choose: random.Random) -> list[str]:
+    """What each section about a description tells: the record's description of its level, or what its tags give."""
+    sections, descriptions = spec.about("description"), list(record.get("descriptions") or [])
+    if descriptions:
+        if len(descriptions) != len(spec.levels):
+            raise UserError(f"it has {len(descriptions)} descriptions, and the chain has the levels {', '.join(spec.levels)}: make the "
+                            "dataset with the model's chain (realsr-r1 create-json --chain_settings FILE)")
+        return [descriptions[spec.levels.index(section.level)] for section in sections]
+    return [choose.choice(section.tags_only).format(tags=tags) if tags else section.unknown for section in sections]
 
 
 def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int], processor: ChainProcessor,
@@ -78,22 +74,17 @@ def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int],
         first = len(rows) + row * len(chain_images[row])
         chain_spans = dict(zip(chain_images[row], spans[first:first + len(chain_images[row])], strict=True))
         prompt = processor.prompt_from_span(spans[row], rows[row]["problem"])
-        texts = chain_texts(rows[row], seed, index)
-        _check_bodies(texts)
-        ids = processor.encode_chain_pieces(texts, chain_spans)
-        answer = [piece for number, name in enumerate(SECTIONS) for piece in _section(name, ids[3 * number:3 * number + 3])]
-        samples.append(Sample.of(prompt, [*answer, ("tags", [processor.layout.end_of_turn])]))
+        texts = chain_texts(rows[row], seed, index, processor.chain)
+        _check_bodies(texts, processor.chain)
+        pieces = processor.encode_chain_pieces(texts, chain_spans)
+        answer = [("tags" if section is None else section.name, ids) for section, ids in pieces]
+        samples.append(Sample.of(prompt, [*answer, ("tags", [processor.layout.end_of_turn])], processor.chain.parts))
     return samples
 
 
-def _check_bodies(texts: Mapping[str, str]) -> None:
+def _check_bodies(texts: Mapping[str, str], spec: ChainSpec) -> None:
     """Raise `UserError` where a policy would learn chains that no reward can read."""
     for name, text in texts.items():
-        markup = markup_in(text)
+        markup = markup_in(text, spec)
         if markup is not None:
             raise UserError(f"its texts put {markup}, a chain's own markup, inside the section {name}")
-
-
-def _section(name: str, ids: Sequence[list[int]]) -> list[Piece]:
-    opening, body, closing = ids
-    return [("tags", opening), (name, body), ("tags", closing)]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain.text import IMAGE, SECTIONS, close_tag, open_tag
+from realsr_r1.chain.spec import IMAGE
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import escaped, is_text, read_json
 from realsr_r1.data.tokens.samples import Piece, Sample
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from realsr_r1.chain.processor import ChainProcessor
 
 ASKING, ANSWERING = ("human",), ("gpt", "assistant")
-_OPENS, _CLOSES = {open_tag(name): name for name in SECTIONS}, {close_tag(name) for name in SECTIONS}
 
 
 def read_conversations(path: str | Path) -> Dataset:
@@ -94,22 +93,24 @@ def encode_conversations(records: Mapping[str, Sequence[Any]], processor: ChainP
     spans = iter(processor.encode_images(images))
     samples = []
     for texts in records["values"]:
-        sample = Sample.of([processor.layout.bos], [])
+        sample, parts = Sample.of([processor.layout.bos], [], ()), processor.chain.parts
         for question, answer in zip(texts[::2], texts[1::2], strict=True):
             asked = [token for text in processor.split_text(question)
                      for token in (next(spans) if text == IMAGE else processor.encode_text(text))]
-            sample += Sample.of([*asked, processor.layout.end_of_turn], _answer(answer, spans, processor))
+            sample += Sample.of([*asked, processor.layout.end_of_turn], _answer(answer, spans, processor), parts)
         samples.append(sample)
     return samples
 
 
 def _answer(answer: str, spans: Any, processor: ChainProcessor) -> list[Piece]:
     pieces: list[Piece] = []
+    opens = {section.opening: section.name for section in processor.chain.sections if section.tagged}
+    closes = {section.closing for section in processor.chain.sections if section.tagged}
     inside: str | None = None  # the section that is open
     for text in processor.split_text(answer):
         ids = next(spans) if text == IMAGE else processor.encode_text(text)
-        if text in _OPENS or text in _CLOSES:
-            inside = _OPENS.get(text)
+        if text in opens or text in closes:
+            inside = opens.get(text)
             pieces.append(("tags", ids))
         else:
             pieces.append((inside or ("image" if text == IMAGE else "text"), ids))

@@ -5,29 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from realsr_r1.chain.text import SECTIONS
-
 QUESTION = -1  # not trained on
-# An answer's parts, by number: bodies of the chain's sections; their tags and the end of turn; what is no chain.
-PARTS = (*SECTIONS, "tags", "text", "image")
 
 Piece = tuple[str, Sequence[int]]  # (part, its ids)
 
 
 @dataclass
 class Sample:
-    """`input_ids` and, for each, the number of its part (`QUESTION` or an index of `PARTS`)."""
+    """`input_ids` and, for each, the number of its part (`QUESTION` or an index of `ChainSpec.parts`)."""
 
     input_ids: list[int]
     sections: list[int]
 
     @classmethod
-    def of(cls, question: Sequence[int], answer: Iterable[Piece]) -> Sample:
-        """A turn: the question's ids, and the answer piece by piece."""
+    def of(cls, question: Sequence[int], answer: Iterable[Piece], parts: Sequence[str]) -> Sample:
+        """A turn: the question's ids, and the answer piece by piece; `parts`: names of an answer's parts."""
         sample = cls(list(question), [QUESTION] * len(question))
         for part, ids in answer:
             sample.input_ids += ids
-            sample.sections += [PARTS.index(part)] * len(ids)
+            sample.sections += [parts.index(part)] * len(ids)
         return sample
 
     def __add__(self, other: Sample) -> Sample:

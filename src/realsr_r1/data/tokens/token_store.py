@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json, write_json
 from realsr_r1.data.photos.sources import Item
@@ -33,7 +34,7 @@ FORMAT = 2  # raise when the same records and tokenizers would give other tokens
 class Source:
     """What a split is made from. `dataset_name`: a dataset folder, or a JSON of conversations. `numbers`: the records, in order.
 
-    `fingerprint`: of the records.
+    `fingerprint`: of the records. `question`: what is asked of all, or None for what each record asks.
     """
 
     dataset_name: str
@@ -41,6 +42,7 @@ class Source:
     numbers: tuple[int, ...]
     fingerprint: str
     seed: int
+    question: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,14 @@ class Shard:
 
 
 def tokenizer_fingerprint(processor: ChainProcessor) -> str:
-    """Names what turns records into ids: the text tokenizer, the image tokenizer, and the sizes of images."""
+    """Names what turns records into ids: the text tokenizer, the image tokenizer, the sizes of images, and the chain."""
     settings, image_tokenizer = processor.settings, processor.image_tokenizer
     digest = hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode())
     digest.update(repr((settings.target_px, settings.grid_unit_px, settings.fit,
                         image_tokenizer.config.l2_normalised_codes)).encode())
+    sections = processor.chain.sections
+    if sections != ChainSpec.published().sections:  # tokens of that chain keep the name they had before there were others
+        digest.update(repr(sections).encode())
     for name, tensor in image_tokenizer.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.float().cpu().numpy().tobytes())
@@ -175,7 +180,7 @@ def records_fingerprint(folder: str | Path, split: str) -> str:
 
 
 def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) -> Dataset:
-    """A split: `input_ids` (int32), `sections` (int8, numbers of `sections.PARTS`), `length` and `record` (its number in the
+    """A split: `input_ids` (int32), `sections` (int8, numbers of `ChainSpec.parts`), `length` and `record` (its number in the
     dataset's split), memory-mapped, as numpy.
 
     `tokenizer`: {"folder", "fingerprint"} of the model that will be trained. Raises `UserError` when another made the

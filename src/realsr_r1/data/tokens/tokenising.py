@@ -23,14 +23,21 @@ if TYPE_CHECKING:
 BATCH_RECORDS = 64  # records whose images are in memory at once
 
 
-def open_source(dataset_name: str, split: str, seed: int, max_samples: int | None = None) -> Source:
-    """A split to be tokenised, or `max_samples` records of it drawn with `seed`. Raises `UserError` for bad data."""
+def open_source(dataset_name: str, split: str, seed: int, max_samples: int | None = None,
+                question: str | None = None) -> Source:
+    """A split to be tokenised, or `max_samples` records of it drawn with `seed`. Raises `UserError` for bad data.
+
+    `question`: asked of all records; by default each asks its own (a conversation always does).
+    """
     records = _records(dataset_name, split)
     fingerprint = records._fingerprint
     if Path(dataset_name).suffix == ".json":
         images = [(path, (found := Path(path).stat()).st_size, found.st_mtime_ns) for paths in records["images"] for path in paths]
         fingerprint = digest([Path(dataset_name).read_text(encoding="utf-8"), images, records["fault"][:]])
-    return Source(dataset_name, split, tuple(drawn(len(records), max_samples, seed)), fingerprint, seed)
+        question = None
+    if question is not None:
+        fingerprint = digest([fingerprint, question])
+    return Source(dataset_name, split, tuple(drawn(len(records), max_samples, seed)), fingerprint, seed, question)
 
 
 def drawn(count: int, max_samples: int | None, seed: int) -> list[int]:
@@ -93,6 +100,8 @@ class ShardWriter:
             self._opened[key] = _records(*key)
         try:
             rows = read_rows(self._opened[key], numbers, where)
+            if source.question is not None:
+                rows["problem"] = [source.question] * len(numbers)
             return list(zip(numbers, _encode(rows, numbers, self.processor, source.seed), strict=True)), []
         except UserError as error:
             if len(numbers) == 1:

@@ -6,12 +6,11 @@ chain of 512 px has over a GiB of logits in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-
-from realsr_r1.data.tokens.samples import PARTS
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,15 +39,19 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class SectionLosses:
-    """Sums of the answers' losses by section since the last reading: negative log-likelihood, tokens, log²Z."""
+    """Sums of the answers' losses by part since the last reading: negative log-likelihood, tokens, log²Z.
 
-    def __init__(self) -> None:
+    `parts`: the names of an answer's parts (`ChainSpec.parts`), by their numbers.
+    """
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        self.parts = parts
         self.sums: torch.Tensor | None = None
 
     def add(self, nll: torch.Tensor, log_z: torch.Tensor, sections: torch.Tensor) -> None:
         """Tokens' losses, log Z and sections, (K,) each."""
         columns = torch.stack((nll, torch.ones_like(nll), log_z.square()), dim=1).double()
-        sums = columns.new_zeros(len(PARTS), 3).index_add_(0, sections, columns)
+        sums = columns.new_zeros(len(self.parts), 3).index_add_(0, sections, columns)
         self.sums = sums if self.sums is None else self.sums + sums
 
     def read(self, accelerator: Any) -> dict[str, float]:
@@ -57,4 +60,4 @@ class SectionLosses:
         self.sums = None
         tokens = sum(row[1] for row in rows)
         return {"nll": sum(row[0] for row in rows) / tokens, "z_loss": sum(row[2] for row in rows) / tokens,
-                **{f"loss/{name}": row[0] / row[1] for name, row in zip(PARTS, rows, strict=True) if row[1]}}
+                **{f"loss/{name}": row[0] / row[1] for name, row in zip(self.parts, rows, strict=True) if row[1]}}

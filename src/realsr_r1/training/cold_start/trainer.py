@@ -12,7 +12,7 @@ import numpy
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from realsr_r1.chain.text import SECTIONS, parse_chain
+from realsr_r1.chain.text import parse_chain
 from realsr_r1.data.tokens.samples import QUESTION
 from realsr_r1.models.lumina.autocasting import convert_inputs_once
 from realsr_r1.models.lumina.dropout import add_dropout
@@ -64,7 +64,7 @@ class ColdStartTrainer(Trainer):
                          data_collator=pack_samples, processing_class=RenderingTokenizer.of(processor),
                          callbacks=[JsonLog(), CompletionMarker(), SampleChains(self), *callbacks])
         self._agreement = Agreement()
-        self._losses = {"train": SectionLosses(), "eval": SectionLosses()}
+        self._losses = {mode: SectionLosses(processor.chain.parts) for mode in ("train", "eval")}
         self._throughput = Throughput(model, self._peak())
 
     def _peak(self) -> float:
@@ -145,7 +145,7 @@ class ColdStartTrainer(Trainer):
         sample = (self.eval_dataset if self.eval_dataset is not None else self.train_dataset)[0]
         ids, sections = sample["input_ids"].tolist(), sample["sections"].tolist()
         prompt = ids[:next(place for place, section in enumerate(sections) if section != QUESTION)]
-        is_chain = set(range(len(SECTIONS))) <= set(sections)  # else a conversation, which may ask for anything
+        is_chain = set(range(len(self.processor.chain.sections))) <= set(sections)  # else a conversation, which may ask for anything
         settings = {**self.processor.settings.sampling, "num_generations": SAMPLE_CHAINS, "seed": self.args.seed,
                     "grammar": "chain" if is_chain else "image",
                     "max_new_tokens": self.args.max_length - len(prompt) if is_chain else len(ids)}
@@ -157,11 +157,13 @@ class ColdStartTrainer(Trainer):
                 texts, images = self.processor.decode_batch(rollout.completion_ids)
                 question, shown = self.processor.decode(prompt)
                 answer, answered = self.processor.decode(ids[len(prompt):])
-                labels = parse_chain(answer).sections.get("degradation")
+                chain = self.processor.chain
+                bodies = parse_chain(answer, chain).sections
+                labels = next((bodies[section.name] for section in chain.about("degradation") if section.name in bodies), None)
                 record = {"problem": question, "degradation": labels and [label.strip() for label in labels.split(",")],
                           "lq": next(iter(shown), None), "hq": next(reversed(answered), None)}
-                write_samples(self.args.output_dir, self.state.global_step, record, texts, images, {})
-                show_samples(self.callback_handler.callbacks, self.state.global_step, texts, images)
+                write_samples(self.args.output_dir, self.state.global_step, record, texts, images, {}, chain)
+                show_samples(self.callback_handler.callbacks, self.state.global_step, texts, images, chain)
         self._agreement.settle()
 
 

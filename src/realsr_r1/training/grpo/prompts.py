@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,18 @@ LQ_COLUMN = "lq"  # not `image`: that name switches TRL's vision path on
 
 def load_prompts(dataset_name: str, split: str, processor: ChainProcessor, reward_columns: Mapping[str, Sequence[str]],
                  folder: str | Path, max_prompt_length: int, max_samples: int | None = None, seed: int = 0,
-                 process: int = 0, processes: int = 1) -> Dataset:
+                 process: int = 0, processes: int = 1, question: str | None = None) -> Dataset:
     """A split with `prompt` (ids) and without `image` (it becomes `lq`). Tokenised once, in folders inside `folder`.
 
-    `reward_columns`: reward -> columns it needs. `process` of `processes`: all call it, each tokenises its part. Raises
-    `UserError` for a missing column or split and for a prompt that is longer than `max_prompt_length`.
+    `reward_columns`: reward -> columns it needs. `process` of `processes`: all call it, each tokenises its part. `question`:
+    what every prompt asks; by default what its record asks. Raises `UserError` for a missing column or split and for a prompt
+    that is longer than `max_prompt_length`.
     """
     from datasets import concatenate_datasets
 
     records = select_records(dataset_name, split, needed_columns(reward_columns), max_samples, seed)
+    if question is not None:
+        records = records.remove_columns("problem").add_column("problem", [question] * len(records))
 
     def tokenised(part: Dataset) -> Dataset:
         return _kept(folder, part, processor, lambda fingerprint: part.map(
@@ -50,6 +54,12 @@ def load_prompts(dataset_name: str, split: str, processor: ChainProcessor, rewar
         raise UserError(f"the longest prompt of {split} has {longest} tokens, more than "
                         f"--max_prompt_length {max_prompt_length}")
     return concatenate_datasets([records.rename_column("image", LQ_COLUMN), prompts], axis=1)
+
+
+def other_question(records: Dataset, processor: ChainProcessor) -> str | None:
+    """The question that most of the records ask, or None where that is the model's own."""
+    asked = Counter(records["problem"]).most_common(1)[0][0]
+    return None if asked == processor.chain.question else asked
 
 
 def needed_columns(reward_columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:

@@ -167,8 +167,8 @@ class ChainGRPOTrainer(GRPOTrainer):
             group = slice(0, self.num_generations)
             images = [row["images"] for row in inputs[group]]
             write_samples(self.args.output_dir, step, inputs[0], completions[group], images,
-                          {name: values[group] for name, values in rewards.items()})
-            show_samples(self.callback_handler.callbacks, step, completions[group], images)
+                          {name: values[group] for name, values in rewards.items()}, self.processor.chain)
+            show_samples(self.callback_handler.callbacks, step, completions[group], images, self.processor.chain)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: TRL's card would name a hub model; what a run is, is in `settings.json` and the report."""

@@ -1,0 +1,279 @@
+"""What a policy writes: the sections of its chain, in order, and the question that it is asked. All of it is data.
+
+A `ChainSpec` comes from a YAML file (`configs/chain`) or from a model folder (`chain_settings.json`). The parser, the
+grammar, the sizes of images, the cold start, the rewards and the pages about runs all ask it; none of them names a section.
+Knows texts and numbers: no tokens, no images, no torch.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import is_text, read_yaml
+
+IMAGE = "<|image|>"  # the place of an image in a text
+KINDS = ("text", "image")
+ABOUT = ("degradation", "description", "restoration")  # of a text the first two, of an image the last
+CHAIN_FILE = "chain.json"  # beside chains that were written, so that pages about them know their sections
+PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_PLACES = {"Text", "text", "tags"}  # what a wording may have in braces
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of a chain.
+
+    `name`: of its tags; lower-case letters, digits and underscores. `kind`: "text" or "image". `about`: what a text says,
+    "degradation" (the five items) or "description" (of what the photo shows); an image is always about "restoration".
+    `level`: of a description, which of a record's descriptions it tells (its name by default). `share`: of an image, its
+    sides as a share of the final image's, above 0 and at most 1. `tagged`: whether it stands between `<name>` and
+    `</name>`.
+
+    For the cold start, of a description: `wordings`, with `{Text}` for the description as the dataset has it, `{text}` for
+    the same with a small first letter, and `{tags}` for "a, b and c"; `tags_only`: texts with `{tags}` for a record
+    without descriptions; `unknown`: the text for a record with neither.
+    """
+
+    name: str
+    kind: str
+    about: str = ""
+    level: str = ""
+    share: float | None = None
+    tagged: bool = True
+    wordings: tuple[str, ...] = ()
+    tags_only: tuple[str, ...] = ()
+    unknown: str = ""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it holds one image."""
+        return self.kind == "image"
+
+    @property
+    def label(self) -> str:
+        """Its name as files and pages have it: `rough_image` is `rough`, and `rough_understand` is `rough`, too."""
+        return self.name.removesuffix("_image").removesuffix("_understand") or self.name
+
+    @property
+    def opening(self) -> str:
+        """`<name>`, or nothing where it isn't tagged."""
+        return open_tag(self.name) if self.tagged else ""
+
+    @property
+    def closing(self) -> str:
+        """`</name>`, or nothing where it isn't tagged."""
+        return close_tag(self.name) if self.tagged else ""
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    """`question`: what the policy is asked, with `<|image|>` where the photo stands (at its end by default); `sections`: what
+    it answers, in order.
+
+    Raises `UserError` for a chain that can't be read back from its text, or that restores nothing.
+    """
+
+    question: str
+    sections: tuple[Section, ...]
+
+    @classmethod
+    def published(cls) -> ChainSpec:
+        """RealSR-R1's chain of seven sections (arXiv 2506.16796, Figure 2), the default."""
+        return _published()
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> ChainSpec:
+        """The chain in a file of chain settings (`problem`, `sections`; other settings are passed over).
+
+        What the file doesn't say is the published chain's. Raises `UserError` that names the file and the key at fault.
+        """
+        values = read_yaml(path)
+        if not isinstance(values, Mapping):
+            raise UserError(f"{path} must hold `key: value` lines of chain settings")
+        return cls.from_dict(values, str(path))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str, default: ChainSpec | None = None) -> ChainSpec:
+        """`problem` and `sections` of chain settings; what isn't there is `default`'s. `source` names them in errors."""
+        default = default or cls.published()
+        try:
+            sections = default.sections
+            if "sections" in values:
+                if not isinstance(values["sections"], list) or not values["sections"]:
+                    raise UserError("sections must be a list with at least one section")
+                sections = tuple(_section(section, number) for number, section in enumerate(values["sections"], 1))
+            return cls(values.get("problem", default.question), sections)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """`problem` and `sections` as plain values, the way back from `from_dict`; defaults are left out."""
+        return {"problem": self.question, "sections": [_plain(section) for section in self.sections]}
+
+    def __post_init__(self) -> None:
+        if not is_text(self.question) or self.question.count(IMAGE) > 1 or not self.question.strip():
+            raise UserError(f"problem is {self.question!r}; it must be a text with {IMAGE} at most once")
+        names = [section.name for section in self.sections]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"two sections are called {name!r}; every section needs a name of its own")
+        labels = ["lq", "hq", *self.labels]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise UserError(f"two images would be called {label!r}; give their sections other names")
+        if not self.images:
+            raise UserError("no section is an image, so this chain restores nothing; add one with `kind: image`")
+        if self.images[-1].share != 1:
+            raise UserError(f"the last image, {self.images[-1].name}, has the share {self.images[-1].share}; it must be 1, "
+                            "for it is what restore gives back")
+        for one, other in zip(self.sections, self.sections[1:], strict=False):
+            if not (one.tagged or other.tagged or one.is_image or other.is_image):
+                raise UserError(f"{one.name} and {other.name} are two texts without tags side by side, which nobody could tell "
+                                "apart; give one of them its tags")
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the sections, in order."""
+        return tuple(section.name for section in self.sections)
+
+    @cached_property
+    def images(self) -> tuple[Section, ...]:
+        """The sections with an image, in order."""
+        return tuple(section for section in self.sections if section.is_image)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What the images are called in files and on pages, in order: rough, middle and final in the published chain."""
+        return tuple(section.label for section in self.images)
+
+    @cached_property
+    def levels(self) -> tuple[str, ...]:
+        """The descriptions that a record may have for this chain, in order, each once."""
+        return tuple(dict.fromkeys(section.level for section in self.about("description")))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What the tokens of an answer can belong to, by number: the sections' bodies, tags, and what is no chain."""
+        return (*self.names(), "tags", "text", "image")
+
+    def about(self, subject: str) -> tuple[Section, ...]:
+        """The sections about `subject`, one of `ABOUT`, in order."""
+        return tuple(section for section in self.sections if section.about == subject)
+
+    def image_sizes(self, rows: int, columns: int) -> tuple[tuple[int, int], ...]:
+        """`image_sizes` of this chain's images."""
+        return image_sizes([section.share for section in self.images], rows, columns)
+
+
+def image_sizes(shares: Sequence[float], rows: int, columns: int) -> tuple[tuple[int, int], ...]:
+    """(rows, columns) in grid units of images with these shares of an input of `rows` x `columns` units: at least 1 each.
+
+    The published code's 128, 256 and 512 px are a quarter, a half and the whole of 512.
+    """
+    return tuple((max(1, round(rows * share)), max(1, round(columns * share))) for share in shares)
+
+
+def open_tag(section: str) -> str:
+    """`<section>`."""
+    return f"<{section}>"
+
+
+def close_tag(section: str) -> str:
+    """`</section>`."""
+    return f"</{section}>"
+
+
+@cache
+def _published() -> ChainSpec:
+    values = read_yaml(PUBLISHED_FILE)
+    return ChainSpec(values["problem"], tuple(_section(section, number)
+                                              for number, section in enumerate(values["sections"], 1)))
+
+
+def _section(values: Any, number: int) -> Section:
+    """Check what a file says of section `number` (from 1), and fill in what it leaves out."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str) or not _NAME.fullmatch(values["name"]):
+        raise UserError(f"section {number} needs a name of small letters, digits and underscores that begins with a letter")
+    where = f"section {values['name']}"
+    known = [field.name for field in fields(Section)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where} has the unknown key {key!r}; known are {', '.join(known)}")
+    if values.get("kind") not in KINDS:
+        raise UserError(f"{where}: kind is {values.get('kind')!r}; it must be one of {', '.join(KINDS)}")
+    if not isinstance(values.get("tagged", True), bool):
+        raise UserError(f"{where}: tagged is {values['tagged']!r}; it must be true or false")
+    return _image_section(values, where) if values["kind"] == "image" else _text_section(values, where)
+
+
+def _image_section(values: Mapping[str, Any], where: str) -> Section:
+    _refuse(values, ("level", "wordings", "tags_only", "unknown"), where, "an image")
+    if values.get("about", "restoration") != "restoration":
+        raise UserError(f"{where}: about is {values['about']!r}; an image is about restoration")
+    share = values.get("share")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise UserError(f"{where}: share is {share!r}; an image needs its sides' share of the final image's, above 0 and at "
+                        "most 1")
+    return Section(values["name"], "image", "restoration", share=float(share), tagged=values.get("tagged", True))
+
+
+def _text_section(values: Mapping[str, Any], where: str) -> Section:
+    _refuse(values, ("share",), where, "a text")
+    about, tagged = values.get("about"), values.get("tagged", True)
+    if about not in ("degradation", "description"):
+        raise UserError(f"{where}: about is {about!r}; a text is about degradation or description")
+    if about == "degradation":
+        _refuse(values, ("level", "wordings", "tags_only", "unknown"), where, "a text about degradation")
+        return Section(values["name"], "text", about, tagged=tagged)
+    level = values.get("level", values["name"])
+    if not is_text(level) or not level.strip():
+        raise UserError(f"{where}: level is {level!r}; it must be the name of a description")
+    unknown = values.get("unknown", "A photo.")
+    if not is_text(unknown):
+        raise UserError(f"{where}: unknown is {unknown!r}; it must be a text")
+    return Section(values["name"], "text", about, level, None, tagged,
+                   _wordings(values.get("wordings", ["{Text}"]), f"{where}: wordings", _PLACES, ""),
+                   _wordings(values.get("tags_only", ["A photo of {tags}."]), f"{where}: tags_only", {"tags"}, "tags"),
+                   unknown)
+
+
+def _refuse(values: Mapping[str, Any], keys: Sequence[str], where: str, what: str) -> None:
+    for key in keys:
+        if key in values:
+            raise UserError(f"{where} has the key {key!r}, which {what} doesn't have")
+
+
+def _wordings(values: Any, where: str, places: set[str], needed: str) -> tuple[str, ...]:
+    """Texts with `places` in braces, each with the one that is `needed`."""
+    if not isinstance(values, list) or not values or not all(map(is_text, values)):
+        raise UserError(f"{where} must be a list of texts")
+    for text in values:
+        try:
+            found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        except ValueError as error:
+            raise UserError(f"{where}: {text!r} can't be filled in ({error})") from error
+        if not found <= places or (needed and needed not in found):
+            raise UserError(f"{where}: {text!r} may have {', '.join(f'{{{name}}}' for name in sorted(places))} in it"
+                            + (f", and must have {{{needed}}}" if needed else ""))
+    if not needed and all("{tags}" in text for text in values):
+        raise UserError(f"{where} need one without {{tags}}, for records without tags")
+    return tuple(values)
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    values = {field.name: getattr(section, field.name) for field in fields(Section)}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+             if value not in ("", (), None)}
+    if section.tagged:
+        plain.pop("tagged")
+    if section.is_image:
+        plain.pop("about")
+    return plain
