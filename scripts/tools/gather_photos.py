@@ -19,7 +19,7 @@ from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, read_json
 from realsr_r1.core.images import load_image
 
-TABLE = Path(__file__).resolve().parents[1] / "assets" / "photos" / "photos.json"
+TABLE = Path(__file__).resolve().parents[2] / "assets" / "photos" / "photos.json"
 WHEEL_MODULES = {"scikit-image": "skimage", "scikit-learn": "sklearn"}  # package -> the folder it installs
 LONGEST_SIDE = 1024  # px
 
