@@ -1,6 +1,6 @@
-"""realsr-r1 evaluate: restored photos against the originals, as a table, metrics.json and metrics.csv.
+"""`realsr-r1 evaluate`: compares restored photos with the originals; a table, metrics.json and metrics.csv.
 
-Pairs files by name and averages; the metrics themselves are in measuring/metrics.py.
+Pairs files by name and averages over photos; the metrics themselves are in measuring/metrics.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ LQ, MEAN_COLOUR, RESTORED = "LQ input", "mean colour", "restored"
 
 @dataclass
 class Triple:
-    """The files of one photo, and its scores: row name -> metric -> value (None where it isn't defined)."""
+    """The files of one photo and their scores.
+
+    `scores`: name of a row (`LQ`, `MEAN_COLOUR`, `RESTORED`) -> metric -> value, None where the
+    metric isn't defined. `resized`: whether the restored image had another size than the original.
+    """
 
     name: str
     restored: Path
@@ -44,7 +48,10 @@ class Triple:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Pair, score, print, write. Raises `UserError` on bad input; then nothing is written."""
+    """Pair the files, score them, print and write the results. Returns the exit code.
+
+    Raises `UserError` on bad input; then nothing is written.
+    """
     args = _parser().parse_args(argv)
     names = parse_metrics(args.metrics)
     device = pick_device(args.device)
@@ -84,10 +91,12 @@ def _parser() -> argparse.ArgumentParser:
 # --- pairing ---
 
 def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool) -> tuple[list[Triple], list[str]]:
-    """Pair the folders' images by stem, and note who has no partner.
+    """Pair the images of the folders by their names without suffix.
 
-    Raises `UserError` on a missing or empty folder, on two files of one stem, when no name is in all folders, and,
-    without `skip_bad`, when an original has no restored image or a pair has no LQ image.
+    Returns the pairs, and a note about each kind of image that has no partner. Raises `UserError`
+    on a missing or empty folder, on two files with the same name without suffix, and when no name
+    is in all folders; without `skip_bad` also when an original has no restored image, or a pair has
+    no LQ image.
     """
     restored_files = _by_stem(restored, "--restored")
     gt_files = _by_stem(gt, "--gt")
@@ -133,9 +142,9 @@ def _listed(names: list[str], most: int = 8) -> str:
 # --- scoring ---
 
 def score(triples: list[Triple], scorers: dict[str, Scorer], skip_bad: bool) -> tuple[list[Triple], list[str]]:
-    """Fill in `scores`; returns the triples that could be read, and a note for each that couldn't.
+    """Fill in `scores`. Returns the triples that could be read, and a note for each that couldn't.
 
-    Raises `UserError` that names an unreadable file, unless `skip_bad`.
+    Raises `UserError` that names an unreadable file, unless `skip_bad` is true.
     """
     from tqdm import tqdm
 
@@ -158,7 +167,7 @@ def score(triples: list[Triple], scorers: dict[str, Scorer], skip_bad: bool) -> 
 
 
 def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
-    """The original, and the images to compare with it by row name, all of the original's size."""
+    """The original, and by row name the images to compare with it, resized to the original's size."""
     from PIL import Image
 
     original = load_image(triple.gt)
@@ -175,7 +184,7 @@ def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
 
 
 def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer], notes: list[str]) -> dict[str, Any]:
-    """The content of metrics.json: the metrics, every row's means with their counts, and each photo's values."""
+    """The content of metrics.json: the metrics, each row's means and counts, and each photo's values."""
     notes = list(notes)
     resized = sum(triple.resized for triple in triples)
     if resized:
@@ -215,7 +224,7 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
 # --- output ---
 
 def write_results(folder: Path, result: dict[str, Any]) -> None:
-    """metrics.json and metrics.csv (a row a photo, then `mean`), both or neither."""
+    """Write metrics.json and metrics.csv (a line for each photo, then `mean`): both or neither."""
     import json
 
     rows = [row["name"] for row in result["rows"]]
@@ -235,7 +244,7 @@ def write_results(folder: Path, result: dict[str, Any]) -> None:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The means on the terminal, a metric a line, and the notes."""
+    """Print the means, one line for each metric, and the notes."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,6 +1,7 @@
 """Plan a GRPO run before renting GPUs: memory and time by part, what limits each, and what would fit.
 
-    realsr-r1 plan --config configs/recipes/pure_7b_grpo.yaml --model_name_or_path configs/models/pure_7b --gpu a100-80gb --gpus 6
+    realsr-r1 plan --config configs/recipes/pure_7b_grpo.yaml --model_name_or_path configs/models/pure_7b \\
+        --gpu a100-80gb --gpus 6
 
 Needs no GPU and no weights: the formulas are in `realsr_r1.planning`.
 """
@@ -26,7 +27,7 @@ RATES = {"memory_gib": "a GPU's memory, GiB", "tflops": "TFLOP/s that training r
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Settings, machine, model, formulas, tables."""
+    """Read settings, machine and model, compute the plan, show it."""
     own, rest = _parser().parse_known_args(argv)
     machine = _machine(own)
     work = _workload(own, rest, machine)
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def plan(work: Workload, machine: Machine) -> dict[str, Any]:
-    """All figures, in bytes and seconds, ready for JSON."""
+    """All figures of the plan, in bytes and seconds, ready for JSON."""
     from realsr_r1.planning.advice import advice, fits, largest, ways
     from realsr_r1.planning.duration import parts
     from realsr_r1.planning.memory import peak, phases
@@ -56,7 +57,7 @@ def plan(work: Workload, machine: Machine) -> dict[str, Any]:
 
 
 def show(work: Workload, machine: Machine, result: dict[str, Any]) -> None:
-    """The figures as tables."""
+    """Print the figures as tables, and the advice below them."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -134,7 +135,10 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
 
 
 def _chain_settings(path: str | Path, required: bool) -> Any:
-    """Chain settings from JSON or YAML; the published ones (512 px) where there is no such file and none was asked for."""
+    """Chain settings from a JSON or YAML file.
+
+    The published ones (512 px) where there is no file, unless one was asked for (`required`).
+    """
     from realsr_r1.chain.settings import ChainSettings
 
     if not required and not Path(path).is_file():

@@ -1,6 +1,7 @@
-"""realsr-r1 report: one self-contained HTML page of a training run, with curves.png and strips.png beside it.
+"""`realsr-r1 report`: one HTML page about a training run, with curves.png and strips.png beside it.
 
-Reads, draws and writes through the package `reporting`; shows what is there and says how to make what isn't.
+The package `reporting` reads, draws and writes. The page shows what there is, and for what is
+missing the command that makes it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from realsr_r1.core.files import atomic_file, check_new_folder
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read everything, then write everything. Raises `UserError` on bad input; then nothing is written."""
+    """Read everything, then write everything. Returns the exit code.
+
+    Raises `UserError` on bad input; then nothing is written.
+    """
     args = _parser().parse_args(argv)
     from realsr_r1.reporting import charts, page, run_folder, strips, tables
 

@@ -1,6 +1,6 @@
-"""The command line of create-json: flags, what they may be, and a fingerprint of what a dataset is made from.
+"""The command line of create-json: its flags, their checks, and a fingerprint of a dataset's origin.
 
-Reads no photo; what is made of the flags is create_json.py's business.
+Reads no photo. What the flags lead to is decided in create_json.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import TRIAL, check_new_folder, escaped, existing_folder
 
 if TYPE_CHECKING:
-    from realsr_r1.data.building.build import Shard
+    from realsr_r1.data.building.build import MachineShare
 
 DEFAULT_SCALES = (0.25, 1.0)
 MOST_CROPS = 100_000  # of a photo: their files are numbered with five digits
@@ -24,7 +24,7 @@ PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of create-json's flags."""
     flags = argparse.ArgumentParser(prog="realsr-r1 create-json", description=(
         "Make a dataset: photos with tags become crops, their degraded versions with true labels, JSON lists, a DatasetDict with "
         "the splits train, test_crops and test (those that aren't empty), and a page about it. Started again after an "
@@ -75,7 +75,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Put `scales` and `shard` in form; raise `UserError` that names a flag that can't be."""
+    """Check the flags, and replace `scales` and `shard` by what their texts stand for.
+
+    Raises `UserError` that names the flag whose value can't be used.
+    """
     if args.json is not None:
         others = [flag for flag in ("hf_dataset", "tags", "descriptions", "tagger", "captioner", "annotation", "degradation",
                                     "test_photos", "evaluation_photos") if getattr(args, flag)]
@@ -109,13 +112,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         existing_folder(path, "--evaluation_photos")
 
 
-def _shard(text: str) -> Shard:
-    from realsr_r1.data.building.build import Shard
+def _shard(text: str) -> MachineShare:
+    from realsr_r1.data.building.build import MachineShare
 
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard is {text!r}; give i/n with i from 1 to n, like 1/4")
-    return Shard(int(index), int(count))
+    return MachineShare(int(index), int(count))
 
 
 def _scales(args: argparse.Namespace) -> tuple[float, float] | None:
@@ -131,7 +134,7 @@ def _scales(args: argparse.Namespace) -> tuple[float, float] | None:
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """Refuse to replace a folder that isn't ours, or one that holds the input."""
+    """Raise `UserError` where --output can't be replaced: it is not ours, or it holds the input."""
     from realsr_r1.data.building.build import STATE_FILE
 
     check_new_folder(args.output, "--output")
@@ -159,7 +162,10 @@ def check_output(args: argparse.Namespace) -> None:
 
 
 def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that change the result, and a digest of the input files' paths, sizes and times."""
+    """What the dataset is made from, as plain values that are equal when the dataset would be the same.
+
+    The arguments that change the result, and a digest of the input files' paths, sizes and times.
+    """
     from realsr_r1.data.building.build import FORMAT
     from realsr_r1.data.photos.sources import hf_dataset, walk
 

@@ -1,6 +1,6 @@
-"""Makes a dataset folder: has its parts made, all or one machine's share, and joins them.
+"""Builds a dataset folder: lets its parts be made, all of them or one machine's share, and joins them.
 
-Knows nothing of photos or flags: create_json.py plans.
+Knows nothing of photos or flags: create_json.py makes the plan that is carried out here.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ STATE_FILE = "create_json.json"  # what a folder was made from; written last ins
 
 
 class NothingGood(UserError):
-    """No record is good, and the dataset that is there already is better than that."""
+    """There is no good record, and an earlier run's dataset is there, which is kept."""
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Machine `index` (from 1) of `count`."""
+class MachineShare:
+    """The share of the parts that machine `index` (from 1) of `count` machines makes."""
 
     index: int
     count: int
@@ -43,7 +43,7 @@ class Shard:
 
 
 def shards_folder(output: Path) -> Path:
-    """Where the shards of `output` are made."""
+    """The folder beside `output` in which the machines make their shares."""
     return output.with_name(f"{output.name}.shards")
 
 
@@ -52,10 +52,11 @@ Page = Callable[[Path, Contents], None]  # writes a page about what a dataset fo
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made.
+    """What is to be built.
 
-    `fingerprint`: of arguments and input files. `rejected`, `left_out`: items found before any part is made. `with_lists`: write
-    SPLIT.json too. `make`: makes those of the parts it is given that are missing in a working folder; returns more rejected items.
+    `fingerprint`: stands for the arguments and the input files. `rejected`, `left_out`: items found
+    before any part is made. `with_lists`: whether to write SPLIT.json, too. `make(work, parts)`:
+    makes those of `parts` that are missing in the folder `work`; returns more rejected items.
     """
 
     fingerprint: dict[str, Any]
@@ -67,7 +68,10 @@ class Plan:
 
 
 def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
-    """Make `output`, going on where an earlier call with the same fingerprint was interrupted; return its state."""
+    """Build `output`, going on where an earlier call with the same fingerprint was interrupted.
+
+    Returns the content of its state file.
+    """
     with _working_folder(output, plan.fingerprint) as work:
         if not (work / STATE_FILE).is_file():
             rejected = plan.rejected + plan.make(work, plan.parts)
@@ -76,8 +80,8 @@ def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
         return read_json(work / STATE_FILE)
 
 
-def make_shard(output: Path, shard: Shard, plan: Plan) -> dict[str, Any]:
-    """Make one machine's share of `output` in a folder beside it; return its state."""
+def make_shard(output: Path, shard: MachineShare, plan: Plan) -> dict[str, Any]:
+    """Make one machine's share of `output` in a folder beside it. Returns the content of its state file."""
     mine = shard.parts(plan.parts)
     with _working_folder(shard.folder(output), plan.fingerprint) as work:
         if not (work / STATE_FILE).is_file():
@@ -94,7 +98,10 @@ def make_shard(output: Path, shard: Shard, plan: Plan) -> dict[str, Any]:
 
 
 def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
-    """Join the finished shards beside `output`; return its state. Raises `UserError` that names what is missing or differs."""
+    """Join the finished shares beside `output`. Returns the content of its state file.
+
+    Raises `UserError` that names what is missing, or what was made from other arguments.
+    """
     folder = shards_folder(output)
     shards = sorted(path for path in folder.glob("[0-9]*-of-*") if (path / STATE_FILE).is_file())
     if not shards:
@@ -153,7 +160,7 @@ def _finish(work: Path, output: Path, fingerprint: dict[str, Any], rejected: Seq
 
 
 def summary(contents: Contents) -> str:
-    """Counts of each split, what was left out, and the balance of the labels of `train`, in one line."""
+    """One line: records in each split, how many photos were left out, the balance of train's labels."""
     counts = ", ".join(f"{split} {count}" for split, count in contents.counts.items()) or "no records"
     kept_out = f" | left out {len(contents.left_out)} photo(s)" if contents.left_out else ""
     balance = label_balance(contents.labels)

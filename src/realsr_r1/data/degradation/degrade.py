@@ -1,7 +1,8 @@
 """Makes an LQ image from an HQ one by two stages of blur, resize, noise and JPEG, and names what was done.
 
-Own implementation of Real-ESRGAN's published model (arXiv 2107.10833); the numbers are in config.py. All
-randomness of an image comes from (seed, key), so neither order nor number of workers changes a result.
+This is an implementation of Real-ESRGAN's published model (arXiv 2107.10833); the numbers are in
+config.py. All random numbers of an image come from (seed, key), so neither the order nor the number
+of workers changes a result.
 """
 
 from __future__ import annotations
@@ -40,22 +41,27 @@ class Degraded:
 
 
 def random_for(seed: int, key: str) -> np.random.Generator:
-    """The random numbers of the item named `key`: the same on every machine, in every order, in every process."""
+    """The random generator for the item named `key`.
+
+    It gives the same numbers on every machine, in every order of items and in every process.
+    """
     digest = hashlib.blake2b(f"{seed}\n{key}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def level(severity: float) -> str:
-    """The word for a severity in [0, 1]. This is the one place with thresholds.
+    """The word for a severity in [0, 1]. All thresholds are here.
 
-    Severity is the share of this operation's own draws that are weaker than this one (its cumulative distribution under
-    the configured range), so cutting it at 1/3 and 2/3 gives each word to a third of the draws, whatever the ranges:
-    uniform draws (Gaussian sigma of the noise, Poisson scale, sigma of a round blur) by their place in the range; JPEG
-    quality and the cutoff of a sinc filter likewise, from the top; a stretched blur by its geometric mean sigma. A stage
-    that doesn't blur at all (`blur_probability` below 1) is "light".
+    The severity of a draw is the share of this operation's possible draws that are weaker (its
+    cumulative distribution under the configured range). With the thresholds 1/3 and 2/3 each word
+    therefore gets a third of the draws, whatever the ranges are. For uniform draws (sigma of Gaussian
+    noise, scale of Poisson noise, sigma of a round blur) the severity is the place in the range; for
+    JPEG quality and the cutoff of a sinc filter it is the place counted from the top. A stretched blur
+    is judged by the geometric mean of its two sigmas. A stage that doesn't blur at all
+    (`blur_probability` below 1) is "light".
 
-    With Real-ESRGAN's ranges the cuts lie at sigma 1.13 and 2.07 px (round blur), 10.7 and 20.3 of 255 (Gaussian noise),
-    scale 1.03 and 2.02 (Poisson noise) and JPEG quality 73.3 and 51.7.
+    With Real-ESRGAN's ranges the thresholds are sigma 1.13 and 2.07 px (round blur), sigma 10.7 and
+    20.3 of 255 (Gaussian noise), scale 1.03 and 2.02 (Poisson noise), and JPEG quality 73.3 and 51.7.
     """
     return LEVELS[min(int(severity * 3), 2)]
 
@@ -63,8 +69,9 @@ def level(severity: float) -> str:
 def degrade(hq: Image.Image, seed: int, key: str, config: DegradationConfig) -> Degraded:
     """Degrade an RGB image.
 
-    `key`: names the image, e.g. "photo.jpg/train/17". The LQ image has the size of `hq` divided by `config.scale`, at
-    least 1 px. Labels of blur, resize, noise and compression tell of the first stage, "second resize" of the second.
+    `key` names the image, e.g. "photo.jpg/train/17", and with `seed` decides all draws. The LQ image
+    has the size of `hq` divided by `config.scale`, but at least 1 px. The labels for blur, resize,
+    noise and compression describe the first stage, "second resize" the second one.
     """
     rng = random_for(seed, key)
     pixels = np.asarray(hq.convert("RGB"), dtype=np.float32)
@@ -88,11 +95,11 @@ def degrade(hq: Image.Image, seed: int, key: str, config: DegradationConfig) -> 
 
 
 def _drawn(words: Sequence[str], probabilities: Sequence[float], rng: np.random.Generator) -> str:
-    """One of the words. Probabilities sum to 1 as a person writes them, and numpy asks for the last digit."""
+    """Draw one of the words. Divides by the sum, because numpy wants it to be exactly 1."""
     return words[rng.choice(len(words), p=np.array(probabilities) / sum(probabilities))]
 
 
-# --- one operation each: pixels (H, W, 3) float32 on 0..255 in, the same and the drawn values out ---
+# --- each does one operation: takes pixels (H, W, 3), float32, 0..255; returns pixels and the drawn values ---
 
 def _blur(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
     import cv2
@@ -134,7 +141,10 @@ def _draw_size(rng: np.random.Generator, stage: StageConfig) -> int:
 
 
 def _draw_shape(rng: np.random.Generator, shapes: tuple[float, float]) -> float:
-    """Below 1 (long tails) half of the time, above 1 otherwise, as far as the range allows."""
+    """Draw an exponent: below 1 (long tails) in half of the draws, above 1 in the others.
+
+    A range that lies on one side of 1 is drawn from uniformly.
+    """
     low, high = shapes
     if low < 1 < high:
         return rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high)
@@ -143,7 +153,7 @@ def _draw_shape(rng: np.random.Generator, shapes: tuple[float, float]) -> float:
 
 def _resize(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig,
             base: tuple[int, int]) -> tuple[np.ndarray, dict[str, Any]]:
-    """To `base` (width, height) times the drawn factor."""
+    """Resize to `base` (width, height) times the drawn factor."""
     word = _drawn(RESIZES, stage.resize_probabilities, rng)
     low, high = stage.resize_range
     factor = {"upsample": rng.uniform(1, high), "downsample": rng.uniform(low, 1), "keep": 1.0}[word]
@@ -176,12 +186,15 @@ def _noise(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> 
         noise = _photon_noise(pixels, rng, grey)
         noise *= scale
         drawn = {"kind": "poisson", "scale": scale, "severity": _place(scale, stage.poisson_scale)}
-    pixels += noise  # in place, here and above: two workers share the memory's bandwidth
+    pixels += noise  # in place, here and above, because workers share the memory's bandwidth
     return np.clip(pixels, 0, 255, out=pixels), {**drawn, "grey": bool(grey)}
 
 
 def _photon_noise(pixels: np.ndarray, rng: np.random.Generator, grey: bool) -> np.ndarray:
-    """Poisson noise of the light itself; white counts as many photons as the image has levels, as a power of two."""
+    """Poisson noise of the light itself, (H, W, 3), or (H, W, 1) if `grey`.
+
+    White is as many photons as the image has different values, rounded up to a power of two.
+    """
     light = _to_bytes(pixels)
     if grey:
         light = np.rint(light @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)).astype(np.uint8)
@@ -225,7 +238,7 @@ def _finish(pixels: np.ndarray, rng: np.random.Generator, config: DegradationCon
 
 
 def _to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Rounded (halves to even) and clipped, in one pass."""
+    """Pixels as bytes: rounded (halves to even) and clipped, in one pass."""
     import cv2
 
     return cv2.add(pixels, 0.0, dtype=cv2.CV_8U)
