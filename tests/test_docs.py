@@ -1,4 +1,4 @@
-"""README and docs name what is there: files, folders, commands and flags; the page of flags is up to date."""
+"""README and docs name what is there: files, folders, commands, flags. flags.md is up to date."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def test_files_and_folders_that_are_named_exist(path: Path) -> None:
     text = re.sub(r"https?://\S+", "", path.read_text(encoding="utf-8"))
     known = files_of_repository()
     ends = {end for name in known for end in (name, *_ends(name))}
-    named = {name for name in re.findall(r"(?<![\w$}*./-])[\w./-]+\.(?:py|sh|slurm|yaml)\b", text) if name.islower()}
+    named = {name for name in re.findall(r"(?<![\w$}*./-])[\w./-]+\.(?:py|sh|slurm|yaml)\b", text)
+             if name.islower()}
     assert sorted(name for name in named if name.removeprefix("./") not in ends | PUBLISHED) == []
     folders = re.findall(rf"(?<![\w$}}./*-])(?:{'|'.join(FOLDERS)})/[\w./-]+", text)
     found = {name.rstrip("./-") for name in folders} - {name for name in folders if "outputs" in name}
@@ -96,14 +97,16 @@ def test_commands_have_the_flags_that_are_named(path: Path) -> None:
                 assert not re.search(r"(?<!\S)--\w", rest), f"unknown command in: {line}"
                 continue
             rest = re.split(r"\brealsr(?:-r1)? |\|\|? |&& ", rest)[0]
-            unknown = [flag for flag in re.findall(r"(?<![\w-])--[a-z_0-9-]+", rest) if flag not in flags_of(command)]
+            unknown = [flag for flag in re.findall(r"(?<![\w-])--[a-z_0-9-]+", rest)
+                       if flag not in flags_of(command)]
             assert unknown == [], line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_flags_that_are_named_alone_belong_to_some_command(page: Path) -> None:
     known = {flag for command in tool().COMMANDS for flag in flags_of(command)}
-    known |= {flag for script in SCRIPTS for flag in re.findall(r"--[a-z_0-9-]+", script.read_text(encoding="utf-8"))}
+    known |= {flag for script in SCRIPTS
+              for flag in re.findall(r"--[a-z_0-9-]+", script.read_text(encoding="utf-8"))}
     of_hub = {"--local-dir"}  # of `hf download`
     named = set(re.findall(r"(?<![\w-])--[a-z_0-9-]+", page.read_text(encoding="utf-8")))
     assert sorted(named - known - of_hub) == []

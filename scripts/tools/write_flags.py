@@ -1,8 +1,8 @@
-"""Write docs/flags.md, a table of each command's flags, from the parsers that the commands themselves make.
+"""Write docs/flags.md, a table of each command's flags, from the commands' own parsers.
 
     python scripts/tools/write_flags.py
 
-Flags of TRL's and transformers' settings are only named there: their own documentation explains them.
+Flags of TRL and transformers are only named there: their own documentation explains them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ again. What is behind the main settings: [settings.md](settings.md).
 
 
 class Caught(Exception):
-    """Carries a command's parser out of the command, which ends at the moment it would read its arguments."""
+    """Carries a command's parser out of the command, in place of reading the arguments."""
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser that `realsr-r1 command` reads its arguments with. Nothing else of the command runs."""
+    """The parser that `realsr-r1 command` reads its arguments with.
+
+    Nothing else of the command runs.
+    """
     def catch(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
         raise Caught(parser)
 
@@ -76,7 +79,7 @@ def page() -> str:
 
 
 def _library_fields(parser: argparse.ArgumentParser) -> tuple[dict[str, list[str]], set[str]]:
-    """Settings of TRL and transformers: those taken over, by class, and those that ours declare anew."""
+    """Names of TRL's and transformers' settings: those taken over, by class, and those changed."""
     theirs: dict[str, list[str]] = {}
     ours: set[str] = set()
     changed: set[str] = set()

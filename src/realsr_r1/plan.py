@@ -1,7 +1,7 @@
-"""Plan a GRPO run before renting GPUs: memory and time by part, what limits each, and what would fit.
+"""Plan a GRPO run before renting GPUs: memory and time by part, their limits, and what would fit.
 
-    realsr-r1 plan --config configs/recipes/pure_7b_grpo.yaml --model_name_or_path configs/models/pure_7b \\
-        --gpu a100-80gb --gpus 6
+    realsr-r1 plan --config configs/recipes/pure_7b_grpo.yaml --gpu a100-80gb --gpus 6 \\
+        --model_name_or_path configs/models/pure_7b
 
 Needs no GPU and no weights: the formulas are in `realsr_r1.planning`.
 """
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 RATES = {"memory_gib": "a GPU's memory, GiB", "tflops": "TFLOP/s that training reaches in its type",
          "bandwidth_gb": "GB/s of a GPU's memory", "link_gb": "GB/s between GPUs of a machine, one direction",
-         "network_gb": "GB/s between machines, of a whole machine", "host_gb": "GB/s between a GPU and the CPU",
+         "network_gb": "GB/s between machines, of a whole machine",
+         "host_gb": "GB/s between a GPU and the CPU",
          "launch_us": "microseconds to start an operation"}
 
 
@@ -50,7 +51,8 @@ def plan(work: Workload, machine: Machine) -> dict[str, Any]:
         "machine": {**dataclasses.asdict(machine), "world": machine.world}, "run": dataclasses.asdict(work),
         "parameters": {"policy": work.policy.parameters, "trained": work.trained},
         "memory_bytes": phases(work), "peak": {"phase": phase, "bytes": count, "fits": fits(work, machine)},
-        "time": [{"part": part.name, "seconds": part.seconds, "limit": part.limit, "limits": part.limits} for part in times],
+        "time": [{"part": part.name, "seconds": part.seconds, "limit": part.limit, "limits": part.limits}
+                 for part in times],
         "seconds": sum(part.seconds for part in times),
         "ways": [dataclasses.asdict(way) for way in ways(work, machine)], "largest": largest(work, machine),
         "advice": advice(work, machine)}
@@ -74,13 +76,15 @@ def show(work: Workload, machine: Machine, result: dict[str, Any]) -> None:
     phases: dict[str, dict[str, float]] = result["memory_bytes"]
     memory = table("Memory of one GPU, GiB", "", *phases)
     for part in dict.fromkeys(part for parts in phases.values() for part in parts):
-        memory.add_row(part, *(f"{parts[part] / GIB:.2f}" if part in parts else "" for parts in phases.values()))
+        memory.add_row(part,
+                       *(f"{parts[part] / GIB:.2f}" if part in parts else "" for parts in phases.values()))
     memory.add_section()
     memory.add_row("sum", *(f"{sum(parts.values()) / GIB:.2f}" for parts in phases.values()))
 
     times = table("Time of one rollout and of learning from it", "", "seconds", "share", "limited by")
     for part in result["time"]:
-        times.add_row(part["part"], f"{part['seconds']:.1f}", f"{part['seconds'] / result['seconds']:.0%}", part["limit"])
+        times.add_row(part["part"], f"{part['seconds']:.1f}", f"{part['seconds'] / result['seconds']:.0%}",
+                      part["limit"])
     times.add_section()
     times.add_row("sum", f"{result['seconds']:.1f}", "", "")
 
@@ -93,14 +97,16 @@ def show(work: Workload, machine: Machine, result: dict[str, Any]) -> None:
     print(f"Machine: {machine.nodes} x {machine.gpus} GPUs ({machine.name}: {machine.source})\nreached: "
           f"{machine.flops / 1e12:.0f} TFLOP/s, {machine.bandwidth / 1e9:.0f} GB/s memory, "
           f"{machine.gather_rate / 1e9:.0f} GB/s to other GPUs")
-    print(f"Policy: {work.policy.parameters:,} parameters, {work.trained:,} trained\nA GPU rolls out {work.prompts} x "
-          f"{work.generations} completions of {work.expected:,} tokens (caches for {work.completion:,}) on {work.prompt:,} "
-          f"prompt tokens, and learns from {work.micro} at a time\n")
+    print(f"Policy: {work.policy.parameters:,} parameters, {work.trained:,} trained\nA GPU rolls out "
+          f"{work.prompts} x {work.generations} completions of {work.expected:,} tokens (caches for "
+          f"{work.completion:,}) on {work.prompt:,} prompt tokens, and learns from {work.micro} at a time\n")
     for one in (memory, times, others):
         console.print(one)
-    found = ", ".join(f"{name} {'none' if value is None else value}" for name, value in result["largest"].items())
+    found = ", ".join(f"{name} {'none' if value is None else value}"
+                      for name, value in result["largest"].items())
     print(f"Largest value that fits, the other settings as they are: {found}")
-    print(f"(A plan fits below {USABLE:.0%} of the memory; the rest is for fragmentation. Times are bounds from below.)\n")
+    print(f"(A plan fits below {USABLE:.0%} of the memory; the rest is for fragmentation. Times are bounds "
+          "from below.)\n")
     print("\n".join(result["advice"]))
 
 
@@ -122,15 +128,19 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     from realsr_r1.training.config import ChainGRPOConfig
 
     # A plan reads no data; grpo's settings ask for a name.
-    args, model_args = parse((ChainGRPOConfig, ModelConfig), ["--dataset_name", "none", *rest], "realsr-r1 plan")
+    args, model_args = parse((ChainGRPOConfig, ModelConfig), ["--dataset_name", "none", *rest],
+                             "realsr-r1 plan")
     if not model_args.model_name_or_path:
-        raise UserError("--model_name_or_path must name a model folder, or one with a config.json only (configs/models/pure_7b)")
+        raise UserError("--model_name_or_path must name a model folder, or one with a config.json only "
+                        "(configs/models/pure_7b)")
     model = Path(model_args.model_name_or_path)
     policy = PolicyShape.of(policy_config(model))
-    chain = _chain_settings(own.chain_settings or model / SETTINGS_FILE, required=own.chain_settings is not None)
+    chain = _chain_settings(own.chain_settings or model / SETTINGS_FILE,
+                            required=own.chain_settings is not None)
     values = tokenizer_values(model, policy)
     sharding = Sharding() if own.deepspeed == "none" else Sharding.read(own.deepspeed)
-    return workload(args, model_args, policy, TokenizerShape.of(values, chain.target_px), chain, sharding, machine.world,
+    return workload(args, model_args, policy, TokenizerShape.of(values, chain.target_px), chain, sharding,
+                    machine.world,
                     own.text_tokens)
 
 
@@ -149,8 +159,10 @@ def _chain_settings(path: str | Path, required: bool) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="realsr-r1 plan", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Memory and time by part of a GRPO run on a machine, what limits each, and what would fit.",
-        epilog="Every setting of realsr-r1 grpo is taken, too: --config FILE.yaml, --model_name_or_path DIR, --beta 0.04, ...")
+        description="Memory and time by part of a GRPO run on a machine, what limits each, and what would "
+                    "fit.",
+        epilog="Every setting of realsr-r1 grpo is taken, too: --config FILE.yaml, --model_name_or_path DIR, "
+               "--beta 0.04, ...")
     add = parser.add_argument
     add("--gpu", metavar="NAME", help="a GPU by name, e.g. a100-80gb, h100-80gb, l40s, rtx4090")
     add("--gpus", type=int, default=1, metavar="N", help="GPUs a machine (default 1)")
@@ -160,8 +172,10 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=float, metavar="X", help=f"measured: {what}")
     add("--deepspeed", metavar="FILE", default="local_scripts/zero3.json",
         help="DeepSpeed JSON, or none (default local_scripts/zero3.json, as in scripts/train_grpo.sh)")
-    add("--chain_settings", metavar="FILE", help="for a folder without chain_settings.json (default: images up to 512 px)")
-    add("--text_tokens", type=int, default=300, metavar="N", help="tokens of a chain beside its images, for times (default 300)")
+    add("--chain_settings", metavar="FILE", help="for a folder without chain_settings.json (default: images "
+                                                 "up to 512 px)")
+    add("--text_tokens", type=int, default=300, metavar="N",
+        help="tokens of a chain beside its images, for times (default 300)")
     add("--json", metavar="FILE", help="write all figures here, bytes and seconds")
     return parser
 

@@ -1,4 +1,4 @@
-"""Which device a stage runs on (CUDA where there is one, else the CPU), and the number type of a policy there."""
+"""Which device a stage runs on, and the number type of a policy there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from realsr_r1.core.errors import UserError
 
 
 def pick_device(name: str | None = None) -> str:
-    """Return `name` (cuda, cuda:1, cpu ...), or without a name CUDA where there is a GPU, else cpu.
+    """`name` (cuda, cuda:1, cpu ...); without a name cuda where there is a GPU, else cpu.
 
     Raises `UserError` when the named device can't be used here.
     """
@@ -27,5 +27,5 @@ POLICY_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def policy_dtype(device: str) -> str:
-    """The number type (one of `POLICY_DTYPES`) of a policy that answers and is not trained on this device."""
+    """The number type of a policy that is used, not trained: one of `POLICY_DTYPES`."""
     return "bfloat16" if device.startswith("cuda") else "float32"

@@ -18,7 +18,10 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the file or flag, what is wrong, and the way out."""
+    """Bad input.
+
+    The message is one line that names the file or flag, what is wrong, and the way out.
+    """
 
 
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> None:
@@ -41,13 +44,13 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     except BrokenPipeError:
         if not _is_stdout_broken():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what Python still has to write goes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes
         code = 1
     except Exception as error:
         filename = getattr(error, "filename", None)
         if is_disk_full(error):
-            reason = (f"the disk is full{f' while writing {filename}' if filename else ''}; free some space or "
-                      "write elsewhere, then run the same command again")
+            reason = (f"the disk is full{f' while writing {filename}' if filename else ''}; free some space "
+                      "or write elsewhere, then run the same command again")
         elif isinstance(error, OSError) and error.errno in _PATH_ERRORS and filename is not None:
             reason = (f"{filename} can't be opened or written ({error.strerror}); change its rights, or give "
                       "another path")
@@ -76,10 +79,11 @@ def _information_on_stdout() -> Iterator[None]:
     logger, handler = logging.getLogger("realsr_r1"), logging.StreamHandler(sys.stdout)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    # peft imports bitsandbytes, which tells every run on a CPU that it lacks a faster kernel than its own.
+    # peft imports bitsandbytes, which tells every run on a CPU that a faster kernel is missing.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # And DeepSpeed, which peft's import brings along, that it found no GPU.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    logging.getLogger("DeepSpeed").addFilter(
+        lambda record: "Setting accelerator to CPU" not in record.getMessage())
     try:
         yield
     finally:
@@ -102,10 +106,11 @@ def _complain(line: str, of_one_rank: bool = False) -> int:
     return EXIT_BAD_INPUT
 
 
-# What can be wrong with a path that the user gave: rights, a read-only disk, too long a name, links in a circle.
+# What can be wrong with a path that the user gave: rights, a read-only disk, too long a name, links
+# in a circle.
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
-# What libraries say instead of raising the OS error: the first two are of tokenizers and safetensors, the
-# others of torch.save, when a file came out shorter than what was written.
+# What libraries say instead of raising the OS error: the first two are of tokenizers and
+# safetensors, the others of torch.save, when a file came out shorter than what was written.
 _DISK_FULL_SIGNS = ("no space left on device", "os error 28", "pytorchstreamwriter failed writing",
                     "unexpected pos")
 

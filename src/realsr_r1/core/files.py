@@ -1,6 +1,7 @@
-"""Writes files and folders whole or not at all, and reads JSON and YAML with errors that name the file.
+"""Writes files and folders whole or not at all, and reads JSON and YAML.
 
-Everything is written under a temporary name beside its target and renamed when it is complete.
+Errors name the file. Everything is written under a temporary name beside its target and renamed
+when it is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NOTE = "made_from.json"  # in an unfinished folder: what it is being made from
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any exception."""
+    """Yield a temporary path beside `path`. On success it is renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -35,7 +36,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; on success it replaces `path`, on any exception it is removed."""
+    """Yield a new folder beside `path`. On success it replaces `path`, else it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -85,7 +86,7 @@ def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterat
 
 
 def _is_noted(note: Path, made_from: Any) -> bool:
-    """Whether `note` holds `made_from`. A note that a crash of the machine left empty holds nothing."""
+    """Whether `note` holds `made_from`. A crash of the machine may have left the note empty."""
     try:
         return note.is_file() and read_json(note) == made_from
     except UserError:
@@ -93,13 +94,14 @@ def _is_noted(note: Path, made_from: Any) -> bool:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what `resumable_folder` may leave behind: the folder that was replaced, the note, the lock.
+    """Remove what `resumable_folder` may leave behind: the replaced folder, the note, the lock.
 
     Call it when `path` is complete. Does nothing while another process works on the folder.
     """
     note, old, lock = path / NOTE, path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.lock")
     if any(leftover.exists() for leftover in (note, old, lock)):
-        with contextlib.suppress(UserError, OSError), _locked(lock):  # in use, or a disk that is read-only now
+        # in use, or a disk that is read-only now
+        with contextlib.suppress(UserError, OSError), _locked(lock):
             shutil.rmtree(old, ignore_errors=True)
             note.unlink(missing_ok=True)
 
@@ -145,7 +147,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises `UserError` that names the file when it is missing or is not JSON."""
+    """Read a JSON file. Raises `UserError` that names it when it is missing or is not JSON."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no such file: {path}")
@@ -186,7 +188,8 @@ def read_yaml(path: str | Path, flag: str | None = None) -> Any:
 def is_text(value: Any) -> bool:
     """Whether `value` is a string that UTF-8 can hold.
 
-    Names of files, JSON files and models' answers may hold halves of surrogate pairs, which it can't.
+    Names of files, JSON files and models' answers may hold halves of surrogate pairs, which it
+    can't.
     """
     try:
         return isinstance(value, str) and value.encode() is not None
@@ -200,7 +203,7 @@ def escaped(text: str) -> str:
 
 
 def existing_folder(path: str | Path, flag: str) -> Path:
-    """Return `path` as a folder that exists, or raise `UserError` that names it and the flag it came from."""
+    """`path`, which is an existing folder. Else raises `UserError` that names it and its flag."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no such folder: {path} (given by {flag})")
@@ -233,4 +236,5 @@ def check_new_folder(path: str | Path, flag: str) -> None:
             pass
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} (given by {flag}) can't be written ({reason}); give another folder") from error
+        raise UserError(f"{path} (given by {flag}) can't be written ({reason}); give another "
+                        "folder") from error

@@ -1,4 +1,4 @@
-"""Pictures as files, PIL images and pixel tensors: reading, scaling to [-1, 1], fitting to a grid. Knows no tokens."""
+"""Pictures as files, PIL images and pixel tensors: reading, scaling to [-1, 1], fitting."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def fitted_size(width: int, height: int, target_px: int, unit_px: int) -> tuple[
 
 
 def size_of_shape(shape: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """The size (width, height) in px with the aspect of `shape` (width, height) and about `pixels` pixels."""
+    """The size (width, height) in px of about `pixels` pixels, with the aspect of `shape`."""
     scale = (pixels / (shape[0] * shape[1])) ** 0.5
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
@@ -102,7 +102,8 @@ def size_of_shape(shape: tuple[int, int], pixels: int) -> tuple[int, int]:
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Scale `image` until it covers `size` (width, height), and crop the centre.
 
-    It is halved with a box filter while both sides are at least twice the size, then resized bicubically.
+    It is halved with a box filter while both sides are at least twice the size, then scaled
+    bicubically.
     """
     width, height = size
     while image.width >= 2 * width and image.height >= 2 * height:
@@ -116,7 +117,7 @@ def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def fit_image(image: Image.Image, target_px: int, unit_px: int) -> Image.Image:
-    """`image` in RGB at the size that `fitted_size` gives for it: scaled to cover it, then cropped."""
+    """`image` in RGB at the size that `fitted_size` gives: scaled to cover it, then cropped."""
     return resize_to_cover(to_rgb(image), fitted_size(image.width, image.height, target_px, unit_px))
 
 

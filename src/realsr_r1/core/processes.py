@@ -42,7 +42,8 @@ def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, tot
                 bar.update(size)
             return
         context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
-        executor = ProcessPoolExecutor(processes, context, initializer=end_with_parent, initargs=(os.getpid(),))
+        executor = ProcessPoolExecutor(processes, context, initializer=end_with_parent,
+                                       initargs=(os.getpid(),))
         waiting: dict[Future[None], int] = {}
         try:
             for call, size in calls:
@@ -52,8 +53,8 @@ def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, tot
             while waiting:
                 _take_finished(waiting, bar)
         except BrokenProcessPool as error:
-            raise UserError("a worker process was killed (out of memory?); what is done is kept: run the same "
-                            "command again, perhaps with a smaller --num_proc") from error
+            raise UserError("a worker process was killed (out of memory?); what is done is kept: run the "
+                            "same command again, perhaps with a smaller --num_proc") from error
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
@@ -66,10 +67,11 @@ def _take_finished(waiting: dict[Future[None], int], bar: Any) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Let this process end when the process `parent` has ended: on Linux at once, elsewhere in a second.
+    """Let this process end soon after the process `parent`.
 
-    A parent that is killed can't end its children. They could go on writing into the folder that
-    the same command, started again, writes into.
+    On Linux it ends at once, elsewhere within a second. A parent that is killed can't end its
+    children. They could go on writing into the folder that the same command, started again, writes
+    into.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -84,8 +84,10 @@ def _features(like: Record) -> dict[str, Any]:
     Keys of `like` that are not in the schema are left out.
     """
     text, image = {"dtype": "string", "_type": "Value"}, {"_type": "Image"}
-    texts, numbers = {"feature": text, "_type": "List"}, {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
-    types = {"image_path": image, "hq_path": image, "tag": texts, "degradation": texts, "descriptions": texts, "crop": numbers}
+    texts, numbers = {"feature": text, "_type": "List"}, {
+        "feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
+    types = {"image_path": image, "hq_path": image, "tag": texts, "degradation": texts, "descriptions": texts,
+             "crop": numbers}
     return {COLUMN_OF_KEY.get(key, key): types.get(key, text) for key in SCHEMA if key in like}
 
 
@@ -111,10 +113,13 @@ def _array(values: Sequence[Any], kind: pyarrow.DataType) -> pyarrow.Array:
         parts = [_array([value[field.name] for value in values], field.type) for field in kind]
         return pa.StructArray.from_arrays(parts, fields=list(kind))
     if pa.types.is_int32(kind):
-        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, dtype=np.int32))])
+        return pa.Array.from_buffers(kind, len(values),
+                                     [None, pa.py_buffer(np.array(values, dtype=np.int32))])
     if not pa.types.is_list(kind):
         values = [value.encode() if isinstance(value, str) else value for value in values]
     starts = _array(list(accumulate(map(len, values), initial=0)), pa.int32())
     if pa.types.is_list(kind):
-        return pa.ListArray.from_arrays(starts, _array([item for value in values for item in value], kind.value_type))
-    return pa.Array.from_buffers(kind, len(values), [None, starts.buffers()[1], pa.py_buffer(b"".join(values))])
+        return pa.ListArray.from_arrays(
+            starts, _array([item for value in values for item in value], kind.value_type))
+    return pa.Array.from_buffers(kind, len(values),
+                                 [None, starts.buffers()[1], pa.py_buffer(b"".join(values))])

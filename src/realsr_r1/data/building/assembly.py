@@ -1,4 +1,6 @@
-"""Joins the parts of a dataset: JSON lists, a DatasetDict, and lists of the items that were not used.
+"""Joins the parts of a dataset:
+
+JSON lists, a DatasetDict, and lists of the items that were not used.
 
 The parts' Arrow files become the files of the DatasetDict as they are. Everything else is read and
 written line by line, so memory does not grow with the dataset, and the same parts give the same
@@ -46,7 +48,9 @@ class Contents:
 
 
 def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], with_lists: bool) -> Contents:
-    """Write the dataset's files into `work`, where all parts are made. May be called again after an interruption.
+    """Write the dataset's files into `work`, where all parts are made.
+
+    May be called again after an interruption.
 
     `rejected`, `left_out`: items that were found before any part was made. `with_lists`: whether to
     write SPLIT.json, too. When there is no good record, the returned `counts` are empty, and only
@@ -75,10 +79,12 @@ def write_items(path: Path, items: Sequence[Item]) -> None:
     path.unlink(missing_ok=True)
     if items:
         with atomic_file(path) as partial:
-            partial.write_text("".join(json.dumps(vars(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+            partial.write_text("".join(json.dumps(vars(item), ensure_ascii=False) + "\n" for item in items),
+                               encoding="utf-8")
 
 
-def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Contents, with_lists: bool) -> None:
+def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Contents,
+                    with_lists: bool) -> None:
     parts = [part for part in parts if (part / f"{split}.jsonl").is_file()]
     folder = work / split
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,7 +105,8 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
                 source = record.get("source", record["image_path"])
                 if split == "train" and source not in seen:
                     tags = [record["tag"]] if isinstance(record["tag"], str) else record["tag"]
-                    contents.tags.update({tag.strip() for text in tags for tag in text.split(",") if tag.strip()})
+                    contents.tags.update({tag.strip() for text in tags for tag in text.split(",")
+                                          if tag.strip()})
                 seen[source] = None
                 add(record)
                 yield record
@@ -109,12 +116,15 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
     if split == "train":
         contents.labels = counts
     if any((part / f"{split}.parameters.jsonl").is_file() for part in parts):
-        with atomic_file(work / f"{split}.parameters.jsonl") as partial, open(partial, "w", encoding="utf-8") as file:
+        with (atomic_file(work / f"{split}.parameters.jsonl") as partial,
+              open(partial, "w", encoding="utf-8") as file):
             file.writelines(_lines(parts, f"{split}.parameters.jsonl"))
-    # `datasets.load_from_disk` reads two more files. Letting `datasets` write them would copy all data.
+    # `datasets.load_from_disk` reads two more files. Letting `datasets` write them would copy all
+    # data.
     write_info(folder, first)
     write_json(folder / "state.json", {
-        "_data_files": [{"filename": name} for name in names], "_fingerprint": digest.hexdigest(), "_format_columns": None,
+        "_data_files": [{"filename": name} for name in names], "_fingerprint": digest.hexdigest(),
+        "_format_columns": None,
         "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None})
 
 
@@ -126,7 +136,7 @@ def _lines(parts: Sequence[Path], name: str) -> Iterator[str]:
 
 @contextmanager
 def _list_writer(path: Path | None) -> Iterator[Callable[[Record], None]]:
-    """Yield a function that adds a record to the JSON list at `path`; without a path it does nothing.
+    """Yield a function that adds a record to the JSON list at `path`, or nowhere without a path.
 
     The bytes are those that `write_json` would write for the whole list.
     """
@@ -160,8 +170,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 def lay_together(shards: Sequence[Path], work: Path) -> None:
     """Bring the parts and image files of finished shares together under `work`.
 
-    They are hard links where the disk has them, and take no more space then. Raises `UserError` that
-    names a file which was not copied completely from the machine that made it.
+    They are hard links where the disk has them, and take no more space then. Raises `UserError`
+    that names a file which was not copied completely from the machine that made it.
     """
     for shard in shards:
         for part in finished_parts(shard):

@@ -1,4 +1,4 @@
-"""Builds a dataset folder: lets its parts be made, all of them or one machine's share, and joins them.
+"""Builds a dataset folder from its parts: all of them, or one machine's share.
 
 Knows nothing of photos or flags: create_json.py makes the plan that is carried out here.
 """
@@ -81,19 +81,26 @@ def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
 
 
 def make_shard(output: Path, shard: MachineShare, plan: Plan) -> dict[str, Any]:
-    """Make one machine's share of `output` in a folder beside it. Returns the content of its state file."""
+    """Make one machine's share of `output` in a folder beside it.
+
+    Returns the content of its state file.
+    """
     mine = shard.parts(plan.parts)
     with _working_folder(shard.folder(output), plan.fingerprint) as work:
         if not (work / STATE_FILE).is_file():
             (work / "parts").mkdir(exist_ok=True)
             rejected = plan.rejected + plan.make(work, mine)
             bad = {item.name for item in rejected}
-            bad.update(item["name"] for part in finished_parts(work) for item in read_json(part / PART_FILE)["rejected"])
+            bad.update(item["name"] for part in finished_parts(work)
+                       for item in read_json(part / PART_FILE)["rejected"])
             write_json(work / STATE_FILE, {
-                "fingerprint": plan.fingerprint, "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of "
-                f"{len(plan.parts)} parts" + (f", {len(bad)} bad item(s), which --merge will list" if bad else ""),
+                "fingerprint": plan.fingerprint,
+                "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of "
+                           f"{len(plan.parts)} parts" + (
+                               f", {len(bad)} bad item(s), which --merge will list" if bad else ""),
                 "parts": len(plan.parts), "with_lists": plan.with_lists,
-                "rejected": [vars(item) for item in rejected], "left_out": [vars(item) for item in plan.left_out]})
+                "rejected": [vars(item) for item in rejected],
+                "left_out": [vars(item) for item in plan.left_out]})
         return read_json(work / STATE_FILE)
 
 
@@ -105,25 +112,30 @@ def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
     folder = shards_folder(output)
     shards = sorted(path for path in folder.glob("[0-9]*-of-*") if (path / STATE_FILE).is_file())
     if not shards:
-        raise UserError(f"--merge finds no finished shard in {folder}; make them with --shard i/n and the same --output")
+        raise UserError(f"--merge finds no finished shard in {folder}; make them with --shard i/n and the "
+                        "same --output")
     states = [read_note(shard / STATE_FILE, ("fingerprint", "parts", "rejected", "left_out", "with_lists"),
                         f"copy the shard {shard.name} again, or make it again") for shard in shards]
     for shard, state in zip(shards, states, strict=True):
         if state["fingerprint"] != states[0]["fingerprint"]:
-            raise UserError(f"{shard} and {shards[0]} were made from other arguments or files; remove the one that is wrong")
+            raise UserError(f"{shard} and {shards[0]} were made from other arguments or files; remove the "
+                            "one that is wrong")
     first = states[0]
     if first["fingerprint"]["format"] != FORMAT:
-        raise UserError(f"{folder} was made by another version of realsr-r1 (its format is {first['fingerprint']['format']}, this "
-                        f"one's {FORMAT}); make the shards again, or merge them with that version")
+        raise UserError(f"{folder} was made by another version of realsr-r1 (its format is "
+                        f"{first['fingerprint']['format']}, this one's {FORMAT}); make the shards again, or "
+                        "merge them with that version")
     there = {part.name for shard in shards for part in finished_parts(shard)}
     if len(there) < first["parts"]:
-        raise UserError(f"{first['parts'] - len(there)} of {first['parts']} parts are missing in {folder}, which holds the shards "
-                        f"{', '.join(shard.name for shard in shards)}; make the others first")
+        raise UserError(f"{first['parts'] - len(there)} of {first['parts']} parts are missing in {folder}, "
+                        f"which holds the shards {', '.join(shard.name for shard in shards)}; make the "
+                        "others first")
     with _working_folder(output, first["fingerprint"]) as work:
         if not (work / STATE_FILE).is_file():
             lay_together(shards, work)
             items = {name: [Item(**item) for item in first[name]] for name in ("rejected", "left_out")}
-            _finish(work, output, first["fingerprint"], items["rejected"], items["left_out"], first["with_lists"], write_page)
+            _finish(work, output, first["fingerprint"], items["rejected"], items["left_out"],
+                    first["with_lists"], write_page)
         shutil.rmtree(work / "parts", ignore_errors=True)
         return read_json(work / STATE_FILE)
 
@@ -138,29 +150,33 @@ def _working_folder(output: Path, fingerprint: dict[str, Any]) -> Iterator[Path]
                 shutil.rmtree(work, ignore_errors=True)
                 raise
     except PermissionError as error:
-        raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another --output") from error
+        raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another "
+                        "--output") from error
     except OSError as error:
         if error.errno in (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EEXIST):
-            raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another --output") from error
+            raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another "
+                            "--output") from error
         raise
 
 
-def _finish(work: Path, output: Path, fingerprint: dict[str, Any], rejected: Sequence[Item], left_out: Sequence[Item],
+def _finish(work: Path, output: Path, fingerprint: dict[str, Any], rejected: Sequence[Item],
+            left_out: Sequence[Item],
             with_lists: bool, write_page: Page) -> None:
     contents = assemble(work, rejected, left_out, with_lists)
     not_used = contents.rejected + contents.left_out
     if contents.counts:
         write_page(work, contents)
     elif (output / DATASET_FILE).is_file():
-        raise NothingGood(f"no good item among {len(not_used)}, the first: {not_used[0]}; the dataset that an earlier run made in "
-                          f"{output} is left as it is")
+        raise NothingGood(f"no good item among {len(not_used)}, the first: {not_used[0]}; the dataset that "
+                          f"an earlier run made in {output} is left as it is")
     write_json(work / STATE_FILE, {
         "fingerprint": fingerprint, "summary": summary(contents), "records": sum(contents.counts.values()),
-        "bad": [str(item) for item in not_used[:1]], "bad_count": len(contents.rejected), "left_out_count": len(contents.left_out)})
+        "bad": [str(item) for item in not_used[:1]], "bad_count": len(contents.rejected),
+        "left_out_count": len(contents.left_out)})
 
 
 def summary(contents: Contents) -> str:
-    """One line: records in each split, how many photos were left out, the balance of train's labels."""
+    """One line: records in each split, photos left out, the balance of train's labels."""
     counts = ", ".join(f"{split} {count}" for split, count in contents.counts.items()) or "no records"
     kept_out = f" | left out {len(contents.left_out)} photo(s)" if contents.left_out else ""
     balance = label_balance(contents.labels)

@@ -1,7 +1,7 @@
 """Makes the parts of a dataset, each in one process.
 
-A part is written completely or not at all, and is found again after a crash. Image files are written
-to their final place, outside the parts; when a part is made again, they come out the same.
+A part is written completely or not at all, and is found again after a crash. Image files are
+written to their final place, outside the parts; when a part is made again, they come out the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from realsr_r1.data.photos.sidecars import Reader, checked_descriptions, checked
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo
 from realsr_r1.data.records import Record, check_labels, check_record
 
-NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # of one photo's files
+# of one photo's files
+NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 MOST_BYTES = 2**30  # of an image file of a list: Arrow counts a column's bytes in 31 bits
 
 
@@ -48,7 +49,8 @@ class PartWriter:
     _arrow: dict[str, RowWriter] = field(default_factory=dict)
     _lines: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, split: str, record: Record, files: dict[str, bytes], parameters: dict[str, Any] | None = None) -> None:
+    def add(self, split: str, record: Record, files: dict[str, bytes],
+            parameters: dict[str, Any] | None = None) -> None:
         """Add a record to a split.
 
         `files`: for each key of the record that names an image file, the bytes of that file.
@@ -63,7 +65,8 @@ class PartWriter:
 
     def _line(self, name: str, value: dict[str, Any]) -> None:
         if name not in self._lines:
-            self._lines[name] = open(self.folder / name, "w", encoding="utf-8", errors="backslashreplace")  # JSON, too
+            # JSON, too
+            self._lines[name] = open(self.folder / name, "w", encoding="utf-8", errors="backslashreplace")
         self._lines[name].write(json.dumps(value, ensure_ascii=False) + "\n")
 
     def __enter__(self) -> PartWriter:
@@ -79,7 +82,8 @@ class PartWriter:
         write_json(self.folder / PART_FILE, {
             **{name: [vars(item) for item in items.values()]
                for name, items in (("rejected", self.rejected), ("left_out", self.left_out))},
-            "files": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir())}, "images": self.images})
+            "files": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir())},
+            "images": self.images})
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ class PhotoJob:
     def for_photos(self, photos: Sequence[Photo]) -> PhotoJob:
         """This job with only what these photos need, so that little is sent to another process."""
         names = {photo.name for photo in photos}
-        return replace(self, test=self.test & names, twins={name: self.twins[name] for name in names & self.twins.keys()},
+        return replace(self, test=self.test & names,
+                       twins={name: self.twins[name] for name in names & self.twins.keys()},
                        tags=self.tags.only(photos) if self.tags else None,
                        descriptions=self.descriptions.only(photos) if self.descriptions else None)
 
@@ -111,7 +116,9 @@ class PhotoJob:
         return self.for_photos(part.photos)
 
     def usable(self, photo: Photo) -> Image.Image:
-        """The photo, if crops of it can be made and may be used. Raises `UserError` that says why not.
+        """The photo, if crops of it can be made and may be used.
+
+        Raises `UserError` that says why not.
 
         What a model will say of the photo is not known yet, so a photo may still fail later.
         """
@@ -143,14 +150,16 @@ class PhotoJob:
         with atomic_folder(part_folder(self.work, part)) as folder, PartWriter(folder) as writer:
             for photo in part.photos:
                 try:
-                    self._make_photo(photo, [task for task in part.tasks if task.photo.name == photo.name], writer)
+                    self._make_photo(photo, [task for task in part.tasks if task.photo.name == photo.name],
+                                     writer)
                 except UserError as error:
                     writer.rejected[photo.name] = Item(photo.name, str(error))
                 except OSError as error:
                     if error.errno not in NAME_ERRORS or error.filename is None:
                         raise
                     where = os.path.relpath(error.filename, self.work)
-                    writer.rejected[photo.name] = Item(photo.name, f"{where} can't be written ({error.strerror})")
+                    writer.rejected[photo.name] = Item(photo.name,
+                                                       f"{where} can't be written ({error.strerror})")
 
     def _make_photo(self, photo: Photo, tasks: list[Task], writer: PartWriter) -> None:
         image, known = self._open(photo)
@@ -203,13 +212,17 @@ class ListJob:
         return self
 
     def make(self, part: Part) -> None:
-        """Write the part. Records that are wrong, or whose image files can't be read, are rejected."""
+        """Write the part.
+
+        Records that are wrong, or whose image files can't be read, are rejected.
+        """
         with atomic_folder(part_folder(self.work, part)) as folder, PartWriter(folder) as writer:
             for number, record in part.tasks:
                 try:
                     check_record(record, self.keys)
                     _check_content(record)
-                    writer.add("train", record, {key: self._file(record[key]) for key in COLUMN_OF_KEY if key in record})
+                    writer.add("train", record,
+                               {key: self._file(record[key]) for key in COLUMN_OF_KEY if key in record})
                 except UserError as error:
                     name = f"{self.source.name}:{number}"
                     writer.rejected[name] = Item(name, f"record {number} of {self.source}: {error}")
@@ -219,12 +232,15 @@ class ListJob:
         try:
             inside = path.resolve().is_relative_to(self.root.resolve())
             size = path.stat().st_size if path.is_file() else 0
-        except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a null byte, a name that is too long
+        # a loop of links, a null byte, a name that is too long
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{name!r} is no path ({error})") from error
         if not inside:
-            raise UserError(f"{name} lies outside of {self.root}; give the folder that its images lie in as --images")
+            raise UserError(f"{name} lies outside of {self.root}; give the folder that its images lie in as "
+                            "--images")
         if size > MOST_BYTES:
-            raise UserError(f"{name} has {size / 2**30:.1f} GiB; an image file has at most {MOST_BYTES / 2**30:.0f}")
+            raise UserError(f"{name} has {size / 2**30:.1f} GiB; an image file has at most "
+                            f"{MOST_BYTES / 2**30:.0f}")
         decode(Photo(name, FilePlace(str(path))))
         return path.read_bytes()
 
@@ -245,7 +261,8 @@ def _check_content(record: Record) -> None:
 Job = PhotoJob | ListJob
 
 
-def make_missing_parts(job: Job, parts: Sequence[Part], processes: int, prepare: Callable[[Part, Job], Job] | None = None) -> None:
+def make_missing_parts(job: Job, parts: Sequence[Part], processes: int,
+                       prepare: Callable[[Part, Job], Job] | None = None) -> None:
     """Make the parts that are missing, in several processes, with a progress bar (rate, time left).
 
     `prepare(part, job)` is called in this process for each part in order, before the part is handed

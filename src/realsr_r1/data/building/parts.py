@@ -54,7 +54,9 @@ class Part:
 
 
 def plan_parts(photos: Iterable[tuple[Photo, dict[str, int]]]) -> list[Part]:
-    """Divide the work into parts. A part holds whole photos, or some crops of a photo that has many.
+    """Divide the work into parts.
+
+    A part holds whole photos, or some crops of a photo that has many.
 
     `photos`: each photo with its number of crops for each split. The last parts are small, so that
     all processes end at nearly the same time.
@@ -69,7 +71,8 @@ def plan_parts(photos: Iterable[tuple[Photo, dict[str, int]]]) -> list[Part]:
         size = _crops(unit)
         if size >= wanted or position == len(photos) and unit:
             number = pieces[-1][0] + 1 if pieces else 0
-            pieces += [(number, piece) for piece in _cut(unit, max(1, size // max(wanted, CROPS_OF_A_DECODING)))]
+            pieces += [(number, piece) for piece in _cut(
+                unit, max(1, size // max(wanted, CROPS_OF_A_DECODING)))]
             unit = []
     for _ in range(2):
         if pieces and len(pieces) < MOST_PARTS and _crops(pieces[-1][1]) >= FEWEST_CROPS:
@@ -114,5 +117,8 @@ def part_folder(work: Path, part: Part) -> Path:
 
 
 def finished_parts(work: Path) -> list[Path]:
-    """The folders of the finished parts, in order. Unfinished ones, of a killed process, have hidden names."""
+    """The folders of the finished parts, in order.
+
+    Unfinished ones, of a killed process, have hidden names.
+    """
     return sorted((work / "parts").glob("[0-9]*/"))

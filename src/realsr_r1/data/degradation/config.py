@@ -1,7 +1,7 @@
-"""The settings of the two-stage degradation: ranges, probabilities, their defaults, and reading them from YAML.
+"""The settings of the two-stage degradation: ranges, probabilities, defaults, reading from YAML.
 
-The defaults are Real-ESRGAN's published numbers (arXiv 2107.10833). degrade.py draws values from the
-ranges and applies them to pixels.
+The defaults are Real-ESRGAN's published numbers (arXiv 2107.10833). degrade.py draws values from
+the ranges and applies them to pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ KERNEL_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau
 class StageConfig:
     """The settings of one stage.
 
-    A range is (lowest, highest), and values are drawn from it uniformly. Probabilities lie in [0, 1].
+    A range is (lowest, highest), and values are drawn from it uniformly. Probabilities lie
+    in [0, 1].
 
     - `blur_probability`: that the stage blurs at all. `kernel_size`: in px, odd.
     - `sinc_probability`: that the blur is a sinc filter. Else its kind is drawn by
@@ -66,8 +67,8 @@ class DegradationConfig:
     """The settings of both stages, and of what follows them.
 
     `scale`: by how many times the LQ image is smaller than the HQ image, 4 or 1.
-    `final_sinc_probability`: that a sinc filter is applied beside the second JPEG compression, with a
-    kernel size drawn as in the second stage.
+    `final_sinc_probability`: that a sinc filter is applied beside the second JPEG compression, with
+    a kernel size drawn as in the second stage.
     """
 
     scale: int = 4
@@ -76,7 +77,8 @@ class DegradationConfig:
     final_sinc_probability: float = 0.8
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "the degradation settings") -> DegradationConfig:
+    def from_dict(cls, values: Mapping[str, Any],
+                  where: str = "the degradation settings") -> DegradationConfig:
         """Make a config from nested mappings. Missing keys have their defaults.
 
         Raises `UserError` that names a bad key, and `where` the values came from.
@@ -91,7 +93,7 @@ class DegradationConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> DegradationConfig:
-        """Read a YAML file. Raises `UserError` that names the file, and the key that is wrong in it."""
+        """Read a YAML file. Raises `UserError` that names the file and the key that is wrong."""
         return cls.from_dict(read_yaml(path) or {}, where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,13 +108,14 @@ def _mapping(values: Any, where: str) -> Mapping[str, Any]:
 
 
 def _fill(default: Any, values: Any, where: str) -> Any:
-    """A copy of `default` in which `values` replace fields, each checked against the field it replaces."""
+    """A copy of `default` in which `values`, each checked, replace fields."""
     known = [item.name for item in dataclasses.fields(default)]
     checked = {}
     for key, value in _mapping(values, where).items():
         if key not in known:
             raise UserError(f"unknown key {key!r} in {where}; known ones: {', '.join(known)}")
-        checked[key] = value if dataclasses.is_dataclass(value) else _check(key, value, getattr(default, key), where)
+        checked[key] = (value if dataclasses.is_dataclass(value)
+                        else _check(key, value, getattr(default, key), where))
     return dataclasses.replace(default, **checked)
 
 
@@ -128,7 +131,8 @@ def _check(key: str, value: Any, default: Any, where: str) -> Any:
         raise UserError(f"{key} in {where} is {value!r}; it must be a list of {len(default)} numbers")
     if key.endswith("probabilities"):
         if min(numbers) < 0 or abs(sum(numbers) - 1) > 1e-6:
-            raise UserError(f"{key} in {where} is {value!r}; the values must not be negative and must sum to 1")
+            raise UserError(f"{key} in {where} is {value!r}; the values must not be negative and must sum to "
+                            "1")
     elif numbers[0] > numbers[1] or numbers[0] <= 0:
         raise UserError(f"{key} in {where} is {value!r}; it must be [lowest, highest], both above 0")
     if key == "kernel_size" and any(n % 2 != 1 for n in numbers):

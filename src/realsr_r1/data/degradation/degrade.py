@@ -1,4 +1,4 @@
-"""Makes an LQ image from an HQ one by two stages of blur, resize, noise and JPEG, and names what was done.
+"""Makes an LQ image from an HQ one by two stages of blur, resize, noise and JPEG, with labels.
 
 This is an implementation of Real-ESRGAN's published model (arXiv 2107.10833); the numbers are in
 config.py. All random numbers of an image come from (seed, key), so neither the order nor the number
@@ -25,7 +25,8 @@ LEVELS = ("light", "medium", "heavy")
 RESIZES = ("upsample", "downsample", "keep")
 RESIZE_METHODS = ("area", "bilinear", "bicubic")  # drawn evenly
 
-# Lowest cutoff of a sinc filter, radians a pixel: small kernels can't hold a lower one (Real-ESRGAN's values).
+# Lowest cutoff of a sinc filter, in radians for each pixel (Real-ESRGAN's values): small kernels
+# can't hold a lower one.
 _SINC_SMALL_KERNEL = 13
 _SINC_LOWEST_SMALL = math.pi / 3
 _SINC_LOWEST_LARGE = math.pi / 5
@@ -33,7 +34,11 @@ _SINC_LOWEST_LARGE = math.pi / 5
 
 @dataclass(frozen=True)
 class Degraded:
-    """`image`: the LQ image. `labels`: five words in the order of `LABEL_ITEMS`. `parameters`: every drawn value."""
+    """What `degrade` returns.
+
+    `image`: the LQ image. `labels`: five words in the order of `LABEL_ITEMS`. `parameters`: every
+    value that was drawn.
+    """
 
     image: Image.Image
     labels: list[str]
@@ -54,14 +59,15 @@ def level(severity: float) -> str:
 
     The severity of a draw is the share of this operation's possible draws that are weaker (its
     cumulative distribution under the configured range). With the thresholds 1/3 and 2/3 each word
-    therefore gets a third of the draws, whatever the ranges are. For uniform draws (sigma of Gaussian
-    noise, scale of Poisson noise, sigma of a round blur) the severity is the place in the range; for
-    JPEG quality and the cutoff of a sinc filter it is the place counted from the top. A stretched blur
-    is judged by the geometric mean of its two sigmas. A stage that doesn't blur at all
-    (`blur_probability` below 1) is "light".
+    therefore gets a third of the draws, whatever the ranges are. For uniform draws (sigma of
+    Gaussian noise, scale of Poisson noise, sigma of a round blur) the severity is the place in the
+    range; for JPEG quality and the cutoff of a sinc filter it is the place counted from the top. A
+    stretched blur is judged by the geometric mean of its two sigmas. A stage that doesn't blur at
+    all (`blur_probability` below 1) is "light".
 
     With Real-ESRGAN's ranges the thresholds are sigma 1.13 and 2.07 px (round blur), sigma 10.7 and
-    20.3 of 255 (Gaussian noise), scale 1.03 and 2.02 (Poisson noise), and JPEG quality 73.3 and 51.7.
+    20.3 of 255 (Gaussian noise), scale 1.03 and 2.02 (Poisson noise), and JPEG quality 73.3 and
+    51.7.
     """
     return LEVELS[min(int(severity * 3), 2)]
 
@@ -69,9 +75,9 @@ def level(severity: float) -> str:
 def degrade(hq: Image.Image, seed: int, key: str, config: DegradationConfig) -> Degraded:
     """Degrade an RGB image.
 
-    `key` names the image, e.g. "photo.jpg/train/17", and with `seed` decides all draws. The LQ image
-    has the size of `hq` divided by `config.scale`, but at least 1 px. The labels for blur, resize,
-    noise and compression describe the first stage, "second resize" the second one.
+    `key` names the image, e.g. "photo.jpg/train/17", and with `seed` decides all draws. The LQ
+    image has the size of `hq` divided by `config.scale`, but at least 1 px. The labels for blur,
+    resize, noise and compression describe the first stage, "second resize" the second one.
     """
     rng = random_for(seed, key)
     pixels = np.asarray(hq.convert("RGB"), dtype=np.float32)
@@ -90,7 +96,8 @@ def degrade(hq: Image.Image, seed: int, key: str, config: DegradationConfig) -> 
     labels = [f"{level(blur['severity'])} blur", resize["word"], f"{level(noise['severity'])} noise",
               f"{level(compression['severity'])} compression", second_resize["word"]]
     parameters = {"blur": blur, "resize": resize, "noise": noise, "compression": compression,
-                  "second_blur": second_blur, "second_resize": second_resize, "second_noise": second_noise, **final}
+                  "second_blur": second_blur, "second_resize": second_resize, "second_noise": second_noise,
+                  **final}
     return Degraded(Image.fromarray(_to_bytes(pixels)), labels, parameters)
 
 
@@ -99,9 +106,10 @@ def _drawn(words: Sequence[str], probabilities: Sequence[float], rng: np.random.
     return words[rng.choice(len(words), p=np.array(probabilities) / sum(probabilities))]
 
 
-# --- each does one operation: takes pixels (H, W, 3), float32, 0..255; returns pixels and the drawn values ---
+# --- one operation each: from pixels (H, W, 3), float32, 0..255, to pixels and the drawn values ---
 
-def _blur(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
+def _blur(pixels: np.ndarray, rng: np.random.Generator,
+          stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
     import cv2
 
     if rng.random() >= stage.blur_probability:
@@ -131,7 +139,8 @@ def _draw_kernel(rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarr
     elif kind.startswith("plateau"):
         profile, shape = "plateau", _draw_shape(rng, stage.plateau_shape)
     kernel = bell_kernel(size, sigma_x, sigma_y, angle, profile, shape)
-    return kernel, {"kind": kind, "size": size, "sigma_x": sigma_x, "sigma_y": sigma_y, "angle": angle, "shape": shape,
+    return kernel, {"kind": kind, "size": size, "sigma_x": sigma_x, "sigma_y": sigma_y, "angle": angle,
+                    "shape": shape,
                     "severity": severity}
 
 
@@ -171,7 +180,8 @@ def _resize_to(pixels: np.ndarray, rng: np.random.Generator, size: tuple[int, in
     return pixels if same else cv2.resize(pixels, size, interpolation=code), method
 
 
-def _noise(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
+def _noise(pixels: np.ndarray, rng: np.random.Generator,
+           stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
     gaussian = rng.random() < stage.gaussian_probability
     grey = rng.random() < stage.grey_probability
     pixels = np.clip(pixels, 0, 255)
@@ -207,13 +217,16 @@ def _photon_noise(pixels: np.ndarray, rng: np.random.Generator, grey: bool) -> n
     return noise
 
 
-def _jpeg(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
+def _jpeg(pixels: np.ndarray, rng: np.random.Generator,
+          stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
     import cv2
 
     quality = rng.uniform(*stage.jpeg_quality)
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(_to_bytes(pixels), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(_to_bytes(pixels), cv2.COLOR_RGB2BGR),
+                           [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    return decoded.astype(np.float32), {"quality": quality, "severity": 1 - _place(quality, stage.jpeg_quality)}
+    return decoded.astype(np.float32), {"quality": quality,
+                                        "severity": 1 - _place(quality, stage.jpeg_quality)}
 
 
 def _finish(pixels: np.ndarray, rng: np.random.Generator, config: DegradationConfig,
@@ -258,7 +271,10 @@ def _sigma_grid(limits: tuple[float, float]) -> np.ndarray:
 
 
 def _geometric_mean_place(mean: float, limits: tuple[float, float]) -> float:
-    """P(sqrt(xy) < mean) for x, y uniform in `limits`: the integral of P(y < mean^2 / x) over x, by midpoints."""
+    """P(sqrt(xy) < mean) for x, y uniform in `limits`.
+
+    Computed as the integral of P(y < mean^2 / x) over x, by midpoints.
+    """
     low, high = limits
     if high <= low:
         return 0.5

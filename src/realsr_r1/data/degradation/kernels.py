@@ -36,11 +36,11 @@ def bell_kernel(size: int, sigma_x: float, sigma_y: float, angle: float, profile
 
 
 def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
-    """The circular low-pass filter (size, size), float32, with the sum 1. It makes rings beside edges.
+    """The circular low-pass filter (size, size), float32, with the sum 1.
 
-    `cutoff`: in radians for each pixel, in (0, pi]; higher frequencies are removed. The ideal disc in
-    the frequency plane has the impulse response cutoff * J1(cutoff * r) / (2 pi r), which is cut to
-    the kernel's size here.
+    It makes rings beside edges. `cutoff`: in radians for each pixel, in (0, pi]; higher frequencies
+    are removed. The ideal disc in the frequency plane has the impulse response cutoff * J1(cutoff *
+    r) / (2 pi r), which is cut to the kernel's size here.
     """
     from scipy.special import j1
 

@@ -1,4 +1,4 @@
-"""Runs a model in a process of its own, so that a model which hangs, crashes or misbehaves can be ended.
+"""Runs a model in a process of its own, which can be ended when the model hangs or misbehaves.
 
 A model is made by a factory: `factory(settings)` returns the model, and `model(images)` returns one
 answer for each PIL image. Models of the Hugging Face Hub are in annotators.py; annotation.py checks
@@ -36,14 +36,16 @@ class Unreadable(ModelFailure):
 
 
 class ModelProcess:
-    """A model in a process of its own. It starts at the first question, and again after it had to be ended.
+    """A model in a process of its own.
 
-    `spec`: package.module:factory, or the name of a model on the Hugging Face Hub. `kind`: "tag" or
+    The process starts at the first question, and again after it had to be ended. `spec`:
+    package.module:factory, or the name of a model on the Hugging Face Hub. `kind`: "tag" or
     "description". `timeout_seconds`: the limit for one call of the model. `longest_side_px`: photos
     are scaled down to this before the model sees them.
     """
 
-    def __init__(self, spec: str, kind: str, settings: dict[str, Any], timeout_seconds: float, longest_side_px: int) -> None:
+    def __init__(self, spec: str, kind: str, settings: dict[str, Any], timeout_seconds: float,
+                 longest_side_px: int) -> None:
         self.spec, self.kind, self.settings = spec, kind, settings
         self.timeout_seconds, self.longest_side_px = timeout_seconds, longest_side_px
         self.name = f"{'tagger' if kind == 'tag' else 'captioner'} {spec}"
@@ -103,18 +105,20 @@ class ModelProcess:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self.spec, self.kind, self.settings, self.longest_side_px,
-                                                             os.getpid()))
+        self._process = context.Process(target=_serve, args=(
+            theirs, self.spec, self.kind, self.settings, self.longest_side_px, os.getpid()))
         self._process.start()
         theirs.close()
         try:
-            wait([self._connection, self._process.sentinel])  # loading has no limit: weights may have to be downloaded
+            # loading has no limit: weights may have to be downloaded
+            wait([self._connection, self._process.sentinel])
             _, outcome, value = self._received()
         except (EOFError, OSError):
             outcome, value = "failed", "its process ended while it was made"
         if outcome == "failed":
             self.end()
-            raise UserError(f"{self.name} can't be used ({value}); give package.module:factory or a model of the Hugging Face Hub")
+            raise UserError(f"{self.name} can't be used ({value}); give package.module:factory or a model of "
+                            "the Hugging Face Hub")
 
     def end(self) -> None:
         """End the process, even if it hangs, and the processes that it started."""
@@ -127,10 +131,11 @@ class ModelProcess:
             self._process = None
 
 
-def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], longest_side: int, parent: int) -> None:
+def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], longest_side: int,
+           parent: int) -> None:
     """The loop that runs in the process.
 
-    It sends only strings, with answers as JSON, because the model's own objects might not be picklable.
+    It sends only strings, with answers as JSON: the model's own objects might not be picklable.
     """
     home = os.getcwd()
     os.setpgid(0, 0)

@@ -1,9 +1,9 @@
 """Finds photos that look alike, by a perceptual hash.
 
-The hash is the usual one of 64 bits (C. Zauner, "Implementation and benchmarking of perceptual image
-hash functions", 2010). The grey photo is scaled to 32x32 px; each of its 64 lowest frequencies gives
-one bit, which says whether it is above their median. The hash survives scaling, compression and
-small changes of brightness, but not cropping.
+The hash is the usual one of 64 bits (C. Zauner, "Implementation and benchmarking of perceptual
+image hash functions", 2010). The grey photo is scaled to 32x32 px; each of its 64 lowest
+frequencies gives one bit, which says whether it is above their median. The hash survives scaling,
+compression and small changes of brightness, but not cropping.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from realsr_r1.data.photos.sources import Photo
 
 SIDE, FREQUENCIES = 32, 8
 MOST_BITS = 8  # of the 64 may differ between near-duplicates
-# Measured on the quick start's 16 photos: copies (JPEG quality 30, a quarter of the size, 15 % brighter,
-# gamma 0.8) differ in at most 4 bits, different photos in at least 20. A copy that lost 2 % at each side
-# differs in 6 bits at the median and in 20 at most.
+# Measured on the quick start's 16 photos: copies (JPEG quality 30, a quarter of the size, 15%
+# brighter, gamma 0.8) differ in at most 4 bits, different photos in at least 20. A copy that lost
+# 2% at each side differs in 6 bits at the median and in 20 at most.
 BATCH = 64  # photos hashed by a process at a time
 
 Open = Callable[[Photo], Image.Image]
@@ -58,12 +58,13 @@ class Hashes:
         """The name of the photo in here that `image` is a near-duplicate of, or None."""
         if not self.names:
             return None
-        differing = np.bitwise_count(np.array(self.hashes, dtype=np.uint64) ^ np.uint64(perceptual_hash(image)))
+        differing = np.bitwise_count(
+            np.array(self.hashes, dtype=np.uint64) ^ np.uint64(perceptual_hash(image)))
         nearest = int(differing.argmin())
         return self.names[nearest] if differing[nearest] <= MOST_BITS else None
 
     def twins(self) -> dict[str, str]:
-        """For each photo that is a near-duplicate of another one in here, the name of that other one.
+        """For each photo that looks like another one in here, the name of that other one.
 
         Of photos that look alike the largest stays, or the first of those with the same size; it is
         the value, and the others are keys.
@@ -79,23 +80,28 @@ class Hashes:
         return found
 
 
-def hash_photos(photos: Sequence[Photo], folder: Path, processes: int, opener: Callable[[Sequence[Photo]], Open] | None = None
+def hash_photos(photos: Sequence[Photo], folder: Path, processes: int,
+                opener: Callable[[Sequence[Photo]], Open] | None = None
                 ) -> Hashes:
     """The hashes of those photos that can be opened, in the order of `photos`.
 
-    Hashes are written to files in `folder`, and a later call reads them from there. `opener(photos)`
-    returns the function that opens these photos in another process, and that raises `UserError` for
-    one which can't be used; by default all photos are opened with `decode`.
+    Hashes are written to files in `folder`, and a later call reads them from there.
+    `opener(photos)` returns the function that opens these photos in another process, and that
+    raises `UserError` for one which can't be used; by default all photos are opened with `decode`.
     """
     batches = [tuple(photos[start:start + BATCH]) for start in range(0, len(photos), BATCH)]
     files = [folder / f"hashes-{number * BATCH:08d}.json" for number in range(len(batches))]
     missing = [(batch, file) for batch, file in zip(batches, files, strict=True) if not file.is_file()]
-    calls = ((_Batch(batch, opener(batch) if opener else decode, file), len(batch)) for batch, file in missing)
-    run_all(calls, min(processes, len(missing)), len(photos), len(photos) - sum(len(batch) for batch, _ in missing),
+    calls = ((_Batch(batch, opener(batch) if opener else decode, file), len(batch))
+             for batch, file in missing)
+    run_all(calls, min(processes, len(missing)), len(photos),
+            len(photos) - sum(len(batch) for batch, _ in missing),
             "photos compared")
     found = [entry for file in files for entry in read_json(file)]
-    good = [(photo.name, bits, pixels) for photo, (bits, pixels, _) in zip(photos, found, strict=True) if bits is not None]
-    return Hashes([name for name, _, _ in good], [bits for _, bits, _ in good], [pixels for _, _, pixels in good],
+    good = [(photo.name, bits, pixels) for photo, (bits, pixels, _) in zip(photos, found, strict=True)
+            if bits is not None]
+    return Hashes([name for name, _, _ in good], [bits for _, bits, _ in good],
+                  [pixels for _, _, pixels in good],
                   {number: why for number, (bits, _, why) in enumerate(found) if bits is None})
 
 

@@ -1,7 +1,8 @@
-"""Lists photos: those of a folder with its subfolders, of webdataset tars, of a Hugging Face dataset.
+"""Lists the photos of a folder, of webdataset tars, or of a Hugging Face dataset.
 
-A photo's name is its path below the folder, TAR/KEY.SUFFIX in a tar, or its row number in a dataset.
-No photo is opened here: decoding.py does that, and sidecars.py reads the files of tags and descriptions.
+A photo's name is its path below the folder, TAR/KEY.SUFFIX in a tar, or its row number in a
+dataset. No photo is opened here: decoding.py does that, and sidecars.py reads the files of tags and
+descriptions.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class TarPlace:
 
 @dataclass(frozen=True)
 class RowPlace:
-    """A photo that is a row of a Hugging Face dataset (a folder of save_to_disk, or a name on the Hub)."""
+    """A photo that is a row of a Hugging Face dataset: a folder of save_to_disk, or on the Hub."""
 
     dataset: str
     split: str
@@ -82,13 +83,18 @@ class RowPlace:
         return io.BytesIO(image["bytes"]) if image["bytes"] is not None else open(image["path"], "rb")
 
     def columns(self) -> dict[str, Any]:
-        """The row's columns, with the image as bytes or a path. Raises `UserError` when the row is damaged."""
+        """The row's columns, with the image as bytes or a path.
+
+        Raises `UserError` when the row is damaged.
+        """
         try:
             return hf_dataset(self.dataset, self.split)[self.row]
         except UserError:
             raise
-        except Exception as error:  # pyarrow and the columns' decoders: UnicodeDecodeError, ArrowInvalid, OSError, ...
-            raise UserError(f"row {self.row} of {self.dataset} ({self.split}) can't be read ({error})") from error
+        # pyarrow and the columns' decoders: UnicodeDecodeError, ArrowInvalid, OSError, ...
+        except Exception as error:
+            raise UserError(f"row {self.row} of {self.dataset} ({self.split}) can't be read "
+                            f"({error})") from error
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,10 @@ class Photo:
 
 @dataclass(frozen=True)
 class Item:
-    """A photo or file that isn't used, and the reason. Characters that UTF-8 can't hold are escaped."""
+    """A photo or file that isn't used, and the reason.
+
+    Characters that UTF-8 can't hold are escaped.
+    """
 
     name: str
     reason: str
@@ -141,13 +150,14 @@ def stem_of(name: str) -> str:
 def list_photos(images: Path | None, hf_name: str | None, hf_split: str) -> Listing:
     """List the photos of a source in a fixed order.
 
-    The source is a folder, a tar or a folder of tars (`images`), or a dataset (`hf_name`). Two photos
-    whose names differ only in the suffix would share their sidecars: the second is rejected, or left
-    out when it is a file and the first is in a tar. The second view of a stereo pair is left out.
-    Raises `UserError` when the source can't be read or is empty.
+    The source is a folder, a tar or a folder of tars (`images`), or a dataset (`hf_name`). Two
+    photos whose names differ only in the suffix would share their sidecars: the second is rejected,
+    or left out when it is a file and the first is in a tar. The second view of a stereo pair is
+    left out. Raises `UserError` when the source can't be read or is empty.
     """
     if hf_name is not None:
-        photos = [Photo(f"{row:08d}", RowPlace(hf_name, hf_split, row)) for row in range(len(hf_dataset(hf_name, hf_split)))]
+        photos = [Photo(f"{row:08d}", RowPlace(hf_name, hf_split, row))
+                  for row in range(len(hf_dataset(hf_name, hf_split)))]
         if not photos:
             raise UserError(f"{hf_name} (given by --hf_dataset) has no images in {hf_split}")
         return Listing(photos, [], [])
@@ -158,7 +168,10 @@ def list_photos(images: Path | None, hf_name: str | None, hf_split: str) -> List
 
 
 def all_photos(images: Path) -> tuple[list[Photo], list[Item]]:
-    """All photos of a tar, or of a folder and the tars in it, in a fixed order, and the items that can't be read."""
+    """All photos of a tar, or of a folder and the tars in it, and the items that can't be read.
+
+    Both are in a fixed order.
+    """
     rejected: list[Item] = []
     files, tars = [], [images]
     if images.is_dir():
@@ -228,7 +241,7 @@ def _without_twins(photos: list[Photo], rejected: list[Item]) -> Listing:
 
 
 def first_view(stem: str) -> str | None:
-    """If `stem` is named as the second view of a stereo pair, the name of the first view, else None."""
+    """For the name of a stereo pair's second view the name of the first, for others None."""
     for first, second in VIEWS:
         for mark in "_-":
             if stem.lower().endswith(mark + second):
@@ -245,23 +258,28 @@ def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
     try:
         with tarfile.open(tar, "r:") as file:
             for member in file:
-                if (member.issym() or member.islnk()) and PurePosixPath(member.name).suffix.lower() in PHOTO_SUFFIXES:
-                    rejected.append(Item(f"{tar.stem}/{member.name}", f"it is a link in {tar}, which is not followed"))
+                if ((member.issym() or member.islnk())
+                        and PurePosixPath(member.name).suffix.lower() in PHOTO_SUFFIXES):
+                    rejected.append(Item(f"{tar.stem}/{member.name}",
+                                         f"it is a link in {tar}, which is not followed"))
                 if member.isfile():
                     folder, _, last = member.name.removeprefix("./").rpartition("/")
                     key, _, suffix = last.partition(".")
                     sample = samples.setdefault(f"{folder}/{key}" if folder else key, {})
                     if f".{suffix.lower()}" in sample:
-                        rejected.append(Item(f"{tar.stem}/{member.name}", f"it is in {tar} twice; the first is taken"))
+                        rejected.append(Item(f"{tar.stem}/{member.name}",
+                                             f"it is in {tar} twice; the first is taken"))
                     sample.setdefault(f".{suffix.lower()}", (member.offset_data, member.size))
             file.fileobj.seek(file.offset)
-            if any(file.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile silently takes a damaged header for the end
+            # tarfile silently takes a damaged header for the end
+            if any(file.fileobj.read(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError(f"damaged at byte {file.offset}")
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two: a damaged header
         rejected.append(Item(tar.name, f"{tar} can't be read to its end as an uncompressed tar ({error})"))
     for key, members in samples.items():
         suffix, *others = [suffix for suffix in members if suffix in PHOTO_SUFFIXES] or [None]
-        rejected += [Item(f"{tar.stem}/{key}{other}", f"{key}{suffix} is the photo of this sample of {tar}") for other in others]
+        rejected += [Item(f"{tar.stem}/{key}{other}", f"{key}{suffix} is the photo of this sample of {tar}")
+                     for other in others]
         name = f"{tar.stem}/{key}{suffix or ''}"
         if ".." in PurePosixPath(key).parts or key.startswith("/"):
             rejected.append(Item(name, f"its path in {tar} leaves the dataset"))
@@ -282,16 +300,18 @@ def hf_dataset(name: str, split: str) -> Any:
     try:
         loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     except IndexError as error:  # datasets joins a split's tables, and there are none
-        raise UserError(f"{name} (given by --hf_dataset) has a split without rows; make it again without that split") from error
+        raise UserError(f"{name} (given by --hf_dataset) has a split without rows; make it again without "
+                        "that split") from error
     except Exception as error:  # the hub's client, parsers and loaders of all kinds of data sets
-        raise UserError(f"{name} (given by --hf_dataset) can't be loaded ({error}); give a folder made by save_to_disk, or a "
-                        "name on the Hugging Face Hub") from error
+        raise UserError(f"{name} (given by --hf_dataset) can't be loaded ({error}); give a folder made by "
+                        "save_to_disk, or a name on the Hugging Face Hub") from error
     if isinstance(loaded, dict):
         if split not in loaded:
             raise UserError(f"{name} has no split {split!r}; --hf_split is one of {', '.join(loaded)}")
         loaded = loaded[split]
     elif split not in ("train", str(loaded.split)):
-        raise UserError(f"{name} (given by --hf_dataset) is one split, {loaded.split}; drop --hf_split {split}")
+        raise UserError(f"{name} (given by --hf_dataset) is one split, {loaded.split}; drop --hf_split "
+                        f"{split}")
     if not isinstance(loaded.features.get("image"), datasets.Image):
         raise UserError(f"{name} has no image column named 'image'; it has {', '.join(loaded.column_names)}")
     return loaded.cast_column("image", datasets.Image(decode=False))
