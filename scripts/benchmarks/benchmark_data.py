@@ -105,7 +105,7 @@ def one_run(work: Path, crops_per_photo: int, crop_px: int, num_proc: int,
 
 
 def watch(process: subprocess.Popen, of_children: bool, largest: list[float]) -> None:
-    """Put the highest resident memory (MiB) of the process or its children into `largest` (Linux)."""
+    """Put the peak memory (MiB) of the process or its children into `largest` (Linux)."""
     while process.poll() is None:
         workers = children(process.pid) if of_children else [process.pid]
         largest[0] = max([largest[0], *map(peak_memory, workers)])

@@ -77,7 +77,7 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
 
 
 def measure_rank(folder: Path) -> None:
-    """One of the two processes: load under ZeRO-3, write the peak in bytes to `memory-RANK.json`."""
+    """One of the two processes: load under ZeRO-3, write the peak to `memory-RANK.json`."""
     from transformers import TrainingArguments
 
     from realsr_r1.models import load_policy
@@ -94,7 +94,7 @@ def measure_rank(folder: Path) -> None:
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak: ...`: `peak.bytes` is the most anonymous memory above the start's."""
+    """In `with PeakMemory() as peak`: `peak.bytes` is the most anonymous memory above the start."""
 
     def __enter__(self) -> PeakMemory:
         self.start = self.highest = anonymous_memory()
