@@ -63,8 +63,7 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
     from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 
     policy = LuminaPolicy(LuminaConfig(
-        vocab_size=args.vocab_size, hidden_size=args.hidden_size,
-        intermediate_size=43 * args.hidden_size // 16,
+        vocab_size=args.vocab_size, hidden_size=args.hidden_size, intermediate_size=43 * args.hidden_size // 16,
         num_hidden_layers=args.num_hidden_layers, num_attention_heads=args.hidden_size // 64,
         num_key_value_heads=args.hidden_size // 64, swin_norm=False, model_parallel_size=1))
     with torch.no_grad():

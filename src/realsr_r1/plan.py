@@ -131,12 +131,10 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     args, model_args = parse((ChainGRPOConfig, ModelConfig), ["--dataset_name", "none", *rest],
                              "realsr-r1 plan")
     if not model_args.model_name_or_path:
-        raise UserError("--model_name_or_path must name a model folder, or one with a config.json only "
-                        "(configs/models/pure_7b)")
+        raise UserError("--model_name_or_path must name a model folder, or one with a config.json only (configs/models/pure_7b)")
     model = Path(model_args.model_name_or_path)
     policy = PolicyShape.of(policy_config(model))
-    chain = _chain_settings(own.chain_settings or model / SETTINGS_FILE,
-                            required=own.chain_settings is not None)
+    chain = _chain_settings(own.chain_settings or model / SETTINGS_FILE, required=own.chain_settings is not None)
     values = tokenizer_values(model, policy)
     sharding = Sharding() if own.deepspeed == "none" else Sharding.read(own.deepspeed)
     return workload(args, model_args, policy, TokenizerShape.of(values, chain.target_px), chain, sharding,
