@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Rebuild the embedded model (assets/tiny) from nothing: photographs, dataset, tokenizers, cold start, export.
-# Takes about three hours on 2 cores. Started again after an interruption it goes on where it was.
+# Rebuild the embedded model (assets/tiny) from nothing: photographs, dataset, tokenizers, cold
+# start, export. Takes about three hours on 2 cores. Started again after an interruption it goes on
+# where it was.
 #   bash scripts/build_tiny.sh [WORK_FOLDER]      (default: outputs/build_tiny; what it makes: WORK_FOLDER/tiny)
 # The result replaces assets/tiny only with: INSTALL=1 bash scripts/build_tiny.sh
 set -euo pipefail

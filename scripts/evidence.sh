@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Does training work? The quick start's job, longer, with three seeds: rewards before and after GRPO on the same prompts
-# and noise, on crops of training photos that no training crop touches (test_crops) and on photos never used (test).
+# Does training work? The quick start's job, longer, with three seeds: rewards before and after GRPO
+# on the same prompts and noise, on crops of training photos that no training crop touches
+# (test_crops) and on photos never used (test).
 #   bash scripts/evidence.sh [SEED ...]        (default: 0 1 2; at most 90 minutes a seed on 2 cores)
 # Started again it goes on where it was. Writes outputs/evidence/table.md.
 set -euo pipefail

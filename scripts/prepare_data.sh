@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Photos -> a dataset, and with MODEL the token ids of its chains, which the cold start reads. For example:
-#   OUTPUT=data/lsdir bash scripts/prepare_data.sh --images photos --tags tags.jsonl --descriptions descriptions.jsonl
-#   OUTPUT=data/lsdir MODEL=models/pure bash scripts/prepare_data.sh --images ...      (tokens: data/lsdir-tokens)
-# The flags are create-json's. One machine's share of several: SHARD=1/16, when all are made: MERGE=1, and then one's share of the
-# tokens: TOKENS=1 SHARD=1/4 (see prepare_data.slurm). Started again, everything goes on where it was.
+# Photos -> a dataset, and with MODEL the token ids of its chains, which the cold start reads. For
+# example:
+#   OUTPUT=data/lsdir bash scripts/prepare_data.sh --images photos --tags tags.jsonl \
+#       --descriptions descriptions.jsonl
+#   OUTPUT=data/lsdir MODEL=models/pure bash scripts/prepare_data.sh --images ...
+# The second one also writes the tokens, to data/lsdir-tokens. The flags are create-json's. One
+# machine's share of several: SHARD=1/16; when all are made: MERGE=1; then a share of the tokens:
+# TOKENS=1 SHARD=1/4 (see prepare_data.slurm). Started again, everything goes on where it was.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${OUTPUT:?name the dataset folder to make: OUTPUT=...}"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The whole job on real photographs, without GPU or internet: dataset, GRPO from the embedded cold start, export,
-# restore, evaluate, report. A finished stage is not run again; only evaluation and report are, in seconds.
+# The whole job on real photographs, without GPU or internet: dataset, GRPO from the embedded cold
+# start, export, restore, evaluate, report. A finished stage is not run again; only evaluation and
+# report are, in seconds.
 #   bash scripts/quickstart.sh                  outputs/quickstart
 #   bash scripts/quickstart.sh --fresh          from the beginning
-#   bash scripts/quickstart.sh --from_scratch   tokenizers and cold start too, with short budgets (a rough model)
+#   bash scripts/quickstart.sh --from_scratch   with tokenizers and cold start, short: a rough model
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=outputs/quickstart

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Set-up, then the whole test suite. Arguments go to pytest: bash scripts/test.sh tests/chain -k parse
+# Set-up, then the whole test suite. Arguments go to pytest:
+#   bash scripts/test.sh tests/chain -k parse
 set -euo pipefail
 started=$SECONDS
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 bash setup.sh
 
-# Two workers, for training runs wait a good deal; one thread a process: runs repeat exactly and don't fight over cores.
+# Two workers, for training runs wait a good deal; one thread a process: runs repeat exactly and
+# don't fight over cores.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# VLCoT-GRPO: the paper's launch line, with what changes from run to run as variables on top. For example:
+# VLCoT-GRPO: the paper's launch line, with what changes from run to run as variables on top:
 #   MODEL=models/pure-cold-start DATASET=data/lsdir OUTPUT=runs/grpo bash scripts/train_grpo.sh
-#   RECIPE=configs/recipes/tiny_grpo.yaml NPROC=2 MODEL=assets/tiny DATASET=... OUTPUT=... bash scripts/train_grpo.sh
-# Without RECIPE the flags are the paper's, for 6 GPUs. Flags given to this script are added, and win.
+#   RECIPE=configs/recipes/tiny_grpo.yaml NPROC=2 MODEL=assets/tiny DATASET=... OUTPUT=... \
+#       bash scripts/train_grpo.sh
+# Without RECIPE the flags are the paper's, for 6 GPUs. Flags given to this script are added, and
+# win.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${MODEL:?name the model folder: MODEL=...}" "${DATASET:?name the dataset folder: DATASET=...}" "${OUTPUT:?name the run folder: OUTPUT=...}"

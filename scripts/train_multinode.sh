@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # VLCoT-GRPO on several machines. On each machine, with its own NODE_RANK (0 on the first):
-#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-host RECIPE=... MODEL=... DATASET=... OUTPUT=... bash scripts/train_multinode.sh
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-host RECIPE=... MODEL=... DATASET=... OUTPUT=... \
+#       bash scripts/train_multinode.sh
 # OUTPUT, DATASET and MODEL must be on storage that all machines share.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

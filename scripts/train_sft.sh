@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Cold start: RECIPE=... DATASET=... MODEL=... OUTPUT=... NPROC=6 bash scripts/train_sft.sh [flags]
-# On several machines add NNODES, MASTER_ADDR and, on each, its NODE_RANK (0 on the first); their storage must be shared.
+# On several machines add NNODES, MASTER_ADDR and, on each, its NODE_RANK (0 on the first); their
+# storage must be shared.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${RECIPE:?name the recipe: RECIPE=configs/recipes/...}" "${DATASET:?name the dataset folder: DATASET=...}"

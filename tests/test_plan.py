@@ -63,6 +63,11 @@ def test_what_does_not_fit_gets_a_way_out(tmp_path):
     assert any("--" in line for line in result["advice"][1:])
 
 
+def test_the_files_of_other_ways_exist(six):
+    files = [word for way in six["ways"] for word in way["flags"].split() if not word.startswith("--")]
+    assert len(files) == 9 and all((ROOT / file).is_file() for file in files)
+
+
 def test_flags_change_the_plan_as_they_change_the_run(six, tmp_path):
     def rollout(*flags: str) -> dict:
         return planned(tmp_path, "--gpu", "a100-80gb", "--gpus", "6", *flags)["memory_bytes"]["rollout"]
@@ -81,7 +86,7 @@ def test_adapters_and_four_bits_need_less(tmp_path):
               "--deepspeed", str(ROOT / "local_scripts" / deepspeed), "--json", str(file)])
         return json.loads(file.read_text(encoding="utf-8"))
 
-    lora, qlora = recipe("lora.yaml", "zero2.json"), recipe("qlora.yaml", "zero2.json")
+    lora, qlora = recipe("lora_grpo.yaml", "zero2.json"), recipe("qlora_grpo.yaml", "zero2.json")
     assert lora["parameters"]["trained"] == qlora["parameters"]["trained"] == 79_953_920  # the recipe's "80 million"
     assert qlora["memory_bytes"]["loss"]["weights"] < 0.35 * lora["memory_bytes"]["loss"]["weights"]
 

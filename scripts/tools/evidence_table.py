@@ -1,4 +1,7 @@
-"""Print the Markdown tables of an evidence run: python scripts/tools/evidence_table.py outputs/evidence."""
+"""Print the Markdown tables of an evidence run.
+
+    python scripts/tools/evidence_table.py outputs/evidence
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # what `realsr-r1 score` wrote before and after training
-SPLITS = {"test_crops": "crops of the training photos that no training crop touches", "test": "photos never used"}
+SPLITS = {"test_crops": "crops of the training photos that no training crop touches",
+          "test": "photos never used"}
 
 
 def main(folder: str) -> None:
-    """For each split a row a seed, with intervals; for the unseen photos also a row a photo and seed."""
+    """For each split a row a seed, with intervals; for unseen photos also a row a photo."""
     for split, meaning in SPLITS.items():
         pairs = read_pairs(Path(folder), split)
         if not pairs:
             continue
         after = pairs[0][1]
-        print(f"\n**{split}** ({meaning}), {after['n']} pairs a seed, grammar `{after['grammar']}`: cold start → after GRPO "
-              "(difference, 95 % interval)\n")
+        print(f"\n**{split}** ({meaning}), {after['n']} pairs a seed, grammar `{after['grammar']}`: cold "
+              "start → after GRPO (difference, 95 % interval)\n")
         print_table("seed", pairs, {str(pair[1]["seed"]): with_interval(pair) for pair in pairs})
         if split == "test":
             print("\nBy photo:\n")

@@ -1,6 +1,7 @@
-"""Collect the photographs the tiny model is trained on and the quick start uses, as PNG, from installed packages.
+"""Collect the photographs of the tiny model and the quick start, as PNG, from installed packages.
 
-Which photographs, and where each lies, is data: `assets/photos/photos.json`. What they show: the sidecars beside it.
+Which photographs, and where each lies, is data: `assets/photos/photos.json`. What they show: the
+sidecars beside it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, read_json
 from realsr_r1.core.images import load_image
 
-TABLE = Path(__file__).resolve().parents[1] / "assets" / "photos" / "photos.json"
+TABLE = Path(__file__).resolve().parents[2] / "assets" / "photos" / "photos.json"
 WHEEL_MODULES = {"scikit-image": "skimage", "scikit-learn": "sklearn"}  # package -> the folder it installs
 LONGEST_SIDE = 1024  # px
 
 
 def wheel_folder(package: str) -> Path:
-    """The folder an installed wheel put its files in, found without importing it; `UserError` if it isn't there."""
+    """The folder that an installed wheel put its files in, found without importing it.
+
+    Raises `UserError` if it isn't there.
+    """
     spec = importlib.util.find_spec(WHEEL_MODULES[package])
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{package} isn't installed in this Python; run setup.sh or `pip install {package}`")
@@ -33,11 +37,12 @@ def wheel_folder(package: str) -> Path:
 
 
 def download_debian(packages: list[str], folder: Path) -> None:
-    """Download Debian packages with apt-get and unpack them below `folder`; nothing is installed."""
+    """Download Debian packages with apt-get and unpack them below `folder`. Installs nothing."""
     names = " ".join(packages)
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise UserError(f"--source all needs the Debian packages {names}, and apt-get and dpkg-deb aren't here; "
-                        "install or unpack those packages and give their root as --debian_root, or use --source wheels")
+        raise UserError(f"--source all needs the Debian packages {names}, and apt-get and dpkg-deb aren't "
+                        "here; install or unpack those packages and give their root as --debian_root, or use "
+                        "--source wheels")
     done = subprocess.run(["apt-get", "download", *packages], cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -48,7 +53,7 @@ def download_debian(packages: list[str], folder: Path) -> None:
 
 
 def save_photo(source: Path, target: Path) -> None:
-    """Write `source` to `target` as RGB PNG, scaled down by area so that its longer side is at most `LONGEST_SIDE`."""
+    """Write `source` to `target` as RGB PNG, scaled down by area to at most `LONGEST_SIDE` px."""
     image = load_image(source)
     scale = LONGEST_SIDE / max(image.size)
     if scale < 1:
@@ -59,9 +64,10 @@ def save_photo(source: Path, target: Path) -> None:
 
 
 def gather(output: Path, source: str, debian_root: Path) -> int:
-    """Write the photographs of `source` ("wheels" or "all") that `output` still lacks; return how many were written.
+    """Write the photographs of `source` ("wheels" or "all") that `output` lacks. Returns how many.
 
-    A photograph that another release of its Debian package no longer holds is named on stderr and left out.
+    A photograph that another release of its Debian package no longer holds is named on stderr and
+    left out.
     """
     from tqdm import tqdm
 
@@ -81,7 +87,8 @@ def gather(output: Path, source: str, debian_root: Path) -> int:
         for photo in tqdm(missing, desc="photos", disable=not missing):
             file = roots[photo["package"]] / photo["path"]
             if not file.is_file() and photo["package"] not in WHEEL_MODULES:
-                tqdm.write(f"left out {photo['name']}: this release of {photo['package']} has no {photo['path']}",
+                tqdm.write(f"left out {photo['name']}: this release of {photo['package']} has no "
+                           f"{photo['path']}",
                            file=sys.stderr)
                 continue
             save_photo(file, output / f"{photo['name']}.png")
@@ -92,18 +99,20 @@ def gather(output: Path, source: str, debian_root: Path) -> int:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="gather_photos.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=Path, help="folder for the PNG files; made if it isn't there")
+    parser.add_argument("--output", required=True, type=Path,
+                        help="folder for the PNG files; made if it isn't there")
     parser.add_argument("--source", choices=("wheels", "all"), default="wheels",
-                        help="wheels: photographs inside the installed scikit-image and scikit-learn; all: also those "
-                             "of three Debian wallpaper packages (default: %(default)s)")
+                        help="wheels: photographs inside the installed scikit-image and scikit-learn; all: "
+                             "also those of three Debian wallpaper packages (default: %(default)s)")
     parser.add_argument("--debian_root", type=Path, default=Path("/"),
-                        help="where the Debian packages are installed or unpacked; those that aren't are downloaded "
-                             "with apt-get into a temporary folder (default: %(default)s)")
+                        help="where the Debian packages are installed or unpacked; those that aren't are "
+                             "downloaded with apt-get into a temporary folder (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"{args.output} is not a folder (given by --output)")
     written = gather(args.output, args.source, args.debian_root)
-    print(f"{written} photographs written to {args.output}" if written else f"{args.output} has them all already")
+    print(f"{written} photographs written to {args.output}" if written
+          else f"{args.output} has them all already")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a split of a prepared dataset as two folders of photos: OUTPUT/lq/NAME.png and OUTPUT/hq/NAME.png.
+"""Write a split of a prepared dataset as photos: OUTPUT/lq/NAME.png and OUTPUT/hq/NAME.png.
 
 For `realsr-r1 restore --input OUTPUT/lq` and `realsr-r1 evaluate --gt OUTPUT/hq`.
 """

@@ -1,4 +1,5 @@
-"""`torchrun` whose exit code is that of the first process that failed, and which leaves the message to that process.
+"""`torchrun` whose exit code is that of the first process that failed, and which leaves the message
+to that process.
 
 Plain torchrun turns exit code 2 (bad input, said in one line) into 1 and a page of its own.
 """

@@ -1,6 +1,7 @@
-"""realsr-r1 evaluate: restored photos against the originals, as a table, metrics.json and metrics.csv.
+"""`realsr-r1 evaluate`: compares restored photos with the originals.
 
-Pairs files by name and averages; the metrics themselves are in measuring/metrics.py.
+Pairs files by name, averages over photos, prints a table, writes metrics.json and metrics.csv. The
+metrics themselves are in measuring/metrics.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ LQ, MEAN_COLOUR, RESTORED = "LQ input", "mean colour", "restored"
 
 @dataclass
 class Triple:
-    """The files of one photo, and its scores: row name -> metric -> value (None where it isn't defined)."""
+    """The files of one photo and their scores.
+
+    `scores`: name of a row (`LQ`, `MEAN_COLOUR`, `RESTORED`) -> metric -> value, None where the
+    metric isn't defined. `resized`: whether the restored image had another size than the original.
+    """
 
     name: str
     restored: Path
@@ -44,7 +49,10 @@ class Triple:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Pair, score, print, write. Raises `UserError` on bad input; then nothing is written."""
+    """Pair the files, score them, print and write the results. Returns the exit code.
+
+    Raises `UserError` on bad input; then nothing is written.
+    """
     args = _parser().parse_args(argv)
     names = parse_metrics(args.metrics)
     device = pick_device(args.device)
@@ -55,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"none of the metrics {', '.join(names)} can be had here; these need no weights: "
                         f"{', '.join(OFFLINE_METRICS)}")
     triples, unreadable = score(triples, scorers, args.skip_bad)
-    rows = ([LQ] if args.lq else []) + ([MEAN_COLOUR] if set(BASELINE_METRICS) & set(scorers) else []) + [RESTORED]
+    rows = ([LQ] if args.lq else []) + (
+        [MEAN_COLOUR] if set(BASELINE_METRICS) & set(scorers) else []) + [RESTORED]
     result = summarise(triples, rows, scorers, notes + unreadable)
     result["unavailable"] = unavailable
     write_results(args.output, result)
@@ -66,15 +75,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="realsr-r1 evaluate", description=(
-        "Compare restored photos with the originals. Files are paired by name without suffix; a restored (or LQ) image "
-        "of another size is resized to the original's (bicubic)."))
+        "Compare restored photos with the originals. Files are paired by name without suffix; a restored (or "
+        "LQ) image of another size is resized to the original's (bicubic)."))
     add = parser.add_argument
     add("--restored", type=Path, required=True, help="folder of restored photos")
     add("--gt", type=Path, required=True, help="folder of originals (HQ)")
     add("--lq", type=Path, help="folder of the degraded inputs: adds a row for them")
     add("--output", type=Path, required=True, help="folder for metrics.json and metrics.csv")
     add("--metrics", default=",".join(OFFLINE_METRICS), help=(
-        f"comma-separated, or all (default: %(default)s, which need no weights). Known: {', '.join(METRICS)}"))
+        "comma-separated, or all (default: %(default)s, which need no weights). Known: "
+        f"{', '.join(METRICS)}"))
     add("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     add("--skip_bad", action="store_true", help=(
         "leave out photos that lack a partner or can't be read, instead of stopping"))
@@ -84,18 +94,20 @@ def _parser() -> argparse.ArgumentParser:
 # --- pairing ---
 
 def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool) -> tuple[list[Triple], list[str]]:
-    """Pair the folders' images by stem, and note who has no partner.
+    """Pair the images of the folders by their names without suffix.
 
-    Raises `UserError` on a missing or empty folder, on two files of one stem, when no name is in all folders, and,
-    without `skip_bad`, when an original has no restored image or a pair has no LQ image.
+    Returns the pairs, and a note about each kind of image that has no partner. Raises `UserError`
+    on a missing or empty folder, on two files with the same name without suffix, and when no name
+    is in all folders; without `skip_bad` also when an original has no restored image, or a pair has
+    no LQ image.
     """
     restored_files = _by_stem(restored, "--restored")
     gt_files = _by_stem(gt, "--gt")
     lq_files = _by_stem(lq, "--lq") if lq else {}
     pairs = sorted(restored_files.keys() & gt_files.keys())
     if not pairs:
-        raise UserError(f"no name is in both {restored} and {gt}: a restored NAME.png is compared with NAME of any "
-                        f"image suffix (e.g. {sorted(restored_files)[0]!r} has no original)")
+        raise UserError(f"no name is in both {restored} and {gt}: a restored NAME.png is compared with NAME "
+                        f"of any image suffix (e.g. {sorted(restored_files)[0]!r} has no original)")
     lacking = {f"without a restored image in {restored}": sorted(gt_files.keys() - restored_files.keys())}
     if lq:
         lacking[f"without an LQ image in {lq}"] = [name for name in pairs if name not in lq_files]
@@ -103,14 +115,15 @@ def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool) -> t
     notes = []
     for what, names in lacking.items():
         if names and not skip_bad:
-            raise UserError(f"{len(names)} photo(s) {what}: {_listed(names)}; add them, or leave them out with "
-                            "--skip_bad")
+            raise UserError(f"{len(names)} photo(s) {what}: {_listed(names)}; add them, or leave them out "
+                            "with --skip_bad")
         notes += [f"left out, {len(names)} photo(s) {what}: {_listed(names)}"] if names else []
     if not pairs:
         raise UserError(f"no pair has an LQ image of the same name in {lq} (given by --lq)")
     unknown = sorted(restored_files.keys() - gt_files.keys())
     if unknown:
-        notes.append(f"left out, {len(unknown)} restored image(s) without an original in {gt}: {_listed(unknown)}")
+        notes.append(f"left out, {len(unknown)} restored image(s) without an original in {gt}: "
+                     f"{_listed(unknown)}")
     return [Triple(name, restored_files[name], gt_files[name], lq_files.get(name)) for name in pairs], notes
 
 
@@ -118,7 +131,8 @@ def _by_stem(folder: Path, flag: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in list_images(existing_folder(folder, flag)):
         if path.stem in files:
-            raise UserError(f"{files[path.stem]} and {path} have the same name up to the suffix; keep one of them")
+            raise UserError(f"{files[path.stem]} and {path} have the same name up to the suffix; keep one of "
+                            "them")
         files[path.stem] = path
     if not files:
         raise UserError(f"no images in {folder} (given by {flag})")
@@ -132,10 +146,11 @@ def _listed(names: list[str], most: int = 8) -> str:
 
 # --- scoring ---
 
-def score(triples: list[Triple], scorers: dict[str, Scorer], skip_bad: bool) -> tuple[list[Triple], list[str]]:
-    """Fill in `scores`; returns the triples that could be read, and a note for each that couldn't.
+def score(triples: list[Triple], scorers: dict[str, Scorer],
+          skip_bad: bool) -> tuple[list[Triple], list[str]]:
+    """Fill in `scores`. Returns the triples that could be read, and a note for each that couldn't.
 
-    Raises `UserError` that names an unreadable file, unless `skip_bad`.
+    Raises `UserError` that names an unreadable file, unless `skip_bad` is true.
     """
     from tqdm import tqdm
 
@@ -150,7 +165,8 @@ def score(triples: list[Triple], scorers: dict[str, Scorer], skip_bad: bool) -> 
             continue
         for row, image in images.items():
             triple.scores[row] = {name: scorer.score(image, original) for name, scorer in scorers.items()
-                                  if METRICS[name].kind != "set" and (row != MEAN_COLOUR or name in BASELINE_METRICS)}
+                                  if METRICS[name].kind != "set"
+                                  and (row != MEAN_COLOUR or name in BASELINE_METRICS)}
         good.append(triple)
     if not good:
         raise UserError(f"none of the photos can be read; the first: {notes[0]}")
@@ -158,7 +174,7 @@ def score(triples: list[Triple], scorers: dict[str, Scorer], skip_bad: bool) -> 
 
 
 def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
-    """The original, and the images to compare with it by row name, all of the original's size."""
+    """The original, and by row name the images to compare with it, resized to its size."""
     from PIL import Image
 
     original = load_image(triple.gt)
@@ -174,12 +190,14 @@ def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
     return original, images
 
 
-def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer], notes: list[str]) -> dict[str, Any]:
-    """The content of metrics.json: the metrics, every row's means with their counts, and each photo's values."""
+def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer],
+              notes: list[str]) -> dict[str, Any]:
+    """The content of metrics.json: metrics, each row's means and counts, each photo's values."""
     notes = list(notes)
     resized = sum(triple.resized for triple in triples)
     if resized:
-        notes.append(f"{resized} of {len(triples)} restored images were resized to the original's size (bicubic)")
+        notes.append(f"{resized} of {len(triples)} restored images were resized to the original's size "
+                     "(bicubic)")
     summary = []
     for row in rows:
         mean: dict[str, float | None] = {}
@@ -196,14 +214,16 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
             mean[name] = sum(values) / len(values) if values else None
             count[name] = len(values)
             if row == RESTORED and len(values) < len(triples):
-                notes.append(f"{name} is not defined for {len(triples) - len(values)} of {len(triples)} restored "
-                             "images (too small or flat); its mean leaves them out")
+                notes.append(f"{name} is not defined for {len(triples) - len(values)} of {len(triples)} "
+                             "restored images (too small or flat); its mean leaves them out")
         summary.append({"name": row, "mean": mean, "count": count})
     if "fid" in scorers and len(triples) < FID_FEATURES:
-        notes.append(f"fid of {len(triples)} images is rough: below {FID_FEATURES} images it depends on their number")
+        notes.append(f"fid of {len(triples)} images is rough: below {FID_FEATURES} images it depends on "
+                     "their number")
     return {
         "pairs": len(triples),
-        "metrics": {name: {"label": METRICS[name].label, "unit": METRICS[name].unit, "decimals": METRICS[name].decimals,
+        "metrics": {name: {"label": METRICS[name].label, "unit": METRICS[name].unit,
+                           "decimals": METRICS[name].decimals,
                            "lower_better": METRICS[name].lower_better} for name in scorers},
         "rows": summary,
         "images": [{"name": triple.name, "resized": triple.resized,
@@ -215,7 +235,7 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
 # --- output ---
 
 def write_results(folder: Path, result: dict[str, Any]) -> None:
-    """metrics.json and metrics.csv (a row a photo, then `mean`), both or neither."""
+    """Write metrics.json and metrics.csv (a line for each photo, then `mean`): both or neither."""
     import json
 
     rows = [row["name"] for row in result["rows"]]
@@ -223,7 +243,8 @@ def write_results(folder: Path, result: dict[str, Any]) -> None:
                if row != MEAN_COLOUR or name in BASELINE_METRICS]  # the restored image's columns first
     means = {row["name"]: row["mean"] for row in result["rows"]}
     with atomic_file(folder / "metrics.json") as json_file, atomic_file(folder / "metrics.csv") as csv_file:
-        json_file.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+                             encoding="utf-8")
         with open(csv_file, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             headings = [name if row == RESTORED else f"{row} {name}" for row, name in columns]
@@ -235,7 +256,7 @@ def write_results(folder: Path, result: dict[str, Any]) -> None:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The means on the terminal, a metric a line, and the notes."""
+    """Print the means, one line for each metric, and the notes."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,6 +1,7 @@
-"""Plan a GRPO run before renting GPUs: memory and time by part, what limits each, and what would fit.
+"""Plan a GRPO run before renting GPUs: memory and time by part, their limits, and what would fit.
 
-    realsr-r1 plan --config configs/recipes/pure_7b_grpo.yaml --model_name_or_path configs/models/pure_7b --gpu a100-80gb --gpus 6
+    realsr-r1 plan --config configs/recipes/pure_7b_grpo.yaml --gpu a100-80gb --gpus 6 \\
+        --model_name_or_path configs/models/pure_7b
 
 Needs no GPU and no weights: the formulas are in `realsr_r1.planning`.
 """
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 RATES = {"memory_gib": "a GPU's memory, GiB", "tflops": "TFLOP/s that training reaches in its type",
          "bandwidth_gb": "GB/s of a GPU's memory", "link_gb": "GB/s between GPUs of a machine, one direction",
-         "network_gb": "GB/s between machines, of a whole machine", "host_gb": "GB/s between a GPU and the CPU",
+         "network_gb": "GB/s between machines, of a whole machine",
+         "host_gb": "GB/s between a GPU and the CPU",
          "launch_us": "microseconds to start an operation"}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Settings, machine, model, formulas, tables."""
+    """Read settings, machine and model, compute the plan, show it."""
     own, rest = _parser().parse_known_args(argv)
     machine = _machine(own)
     work = _workload(own, rest, machine)
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def plan(work: Workload, machine: Machine) -> dict[str, Any]:
-    """All figures, in bytes and seconds, ready for JSON."""
+    """All figures of the plan, in bytes and seconds, ready for JSON."""
     from realsr_r1.planning.advice import advice, fits, largest, ways
     from realsr_r1.planning.duration import parts
     from realsr_r1.planning.memory import peak, phases
@@ -49,14 +51,15 @@ def plan(work: Workload, machine: Machine) -> dict[str, Any]:
         "machine": {**dataclasses.asdict(machine), "world": machine.world}, "run": dataclasses.asdict(work),
         "parameters": {"policy": work.policy.parameters, "trained": work.trained},
         "memory_bytes": phases(work), "peak": {"phase": phase, "bytes": count, "fits": fits(work, machine)},
-        "time": [{"part": part.name, "seconds": part.seconds, "limit": part.limit, "limits": part.limits} for part in times],
+        "time": [{"part": part.name, "seconds": part.seconds, "limit": part.limit, "limits": part.limits}
+                 for part in times],
         "seconds": sum(part.seconds for part in times),
         "ways": [dataclasses.asdict(way) for way in ways(work, machine)], "largest": largest(work, machine),
         "advice": advice(work, machine)}
 
 
 def show(work: Workload, machine: Machine, result: dict[str, Any]) -> None:
-    """The figures as tables."""
+    """Print the figures as tables, and the advice below them."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -73,13 +76,15 @@ def show(work: Workload, machine: Machine, result: dict[str, Any]) -> None:
     phases: dict[str, dict[str, float]] = result["memory_bytes"]
     memory = table("Memory of one GPU, GiB", "", *phases)
     for part in dict.fromkeys(part for parts in phases.values() for part in parts):
-        memory.add_row(part, *(f"{parts[part] / GIB:.2f}" if part in parts else "" for parts in phases.values()))
+        memory.add_row(part,
+                       *(f"{parts[part] / GIB:.2f}" if part in parts else "" for parts in phases.values()))
     memory.add_section()
     memory.add_row("sum", *(f"{sum(parts.values()) / GIB:.2f}" for parts in phases.values()))
 
     times = table("Time of one rollout and of learning from it", "", "seconds", "share", "limited by")
     for part in result["time"]:
-        times.add_row(part["part"], f"{part['seconds']:.1f}", f"{part['seconds'] / result['seconds']:.0%}", part["limit"])
+        times.add_row(part["part"], f"{part['seconds']:.1f}", f"{part['seconds'] / result['seconds']:.0%}",
+                      part["limit"])
     times.add_section()
     times.add_row("sum", f"{result['seconds']:.1f}", "", "")
 
@@ -92,14 +97,16 @@ def show(work: Workload, machine: Machine, result: dict[str, Any]) -> None:
     print(f"Machine: {machine.nodes} x {machine.gpus} GPUs ({machine.name}: {machine.source})\nreached: "
           f"{machine.flops / 1e12:.0f} TFLOP/s, {machine.bandwidth / 1e9:.0f} GB/s memory, "
           f"{machine.gather_rate / 1e9:.0f} GB/s to other GPUs")
-    print(f"Policy: {work.policy.parameters:,} parameters, {work.trained:,} trained\nA GPU rolls out {work.prompts} x "
-          f"{work.generations} completions of {work.expected:,} tokens (caches for {work.completion:,}) on {work.prompt:,} "
-          f"prompt tokens, and learns from {work.micro} at a time\n")
+    print(f"Policy: {work.policy.parameters:,} parameters, {work.trained:,} trained\nA GPU rolls out "
+          f"{work.prompts} x {work.generations} completions of {work.expected:,} tokens (caches for "
+          f"{work.completion:,}) on {work.prompt:,} prompt tokens, and learns from {work.micro} at a time\n")
     for one in (memory, times, others):
         console.print(one)
-    found = ", ".join(f"{name} {'none' if value is None else value}" for name, value in result["largest"].items())
+    found = ", ".join(f"{name} {'none' if value is None else value}"
+                      for name, value in result["largest"].items())
     print(f"Largest value that fits, the other settings as they are: {found}")
-    print(f"(A plan fits below {USABLE:.0%} of the memory; the rest is for fragmentation. Times are bounds from below.)\n")
+    print(f"(A plan fits below {USABLE:.0%} of the memory; the rest is for fragmentation. Times are bounds "
+          "from below.)\n")
     print("\n".join(result["advice"]))
 
 
@@ -121,7 +128,8 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     from realsr_r1.training.config import ChainGRPOConfig
 
     # A plan reads no data; grpo's settings ask for a name.
-    args, model_args = parse((ChainGRPOConfig, ModelConfig), ["--dataset_name", "none", *rest], "realsr-r1 plan")
+    args, model_args = parse((ChainGRPOConfig, ModelConfig), ["--dataset_name", "none", *rest],
+                             "realsr-r1 plan")
     if not model_args.model_name_or_path:
         raise UserError("--model_name_or_path must name a model folder, or one with a config.json only (configs/models/pure_7b)")
     model = Path(model_args.model_name_or_path)
@@ -130,12 +138,16 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     chain = _chain_settings(given or model / SETTINGS_FILE, required=given is not None)
     values = tokenizer_values(model, policy)
     sharding = Sharding() if own.deepspeed == "none" else Sharding.read(own.deepspeed)
-    return workload(args, model_args, policy, TokenizerShape.of(values, chain.target_px), chain, sharding, machine.world,
+    return workload(args, model_args, policy, TokenizerShape.of(values, chain.target_px), chain, sharding,
+                    machine.world,
                     own.text_tokens)
 
 
 def _chain_settings(path: str | Path, required: bool) -> Any:
-    """Chain settings from JSON or YAML; the published ones (512 px) where there is no such file and none was asked for."""
+    """Chain settings from a JSON or YAML file.
+
+    The published ones (512 px) where there is no file, unless one was asked for (`required`).
+    """
     from realsr_r1.chain.settings import ChainSettings
 
     if not required and not Path(path).is_file():
@@ -146,8 +158,10 @@ def _chain_settings(path: str | Path, required: bool) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="realsr-r1 plan", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Memory and time by part of a GRPO run on a machine, what limits each, and what would fit.",
-        epilog="Every setting of realsr-r1 grpo is taken, too: --config FILE.yaml, --model_name_or_path DIR, --beta 0.04, ...")
+        description="Memory and time by part of a GRPO run on a machine, what limits each, and what would "
+                    "fit.",
+        epilog="Every setting of realsr-r1 grpo is taken, too: --config FILE.yaml, --model_name_or_path DIR, "
+               "--beta 0.04, ...")
     add = parser.add_argument
     add("--gpu", metavar="NAME", help="a GPU by name, e.g. a100-80gb, h100-80gb, l40s, rtx4090")
     add("--gpus", type=int, default=1, metavar="N", help="GPUs a machine (default 1)")
@@ -157,8 +171,10 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=float, metavar="X", help=f"measured: {what}")
     add("--deepspeed", metavar="FILE", default="local_scripts/zero3.json",
         help="DeepSpeed JSON, or none (default local_scripts/zero3.json, as in scripts/train_grpo.sh)")
-    add("--chain_settings", metavar="FILE", help="for a folder without chain_settings.json (default: images up to 512 px)")
-    add("--text_tokens", type=int, default=300, metavar="N", help="tokens of a chain beside its images, for times (default 300)")
+    add("--chain_settings", metavar="FILE", help="for a folder without chain_settings.json (default: images "
+                                                 "up to 512 px)")
+    add("--text_tokens", type=int, default=300, metavar="N",
+        help="tokens of a chain beside its images, for times (default 300)")
     add("--json", metavar="FILE", help="write all figures here, bytes and seconds")
     return parser
 

@@ -1,6 +1,7 @@
-"""realsr-r1 report: one self-contained HTML page of a training run, with curves.png and strips.png beside it.
+"""`realsr-r1 report`: one HTML page about a training run, with curves.png and strips.png beside it.
 
-Reads, draws and writes through the package `reporting`; shows what is there and says how to make what isn't.
+The package `reporting` reads, draws and writes. The page shows what there is, and for what is
+missing the command that makes it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from realsr_r1.core.files import atomic_file, check_new_folder
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read everything, then write everything. Raises `UserError` on bad input; then nothing is written."""
+    """Read everything, then write everything. Returns the exit code.
+
+    Raises `UserError` on bad input; then nothing is written.
+    """
     args = _parser().parse_args(argv)
     from realsr_r1.reporting import charts, page, run_folder, strips, tables
 
@@ -22,13 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     training = run_folder.read_run(args.run)
     output = args.output or args.run / "report" / "report.html"
     if output.is_dir():
-        raise UserError(f"{output} is a folder (given by --output); --output takes the name of the page, e.g. "
-                        f"{output / 'report.html'}")
+        raise UserError(f"{output} is a folder (given by --output); --output takes the name of the page, "
+                        f"e.g. {output / 'report.html'}")
     check_new_folder(output.parent, "--output")
     metrics = tables.read_metrics(args.metrics) if args.metrics else None
     restored, count = strips.restored_strips(args.restored, args.gt, metrics) if args.restored else ([], 0)
     content = page.Content(
-        run=training, panels=charts.panels(training), samples=strips.sample_strips(args.run), restored=restored,
+        run=training, panels=charts.panels(training), samples=strips.sample_strips(args.run),
+        restored=restored,
         restored_count=count, metrics=metrics,
         comparison=tables.read_comparison(*args.compare) if args.compare else None)
     written = [output]
@@ -48,8 +53,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="realsr-r1 report", description=(
-        "Write one HTML page about a training run (no other file, no network needed to read it), with curves.png and "
-        "strips.png beside it. Parts that aren't given are left out, with the command that makes them."))
+        "Write one HTML page about a training run (no other file, no network needed to read it), with "
+        "curves.png and strips.png beside it. Parts that aren't given are left out, with the command that "
+        "makes them."))
     add = parser.add_argument
     add("--run", type=Path, required=True, help="output_dir of realsr-r1 grpo (or sft)")
     add("--output", type=Path, help="the page (default: report/report.html in the run's folder)")

@@ -42,7 +42,7 @@ def test_a_recipe_parses_as_the_stage_that_its_command_launches(recipe, tmp_path
     assert settings(recipe.name, tmp_path)
 
 
-@pytest.mark.parametrize("name, bits", [("lora.yaml", 16), ("lora_sft.yaml", 16), ("qlora.yaml", 4)])
+@pytest.mark.parametrize("name, bits", [("lora_grpo.yaml", 16), ("lora_sft.yaml", 16), ("qlora_grpo.yaml", 4)])
 def test_the_adapter_recipes_put_adapters_on_every_matrix(name, bits, tmp_path):
     _, model_args = settings(name, tmp_path)
     config = adapter_config(model_args)
@@ -51,14 +51,15 @@ def test_the_adapter_recipes_put_adapters_on_every_matrix(name, bits, tmp_path):
 
 
 def test_the_papers_settings_are_those_of_its_launch_line(tmp_path):
-    args, _ = settings("pure_7b.yaml", tmp_path)
+    args, _ = settings("pure_7b_grpo.yaml", tmp_path)
     assert (args.max_prompt_length, args.max_completion_length, args.num_generations) == (5000, 7000, 5)
     assert (args.learning_rate, args.num_train_epochs, args.beta, args.bf16) == (2e-6, 2, 0.0, True)
     assert args.generation_batch_size // args.num_generations == 1  # one prompt a device
 
 
 @pytest.mark.parametrize("name, rate, schedule, warmup, length, z_loss", [
-    ("lumina_sft.yaml", 2e-5, "constant_with_warmup", 0.01, 4096, 1e-5), ("pure_sft.yaml", 4e-4, "cosine", 0.5, 11_776, 0.0)])
+    ("lumina_7b_sft.yaml", 2e-5, "constant_with_warmup", 0.01, 4096, 1e-5),
+    ("pure_7b_sft.yaml", 4e-4, "cosine", 0.5, 11_776, 0.0)])
 def test_the_cold_starts_are_the_published_ones(name, rate, schedule, warmup, length, z_loss, tmp_path):
     args, _ = settings(name, tmp_path)
     assert (args.learning_rate, args.lr_scheduler_type, args.max_length, args.num_train_epochs) == (rate, schedule, length, 2)

@@ -1,1 +1,4 @@
-"""What every other room uses and what uses none of them: errors, files, pictures, devices, settings, processes."""
+"""The foundations that every room uses: errors, files, pictures, devices, settings, processes.
+
+They import none of the other rooms.
+"""

@@ -1,4 +1,4 @@
-"""Which device a stage runs on, CUDA where there is one, else the CPU, and in which type a policy is used there."""
+"""Which device a stage runs on, and the number type of a policy there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from realsr_r1.core.errors import UserError
 
 
 def pick_device(name: str | None = None) -> str:
-    """`name` (cuda, cuda:1, cpu ...), or the best one here. Raises `UserError` for one that can't be used."""
+    """`name` (cuda, cuda:1, cpu ...); without a name cuda where there is a GPU, else cpu.
+
+    Raises `UserError` when the named device can't be used here.
+    """
     import torch
 
     if name is None:
@@ -15,7 +18,8 @@ def pick_device(name: str | None = None) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} can't be used here ({reason}); leave the flag out or try --device cpu") from error
+        raise UserError(f"--device {name} can't be used here ({reason}); leave the flag out or try "
+                        "--device cpu") from error
     return name
 
 
@@ -23,5 +27,5 @@ POLICY_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def policy_dtype(device: str) -> str:
-    """The type of a policy that is used, not trained: one of `POLICY_DTYPES`."""
+    """The number type of a policy that is used, not trained: one of `POLICY_DTYPES`."""
     return "bfloat16" if device.startswith("cuda") else "float32"

@@ -1,6 +1,6 @@
-"""What goes wrong through the user's input, and how every entry point says so: one line, exit code 2.
+"""Errors in the user's input, and how every command reports them: one line and exit code 2.
 
-Knows nothing of the rest of the package; everything may import it.
+Imports nothing of the rest of the package; everything may import it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the file or flag, what is wrong, and the way out."""
+    """Bad input.
+
+    The message is one line that names the file or flag, what is wrong, and the way out.
+    """
 
 
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> None:
     """Run an entry point's `main(argv)` and leave the process with its exit code.
 
-    A `UserError`, a path that can't be used (rights, a read-only disk, too long a name) and a full disk become one line on stderr
-    and exit code 2, Ctrl-C one line and 130; where nobody reads the output the code is 1. Any other exception keeps its traceback,
-    because then the fault is ours. Under torchrun all ranks find the same bad input, and rank 0 says it.
+    A `UserError`, a path that can't be used (rights, a read-only disk, too long a name) and a full
+    disk become one line on stderr and exit code 2. Ctrl-C becomes one line and exit code 130. When
+    the program that reads the output (`| head`, say) has ended, the exit code is 1. Any other
+    exception keeps its traceback, because then the fault is ours. Under torchrun all ranks find
+    the same bad input, and only rank 0 reports it.
     """
     try:
         with _information_on_stdout():
@@ -39,15 +44,16 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     except BrokenPipeError:
         if not _is_stdout_broken():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what Python still has to write goes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes
         code = 1
     except Exception as error:
         filename = getattr(error, "filename", None)
         if is_disk_full(error):
-            reason = (f"the disk is full{f' while writing {filename}' if filename else ''}; free some space or write "
-                      "elsewhere, then run the same command again")
+            reason = (f"the disk is full{f' while writing {filename}' if filename else ''}; free some space "
+                      "or write elsewhere, then run the same command again")
         elif isinstance(error, OSError) and error.errno in _PATH_ERRORS and filename is not None:
-            reason = f"{filename} can't be opened or written ({error.strerror}); change its rights, or give another path"
+            reason = (f"{filename} can't be opened or written ({error.strerror}); change its rights, or give "
+                      "another path")
         else:
             raise
         code = _complain(reason, of_one_rank=True)
@@ -55,7 +61,7 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
 
 
 def _is_stdout_broken() -> bool:
-    """Whether whoever read the output is gone."""
+    """Whether the program that stdout was piped into has ended."""
     events = select.poll()
     try:
         events.register(sys.stdout.fileno(), 0)
@@ -66,14 +72,18 @@ def _is_stdout_broken() -> bool:
 
 @contextmanager
 def _information_on_stdout() -> Iterator[None]:
-    """What the package logs (which model was loaded, say) is shown where it is run, not where it is imported."""
+    """Show what the package logs (which model was loaded, say) while a command runs.
+
+    A program that imports the package sees none of it.
+    """
     logger, handler = logging.getLogger("realsr_r1"), logging.StreamHandler(sys.stdout)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    # peft imports bitsandbytes, which tells every run on a CPU that it lacks a faster kernel than its own.
+    # peft imports bitsandbytes, which tells every run on a CPU that a faster kernel is missing.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # And DeepSpeed, which peft's import brings along, that it found no GPU.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    logging.getLogger("DeepSpeed").addFilter(
+        lambda record: "Setting accelerator to CPU" not in record.getMessage())
     try:
         yield
     finally:
@@ -82,7 +92,11 @@ def _information_on_stdout() -> Iterator[None]:
 
 
 def _complain(line: str, of_one_rank: bool = False) -> int:
-    """`of_one_rank`: the fault may be this rank's alone (its disk, its rights), so it is said although others say theirs."""
+    """Print the line and return the exit code for bad input.
+
+    Only rank 0 prints, unless `of_one_rank` says that other ranks may not have met this fault
+    (a full disk, missing rights).
+    """
     rank = os.environ.get("RANK", "0")
     if rank == "0" or of_one_rank:
         line = line if rank == "0" else f"rank {rank}: {line}"
@@ -92,14 +106,17 @@ def _complain(line: str, of_one_rank: bool = False) -> int:
     return EXIT_BAD_INPUT
 
 
-# Rights, a read-only disk, a name that is too long, links in a circle: what a path that the user gave can have.
+# What can be wrong with a path that the user gave: rights, a read-only disk, too long a name, links
+# in a circle.
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
-# What libraries say instead of raising the OS error: tokenizers and safetensors; torch.save, of a file that came out short.
-_DISK_FULL_SIGNS = ("no space left on device", "os error 28", "pytorchstreamwriter failed writing", "unexpected pos")
+# What libraries say instead of raising the OS error: the first two are of tokenizers and
+# safetensors, the others of torch.save, when a file came out shorter than what was written.
+_DISK_FULL_SIGNS = ("no space left on device", "os error 28", "pytorchstreamwriter failed writing",
+                    "unexpected pos")
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that a disk or a quota is full."""
+    """Whether `error` means that a disk or a quota is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(sign in str(error).lower() for sign in _DISK_FULL_SIGNS)

@@ -1,6 +1,7 @@
-"""Writing that never leaves half a file or folder behind, and reading JSON and YAML with errors that name the file.
+"""Writes files and folders whole or not at all, and reads JSON and YAML.
 
-Everything is written under a temporary name beside its target and renamed when it is whole.
+Errors name the file. Everything is written under a temporary name beside its target and renamed
+when it is complete.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError
 
-TRIAL = ".realsr-r1-"  # begins the names of folders that are made to see whether one can be
-NOTE = "made_from.json"  # in a folder that is being made
+TRIAL = ".realsr-r1-"  # prefix of folders that are made only to see whether a folder can be made
+NOTE = "made_from.json"  # in an unfinished folder: what it is being made from
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any exception."""
+    """Yield a temporary path beside `path`. On success it is renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -35,7 +36,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; on success it replaces `path`, on any exception it is removed."""
+    """Yield a new folder beside `path`. On success it replaces `path`, else it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -55,11 +56,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterator[Path]:
-    """Yield a working folder beside `path` that becomes `path` on success and is kept on any exception, and on a crash.
+    """Yield a working folder beside `path`, which becomes `path` on success.
 
-    Started again with an equal `made_from` (plain JSON values), it yields what is there already; otherwise it begins anew. The
-    caller writes `done_file` into it, last: from then on the working folder is whole, and is only renamed. Raises `UserError`
-    when another process works there.
+    After an exception or a crash the working folder stays. A later call with an equal `made_from`
+    (plain JSON values) yields it again with what it holds; a call with another `made_from` begins
+    with an empty one. The last thing that the caller writes into it is `done_file`, which says
+    that the folder is complete. Raises `UserError` when another process works on the same folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterat
 
 
 def _is_noted(note: Path, made_from: Any) -> bool:
-    """Also no for a note that a crash of the machine left empty."""
+    """Whether `note` holds `made_from`. A crash of the machine may have left the note empty."""
     try:
         return note.is_file() and read_json(note) == made_from
     except UserError:
@@ -92,27 +94,32 @@ def _is_noted(note: Path, made_from: Any) -> bool:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what is left of `resumable_folder` once `path` is whole: the folder that it replaced, and its notes.
+    """Remove what `resumable_folder` may leave behind: the replaced folder, the note, the lock.
 
-    Does nothing where another process works.
+    Call it when `path` is complete. Does nothing while another process works on the folder.
     """
     note, old, lock = path / NOTE, path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.lock")
     if any(leftover.exists() for leftover in (note, old, lock)):
-        with contextlib.suppress(UserError, OSError), _locked(lock):  # in use, or a disk that is read-only now
+        # in use, or a disk that is read-only now
+        with contextlib.suppress(UserError, OSError), _locked(lock):
             shutil.rmtree(old, ignore_errors=True)
             note.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process, however it ends. Raises `UserError` when another one holds it."""
+    """Hold a lock file; the system releases it when this process ends, even if it is killed.
+
+    Raises `UserError` when another process holds it.
+    """
     import fcntl
 
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is writing {path.name[1:-5]} in {path.parent}; wait for it, or end it") from error
+            raise UserError(f"another process is writing {path.name[1:-5]} in {path.parent}; wait for it, or "
+                            "end it") from error
         except OSError:
             pass  # a network disk without locks
         try:
@@ -122,7 +129,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _open_to_others(folder: Path) -> None:
-    """Give files the mode that the user's umask gives new ones (safetensors writes them for the owner alone)."""
+    """Give all files below `folder` the mode that the user's umask gives to new files.
+
+    (safetensors writes files that only their owner may read.)
+    """
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -137,26 +147,33 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; raise `UserError` that names it when it is missing or not JSON."""
+    """Read a JSON file. Raises `UserError` that names it when it is missing or is not JSON."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, brackets without end
+    except (ValueError, RecursionError) as error:  # no JSON or UTF-8, endless digits, endless brackets
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 
 def read_note(path: str | Path, keys: Iterable[str], again: str) -> dict[str, Any]:
-    """A JSON object that an earlier run wrote. Raises `UserError` where it lacks one of `keys`; `again`: the way out."""
+    """Read a JSON object that an earlier run wrote.
+
+    Raises `UserError` when it lacks one of `keys`; `again` is the advice that ends the message.
+    """
     note = read_json(path)
     if not isinstance(note, dict) or not note.keys() >= set(keys):
-        raise UserError(f"{path} is not what realsr-r1 wrote there (it lacks one of {', '.join(keys)}); {again}")
+        raise UserError(f"{path} is not what realsr-r1 wrote there (it lacks one of {', '.join(keys)}); "
+                        f"{again}")
     return note
 
 
 def read_yaml(path: str | Path, flag: str | None = None) -> Any:
-    """Read a YAML file (JSON is YAML too); raise `UserError` that names it, and its flag, when it is missing or broken."""
+    """Read a YAML file (JSON is YAML, too).
+
+    Raises `UserError` that names the file, and the flag it came from, when it is missing or broken.
+    """
     import yaml
 
     path = Path(path)
@@ -164,12 +181,16 @@ def read_yaml(path: str | Path, flag: str | None = None) -> Any:
         raise UserError(f"no such file: {path}" + (f" (given by {flag})" if flag else ""))
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except Exception as error:  # of odd numbers, dates and keys PyYAML raises what Python does: ValueError, TypeError, ...
+    except Exception as error:  # PyYAML lets through what Python raises on odd numbers, dates and keys
         raise UserError(f"{path} is not valid YAML ({error})") from error
 
 
 def is_text(value: Any) -> bool:
-    """Whether `value` is a text that UTF-8 can hold: names of files, JSON and models may have halves of surrogate pairs in it."""
+    """Whether `value` is a string that UTF-8 can hold.
+
+    Names of files, JSON files and models' answers may hold halves of surrogate pairs, which it
+    can't.
+    """
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
@@ -177,12 +198,12 @@ def is_text(value: Any) -> bool:
 
 
 def escaped(text: str) -> str:
-    """`text` with what UTF-8 can't hold as backslash escapes."""
+    """`text` with each character that UTF-8 can't hold written as a backslash escape."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def existing_folder(path: str | Path, flag: str) -> Path:
-    """Return `path` as a folder that exists, or raise `UserError` that names it and the flag it came from."""
+    """`path`, which is an existing folder. Else raises `UserError` that names it and its flag."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no such folder: {path} (given by {flag})")
@@ -192,9 +213,10 @@ def existing_folder(path: str | Path, flag: str) -> Path:
 
 
 def check_new_folder(path: str | Path, flag: str) -> None:
-    """Raise `UserError` that names `path` and its flag unless a folder can be made there, or is there and can be written to.
+    """Raise `UserError` unless `path` can be made, or is a folder that can be written to.
 
-    Tried, because rights don't say all: of a read-only disk, say, of /proc, or of too long a name.
+    The message names `path` and its flag. A folder is made and removed to find out, because the
+    rights alone don't tell of a read-only disk, of /proc or of too long a name.
     """
     if not str(path):
         raise UserError(f"{flag} is empty; give a folder")
@@ -203,14 +225,16 @@ def check_new_folder(path: str | Path, flag: str) -> None:
     path = Path(path)
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.stat(path)  # which says what is wrong with a name
+            os.stat(path)  # raises for a name that can't be one
         place = path.absolute()
         while not place.exists():
             place = place.parent
         if not place.is_dir():
-            raise UserError(f"{place} is not a folder (given by {flag}{'' if place == path.absolute() else f' {path}'})")
+            raise UserError(f"{place} is not a folder (given by "
+                            f"{flag}{'' if place == path.absolute() else f' {path}'})")
         with tempfile.TemporaryDirectory(prefix=TRIAL, dir=place):
             pass
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} (given by {flag}) can't be written ({reason}); give another folder") from error
+        raise UserError(f"{path} (given by {flag}) can't be written ({reason}); give another "
+                        "folder") from error

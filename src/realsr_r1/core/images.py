@@ -1,4 +1,4 @@
-"""Pictures as files, PIL images and pixel tensors: reading, scaling to [-1, 1], fitting to a grid. Knows no tokens."""
+"""Pictures as files, PIL images and pixel tensors: reading, scaling to [-1, 1], fitting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB, upright, transparency on white. Raises `UserError` that names a file it can't read."""
+    """Read an image file as RGB, turned upright (EXIF), with transparency composited on white.
+
+    Raises `UserError` that names a file that can't be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no such file: {path}")
@@ -65,10 +68,12 @@ def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
 
 
 def fitted_size(width: int, height: int, target_px: int, unit_px: int) -> tuple[int, int]:
-    """The size (width, height) in px, whole grid units, that Lumina-mGPT fits an image of this shape to.
+    """The size (width, height) in px that Lumina-mGPT fits an image of this size to.
 
-    At most (target_px / unit_px)^2 units and an aspect of at most 4; of those, the shape closest to the image's own
-    (Lumina-mGPT's rule; at target 512 and unit 32, 600x400 -> 608x416).
+    Both sides are multiples of `unit_px`, the area is at most (target_px / unit_px)^2 units, and
+    the longer side is at most 4 times the shorter. Of the sizes that remain, the one whose shape is
+    closest to the image's own is taken (Lumina-mGPT's rule; with target 512 and unit 32, 600x400
+    becomes 608x416).
     """
     budget = (target_px // unit_px) ** 2
     candidates = []
@@ -89,13 +94,17 @@ def fitted_size(width: int, height: int, target_px: int, unit_px: int) -> tuple[
 
 
 def size_of_shape(shape: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """The size (width, height) in px with the aspect of `shape` (width, height) and about `pixels` pixels."""
+    """The size (width, height) in px of about `pixels` pixels, with the aspect of `shape`."""
     scale = (pixels / (shape[0] * shape[1])) ** 0.5
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale `image` to cover `size` (width, height) and crop its centre: box halving first, then bicubic."""
+    """Scale `image` until it covers `size` (width, height), and crop the centre.
+
+    It is halved with a box filter while both sides are at least twice the size, then scaled
+    bicubically.
+    """
     width, height = size
     while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -108,14 +117,15 @@ def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def fit_image(image: Image.Image, target_px: int, unit_px: int) -> Image.Image:
-    """`image` at the size `fitted_size` gives it."""
+    """`image` in RGB at the size that `fitted_size` gives: scaled to cover it, then cropped."""
     return resize_to_cover(to_rgb(image), fitted_size(image.width, image.height, target_px, unit_px))
 
 
 def with_colors_of(reference: Image.Image, image: Image.Image) -> Image.Image:
-    """`image` with the low frequencies of `reference`, its details its own: the wavelet colour fix of StableSR (arXiv 2305.07015).
+    """`image` with its own details and the low frequencies, so the colours, of `reference`.
 
-    A frequency is low when it passes five blurs, each twice as wide as the one before. Sizes may differ.
+    The wavelet colour fix of StableSR (arXiv 2305.07015). Low frequencies are what is left after
+    five blurs, each twice as wide as the one before. The two sizes may differ.
     """
     import numpy
 
@@ -127,7 +137,10 @@ def with_colors_of(reference: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def _low_frequencies(values: numpy.ndarray) -> numpy.ndarray:
-    """(H, W, 3) float32 after blurs with (1, 2, 1) / 4 on both axes, its taps 1, 2, 4, 8 and 16 px apart; edges repeat."""
+    """Blur (H, W, 3) float32 with (1, 2, 1) / 4 on both axes, five times.
+
+    The taps are 1, 2, 4, 8 and 16 px apart; outside, the pixels of the edge repeat.
+    """
     import cv2
     import numpy
 

@@ -1,4 +1,4 @@
-"""One's own parts by name: the callable that `package.module:name` stands for."""
+"""Finds a user's own function or class by its name, `package.module:name`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from realsr_r1.core.errors import UserError
 
 
 def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any]) -> Callable[..., Any]:
-    """The callable that `package.module:name` stands for; modules in the working directory are found too.
+    """The callable that `package.module:name` stands for.
 
-    `kind` ("expert", "reward") and the `known` names go into the `UserError` raised where there is no such thing.
+    Modules in the working directory are found, too. Raises `UserError` when there is no such module
+    or callable; `kind` ("expert", "reward") and the `known` names make its message.
     """
     module_name, colon, attribute = reference.partition(":")
     if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
@@ -27,9 +28,9 @@ def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # a module that the user's own one imports: its traceback says more
-        raise UserError(f"{kind} {reference!r}: there is no module {error.name!r} in the environment or the working "
-                        f"directory; built-in ones are {', '.join(known)}") from error
+            raise  # the user's module imports one that is missing: the traceback says where
+        raise UserError(f"{kind} {reference!r}: there is no module {error.name!r} in the environment or the "
+                        f"working directory; built-in ones are {', '.join(known)}") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         raise UserError(f"{kind} {reference!r}: module {module_name!r} has no function {attribute!r}")

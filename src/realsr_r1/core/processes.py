@@ -1,4 +1,7 @@
-"""Runs calls over processes with a progress bar. A process that is killed is an error, not a hang; none outlives its parent."""
+"""Runs calls in several processes with a progress bar.
+
+A process that is killed becomes an error and no endless wait, and no process outlives its parent.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,14 @@ LOOK_AT_PARENT = 1.0  # seconds
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, total: int, done: int, unit: str) -> None:
-    """Run the calls. `calls`: each with its size; taken as they can be begun. `total`, `done`: sizes, for the progress bar."""
+def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, total: int, done: int,
+            unit: str) -> None:
+    """Run `calls` in `processes` processes, or here if that is 1; raises what a call raises.
+
+    `calls` yields each call with its size, and is asked for the next one only when a process is
+    about to be free. `total` and `done` are sums of sizes in `unit`, for the progress bar. Raises
+    `UserError` when a process was killed.
+    """
     from tqdm import tqdm
 
     if done == total:
@@ -33,7 +42,8 @@ def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, tot
                 bar.update(size)
             return
         context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
-        executor = ProcessPoolExecutor(processes, context, initializer=end_with_parent, initargs=(os.getpid(),))
+        executor = ProcessPoolExecutor(processes, context, initializer=end_with_parent,
+                                       initargs=(os.getpid(),))
         waiting: dict[Future[None], int] = {}
         try:
             for call, size in calls:
@@ -43,8 +53,8 @@ def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, tot
             while waiting:
                 _take_finished(waiting, bar)
         except BrokenProcessPool as error:
-            raise UserError("a worker process was killed (out of memory?); what is done is kept: run the same command again, "
-                            "perhaps with a smaller --num_proc") from error
+            raise UserError("a worker process was killed (out of memory?); what is done is kept: run the "
+                            "same command again, perhaps with a smaller --num_proc") from error
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
@@ -57,9 +67,11 @@ def _take_finished(waiting: dict[Future[None], int], bar: Any) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Let this process end when `parent` is gone (killed, it can't end its children): on Linux at once, elsewhere in a second.
+    """Let this process end soon after the process `parent`.
 
-    Otherwise it could go on writing where the same command, started again, writes.
+    On Linux it ends at once, elsewhere within a second. A parent that is killed can't end its
+    children. They could go on writing into the folder that the same command, started again, writes
+    into.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,6 +1,7 @@
-"""Settings of a stage: dataclasses as the command line, with an optional YAML file underneath (`--config FILE`).
+"""The settings of a command: dataclasses whose fields are flags.
 
-TRL's parser does the work; this adds errors that name the file or flag, with exit code 2.
+A YAML file (`--config FILE`) may give their values. TRL's parser does the work. This file adds
+errors that name the file or flag.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from realsr_r1.core.files import read_yaml
 
 
 def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple[Any, ...]:
-    """Dataclass types -> one instance each, from `argv` (`sys.argv[1:]` by default) over the `--config` YAML.
+    """Make one instance of each dataclass from the arguments and the YAML file of `--config`.
 
-    A flag wins over the file. Raises `UserError` for a missing or broken file, an unknown key, and a bad value.
+    `argv`: by default `sys.argv[1:]`. A flag wins over the file. Raises `UserError` for a missing
+    or broken file, an unknown key, and a bad value.
     """
     import sys
 
@@ -29,11 +31,12 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
         values = read_yaml(config, "--config")
         if not isinstance(values, dict):
             raise UserError(f"{config} must hold `key: value` lines")
-        known = {name.lstrip("-").replace("-", "_") for action in parser._actions for name in action.option_strings}
+        known = {name.lstrip("-").replace("-", "_") for action in parser._actions
+                 for name in action.option_strings}
         for key in values:
             if key not in known | {"env"}:
-                raise UserError(f"{config}: {prog} has no setting {key!r} (a recipe of another command?); {prog} --help lists "
-                                "the known ones")
+                raise UserError(f"{config}: {prog} has no setting {key!r} (a recipe of another command?); "
+                                f"{prog} --help lists the known ones")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

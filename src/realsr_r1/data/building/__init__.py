@@ -1,1 +1,1 @@
-"""Making a dataset folder in parts, by many processes and machines."""
+"""Building a dataset folder in parts, in many processes and on many machines."""

@@ -1,6 +1,6 @@
-"""The command line of create-json: flags, what they may be, and a fingerprint of what a dataset is made from.
+"""The command line of create-json: flags, their checks, and a fingerprint of the input.
 
-Reads no photo; what is made of the flags is create_json.py's business.
+Reads no photo. What the flags lead to is decided in create_json.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import TRIAL, check_new_folder, escaped, existing_folder
 
 if TYPE_CHECKING:
-    from realsr_r1.data.building.build import Shard
+    from realsr_r1.data.building.build import MachineShare
 
 DEFAULT_SCALES = (0.25, 1.0)
 MOST_CROPS = 100_000  # of a photo: their files are numbered with five digits
@@ -24,69 +24,87 @@ PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of create-json's flags."""
     flags = argparse.ArgumentParser(prog="realsr-r1 create-json", description=(
-        "Make a dataset: photos with tags become crops, their degraded versions with true labels, JSON lists, a DatasetDict with "
-        "the splits train, test_crops and test (those that aren't empty), and a page about it. Started again after an "
-        "interruption, it goes on where it was."))
+        "Make a dataset: photos with tags become crops, their degraded versions with true labels, JSON "
+        "lists, a DatasetDict with the splits train, test_crops and test (those that aren't empty), and a "
+        "page about it. Started again after an interruption, it goes on where it was."))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add = flags.add_argument
     add("--images", type=Path,
-        help="folder of photos (with its subfolders), or a webdataset .tar, or a folder of those; with --json: the folder that "
-             "its paths lie in (default: the list's)")
-    add("--hf_dataset", help="instead of --images: a dataset with the column image, a folder of save_to_disk or a name on the Hub")
+        help="folder of photos (with its subfolders), or a webdataset .tar, or a folder of those; with "
+             "--json: the folder that its paths lie in (default: the list's)")
+    add("--hf_dataset", help="instead of --images: a dataset with the column image, a folder of save_to_disk "
+                             "or a name on the Hub")
     add("--hf_split", default="train", help="its split (default: train)")
     add("--tags", type=Path,
-        help="folder of tag files: NAME.txt for NAME.jpg, comma-separated; or a .jsonl file with one line a photo: "
-             '{"image": "NAME.jpg", "tag": ["cat", "fur"]}; not needed where they lie beside the photos, as KEY.txt in a tar or '
+        help="folder of tag files: NAME.txt for NAME.jpg, comma-separated; or a .jsonl file with one line a "
+             "photo: "
+             '{"image": "NAME.jpg", "tag": ["cat", "fur"]}; not needed where they lie beside the photos, as '
+             'KEY.txt in a tar or '
              "the column tag of a dataset")
     add("--descriptions", type=Path,
-        help="folder of descriptions: NAME.json with the texts rough, middle, final; or a .jsonl file with these keys; in a tar "
-             "KEY.json, in a dataset the column descriptions")
+        help="folder of descriptions: NAME.json with the texts rough, middle, final; or a .jsonl file with "
+             "these keys; in a tar KEY.json, in a dataset the column descriptions")
     add("--tagger", metavar="MODEL",
-        help="instead of --tags: package.module:factory, or a model of the Hugging Face Hub (zero-shot object detection, or "
-             "image-text-to-text)")
-    add("--captioner", metavar="MODEL", help="instead of --descriptions: package.module:factory, or an image-text-to-text model")
+        help="instead of --tags: package.module:factory, or a model of the Hugging Face Hub (zero-shot "
+             "object detection, or image-text-to-text)")
+    add("--captioner", metavar="MODEL", help="instead of --descriptions: package.module:factory, or an "
+                                             "image-text-to-text model")
     add("--annotation", type=Path,
         help="YAML file with their prompts, batches, time limits: configs/annotation/default.yaml or a copy")
     add("--chain_settings", type=Path,
-        help="YAML or JSON file whose chain the records are for: its question, and the levels of descriptions (configs/chain, or a "
-             "model folder's chain_settings.json; default: the published chain)")
-    add("--json", type=Path, help="instead of photos: a JSON list with image_path, problem, tag (and the keys that "
-                                  "create-json adds); it becomes the split train, nothing is degraded")
+        help="YAML or JSON file whose chain the records are for: its question, and the levels of "
+             "descriptions (configs/chain, or a model folder's chain_settings.json; default: the "
+             "published chain)")
+    add("--json", type=Path, help="instead of photos: a JSON list with image_path, problem, tag (and the "
+                                  "keys that create-json adds); it becomes the split train, nothing is "
+                                  "degraded")
     add("--output", type=Path, required=True, help="folder to make")
-    add("--degradation", type=Path, help="YAML file, see configs/degradation; default: Real-ESRGAN's published numbers")
+    add("--degradation", type=Path, help="YAML file, see configs/degradation; default: Real-ESRGAN's "
+                                         "published numbers")
     add("--crop_px", type=int, default=512, help="side of the HQ crop in px (default: 512)")
     add("--crops_per_photo", type=int, default=1,
         help="train crops a photo (default: 1, the largest square in the middle)")
     add("--test_crops_per_photo", type=int, default=0,
-        help="crops a training photo from a reserved strip that no train crop touches, and crops a test photo "
-             "(default: 0, which reserves nothing and takes one crop a test photo)")
+        help="crops a training photo from a reserved strip that no train crop touches, and crops a test "
+             "photo (default: 0, which reserves nothing and takes one crop a test photo)")
     add("--test_photos", default="", metavar="A,B|@FILE",
         help="photos kept for the split test: names separated by commas, or @FILE with one a line")
     add("--evaluation_photos", type=Path, nargs="+", default=[], metavar="DIR",
-        help="folders of other photos to evaluate on: their near-duplicates are kept out, as those of the test photos are")
+        help="folders of other photos to evaluate on: their near-duplicates are kept out, as those of the "
+             "test photos are")
     add("--crop_scales", metavar="MIN,MAX",
-        help="smallest and largest side of a crop as a share of the photo's shorter side, drawn log-uniformly; the "
-             "crop is then scaled down to --crop_px (default: 0.25,1.0 when more than one crop a photo is taken)")
+        help="smallest and largest side of a crop as a share of the photo's shorter side, drawn "
+             "log-uniformly; the crop is then scaled down to --crop_px (default: 0.25,1.0 when more than one "
+             "crop a photo is taken)")
     add("--seed", type=int, default=0, help="of crops and degradations (default: 0)")
-    add("--num_proc", type=int, default=cores, help="processes (default: all cores); the result doesn't depend on it")
-    add("--shard", metavar="i/n", help="make only share i (1 to n) of the work, on one of n machines, in OUTPUT.shards")
-    add("--merge", action="store_true", help="join the shards in OUTPUT.shards; needs no other argument but --output")
+    add("--num_proc", type=int, default=cores,
+        help="processes (default: all cores); the result doesn't depend on it")
+    add("--shard", metavar="i/n", help="make only share i (1 to n) of the work, on one of n machines, in "
+                                       "OUTPUT.shards")
+    add("--merge", action="store_true", help="join the shards in OUTPUT.shards; needs no other argument but "
+                                             "--output")
     add("--skip_bad", action="store_true", help="exit 0 although some items were bad and left out")
     return flags
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Put `scales` and `shard` in form; raise `UserError` that names a flag that can't be."""
+    """Check the flags, and replace `scales` and `shard` by what their texts stand for.
+
+    Raises `UserError` that names the flag whose value can't be used.
+    """
     if args.json is not None:
-        others = [flag for flag in ("hf_dataset", "tags", "descriptions", "tagger", "captioner", "annotation", "degradation",
+        others = [flag for flag in ("hf_dataset", "tags", "descriptions", "tagger", "captioner", "annotation",
+                                    "degradation",
                                     "test_photos", "evaluation_photos") if getattr(args, flag)]
         if others:
-            raise UserError(f"--json takes a list as it is; drop {', '.join(f'--{flag}' for flag in others)}, or drop --json")
+            raise UserError(f"--json takes a list as it is; drop "
+                            f"{', '.join(f'--{flag}' for flag in others)}, or drop --json")
     elif (args.images is None) == (args.hf_dataset is None):
         raise UserError("give one of --images DIR, --hf_dataset NAME and --json FILE")
-    for flag, smallest in (("crop_px", 8), ("crops_per_photo", 1), ("test_crops_per_photo", 0), ("num_proc", 1)):
+    for flag, smallest in (("crop_px", 8), ("crops_per_photo", 1), ("test_crops_per_photo", 0),
+                           ("num_proc", 1)):
         if getattr(args, flag) < smallest:
             raise UserError(f"--{flag} is {getattr(args, flag)}; it must be at least {smallest}")
     for flag in ("crops_per_photo", "test_crops_per_photo"):
@@ -112,13 +130,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         existing_folder(path, "--evaluation_photos")
 
 
-def _shard(text: str) -> Shard:
-    from realsr_r1.data.building.build import Shard
+def _shard(text: str) -> MachineShare:
+    from realsr_r1.data.building.build import MachineShare
 
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard is {text!r}; give i/n with i from 1 to n, like 1/4")
-    return Shard(int(index), int(count))
+    return MachineShare(int(index), int(count))
 
 
 def _scales(args: argparse.Namespace) -> tuple[float, float] | None:
@@ -129,12 +147,13 @@ def _scales(args: argparse.Namespace) -> tuple[float, float] | None:
     except ValueError:
         smallest = largest = 0.0
     if not 0 < smallest <= largest <= 1:
-        raise UserError(f"--crop_scales is {args.crop_scales!r}; give two shares like 0.25,1.0, above 0 and at most 1")
+        raise UserError(f"--crop_scales is {args.crop_scales!r}; give two shares like 0.25,1.0, above 0 and "
+                        "at most 1")
     return smallest, largest
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """Refuse to replace a folder that isn't ours, or one that holds the input."""
+    """Raise `UserError` where --output can't be replaced: it is not ours, or it holds the input."""
     from realsr_r1.data.building.build import STATE_FILE
 
     check_new_folder(args.output, "--output")
@@ -147,38 +166,46 @@ def check_output(args: argparse.Namespace) -> None:
     walked = () if args.json else ("images", "tags", "descriptions", "evaluation_photos")
     for flag, path in given:
         if path.resolve().is_relative_to(output):
-            raise UserError(f"--{flag} {path} lies inside --output {args.output}, which is written anew; give another "
-                            "--output")
+            raise UserError(f"--{flag} {path} lies inside --output {args.output}, which is written anew; "
+                            "give another --output")
         if flag in walked and output.is_relative_to(path.resolve()):
-            raise UserError(f"--output {args.output} lies inside --{flag} {path}, which is read with its subfolders; give another "
-                            "--output")
+            raise UserError(f"--output {args.output} lies inside --{flag} {path}, which is read with its "
+                            "subfolders; give another --output")
     if output.is_mount():
-        raise UserError(f"--output {args.output} is a mount point, which can't be replaced; give a folder in it")
+        raise UserError(f"--output {args.output} is a mount point, which can't be replaced; give a folder in "
+                        "it")
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder")
-    found = [path for path in args.output.iterdir() if not path.name.startswith(TRIAL)] if args.output.is_dir() else []
+    found = ([path for path in args.output.iterdir() if not path.name.startswith(TRIAL)]
+             if args.output.is_dir() else [])
     if found and not (args.output / STATE_FILE).is_file():
         raise UserError(f"--output {args.output} has files that create-json did not make; give a new folder")
 
 
 def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that change the result, and a digest of the input files' paths, sizes and times."""
+    """What the dataset is made from; equal values give the same dataset.
+
+    The arguments that change the result, and a digest of the input files' paths, sizes and times.
+    """
     from realsr_r1.data.building.build import FORMAT
     from realsr_r1.data.photos.sources import hf_dataset, walk
 
     arguments = {key: escaped(str(value)) for key, value in vars(args).items()
-                 if key not in ("output", "num_proc", "skip_bad", "shard", "merge") and value not in (None, [])}
+                 if key not in ("output", "num_proc", "skip_bad", "shard", "merge")
+                 and value not in (None, [])}
     files = [(args.test_photos, Path(args.test_photos[1:]))] if args.test_photos.startswith("@") else []
     folders = () if args.json else (args.images, args.tags, args.descriptions, *args.evaluation_photos)
     for path in (args.json, args.degradation, args.annotation, args.chain_settings, *folders):
         if path is not None:
-            files += [(str(file.relative_to(path)), file) for file in walk(path)] if path.is_dir() else [(path.name, path)]
+            files += ([(str(file.relative_to(path)), file) for file in walk(path)]
+                      if path.is_dir() else [(path.name, path)])
     if args.json:
         from realsr_r1.data.building.arrow_rows import COLUMN_OF_KEY
         from realsr_r1.data.records import read_list
 
         root = args.images or args.json.parent
-        files += [(record[key], root / record[key]) for record in read_list(args.json) if isinstance(record, dict)
+        files += [(record[key], root / record[key]) for record in read_list(args.json)
+                  if isinstance(record, dict)
                   for key in COLUMN_OF_KEY if isinstance(record.get(key), str)]
     digest = hashlib.blake2b(digest_size=16)
     for name, path in files:

@@ -1,7 +1,9 @@
-"""Writes records as the Arrow files that `datasets` reads: image files become image columns, lists and texts stay what they are.
+"""Writes records as the Arrow files that `datasets` reads.
 
-Written with pyarrow: importing `datasets` takes a process a second, and every worker process would. What `datasets` keeps in such
-files beside the rows (its names of the columns' types, in the schema and in dataset_info.json) is made here from one table.
+Image files become image columns; lists and texts stay what they are. pyarrow writes them, because
+importing `datasets` takes a second, in every worker process. Beside the rows, `datasets` keeps its
+names of the columns' types in such files, in the schema and in dataset_info.json; both are made
+here from one table.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ BYTES_IN_MEMORY = 8 * 2**20  # of image files, before their rows are written
 
 
 class RowWriter:
-    """Writes rows of records with the keys of `like` to an Arrow file. Whoever stops before `close` leaves it incomplete."""
+    """Writes records as rows of one Arrow file. The file is complete only after `close`.
+
+    `like`: a record with the keys that all records of the file have.
+    """
 
     def __init__(self, path: Path, like: Record) -> None:
         import pyarrow
@@ -37,7 +42,11 @@ class RowWriter:
         self._stream = pyarrow.ipc.new_stream(self._file, self._schema)
 
     def add(self, record: Record, files: Mapping[str, bytes]) -> None:
-        """`files`: each key of a path -> the bytes of its file, below 2 GiB. A tag that is one text becomes a list of it."""
+        """Add a row. A tag that is one string becomes a list of it.
+
+        `files`: for each key of the record that names an image file, the bytes of that file (below
+        2 GiB).
+        """
         row = {key: record[key] for key in SCHEMA if key in record}
         if isinstance(row["tag"], str):
             row["tag"] = [row["tag"]]
@@ -63,17 +72,22 @@ class RowWriter:
 
 
 def write_info(folder: Path, like: Record) -> None:
-    """Write the dataset_info.json of records with the keys of `like` into `folder`."""
+    """Write dataset_info.json into `folder`, for records that have the keys of `like`."""
     info = {"description": "", "citation": "", "homepage": "", "license": "", "features": _features(like)}
     with atomic_file(folder / "dataset_info.json") as partial:
         partial.write_text(json.dumps(info), encoding="utf-8")
 
 
 def _features(like: Record) -> dict[str, Any]:
-    """Column -> its type, as `datasets.Features.to_dict` names it. Keys beside the schema are left out."""
+    """For each column its type, as `datasets.Features.to_dict` names it.
+
+    Keys of `like` that are not in the schema are left out.
+    """
     text, image = {"dtype": "string", "_type": "Value"}, {"_type": "Image"}
-    texts, numbers = {"feature": text, "_type": "List"}, {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
-    types = {"image_path": image, "hq_path": image, "tag": texts, "degradation": texts, "descriptions": texts, "crop": numbers}
+    texts, numbers = {"feature": text, "_type": "List"}, {
+        "feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
+    types = {"image_path": image, "hq_path": image, "tag": texts, "degradation": texts, "descriptions": texts,
+             "crop": numbers}
     return {COLUMN_OF_KEY.get(key, key): types.get(key, text) for key in SCHEMA if key in like}
 
 
@@ -89,9 +103,9 @@ def _schema(like: Record) -> pyarrow.Schema:
 
 
 def _array(values: Sequence[Any], kind: pyarrow.DataType) -> pyarrow.Array:
-    """What `pyarrow.array(values, kind)` makes, which imports pandas for it: a quarter of a second in each process.
+    """The same array as `pyarrow.array(values, kind)`, for values without None.
 
-    `values`: without None.
+    `pyarrow.array` imports pandas, which takes a quarter of a second in each process.
     """
     import pyarrow as pa
 
@@ -99,10 +113,13 @@ def _array(values: Sequence[Any], kind: pyarrow.DataType) -> pyarrow.Array:
         parts = [_array([value[field.name] for value in values], field.type) for field in kind]
         return pa.StructArray.from_arrays(parts, fields=list(kind))
     if pa.types.is_int32(kind):
-        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, dtype=np.int32))])
+        return pa.Array.from_buffers(kind, len(values),
+                                     [None, pa.py_buffer(np.array(values, dtype=np.int32))])
     if not pa.types.is_list(kind):
         values = [value.encode() if isinstance(value, str) else value for value in values]
     starts = _array(list(accumulate(map(len, values), initial=0)), pa.int32())
     if pa.types.is_list(kind):
-        return pa.ListArray.from_arrays(starts, _array([item for value in values for item in value], kind.value_type))
-    return pa.Array.from_buffers(kind, len(values), [None, starts.buffers()[1], pa.py_buffer(b"".join(values))])
+        return pa.ListArray.from_arrays(
+            starts, _array([item for value in values for item in value], kind.value_type))
+    return pa.Array.from_buffers(kind, len(values),
+                                 [None, starts.buffers()[1], pa.py_buffer(b"".join(values))])

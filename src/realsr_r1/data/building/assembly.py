@@ -1,7 +1,10 @@
-"""Joins the parts of a dataset: JSON lists, a DatasetDict whose shards are the parts' Arrow files, lists of what isn't in it.
+"""Joins the parts of a dataset:
 
-Reads and writes line by line, so that memory doesn't grow with the dataset, and gives the same bytes for the same parts. Shards
-made on several machines are laid together first.
+JSON lists, a DatasetDict, and lists of the items that were not used.
+
+The parts' Arrow files become the files of the DatasetDict as they are. Everything else is read and
+written line by line, so memory does not grow with the dataset, and the same parts give the same
+bytes. What several machines made is first brought together in one folder.
 """
 
 from __future__ import annotations
@@ -29,21 +32,29 @@ DATASET_FILE = "dataset_dict.json"  # that of `datasets`, by which it knows a Da
 
 @dataclass
 class Contents:
-    """What a dataset holds. `counts`: records by split; `labels`: of train, as `label_counts` gives them."""
+    """What a dataset holds, for its page and its summary.
+
+    `counts`: records in each split. `labels`: counts of the degradation labels in train, as
+    `label_counts` gives them. `tags`: for each tag, in how many photos of train it occurs.
+    `photos`: photos in each split. `rejected` and `left_out`: items that were not used.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
-    tags: Counter[str] = field(default_factory=Counter)  # photos of train that have the tag
-    photos: dict[str, int] = field(default_factory=dict)  # by split
+    tags: Counter[str] = field(default_factory=Counter)
+    photos: dict[str, int] = field(default_factory=dict)
     rejected: list[Item] = field(default_factory=list)
     left_out: list[Item] = field(default_factory=list)
 
 
 def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], with_lists: bool) -> Contents:
-    """Write the dataset's files into `work`, whose parts are all made; may be called again after an interruption.
+    """Write the dataset's files into `work`, where all parts are made.
 
-    `rejected`, `left_out`: what was found before any part was made. `with_lists`: write SPLIT.json too. Where no record is good,
-    there are no `counts`, and only the lists of items are written.
+    May be called again after an interruption.
+
+    `rejected`, `left_out`: items that were found before any part was made. `with_lists`: whether to
+    write SPLIT.json, too. When there is no good record, the returned `counts` are empty, and only
+    the lists of items are written.
     """
     parts = finished_parts(work)
     notes = [read_json(part / PART_FILE) for part in parts]
@@ -64,14 +75,16 @@ def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], wit
 
 
 def write_items(path: Path, items: Sequence[Item]) -> None:
-    """Write a JSON line an item; without items there is no file."""
+    """Write one JSON line for each item. Without items there is no file."""
     path.unlink(missing_ok=True)
     if items:
         with atomic_file(path) as partial:
-            partial.write_text("".join(json.dumps(vars(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+            partial.write_text("".join(json.dumps(vars(item), ensure_ascii=False) + "\n" for item in items),
+                               encoding="utf-8")
 
 
-def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Contents, with_lists: bool) -> None:
+def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Contents,
+                    with_lists: bool) -> None:
     parts = [part for part in parts if (part / f"{split}.jsonl").is_file()]
     folder = work / split
     shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +105,8 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
                 source = record.get("source", record["image_path"])
                 if split == "train" and source not in seen:
                     tags = [record["tag"]] if isinstance(record["tag"], str) else record["tag"]
-                    contents.tags.update({tag.strip() for text in tags for tag in text.split(",") if tag.strip()})
+                    contents.tags.update({tag.strip() for text in tags for tag in text.split(",")
+                                          if tag.strip()})
                 seen[source] = None
                 add(record)
                 yield record
@@ -102,12 +116,15 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
     if split == "train":
         contents.labels = counts
     if any((part / f"{split}.parameters.jsonl").is_file() for part in parts):
-        with atomic_file(work / f"{split}.parameters.jsonl") as partial, open(partial, "w", encoding="utf-8") as file:
+        with (atomic_file(work / f"{split}.parameters.jsonl") as partial,
+              open(partial, "w", encoding="utf-8") as file):
             file.writelines(_lines(parts, f"{split}.parameters.jsonl"))
-    # The two files beside the Arrow files that `datasets.load_from_disk` reads. Its own way to write them copies all data.
+    # `datasets.load_from_disk` reads two more files. Letting `datasets` write them would copy all
+    # data.
     write_info(folder, first)
     write_json(folder / "state.json", {
-        "_data_files": [{"filename": name} for name in names], "_fingerprint": digest.hexdigest(), "_format_columns": None,
+        "_data_files": [{"filename": name} for name in names], "_fingerprint": digest.hexdigest(),
+        "_format_columns": None,
         "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None})
 
 
@@ -119,7 +136,10 @@ def _lines(parts: Sequence[Path], name: str) -> Iterator[str]:
 
 @contextmanager
 def _list_writer(path: Path | None) -> Iterator[Callable[[Record], None]]:
-    """A function that adds a record to a file that ends as `write_json` would write the list. Without a path, nothing happens."""
+    """Yield a function that adds a record to the JSON list at `path`, or nowhere without a path.
+
+    The bytes are those that `write_json` would write for the whole list.
+    """
     if path is None:
         yield lambda record: None
         return
@@ -136,7 +156,7 @@ def _list_writer(path: Path | None) -> Iterator[Callable[[Record], None]]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy of it where the disk knows no second names."""
+    """Make `target` a hard link to `source`, or a copy where the disk has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
@@ -148,9 +168,10 @@ def link_or_copy(source: Path, target: Path) -> None:
 # --- several machines ---
 
 def lay_together(shards: Sequence[Path], work: Path) -> None:
-    """Parts and image files of finished shards under `work`, beside each other. They share their disk space with the shards.
+    """Bring the parts and image files of finished shares together under `work`.
 
-    Raises `UserError` that names a file which was not copied whole from the machine that made it.
+    They are hard links where the disk has them, and take no more space then. Raises `UserError`
+    that names a file which was not copied completely from the machine that made it.
     """
     for shard in shards:
         for part in finished_parts(shard):
@@ -164,7 +185,10 @@ def lay_together(shards: Sequence[Path], work: Path) -> None:
 
 
 def _check_whole(path: Path, size: int, again: str) -> None:
-    """By its size, and its first bytes: a machine that lost power leaves files of the right size full of zeros."""
+    """Raise `UserError` unless the file has its size and does not begin with eight zeros.
+
+    A machine that lost power may leave files of the right size that are full of zeros.
+    """
     found = path.stat().st_size if path.is_file() else None
     if found != size:
         what = "is missing" if found is None else f"has {found} bytes, and had {size} when it was made"

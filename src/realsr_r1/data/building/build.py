@@ -1,6 +1,6 @@
-"""Makes a dataset folder: has its parts made, all or one machine's share, and joins them.
+"""Builds a dataset folder from its parts: all of them, or one machine's share.
 
-Knows nothing of photos or flags: create_json.py plans.
+Knows nothing of photos or flags: create_json.py makes the plan that is carried out here.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ STATE_FILE = "create_json.json"  # what a folder was made from; written last ins
 
 
 class NothingGood(UserError):
-    """No record is good, and the dataset that is there already is better than that."""
+    """There is no good record, and an earlier run's dataset is there, which is kept."""
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Machine `index` (from 1) of `count`."""
+class MachineShare:
+    """The share of the parts that machine `index` (from 1) of `count` machines makes."""
 
     index: int
     count: int
@@ -43,7 +43,7 @@ class Shard:
 
 
 def shards_folder(output: Path) -> Path:
-    """Where the shards of `output` are made."""
+    """The folder beside `output` in which the machines make their shares."""
     return output.with_name(f"{output.name}.shards")
 
 
@@ -52,10 +52,11 @@ Page = Callable[[Path, Contents], None]  # writes a page about what a dataset fo
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made.
+    """What is to be built.
 
-    `fingerprint`: of arguments and input files. `rejected`, `left_out`: items found before any part is made. `with_lists`: write
-    SPLIT.json too. `make`: makes those of the parts it is given that are missing in a working folder; returns more rejected items.
+    `fingerprint`: stands for the arguments and the input files. `rejected`, `left_out`: items found
+    before any part is made. `with_lists`: whether to write SPLIT.json, too. `make(work, parts)`:
+    makes those of `parts` that are missing in the folder `work`; returns more rejected items.
     """
 
     fingerprint: dict[str, Any]
@@ -67,7 +68,10 @@ class Plan:
 
 
 def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
-    """Make `output`, going on where an earlier call with the same fingerprint was interrupted; return its state."""
+    """Build `output`, going on where an earlier call with the same fingerprint was interrupted.
+
+    Returns the content of its state file.
+    """
     with _working_folder(output, plan.fingerprint) as work:
         if not (work / STATE_FILE).is_file():
             rejected = plan.rejected + plan.make(work, plan.parts)
@@ -76,47 +80,62 @@ def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
         return read_json(work / STATE_FILE)
 
 
-def make_shard(output: Path, shard: Shard, plan: Plan) -> dict[str, Any]:
-    """Make one machine's share of `output` in a folder beside it; return its state."""
+def make_shard(output: Path, shard: MachineShare, plan: Plan) -> dict[str, Any]:
+    """Make one machine's share of `output` in a folder beside it.
+
+    Returns the content of its state file.
+    """
     mine = shard.parts(plan.parts)
     with _working_folder(shard.folder(output), plan.fingerprint) as work:
         if not (work / STATE_FILE).is_file():
             (work / "parts").mkdir(exist_ok=True)
             rejected = plan.rejected + plan.make(work, mine)
             bad = {item.name for item in rejected}
-            bad.update(item["name"] for part in finished_parts(work) for item in read_json(part / PART_FILE)["rejected"])
+            bad.update(item["name"] for part in finished_parts(work)
+                       for item in read_json(part / PART_FILE)["rejected"])
             write_json(work / STATE_FILE, {
-                "fingerprint": plan.fingerprint, "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of "
-                f"{len(plan.parts)} parts" + (f", {len(bad)} bad item(s), which --merge will list" if bad else ""),
+                "fingerprint": plan.fingerprint,
+                "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of "
+                           f"{len(plan.parts)} parts" + (
+                               f", {len(bad)} bad item(s), which --merge will list" if bad else ""),
                 "parts": len(plan.parts), "with_lists": plan.with_lists,
-                "rejected": [vars(item) for item in rejected], "left_out": [vars(item) for item in plan.left_out]})
+                "rejected": [vars(item) for item in rejected],
+                "left_out": [vars(item) for item in plan.left_out]})
         return read_json(work / STATE_FILE)
 
 
 def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
-    """Join the finished shards beside `output`; return its state. Raises `UserError` that names what is missing or differs."""
+    """Join the finished shares beside `output`. Returns the content of its state file.
+
+    Raises `UserError` that names what is missing, or what was made from other arguments.
+    """
     folder = shards_folder(output)
     shards = sorted(path for path in folder.glob("[0-9]*-of-*") if (path / STATE_FILE).is_file())
     if not shards:
-        raise UserError(f"--merge finds no finished shard in {folder}; make them with --shard i/n and the same --output")
+        raise UserError(f"--merge finds no finished shard in {folder}; make them with --shard i/n and the "
+                        "same --output")
     states = [read_note(shard / STATE_FILE, ("fingerprint", "parts", "rejected", "left_out", "with_lists"),
                         f"copy the shard {shard.name} again, or make it again") for shard in shards]
     for shard, state in zip(shards, states, strict=True):
         if state["fingerprint"] != states[0]["fingerprint"]:
-            raise UserError(f"{shard} and {shards[0]} were made from other arguments or files; remove the one that is wrong")
+            raise UserError(f"{shard} and {shards[0]} were made from other arguments or files; remove the "
+                            "one that is wrong")
     first = states[0]
     if first["fingerprint"]["format"] != FORMAT:
-        raise UserError(f"{folder} was made by another version of realsr-r1 (its format is {first['fingerprint']['format']}, this "
-                        f"one's {FORMAT}); make the shards again, or merge them with that version")
+        raise UserError(f"{folder} was made by another version of realsr-r1 (its format is "
+                        f"{first['fingerprint']['format']}, this one's {FORMAT}); make the shards again, or "
+                        "merge them with that version")
     there = {part.name for shard in shards for part in finished_parts(shard)}
     if len(there) < first["parts"]:
-        raise UserError(f"{first['parts'] - len(there)} of {first['parts']} parts are missing in {folder}, which holds the shards "
-                        f"{', '.join(shard.name for shard in shards)}; make the others first")
+        raise UserError(f"{first['parts'] - len(there)} of {first['parts']} parts are missing in {folder}, "
+                        f"which holds the shards {', '.join(shard.name for shard in shards)}; make the "
+                        "others first")
     with _working_folder(output, first["fingerprint"]) as work:
         if not (work / STATE_FILE).is_file():
             lay_together(shards, work)
             items = {name: [Item(**item) for item in first[name]] for name in ("rejected", "left_out")}
-            _finish(work, output, first["fingerprint"], items["rejected"], items["left_out"], first["with_lists"], write_page)
+            _finish(work, output, first["fingerprint"], items["rejected"], items["left_out"],
+                    first["with_lists"], write_page)
         shutil.rmtree(work / "parts", ignore_errors=True)
         return read_json(work / STATE_FILE)
 
@@ -131,29 +150,33 @@ def _working_folder(output: Path, fingerprint: dict[str, Any]) -> Iterator[Path]
                 shutil.rmtree(work, ignore_errors=True)
                 raise
     except PermissionError as error:
-        raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another --output") from error
+        raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another "
+                        "--output") from error
     except OSError as error:
         if error.errno in (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EEXIST):
-            raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another --output") from error
+            raise UserError(f"{error.filename or output} can't be written ({error.strerror}); give another "
+                            "--output") from error
         raise
 
 
-def _finish(work: Path, output: Path, fingerprint: dict[str, Any], rejected: Sequence[Item], left_out: Sequence[Item],
+def _finish(work: Path, output: Path, fingerprint: dict[str, Any], rejected: Sequence[Item],
+            left_out: Sequence[Item],
             with_lists: bool, write_page: Page) -> None:
     contents = assemble(work, rejected, left_out, with_lists)
     not_used = contents.rejected + contents.left_out
     if contents.counts:
         write_page(work, contents)
     elif (output / DATASET_FILE).is_file():
-        raise NothingGood(f"no good item among {len(not_used)}, the first: {not_used[0]}; the dataset that an earlier run made in "
-                          f"{output} is left as it is")
+        raise NothingGood(f"no good item among {len(not_used)}, the first: {not_used[0]}; the dataset that "
+                          f"an earlier run made in {output} is left as it is")
     write_json(work / STATE_FILE, {
         "fingerprint": fingerprint, "summary": summary(contents), "records": sum(contents.counts.values()),
-        "bad": [str(item) for item in not_used[:1]], "bad_count": len(contents.rejected), "left_out_count": len(contents.left_out)})
+        "bad": [str(item) for item in not_used[:1]], "bad_count": len(contents.rejected),
+        "left_out_count": len(contents.left_out)})
 
 
 def summary(contents: Contents) -> str:
-    """Counts of each split, what was left out, and the balance of the labels of `train`, in one line."""
+    """One line: records in each split, photos left out, the balance of train's labels."""
     counts = ", ".join(f"{split} {count}" for split, count in contents.counts.items()) or "no records"
     kept_out = f" | left out {len(contents.left_out)} photo(s)" if contents.left_out else ""
     balance = label_balance(contents.labels)

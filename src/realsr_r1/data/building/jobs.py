@@ -1,6 +1,7 @@
-"""Makes parts of a dataset, each by one process: a part is written whole or not at all, and found again after a crash.
+"""Makes the parts of a dataset, each in one process.
 
-Image files go to their place beside the parts at once: made again, they are the same.
+A part is written completely or not at all, and is found again after a crash. Image files are
+written to their final place, outside the parts; when a part is made again, they come out the same.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from realsr_r1.data.photos.sidecars import LEVELS, Reader, checked_descriptions,
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo
 from realsr_r1.data.records import Record, check_labels, check_record
 
-NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # of one photo's files
-MOST_BYTES = 2**30  # of an image file of a list: a column's bytes are counted in 31 bits
+# of one photo's files
+NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+MOST_BYTES = 2**30  # of an image file of a list: Arrow counts a column's bytes in 31 bits
 
 
 @dataclass
 class PartWriter:
-    """Writes a part into `folder`. Use as a context manager. `images`: sizes in bytes of the image files written for it."""
+    """Writes a part into `folder`; to be used as a context manager, which completes the part.
+
+    `images`: path -> size in bytes of each image file that was written for the part.
+    """
 
     folder: Path
     images: dict[str, int] = field(default_factory=dict)
@@ -44,8 +49,13 @@ class PartWriter:
     _arrow: dict[str, RowWriter] = field(default_factory=dict)
     _lines: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, split: str, record: Record, files: dict[str, bytes], parameters: dict[str, Any] | None = None) -> None:
-        """`files`: key of a path -> the bytes of its file."""
+    def add(self, split: str, record: Record, files: dict[str, bytes],
+            parameters: dict[str, Any] | None = None) -> None:
+        """Add a record to a split.
+
+        `files`: for each key of the record that names an image file, the bytes of that file.
+        `parameters`: the values that were drawn for its degradation.
+        """
         if split not in self._arrow:
             self._arrow[split] = RowWriter(self.folder / f"{split}.arrow", record)
         self._arrow[split].add(record, files)
@@ -55,7 +65,8 @@ class PartWriter:
 
     def _line(self, name: str, value: dict[str, Any]) -> None:
         if name not in self._lines:
-            self._lines[name] = open(self.folder / name, "w", encoding="utf-8", errors="backslashreplace")  # JSON, too
+            # JSON, too
+            self._lines[name] = open(self.folder / name, "w", encoding="utf-8", errors="backslashreplace")
         self._lines[name].write(json.dumps(value, ensure_ascii=False) + "\n")
 
     def __enter__(self) -> PartWriter:
@@ -71,25 +82,33 @@ class PartWriter:
         write_json(self.folder / PART_FILE, {
             **{name: [vars(item) for item in items.values()]
                for name, items in (("rejected", self.rejected), ("left_out", self.left_out))},
-            "files": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir())}, "images": self.images})
+            "files": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir())},
+            "images": self.images})
 
 
 @dataclass(frozen=True)
 class PhotoJob:
-    """What it takes to make any part of a dataset of photos. `work`: the folder with `parts` and the image files."""
+    """What it takes to make any part of a dataset of photos.
+
+    `work`: the folder with `parts` and the image files. `tags`, `descriptions`: None where a model
+    gives them; then `make_missing_parts` gets them through `prepare`. `evaluation`: hashes of the
+    photos that must not be trained on. `twins`: photo -> the photo it looks like, which has test
+    crops. `test`: names of the photos of the split test.
+    """
 
     work: Path
     plan: CropPlan
-    tags: Reader | None  # None where a model gives them: `make_missing_parts` has them put in by `prepare`
+    tags: Reader | None
     descriptions: Reader | None
-    evaluation: Hashes  # of photos that must not be trained on
-    twins: dict[str, str]  # photos like another one that has test crops -> that one
-    test: frozenset[str]  # photos of the split test, by name
+    evaluation: Hashes
+    twins: dict[str, str]
+    test: frozenset[str]
 
     def for_photos(self, photos: Sequence[Photo]) -> PhotoJob:
-        """The same with as little as these photos need, to be handed to another process."""
+        """This job with only what these photos need, so that little is sent to another process."""
         names = {photo.name for photo in photos}
-        return replace(self, test=self.test & names, twins={name: self.twins[name] for name in names & self.twins.keys()},
+        return replace(self, test=self.test & names,
+                       twins={name: self.twins[name] for name in names & self.twins.keys()},
                        tags=self.tags.only(photos) if self.tags else None,
                        descriptions=self.descriptions.only(photos) if self.descriptions else None)
 
@@ -97,9 +116,11 @@ class PhotoJob:
         return self.for_photos(part.photos)
 
     def usable(self, photo: Photo) -> Image.Image:
-        """The photo, if crops of it can be made and may be. Raises `UserError` that says why not.
+        """The photo, if crops of it can be made and may be used.
 
-        Of what a model will say of it nothing is known yet.
+        Raises `UserError` that says why not.
+
+        What a model will say of the photo is not known yet, so a photo may still fail later.
         """
         image, _ = self._open(photo)
         like = self._evaluation_photo_like(photo, image)
@@ -108,7 +129,10 @@ class PhotoJob:
         return image
 
     def _open(self, photo: Photo) -> tuple[Image.Image, dict[str, Any]]:
-        """The photo, and what is known of it as a record's columns. Raises `UserError` where no crops can be made of it."""
+        """The photo, and what is known of it as columns of a record.
+
+        Raises `UserError` when no crops of it can be made.
+        """
         known = {"tag": self.tags, "descriptions": self.descriptions}
         known = {column: reader.read(photo) for column, reader in known.items() if reader is not None}
         image = decode(photo)
@@ -126,14 +150,16 @@ class PhotoJob:
         with atomic_folder(part_folder(self.work, part)) as folder, PartWriter(folder) as writer:
             for photo in part.photos:
                 try:
-                    self._make_photo(photo, [task for task in part.tasks if task.photo.name == photo.name], writer)
+                    self._make_photo(photo, [task for task in part.tasks if task.photo.name == photo.name],
+                                     writer)
                 except UserError as error:
                     writer.rejected[photo.name] = Item(photo.name, str(error))
                 except OSError as error:
                     if error.errno not in NAME_ERRORS or error.filename is None:
                         raise
                     where = os.path.relpath(error.filename, self.work)
-                    writer.rejected[photo.name] = Item(photo.name, f"{where} can't be written ({error.strerror})")
+                    writer.rejected[photo.name] = Item(photo.name,
+                                                       f"{where} can't be written ({error.strerror})")
 
     def _make_photo(self, photo: Photo, tasks: list[Task], writer: PartWriter) -> None:
         image, known = self._open(photo)
@@ -157,8 +183,10 @@ class PhotoJob:
 
 
 def _png(image: Image.Image) -> bytes:
-    """The file of an RGB image: pixels only, no colour profile. One filter for all rows takes two thirds of the time of
-    trying them, for 2 % larger files.
+    """An RGB image as a PNG file: pixels only, no colour profile.
+
+    All rows use one filter: that takes two thirds of the time of trying them all, and the files are
+    2 % larger.
     """
     import cv2
 
@@ -169,9 +197,10 @@ def _png(image: Image.Image) -> bytes:
 
 @dataclass(frozen=True)
 class ListJob:
-    """What it takes to make any part of a dataset of a list's records.
+    """What it takes to make any part of a dataset that is made from a JSON list.
 
-    `root`: the folder its paths lie in. `keys`: those of the schema that a record must have. `levels`: of its descriptions.
+    `source`: the list. `root`: the folder that its paths start from. `keys`: the keys of the schema
+    that each record must have. `levels`: of the chain's descriptions.
     """
 
     work: Path
@@ -184,13 +213,17 @@ class ListJob:
         return self
 
     def make(self, part: Part) -> None:
-        """Write the part; records whose image files can't be read are rejected."""
+        """Write the part.
+
+        Records that are wrong, or whose image files can't be read, are rejected.
+        """
         with atomic_folder(part_folder(self.work, part)) as folder, PartWriter(folder) as writer:
             for number, record in part.tasks:
                 try:
                     check_record(record, self.keys)
                     _check_content(record, self.levels)
-                    writer.add("train", record, {key: self._file(record[key]) for key in COLUMN_OF_KEY if key in record})
+                    writer.add("train", record,
+                               {key: self._file(record[key]) for key in COLUMN_OF_KEY if key in record})
                 except UserError as error:
                     name = f"{self.source.name}:{number}"
                     writer.rejected[name] = Item(name, f"record {number} of {self.source}: {error}")
@@ -200,18 +233,24 @@ class ListJob:
         try:
             inside = path.resolve().is_relative_to(self.root.resolve())
             size = path.stat().st_size if path.is_file() else 0
-        except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a null byte, a name that is too long
+        # a loop of links, a null byte, a name that is too long
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{name!r} is no path ({error})") from error
         if not inside:
-            raise UserError(f"{name} lies outside of {self.root}; give the folder that its images lie in as --images")
+            raise UserError(f"{name} lies outside of {self.root}; give the folder that its images lie in as "
+                            "--images")
         if size > MOST_BYTES:
-            raise UserError(f"{name} has {size / 2**30:.1f} GiB; an image file has at most {MOST_BYTES / 2**30:.0f}")
+            raise UserError(f"{name} has {size / 2**30:.1f} GiB; an image file has at most "
+                            f"{MOST_BYTES / 2**30:.0f}")
         decode(Photo(name, FilePlace(str(path))))
         return path.read_bytes()
 
 
 def _check_content(record: Record, levels: tuple[str, ...]) -> None:
-    """Raise `UserError` where the record's texts can't stand in a chain. A list may say of a photo that no tag is known."""
+    """Raise `UserError` when a text of the record can't stand in a chain.
+
+    Tags may be missing here: a list may hold photos of which no tag is known.
+    """
     check_question(record["problem"], "'problem'")
     if record["tag"]:
         checked_tags(record["tag"], "'tag'")
@@ -223,10 +262,12 @@ def _check_content(record: Record, levels: tuple[str, ...]) -> None:
 Job = PhotoJob | ListJob
 
 
-def make_missing_parts(job: Job, parts: Sequence[Part], processes: int, prepare: Callable[[Part, Job], Job] | None = None) -> None:
-    """Make those of the parts that aren't there, over processes, with a progress bar (rate, time left).
+def make_missing_parts(job: Job, parts: Sequence[Part], processes: int,
+                       prepare: Callable[[Part, Job], Job] | None = None) -> None:
+    """Make the parts that are missing, in several processes, with a progress bar (rate, time left).
 
-    `prepare`: called for each part in order, in this process, before it is handed out; it returns the job to hand out.
+    `prepare(part, job)` is called in this process for each part in order, before the part is handed
+    out. It returns the job that makes the part.
     """
     from realsr_r1.core.processes import run_all
 
@@ -247,7 +288,7 @@ def make_missing_parts(job: Job, parts: Sequence[Part], processes: int, prepare:
 
 @dataclass(frozen=True)
 class _Make:
-    """`job.make(part)` as something that can be sent to a process."""
+    """The call `job.make(part)` as an object that can be sent to another process."""
 
     job: Job
     part: Part

@@ -1,8 +1,9 @@
-"""A dataset is made in parts: how the work is cut into them, and where they lie.
+"""The parts that a dataset is made in: how the work is divided, and where the parts lie.
 
-A part is a folder with, for each split it has records of, SPLIT.arrow, SPLIT.jsonl (records) and SPLIT.parameters.jsonl (what
-was drawn), and part.json, which says what was rejected, and how large the files are. What a part holds doesn't depend on the number
-of processes or machines. Making one is jobs.py's business, joining them assembly.py's.
+A part is a folder. For each split that it has records of, it holds SPLIT.arrow, SPLIT.jsonl (the
+records) and SPLIT.parameters.jsonl (the values that were drawn). Its part.json lists the rejected
+items and the sizes of the files. What a part holds does not depend on the number of processes or
+machines. jobs.py makes parts, assembly.py joins them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from realsr_r1.data.records import Record
 
 SPLITS = ("train", "test_crops", "test")
 PART_FILE = "part.json"
-MOST_PARTS = 256  # so many Arrow files of a split are open at a time when the dataset is read
-FEWEST_CROPS = 8  # of a part that isn't among the last
-CROPS_OF_A_DECODING = 16  # at least, where parts share a photo: each of them decodes it
+MOST_PARTS = 256  # reading the dataset opens one Arrow file for each part
+FEWEST_CROPS = 8  # crops in a part; the last parts may have fewer
+CROPS_OF_A_DECODING = 16  # fewest crops in a part that shares its photo, since each such part decodes it
 
 
 @dataclass(frozen=True)
 class Task:
-    """Crops of one photo for one split: their numbers."""
+    """Crops of one photo for one split, given by their numbers."""
 
     photo: Photo
     split: str
@@ -33,15 +34,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Part:
-    """`unit`: parts of one unit share a photo, and are made on one machine."""
+    """A piece of the work. Parts with the same `unit` share a photo and are made on one machine.
+
+    `tasks`: `Task`s, or for a list pairs of (number, record).
+    """
 
     number: int
     unit: int
-    tasks: tuple[Any, ...]  # of Task, or of (number, record)
+    tasks: tuple[Any, ...]
 
     @property
     def size(self) -> int:
-        """In crops or records."""
+        """The number of crops or records."""
         return sum(len(task.numbers) if isinstance(task, Task) else 1 for task in self.tasks)
 
     @property
@@ -50,9 +54,12 @@ class Part:
 
 
 def plan_parts(photos: Iterable[tuple[Photo, dict[str, int]]]) -> list[Part]:
-    """Cut the work into parts of whole photos, or of a share of one that has many crops. `photos`: with crops by split.
+    """Divide the work into parts.
 
-    The last parts are small, so that no process waits long for the end.
+    A part holds whole photos, or some crops of a photo that has many.
+
+    `photos`: each photo with its number of crops for each split. The last parts are small, so that
+    all processes end at nearly the same time.
     """
     photos = list(photos)
     crops = sum(sum(counts.values()) for _, counts in photos)
@@ -64,7 +71,8 @@ def plan_parts(photos: Iterable[tuple[Photo, dict[str, int]]]) -> list[Part]:
         size = _crops(unit)
         if size >= wanted or position == len(photos) and unit:
             number = pieces[-1][0] + 1 if pieces else 0
-            pieces += [(number, piece) for piece in _cut(unit, max(1, size // max(wanted, CROPS_OF_A_DECODING)))]
+            pieces += [(number, piece) for piece in _cut(
+                unit, max(1, size // max(wanted, CROPS_OF_A_DECODING)))]
             unit = []
     for _ in range(2):
         if pieces and len(pieces) < MOST_PARTS and _crops(pieces[-1][1]) >= FEWEST_CROPS:
@@ -78,7 +86,10 @@ def _crops(tasks: Iterable[Task]) -> int:
 
 
 def _cut(tasks: Sequence[Task], count: int) -> list[list[Task]]:
-    """Tasks in `count` pieces, even to a crop. `count`: at most the number of crops."""
+    """Divide tasks into `count` pieces whose sizes differ by at most one crop.
+
+    `count`: at most the number of crops.
+    """
     size = _crops(tasks)
     pieces: list[list[Task]] = []
     for number in range(count):
@@ -94,7 +105,7 @@ def _cut(tasks: Sequence[Task], count: int) -> list[list[Task]]:
 
 
 def plan_list(records: Sequence[Record]) -> list[Part]:
-    """Cut a list into parts of whole records."""
+    """Divide the records of a list into parts."""
     size = max(FEWEST_CROPS, -(-len(records) // MOST_PARTS))
     numbered = list(enumerate(records))
     return [Part(number, number, tuple(numbered[start:start + size]))
@@ -106,5 +117,8 @@ def part_folder(work: Path, part: Part) -> Path:
 
 
 def finished_parts(work: Path) -> list[Path]:
-    """The folders of the parts that are made, in order; those that a killed process left half-made have hidden names."""
+    """The folders of the finished parts, in order.
+
+    Unfinished ones, of a killed process, have hidden names.
+    """
     return sorted((work / "parts").glob("[0-9]*/"))

@@ -1,6 +1,7 @@
-"""The numbers of the two-stage degradation: ranges and probabilities, their defaults, and reading them from YAML.
+"""The settings of the two-stage degradation: ranges, probabilities, defaults, reading from YAML.
 
-The defaults are Real-ESRGAN's published ones (arXiv 2107.10833). Knows no pixels: degrade.py draws and applies.
+The defaults are Real-ESRGAN's published numbers (arXiv 2107.10833). degrade.py draws values from
+the ranges and applies them to pixels.
 """
 
 from __future__ import annotations
@@ -17,22 +18,28 @@ from realsr_r1.core.files import read_yaml
 
 Range = tuple[float, float]
 
-LARGEST = 10_000  # of any number here: none has a use near it
-MOST = {"kernel_size": 101, "resize_range": 8.0}  # larger ones need memory without end
+LARGEST = 10_000  # limit of every number here, far above any useful value
+MOST = {"kernel_size": 101, "resize_range": 8.0}  # larger values would need too much memory
 KERNEL_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage. A range is (lowest, highest), drawn uniformly; probabilities lie in [0, 1].
+    """The settings of one stage.
 
-    `blur_probability`: that the stage blurs at all. `kernel_size`: odd sizes in px. `sinc_probability`: that the blur
-    is a sinc filter; else its kind is drawn by `kernel_probabilities` (in the order of `KERNEL_KINDS`, sum 1).
-    `blur_sigma`: px. `generalised_shape`, `plateau_shape`: exponents of those kernels.
-    `resize_probabilities`: of upsample, downsample, keep (sum 1); `resize_range`: the smallest and the largest factor.
-    `gaussian_probability`: that the noise is Gaussian, else it is Poisson noise. `gaussian_sigma`: on the 0..255 scale.
-    `poisson_scale`: factor on the photon noise. `grey_probability`: that all three channels get the same noise.
-    `jpeg_quality`: 1..100.
+    A range is (lowest, highest), and values are drawn from it uniformly. Probabilities lie
+    in [0, 1].
+
+    - `blur_probability`: that the stage blurs at all. `kernel_size`: in px, odd.
+    - `sinc_probability`: that the blur is a sinc filter. Else its kind is drawn by
+      `kernel_probabilities` (in the order of `KERNEL_KINDS`, with the sum 1).
+    - `blur_sigma`: in px. `generalised_shape`, `plateau_shape`: exponents of these kernels.
+    - `resize_probabilities`: of upsample, downsample and keep, with the sum 1. `resize_range`: the
+      smallest and the largest factor.
+    - `gaussian_probability`: that the noise is Gaussian; else it is Poisson noise.
+    - `gaussian_sigma`: for values from 0 to 255. `poisson_scale`: a factor on the photon noise.
+    - `grey_probability`: that all three channels get the same noise.
+    - `jpeg_quality`: from 1 to 100.
     """
 
     blur_probability: float = 1.0
@@ -57,9 +64,11 @@ _SECOND_STAGE = StageConfig(blur_probability=0.8, blur_sigma=(0.2, 1.5), resize_
 
 @dataclass(frozen=True)
 class DegradationConfig:
-    """Both stages. `scale`: how many times smaller than the HQ image the LQ image is, 4 or 1.
+    """The settings of both stages, and of what follows them.
 
-    `final_sinc_probability`: that a sinc filter comes beside the second JPEG; its kernel size is the second stage's.
+    `scale`: by how many times the LQ image is smaller than the HQ image, 4 or 1.
+    `final_sinc_probability`: that a sinc filter is applied beside the second JPEG compression, with
+    a kernel size drawn as in the second stage.
     """
 
     scale: int = 4
@@ -68,8 +77,12 @@ class DegradationConfig:
     final_sinc_probability: float = 0.8
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "the degradation settings") -> DegradationConfig:
-        """Make one from nested mappings; missing keys keep their defaults. Raises `UserError` with key and `where`."""
+    def from_dict(cls, values: Mapping[str, Any],
+                  where: str = "the degradation settings") -> DegradationConfig:
+        """Make a config from nested mappings. Missing keys have their defaults.
+
+        Raises `UserError` that names a bad key, and `where` the values came from.
+        """
         values = dict(_mapping(values, where))
         stages = {name: _fill(getattr(cls(), name), values.pop(name), f"{name} in {where}")
                   for name in ("first", "second") if name in values}
@@ -80,11 +93,11 @@ class DegradationConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> DegradationConfig:
-        """Read a YAML file. Raises `UserError` that names the file (and the key)."""
+        """Read a YAML file. Raises `UserError` that names the file and the key that is wrong."""
         return cls.from_dict(read_yaml(path) or {}, where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as `from_dict` reads them."""
+        """The settings as nested plain values, which `from_dict` reads."""
         return dataclasses.asdict(self)
 
 
@@ -95,13 +108,14 @@ def _mapping(values: Any, where: str) -> Mapping[str, Any]:
 
 
 def _fill(default: Any, values: Any, where: str) -> Any:
-    """`default` with the fields of `values` replaced, each checked against the field it replaces."""
+    """A copy of `default` in which `values`, each checked, replace fields."""
     known = [item.name for item in dataclasses.fields(default)]
     checked = {}
     for key, value in _mapping(values, where).items():
         if key not in known:
             raise UserError(f"unknown key {key!r} in {where}; known ones: {', '.join(known)}")
-        checked[key] = value if dataclasses.is_dataclass(value) else _check(key, value, getattr(default, key), where)
+        checked[key] = (value if dataclasses.is_dataclass(value)
+                        else _check(key, value, getattr(default, key), where))
     return dataclasses.replace(default, **checked)
 
 
@@ -117,7 +131,8 @@ def _check(key: str, value: Any, default: Any, where: str) -> Any:
         raise UserError(f"{key} in {where} is {value!r}; it must be a list of {len(default)} numbers")
     if key.endswith("probabilities"):
         if min(numbers) < 0 or abs(sum(numbers) - 1) > 1e-6:
-            raise UserError(f"{key} in {where} is {value!r}; the values must not be negative and must sum to 1")
+            raise UserError(f"{key} in {where} is {value!r}; the values must not be negative and must sum to "
+                            "1")
     elif numbers[0] > numbers[1] or numbers[0] <= 0:
         raise UserError(f"{key} in {where} is {value!r}; it must be [lowest, highest], both above 0")
     if key == "kernel_size" and any(n % 2 != 1 for n in numbers):

@@ -1,7 +1,8 @@
-"""Makes an LQ image from an HQ one by two stages of blur, resize, noise and JPEG, and names what was done.
+"""Makes an LQ image from an HQ one by two stages of blur, resize, noise and JPEG, with labels.
 
-Own implementation of Real-ESRGAN's published model (arXiv 2107.10833); the numbers are in config.py. All
-randomness of an image comes from (seed, key), so neither order nor number of workers changes a result.
+This is an implementation of Real-ESRGAN's published model (arXiv 2107.10833); the numbers are in
+config.py. All random numbers of an image come from (seed, key), so neither the order nor the number
+of workers changes a result.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ LEVELS = ("light", "medium", "heavy")
 RESIZES = ("upsample", "downsample", "keep")
 RESIZE_METHODS = ("area", "bilinear", "bicubic")  # drawn evenly
 
-# Lowest cutoff of a sinc filter, radians a pixel: small kernels can't hold a lower one (Real-ESRGAN's values).
+# Lowest cutoff of a sinc filter, in radians for each pixel (Real-ESRGAN's values): small kernels
+# can't hold a lower one.
 _SINC_SMALL_KERNEL = 13
 _SINC_LOWEST_SMALL = math.pi / 3
 _SINC_LOWEST_LARGE = math.pi / 5
@@ -32,7 +34,11 @@ _SINC_LOWEST_LARGE = math.pi / 5
 
 @dataclass(frozen=True)
 class Degraded:
-    """`image`: the LQ image. `labels`: five words in the order of `LABEL_ITEMS`. `parameters`: every drawn value."""
+    """What `degrade` returns.
+
+    `image`: the LQ image. `labels`: five words in the order of `LABEL_ITEMS`. `parameters`: every
+    value that was drawn.
+    """
 
     image: Image.Image
     labels: list[str]
@@ -40,22 +46,28 @@ class Degraded:
 
 
 def random_for(seed: int, key: str) -> np.random.Generator:
-    """The random numbers of the item named `key`: the same on every machine, in every order, in every process."""
+    """The random generator for the item named `key`.
+
+    It gives the same numbers on every machine, in every order of items and in every process.
+    """
     digest = hashlib.blake2b(f"{seed}\n{key}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def level(severity: float) -> str:
-    """The word for a severity in [0, 1]. This is the one place with thresholds.
+    """The word for a severity in [0, 1]. All thresholds are here.
 
-    Severity is the share of this operation's own draws that are weaker than this one (its cumulative distribution under
-    the configured range), so cutting it at 1/3 and 2/3 gives each word to a third of the draws, whatever the ranges:
-    uniform draws (Gaussian sigma of the noise, Poisson scale, sigma of a round blur) by their place in the range; JPEG
-    quality and the cutoff of a sinc filter likewise, from the top; a stretched blur by its geometric mean sigma. A stage
-    that doesn't blur at all (`blur_probability` below 1) is "light".
+    The severity of a draw is the share of this operation's possible draws that are weaker (its
+    cumulative distribution under the configured range). With the thresholds 1/3 and 2/3 each word
+    therefore gets a third of the draws, whatever the ranges are. For uniform draws (sigma of
+    Gaussian noise, scale of Poisson noise, sigma of a round blur) the severity is the place in the
+    range; for JPEG quality and the cutoff of a sinc filter it is the place counted from the top. A
+    stretched blur is judged by the geometric mean of its two sigmas. A stage that doesn't blur at
+    all (`blur_probability` below 1) is "light".
 
-    With Real-ESRGAN's ranges the cuts lie at sigma 1.13 and 2.07 px (round blur), 10.7 and 20.3 of 255 (Gaussian noise),
-    scale 1.03 and 2.02 (Poisson noise) and JPEG quality 73.3 and 51.7.
+    With Real-ESRGAN's ranges the thresholds are sigma 1.13 and 2.07 px (round blur), sigma 10.7 and
+    20.3 of 255 (Gaussian noise), scale 1.03 and 2.02 (Poisson noise), and JPEG quality 73.3 and
+    51.7.
     """
     return LEVELS[min(int(severity * 3), 2)]
 
@@ -63,8 +75,9 @@ def level(severity: float) -> str:
 def degrade(hq: Image.Image, seed: int, key: str, config: DegradationConfig) -> Degraded:
     """Degrade an RGB image.
 
-    `key`: names the image, e.g. "photo.jpg/train/17". The LQ image has the size of `hq` divided by `config.scale`, at
-    least 1 px. Labels of blur, resize, noise and compression tell of the first stage, "second resize" of the second.
+    `key` names the image, e.g. "photo.jpg/train/17", and with `seed` decides all draws. The LQ
+    image has the size of `hq` divided by `config.scale`, but at least 1 px. The labels for blur,
+    resize, noise and compression describe the first stage, "second resize" the second one.
     """
     rng = random_for(seed, key)
     pixels = np.asarray(hq.convert("RGB"), dtype=np.float32)
@@ -83,18 +96,20 @@ def degrade(hq: Image.Image, seed: int, key: str, config: DegradationConfig) -> 
     labels = [f"{level(blur['severity'])} blur", resize["word"], f"{level(noise['severity'])} noise",
               f"{level(compression['severity'])} compression", second_resize["word"]]
     parameters = {"blur": blur, "resize": resize, "noise": noise, "compression": compression,
-                  "second_blur": second_blur, "second_resize": second_resize, "second_noise": second_noise, **final}
+                  "second_blur": second_blur, "second_resize": second_resize, "second_noise": second_noise,
+                  **final}
     return Degraded(Image.fromarray(_to_bytes(pixels)), labels, parameters)
 
 
 def _drawn(words: Sequence[str], probabilities: Sequence[float], rng: np.random.Generator) -> str:
-    """One of the words. Probabilities sum to 1 as a person writes them, and numpy asks for the last digit."""
+    """Draw one of the words. Divides by the sum, because numpy wants it to be exactly 1."""
     return words[rng.choice(len(words), p=np.array(probabilities) / sum(probabilities))]
 
 
-# --- one operation each: pixels (H, W, 3) float32 on 0..255 in, the same and the drawn values out ---
+# --- one operation each: from pixels (H, W, 3), float32, 0..255, to pixels and the drawn values ---
 
-def _blur(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
+def _blur(pixels: np.ndarray, rng: np.random.Generator,
+          stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
     import cv2
 
     if rng.random() >= stage.blur_probability:
@@ -124,7 +139,8 @@ def _draw_kernel(rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarr
     elif kind.startswith("plateau"):
         profile, shape = "plateau", _draw_shape(rng, stage.plateau_shape)
     kernel = bell_kernel(size, sigma_x, sigma_y, angle, profile, shape)
-    return kernel, {"kind": kind, "size": size, "sigma_x": sigma_x, "sigma_y": sigma_y, "angle": angle, "shape": shape,
+    return kernel, {"kind": kind, "size": size, "sigma_x": sigma_x, "sigma_y": sigma_y, "angle": angle,
+                    "shape": shape,
                     "severity": severity}
 
 
@@ -134,7 +150,10 @@ def _draw_size(rng: np.random.Generator, stage: StageConfig) -> int:
 
 
 def _draw_shape(rng: np.random.Generator, shapes: tuple[float, float]) -> float:
-    """Below 1 (long tails) half of the time, above 1 otherwise, as far as the range allows."""
+    """Draw an exponent: below 1 (long tails) in half of the draws, above 1 in the others.
+
+    A range that lies on one side of 1 is drawn from uniformly.
+    """
     low, high = shapes
     if low < 1 < high:
         return rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high)
@@ -143,7 +162,7 @@ def _draw_shape(rng: np.random.Generator, shapes: tuple[float, float]) -> float:
 
 def _resize(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig,
             base: tuple[int, int]) -> tuple[np.ndarray, dict[str, Any]]:
-    """To `base` (width, height) times the drawn factor."""
+    """Resize to `base` (width, height) times the drawn factor."""
     word = _drawn(RESIZES, stage.resize_probabilities, rng)
     low, high = stage.resize_range
     factor = {"upsample": rng.uniform(1, high), "downsample": rng.uniform(low, 1), "keep": 1.0}[word]
@@ -161,7 +180,8 @@ def _resize_to(pixels: np.ndarray, rng: np.random.Generator, size: tuple[int, in
     return pixels if same else cv2.resize(pixels, size, interpolation=code), method
 
 
-def _noise(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
+def _noise(pixels: np.ndarray, rng: np.random.Generator,
+           stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
     gaussian = rng.random() < stage.gaussian_probability
     grey = rng.random() < stage.grey_probability
     pixels = np.clip(pixels, 0, 255)
@@ -176,12 +196,15 @@ def _noise(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> 
         noise = _photon_noise(pixels, rng, grey)
         noise *= scale
         drawn = {"kind": "poisson", "scale": scale, "severity": _place(scale, stage.poisson_scale)}
-    pixels += noise  # in place, here and above: two workers share the memory's bandwidth
+    pixels += noise  # in place, here and above, because workers share the memory's bandwidth
     return np.clip(pixels, 0, 255, out=pixels), {**drawn, "grey": bool(grey)}
 
 
 def _photon_noise(pixels: np.ndarray, rng: np.random.Generator, grey: bool) -> np.ndarray:
-    """Poisson noise of the light itself; white counts as many photons as the image has levels, as a power of two."""
+    """Poisson noise of the light itself, (H, W, 3), or (H, W, 1) if `grey`.
+
+    White is as many photons as the image has different values, rounded up to a power of two.
+    """
     light = _to_bytes(pixels)
     if grey:
         light = np.rint(light @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)).astype(np.uint8)
@@ -194,13 +217,16 @@ def _photon_noise(pixels: np.ndarray, rng: np.random.Generator, grey: bool) -> n
     return noise
 
 
-def _jpeg(pixels: np.ndarray, rng: np.random.Generator, stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
+def _jpeg(pixels: np.ndarray, rng: np.random.Generator,
+          stage: StageConfig) -> tuple[np.ndarray, dict[str, Any]]:
     import cv2
 
     quality = rng.uniform(*stage.jpeg_quality)
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(_to_bytes(pixels), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(_to_bytes(pixels), cv2.COLOR_RGB2BGR),
+                           [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    return decoded.astype(np.float32), {"quality": quality, "severity": 1 - _place(quality, stage.jpeg_quality)}
+    return decoded.astype(np.float32), {"quality": quality,
+                                        "severity": 1 - _place(quality, stage.jpeg_quality)}
 
 
 def _finish(pixels: np.ndarray, rng: np.random.Generator, config: DegradationConfig,
@@ -225,7 +251,7 @@ def _finish(pixels: np.ndarray, rng: np.random.Generator, config: DegradationCon
 
 
 def _to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Rounded (halves to even) and clipped, in one pass."""
+    """Pixels as bytes: rounded (halves to even) and clipped, in one pass."""
     import cv2
 
     return cv2.add(pixels, 0.0, dtype=cv2.CV_8U)
@@ -245,7 +271,10 @@ def _sigma_grid(limits: tuple[float, float]) -> np.ndarray:
 
 
 def _geometric_mean_place(mean: float, limits: tuple[float, float]) -> float:
-    """P(sqrt(xy) < mean) for x, y uniform in `limits`: the integral of P(y < mean^2 / x) over x, by midpoints."""
+    """P(sqrt(xy) < mean) for x, y uniform in `limits`.
+
+    Computed as the integral of P(y < mean^2 / x) over x, by midpoints.
+    """
     low, high = limits
     if high <= low:
         return 0.5

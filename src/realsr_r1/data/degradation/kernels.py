@@ -1,6 +1,6 @@
-"""Blur kernels of the degradation: Gaussian, generalised and plateau shapes, round or stretched, and the sinc filter.
+"""Blur kernels of the degradation: Gaussian, generalised and plateau shapes, and the sinc filter.
 
-Knows numbers only: what is drawn, and how often, is degrade.py's business.
+The kernels may be round or stretched. degrade.py draws their parameters.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ PROFILES = ("gaussian", "generalised", "plateau")
 
 def bell_kernel(size: int, sigma_x: float, sigma_y: float, angle: float, profile: str = "gaussian",
                 shape: float = 1.0) -> np.ndarray:
-    """A kernel (size, size), float32, sum 1, that falls off with the distance d, measured in sigmas.
+    """A kernel (size, size), float32, with the sum 1, that falls off with the distance d in sigmas.
 
-    `size`: odd. `sigma_x`, `sigma_y`: widths in px along the kernel's own axes, which are turned by `angle` radians.
-    `profile`: "gaussian" is exp(-d^2/2), "generalised" exp(-(d^2)^shape / 2), "plateau" 1 / (1 + (d^2)^shape).
-    Raises `ValueError` on another profile or an even size.
+    `size`: odd. `sigma_x`, `sigma_y`: widths in px along the kernel's own axes, which are turned by
+    `angle` radians. `profile`: "gaussian" is exp(-d^2/2), "generalised" is exp(-(d^2)^shape / 2),
+    "plateau" is 1 / (1 + (d^2)^shape). Raises `ValueError` on another profile or an even size.
     """
     x, y = _grid(size)
     along = (x * math.cos(angle) + y * math.sin(angle)) / sigma_x
@@ -36,10 +36,11 @@ def bell_kernel(size: int, sigma_x: float, sigma_y: float, angle: float, profile
 
 
 def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
-    """The circular low-pass filter (size, size), float32, sum 1: it rings beside edges.
+    """The circular low-pass filter (size, size), float32, with the sum 1.
 
-    `cutoff`: radians a pixel, in (0, pi]; what is above it is taken away. The ideal disc in the frequency plane has the
-    impulse response cutoff * J1(cutoff * r) / (2 pi r), cut here to the kernel's size.
+    It makes rings beside edges. `cutoff`: in radians for each pixel, in (0, pi]; higher frequencies
+    are removed. The ideal disc in the frequency plane has the impulse response cutoff * J1(cutoff *
+    r) / (2 pi r), which is cut to the kernel's size here.
     """
     from scipy.special import j1
 

@@ -1,6 +1,6 @@
-"""Decodes photos that come from anywhere: whatever is wrong with a file becomes a reason, and memory has a limit.
+"""Decodes one photo, wherever it comes from, within a limit of memory.
 
-Knows one photo at a time.
+Whatever is wrong with the file becomes a `UserError` that gives the reason.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.images import to_rgb
 from realsr_r1.data.photos.sources import Photo
 
-# px of a photo, so that a worker stays below 1 GiB: turning one upright takes a second copy, compositing a transparent one four.
+# px of a photo, so that a worker stays below 1 GiB: turning a photo upright takes a second copy,
+# compositing a transparent one takes four.
 MOST_PIXELS = 64_000_000
 MOST_PIXELS_TRANSPARENT = 24_000_000
 
 
 def decode(photo: Photo) -> Image.Image:
-    """The photo in RGB, upright, transparency on white, 16 bits scaled to 8. Raises `UserError` that names it."""
+    """The photo as an upright RGB image.
+
+    Values of 16 bits are scaled to 8, and transparency is composited on white. Raises `UserError`
+    that names the photo when it can't be decoded or is too large.
+    """
     try:
         with warnings.catch_warnings(), photo.place.open() as file:
             warnings.simplefilter("ignore")  # Pillow's, of large or odd files: what matters is checked here
@@ -35,9 +40,9 @@ def decode(photo: Photo) -> Image.Image:
                 return image if is_plain else to_rgb(image)
     except (UserError, MemoryError):
         raise
-    except UnidentifiedImageError as error:  # its text is of the open file, another one in each run
+    except UnidentifiedImageError as error:  # its text holds an address, which differs in each run
         raise UserError(f"{photo.name} can't be read as an image (none of the known formats)") from error
-    except Exception as error:  # decoders raise anything on a damaged file: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # on a damaged file decoders raise anything
         raise UserError(f"{photo.name} can't be read as an image ({error})") from error
 
 
@@ -47,15 +52,19 @@ def _check(name: str, image: Image.Image) -> None:
     limit = MOST_PIXELS_TRANSPARENT if is_transparent else MOST_PIXELS
     if width * height > limit:
         kind = " with transparency" if is_transparent else ""
-        raise UserError(f"{name} has {width}x{height} px; a photo{kind} has at most {limit // 1_000_000} million: scale it down")
-    if getattr(image, "is_animated", False) and image.format not in ("MPO", "TIFF"):  # cameras put previews into those
+        raise UserError(f"{name} has {width}x{height} px; a photo{kind} has at most {limit // 1_000_000} "
+                        "million: scale it down")
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "TIFF"):  # previews, say
         raise UserError(f"{name} is an animation of {image.n_frames} frames, no photo")
     if image.mode == "F":
         raise UserError(f"{name} holds floating-point values; save it with 8 or 16 bits")
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Grey values of 16 bits scaled to 8 (Pillow's own conversion would cut them off at 255)."""
+    """`image` with grey values of 16 bits scaled to 8 bits; other images as they are.
+
+    Pillow's own conversion would cut all values off at 255.
+    """
     if not image.mode.startswith("I"):
         return image
     import numpy

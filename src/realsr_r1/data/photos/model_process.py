@@ -1,7 +1,8 @@
-"""A model in a process of its own, so that one that hangs, crashes or misbehaves can be ended.
+"""Runs a model in a process of its own, which can be ended when the model hangs or misbehaves.
 
-A model is what a factory makes: `factory(settings) -> model`, `model(images) -> answers`, one for each PIL image. Models of the
-Hugging Face Hub are in annotators.py; what an answer must be is annotation.py's business.
+A model is made by a factory: `factory(settings)` returns the model, and `model(images)` returns one
+answer for each PIL image. Models of the Hugging Face Hub are in annotators.py; annotation.py checks
+the answers.
 """
 
 from __future__ import annotations
@@ -24,20 +25,27 @@ from realsr_r1.data.photos.sources import Photo
 
 
 class ModelFailure(Exception):
-    """The model raised, took too long, or died; the message says which, as the rest of a sentence."""
+    """The model raised an exception, took too long, or died.
+
+    The message is the rest of a sentence that begins with the model's name.
+    """
 
 
 class Unreadable(ModelFailure):
-    """Not the model failed, but a photo can't be decoded; the message says why."""
+    """A photo could not be decoded, so the model was not asked. The message is the reason."""
 
 
 class ModelProcess:
-    """A model in a process of its own, started when it is first asked, and again after it had to be ended.
+    """A model in a process of its own.
 
-    `spec`: package.module:factory, or a model of the Hugging Face Hub; `kind`: tag or description.
+    The process starts at the first question, and again after it had to be ended. `spec`:
+    package.module:factory, or the name of a model on the Hugging Face Hub. `kind`: "tag" or
+    "description". `timeout_seconds`: the limit for one call of the model. `longest_side_px`: photos
+    are scaled down to this before the model sees them.
     """
 
-    def __init__(self, spec: str, kind: str, settings: dict[str, Any], timeout_seconds: float, longest_side_px: int) -> None:
+    def __init__(self, spec: str, kind: str, settings: dict[str, Any], timeout_seconds: float,
+                 longest_side_px: int) -> None:
         self.spec, self.kind, self.settings = spec, kind, settings
         self.timeout_seconds, self.longest_side_px = timeout_seconds, longest_side_px
         self.name = f"{'tagger' if kind == 'tag' else 'captioner'} {spec}"
@@ -46,7 +54,10 @@ class ModelProcess:
         self._asked = 0
 
     def answers(self, photos: Sequence[Photo]) -> list[Any]:
-        """One answer a photo, unchecked. Raises `ModelFailure`; `UserError` when the model can't be made at all."""
+        """One answer for each photo; what it holds is not checked.
+
+        Raises `ModelFailure` when this call fails, and `UserError` when the model can't be made.
+        """
         if self._process is None:
             self._start()
         try:
@@ -69,7 +80,11 @@ class ModelProcess:
         return answers
 
     def _heard(self, number: int) -> tuple[str, str]:
-        """What the process says to request `number`; what it says beside that (a copy of itself, forked) is passed over."""
+        """The outcome that the process sends for request `number`.
+
+        Other messages are passed over: the model may have forked a copy of the process, which sends
+        its own.
+        """
         until = time.monotonic() + self.timeout_seconds
         while wait([self._connection, self._process.sentinel], max(0.0, until - time.monotonic())):
             answered, outcome, said = self._received()
@@ -79,7 +94,10 @@ class ModelProcess:
         raise ModelFailure(f"took longer than {self.timeout_seconds:g} s")
 
     def _received(self) -> tuple[int, str, str]:
-        """Raises `EOFError` where the process is gone, though copies of it may hold its end of the connection."""
+        """The message that has arrived. Raises `EOFError` when the process has ended without one.
+
+        The connection alone would not tell, for forked copies of the process may keep it open.
+        """
         if not self._connection.poll():
             raise EOFError
         return self._connection.recv()
@@ -87,32 +105,38 @@ class ModelProcess:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self.spec, self.kind, self.settings, self.longest_side_px,
-                                                             os.getpid()))
+        self._process = context.Process(target=_serve, args=(
+            theirs, self.spec, self.kind, self.settings, self.longest_side_px, os.getpid()))
         self._process.start()
         theirs.close()
         try:
-            wait([self._connection, self._process.sentinel])  # loading has no limit: weights may have to be downloaded
+            # loading has no limit: weights may have to be downloaded
+            wait([self._connection, self._process.sentinel])
             _, outcome, value = self._received()
         except (EOFError, OSError):
             outcome, value = "failed", "its process ended while it was made"
         if outcome == "failed":
             self.end()
-            raise UserError(f"{self.name} can't be used ({value}); give package.module:factory or a model of the Hugging Face Hub")
+            raise UserError(f"{self.name} can't be used ({value}); give package.module:factory or a model of "
+                            "the Hugging Face Hub")
 
     def end(self) -> None:
-        """End the process, hanging or not, and those that it started."""
+        """End the process, even if it hangs, and the processes that it started."""
         if self._process is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()  # where it had not come to have a group of its own
+            self._process.kill()  # in case it had no process group of its own yet
             self._process.join()
             self._connection.close()
             self._process = None
 
 
-def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], longest_side: int, parent: int) -> None:
-    """What runs in the process. Only texts leave it: answers as JSON, for objects of the model's might not arrive."""
+def _serve(connection: Any, spec: str, kind: str, settings: dict[str, Any], longest_side: int,
+           parent: int) -> None:
+    """The loop that runs in the process.
+
+    It sends only strings, with answers as JSON: the model's own objects might not be picklable.
+    """
     home = os.getcwd()
     os.setpgid(0, 0)
     end_with_parent(parent)

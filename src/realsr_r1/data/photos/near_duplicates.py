@@ -1,8 +1,9 @@
-"""A perceptual hash of photos, and which photos look alike.
+"""Finds photos that look alike, by a perceptual hash.
 
-The hash is the usual one of 64 bits from the lowest frequencies of the grey photo at 32x32 px, each against their median
-(C. Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010): it survives scaling, compression and
-small changes of brightness, but not cropping.
+The hash is the usual one of 64 bits (C. Zauner, "Implementation and benchmarking of perceptual
+image hash functions", 2010). The grey photo is scaled to 32x32 px; each of its 64 lowest
+frequencies gives one bit, which says whether it is above their median. The hash survives scaling,
+compression and small changes of brightness, but not cropping.
 """
 
 from __future__ import annotations
@@ -21,27 +22,32 @@ from realsr_r1.data.photos.decoding import decode
 from realsr_r1.data.photos.sources import Photo
 
 SIDE, FREQUENCIES = 32, 8
-MOST_BITS = 8  # of 64 that may differ between near-duplicates
-# Measured on the quick start's 16 photos: copies (JPEG quality 30, a quarter of the size, 15 % brighter, gamma 0.8) differ in at
-# most 4 bits, different photos in at least 20. A copy that lost 2 % at each side differs in 6 at the median, in 20 at most.
+MOST_BITS = 8  # of the 64 may differ between near-duplicates
+# Measured on the quick start's 16 photos: copies (JPEG quality 30, a quarter of the size, 15%
+# brighter, gamma 0.8) differ in at most 4 bits, different photos in at least 20. A copy that lost
+# 2% at each side differs in 6 bits at the median and in 20 at most.
 BATCH = 64  # photos hashed by a process at a time
 
 Open = Callable[[Photo], Image.Image]
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """64 bits."""
+    """The hash of an image, as a number of 64 bits."""
     from scipy.fft import dctn
 
     small = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
     lowest = dctn(np.asarray(small, dtype=np.float64), norm="ortho")[:FREQUENCIES, :FREQUENCIES].ravel()
-    bits = lowest > np.median(lowest[1:])  # without the mean brightness, which is larger than all
+    bits = lowest > np.median(lowest[1:])  # [0] is the mean brightness, much larger than the others
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 @dataclass(frozen=True)
 class Hashes:
-    """Photos' names, hashes and numbers of pixels. `unread`: number of a photo that isn't among them, of those given -> why."""
+    """The names, hashes and numbers of pixels of photos.
+
+    `unread`: for each given photo that could not be hashed, its number among the given ones -> the
+    reason.
+    """
 
     names: list[str] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
@@ -49,15 +55,20 @@ class Hashes:
     unread: dict[int, str] = field(default_factory=dict)
 
     def like(self, image: Image.Image) -> str | None:
-        """The name of the photo among these that `image` is a near-duplicate of, if there is one."""
+        """The name of the photo in here that `image` is a near-duplicate of, or None."""
         if not self.names:
             return None
-        differing = np.bitwise_count(np.array(self.hashes, dtype=np.uint64) ^ np.uint64(perceptual_hash(image)))
+        differing = np.bitwise_count(
+            np.array(self.hashes, dtype=np.uint64) ^ np.uint64(perceptual_hash(image)))
         nearest = int(differing.argmin())
         return self.names[nearest] if differing[nearest] <= MOST_BITS else None
 
     def twins(self) -> dict[str, str]:
-        """Photos that are near-duplicates of a larger one of these, or of an earlier one of the same size, and that one."""
+        """For each photo that looks like another one in here, the name of that other one.
+
+        Of photos that look alike the largest stays, or the first of those with the same size; it is
+        the value, and the others are keys.
+        """
         hashes = np.array(self.hashes, dtype=np.uint64)
         found: dict[str, str] = {}
         for number in sorted(range(len(self.names)), key=lambda number: (-self.pixels[number], number)):
@@ -69,27 +80,37 @@ class Hashes:
         return found
 
 
-def hash_photos(photos: Sequence[Photo], folder: Path, processes: int, opener: Callable[[Sequence[Photo]], Open] | None = None
+def hash_photos(photos: Sequence[Photo], folder: Path, processes: int,
+                opener: Callable[[Sequence[Photo]], Open] | None = None
                 ) -> Hashes:
-    """The hashes of those photos that can be opened, in their order. They are kept in `folder`, and found again there.
+    """The hashes of those photos that can be opened, in the order of `photos`.
 
-    `opener`: some photos -> what opens them, in any process, and raises `UserError`; `decode` by default.
+    Hashes are written to files in `folder`, and a later call reads them from there.
+    `opener(photos)` returns the function that opens these photos in another process, and that
+    raises `UserError` for one which can't be used; by default all photos are opened with `decode`.
     """
     batches = [tuple(photos[start:start + BATCH]) for start in range(0, len(photos), BATCH)]
     files = [folder / f"hashes-{number * BATCH:08d}.json" for number in range(len(batches))]
     missing = [(batch, file) for batch, file in zip(batches, files, strict=True) if not file.is_file()]
-    calls = ((_Batch(batch, opener(batch) if opener else decode, file), len(batch)) for batch, file in missing)
-    run_all(calls, min(processes, len(missing)), len(photos), len(photos) - sum(len(batch) for batch, _ in missing),
+    calls = ((_Batch(batch, opener(batch) if opener else decode, file), len(batch))
+             for batch, file in missing)
+    run_all(calls, min(processes, len(missing)), len(photos),
+            len(photos) - sum(len(batch) for batch, _ in missing),
             "photos compared")
     found = [entry for file in files for entry in read_json(file)]
-    good = [(photo.name, bits, pixels) for photo, (bits, pixels, _) in zip(photos, found, strict=True) if bits is not None]
-    return Hashes([name for name, _, _ in good], [bits for _, bits, _ in good], [pixels for _, _, pixels in good],
+    good = [(photo.name, bits, pixels) for photo, (bits, pixels, _) in zip(photos, found, strict=True)
+            if bits is not None]
+    return Hashes([name for name, _, _ in good], [bits for _, bits, _ in good],
+                  [pixels for _, _, pixels in good],
                   {number: why for number, (bits, _, why) in enumerate(found) if bits is None})
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Hashes some photos into a file, called in any process: a list of (bits, pixels, None), or (None, None, why not)."""
+    """A call, to be made in any process, that hashes some photos and writes the result to a file.
+
+    The file holds (bits, pixels, None) for each photo, or (None, None, reason).
+    """
 
     photos: tuple[Photo, ...]
     open: Open

@@ -1,7 +1,8 @@
-"""Where photos come from: a folder with its subfolders, webdataset tars, a Hugging Face dataset. Lists them, opens none.
+"""Lists the photos of a folder, of webdataset tars, or of a Hugging Face dataset.
 
-A photo's name is its path below the folder, TAR/KEY.SUFFIX in a tar, or its row number in a dataset. Decoding is decoding.py's
-business, files of tags and descriptions are sidecars.py's.
+A photo's name is its path below the folder, TAR/KEY.SUFFIX in a tar, or its row number in a
+dataset. No photo is opened here: decoding.py does that, and sidecars.py reads the files of tags and
+descriptions.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import escaped, is_text
 from realsr_r1.core.images import IMAGE_SUFFIXES
 
-PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")  # a GIF is looked at, so that an animated one is listed and not passed over
+# With GIF, so that an animated one is opened and rejected instead of being passed over silently.
+PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 LONGEST_NAME = 255  # bytes of a file's or folder's name
-CROP_FILE = re.compile(r"\d{5,}-(lq|hq)\.png")  # in the folder of its photo's name, where other photos' folders may be
-VIEWS = (("left", "right"), ("l", "r"))  # endings, after _ or -, of the names of a stereo pair's first and second view
+# The crops of photo a/b.png lie in a folder a/b, which may also hold the folders of photos a/b/*.
+CROP_FILE = re.compile(r"\d{5,}-(lq|hq)\.png")
+# What the names of the first and the second view of a stereo pair end with, after _ or -.
+VIEWS = (("left", "right"), ("l", "r"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,11 @@ class FilePlace:
 
 @dataclass(frozen=True)
 class TarPlace:
-    """A photo inside a tar. `members`: suffix of a file of the sample -> (where its bytes begin, how many)."""
+    """A photo inside a tar.
+
+    `suffix`: of the photo's own file. `members`: suffix of each file of the sample -> (position of
+    its first byte in the tar, number of bytes).
+    """
 
     tar: str
     suffix: str
@@ -49,7 +57,7 @@ class TarPlace:
         return io.BytesIO(self.read(self.suffix) or b"")
 
     def read(self, suffix: str) -> bytes | None:
-        """The bytes of the sample's file with this suffix, if it has one."""
+        """The bytes of the sample's file with this suffix, or None if there is none."""
         if suffix not in self.members:
             return None
         start, size = self.members[suffix]
@@ -62,7 +70,7 @@ class TarPlace:
 
 @dataclass(frozen=True)
 class RowPlace:
-    """A photo that is a row of a Hugging Face dataset: a folder of save_to_disk, or a name on the Hub."""
+    """A photo that is a row of a Hugging Face dataset: a folder of save_to_disk, or on the Hub."""
 
     dataset: str
     split: str
@@ -75,31 +83,42 @@ class RowPlace:
         return io.BytesIO(image["bytes"]) if image["bytes"] is not None else open(image["path"], "rb")
 
     def columns(self) -> dict[str, Any]:
-        """The row, its image as bytes or path. Raises `UserError` where it is damaged."""
+        """The row's columns, with the image as bytes or a path.
+
+        Raises `UserError` when the row is damaged.
+        """
         try:
             return hf_dataset(self.dataset, self.split)[self.row]
         except UserError:
             raise
-        except Exception as error:  # pyarrow and the columns' decoders: UnicodeDecodeError, ArrowInvalid, OSError, ...
-            raise UserError(f"row {self.row} of {self.dataset} ({self.split}) can't be read ({error})") from error
+        # pyarrow and the columns' decoders: UnicodeDecodeError, ArrowInvalid, OSError, ...
+        except Exception as error:
+            raise UserError(f"row {self.row} of {self.dataset} ({self.split}) can't be read "
+                            f"({error})") from error
 
 
 @dataclass(frozen=True)
 class Photo:
-    """`name`: unique, with / between folders, ending in the file's suffix where there is one."""
+    """A photo and where it lies.
+
+    `name`: unique, with / between folders, and with the file's suffix where it is a file.
+    """
 
     name: str
     place: FilePlace | TarPlace | RowPlace
 
     @property
     def stem(self) -> str:
-        """The name without its suffix: what sidecars and output folders are named after."""
+        """The name without its suffix. Sidecars and output folders have this name."""
         return stem_of(self.name)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A photo or file that isn't used, and why. What UTF-8 can't hold is escaped."""
+    """A photo or file that isn't used, and the reason.
+
+    Characters that UTF-8 can't hold are escaped.
+    """
 
     name: str
     reason: str
@@ -114,7 +133,10 @@ class Item:
 
 @dataclass
 class Listing:
-    """What a source holds. `rejected`: what is wrong with the input. `left_out`: what is fine and not used."""
+    """What a source holds.
+
+    `rejected`: faulty items. `left_out`: good photos that are not used.
+    """
 
     photos: list[Photo]
     rejected: list[Item]
@@ -126,14 +148,16 @@ def stem_of(name: str) -> str:
 
 
 def list_photos(images: Path | None, hf_name: str | None, hf_split: str) -> Listing:
-    """The photos of a folder, of a tar or a folder of tars (`images`), or of a dataset (`hf_name`), in a fixed order.
+    """List the photos of a source in a fixed order.
 
-    Two photos whose names differ in the suffix only share their sidecars: the second is rejected, or left out where it is a
-    file and the first is in a tar. The second view of a stereo pair is left out. Raises `UserError` when the source can't be
-    read or is empty.
+    The source is a folder, a tar or a folder of tars (`images`), or a dataset (`hf_name`). Two
+    photos whose names differ only in the suffix would share their sidecars: the second is rejected,
+    or left out when it is a file and the first is in a tar. The second view of a stereo pair is
+    left out. Raises `UserError` when the source can't be read or is empty.
     """
     if hf_name is not None:
-        photos = [Photo(f"{row:08d}", RowPlace(hf_name, hf_split, row)) for row in range(len(hf_dataset(hf_name, hf_split)))]
+        photos = [Photo(f"{row:08d}", RowPlace(hf_name, hf_split, row))
+                  for row in range(len(hf_dataset(hf_name, hf_split)))]
         if not photos:
             raise UserError(f"{hf_name} (given by --hf_dataset) has no images in {hf_split}")
         return Listing(photos, [], [])
@@ -144,7 +168,10 @@ def list_photos(images: Path | None, hf_name: str | None, hf_split: str) -> List
 
 
 def all_photos(images: Path) -> tuple[list[Photo], list[Item]]:
-    """Every photo of a tar, or of a folder and the tars in it, in a fixed order; and what of them can't be read."""
+    """All photos of a tar, or of a folder and the tars in it, and the items that can't be read.
+
+    Both are in a fixed order.
+    """
     rejected: list[Item] = []
     files, tars = [], [images]
     if images.is_dir():
@@ -157,9 +184,10 @@ def all_photos(images: Path) -> tuple[list[Photo], list[Item]]:
 
 
 def walk(folder: Path, rejected: list[Item] | None = None) -> list[Path]:
-    """The files below `folder`, sorted, without hidden ones; links are followed, but no folder is entered twice.
+    """The files below `folder`, sorted, without hidden ones.
 
-    `rejected`: gets the folders that can't be read, links to nothing, and what is no file (a pipe, say).
+    Links are followed, but no folder is entered twice. Folders that can't be read, broken links and
+    what is no regular file (a pipe, say) are added to `rejected`, if it is given.
     """
     found, seen = [], set()
     bad: dict[Path, str] = {}
@@ -180,7 +208,7 @@ def walk(folder: Path, rejected: list[Item] | None = None) -> list[Path]:
                     found.append(path)
                 else:
                     bad[path] = "it is neither a file nor a folder"
-            except OSError as error:  # of the link's target, or of a folder whose names may be read and no more
+            except OSError as error:  # a broken link, or a folder that gives its files' names only
                 target = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
                 bad[path] = f"it can't be opened{target}: {error.strerror}"
     if rejected is not None:
@@ -213,7 +241,7 @@ def _without_twins(photos: list[Photo], rejected: list[Item]) -> Listing:
 
 
 def first_view(stem: str) -> str | None:
-    """The name that the first view of a stereo pair has if `stem` is the second one's."""
+    """For the name of a stereo pair's second view the name of the first, for others None."""
     for first, second in VIEWS:
         for mark in "_-":
             if stem.lower().endswith(mark + second):
@@ -222,28 +250,36 @@ def first_view(stem: str) -> str | None:
 
 
 def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
-    """The samples of a webdataset tar, in its order: files whose paths are the same up to the first dot of the last part."""
+    """The photos of a webdataset tar, in the tar's order; faulty samples are added to `rejected`.
+
+    The files of one sample have the same path up to the first dot in the file's name.
+    """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with tarfile.open(tar, "r:") as file:
             for member in file:
-                if (member.issym() or member.islnk()) and PurePosixPath(member.name).suffix.lower() in PHOTO_SUFFIXES:
-                    rejected.append(Item(f"{tar.stem}/{member.name}", f"it is a link in {tar}, which is not followed"))
+                if ((member.issym() or member.islnk())
+                        and PurePosixPath(member.name).suffix.lower() in PHOTO_SUFFIXES):
+                    rejected.append(Item(f"{tar.stem}/{member.name}",
+                                         f"it is a link in {tar}, which is not followed"))
                 if member.isfile():
                     folder, _, last = member.name.removeprefix("./").rpartition("/")
                     key, _, suffix = last.partition(".")
                     sample = samples.setdefault(f"{folder}/{key}" if folder else key, {})
                     if f".{suffix.lower()}" in sample:
-                        rejected.append(Item(f"{tar.stem}/{member.name}", f"it is in {tar} twice; the first is taken"))
+                        rejected.append(Item(f"{tar.stem}/{member.name}",
+                                             f"it is in {tar} twice; the first is taken"))
                     sample.setdefault(f".{suffix.lower()}", (member.offset_data, member.size))
             file.fileobj.seek(file.offset)
-            if any(file.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end, without a word
+            # tarfile silently takes a damaged header for the end
+            if any(file.fileobj.read(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError(f"damaged at byte {file.offset}")
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two: numbers of a damaged header
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two: a damaged header
         rejected.append(Item(tar.name, f"{tar} can't be read to its end as an uncompressed tar ({error})"))
     for key, members in samples.items():
         suffix, *others = [suffix for suffix in members if suffix in PHOTO_SUFFIXES] or [None]
-        rejected += [Item(f"{tar.stem}/{key}{other}", f"{key}{suffix} is the photo of this sample of {tar}") for other in others]
+        rejected += [Item(f"{tar.stem}/{key}{other}", f"{key}{suffix} is the photo of this sample of {tar}")
+                     for other in others]
         name = f"{tar.stem}/{key}{suffix or ''}"
         if ".." in PurePosixPath(key).parts or key.startswith("/"):
             rejected.append(Item(name, f"its path in {tar} leaves the dataset"))
@@ -255,22 +291,27 @@ def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
 
 @lru_cache(maxsize=2)
 def hf_dataset(name: str, split: str) -> Any:
-    """The split, its images undecoded. Raises `UserError` that names dataset, split or column."""
+    """One split of a dataset, its images left undecoded.
+
+    Raises `UserError` that names the dataset, split or column which is missing or can't be read.
+    """
     import datasets
 
     try:
         loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     except IndexError as error:  # datasets joins a split's tables, and there are none
-        raise UserError(f"{name} (given by --hf_dataset) has a split without rows; make it again without that split") from error
+        raise UserError(f"{name} (given by --hf_dataset) has a split without rows; make it again without "
+                        "that split") from error
     except Exception as error:  # the hub's client, parsers and loaders of all kinds of data sets
-        raise UserError(f"{name} (given by --hf_dataset) can't be loaded ({error}); give a folder made by save_to_disk, or a "
-                        "name on the Hugging Face Hub") from error
+        raise UserError(f"{name} (given by --hf_dataset) can't be loaded ({error}); give a folder made by "
+                        "save_to_disk, or a name on the Hugging Face Hub") from error
     if isinstance(loaded, dict):
         if split not in loaded:
             raise UserError(f"{name} has no split {split!r}; --hf_split is one of {', '.join(loaded)}")
         loaded = loaded[split]
     elif split not in ("train", str(loaded.split)):
-        raise UserError(f"{name} (given by --hf_dataset) is one split, {loaded.split}; drop --hf_split {split}")
+        raise UserError(f"{name} (given by --hf_dataset) is one split, {loaded.split}; drop --hf_split "
+                        f"{split}")
     if not isinstance(loaded.features.get("image"), datasets.Image):
         raise UserError(f"{name} has no image column named 'image'; it has {', '.join(loaded.column_names)}")
     return loaded.cast_column("image", datasets.Image(decode=False))
