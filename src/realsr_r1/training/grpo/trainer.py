@@ -215,7 +215,7 @@ class ChainGRPOTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
     def _named(self, scored: torch.Tensor) -> dict[str, list[float | None]]:
-        """Rewards (rows, functions) -> name -> values, None for no score; and the weighted `total`."""
+        """Rewards (rows, functions) -> name -> values (None: no score), weighted `total` last."""
         names = [name.removesuffix("_reward") for name in self.reward_func_names]
         columns = {name: [None if value != value else value for value in scored[:, index].tolist()]
                    for index, name in enumerate(names)}
