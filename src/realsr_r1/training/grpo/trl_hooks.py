@@ -138,8 +138,9 @@ HOOKS = (
                "advantages.",
          expects="A dict of tensors with one row a completion, `advantages` (B,) or, as its comment says "
                  "for subclasses, (B, T).",
-         ours="The advantages in it are replaced by group_advantages', and with share_prompts it is cut "
-              "into microbatches.",
+         ours="The advantages in it are replaced by group_advantages' (frac_reward_zero_std and the "
+              "advantages in --log_completions' table stay TRL's), and with share_prompts it is cut into "
+              "microbatches.",
          needs=(Need(f"{TRAINER}._generate_and_score_completions",
                      takes=("inputs",),
                      says=("advantages", "_calculate_rewards", "completion_ids", "prompt_mask",
