@@ -1,22 +1,27 @@
-"""The policy in one piece, for rollouts in the middle of training."""
+"""The policy in one piece, for rollouts in the middle of training.
+
+What it relies on in TRL is the hook `unwrap_model_for_generation` of `grpo.trl_hooks`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import trl.models.utils
 from transformers import PreTrainedModel, Trainer
-from trl.models.utils import unwrap_model_for_generation
 
 
 @contextmanager
 def whole_policy(trainer: Trainer) -> Iterator[PreTrainedModel]:
-    """The policy of `trainer`, gathered on every rank under ZeRO-3, without gradient checkpointing inside.
+    """The policy of `trainer`, gathered on every rank under ZeRO-3, without gradient checkpointing.
 
-    All ranks must enter, and the block must end normally: an exception would leave the policy without its hooks. Under
-    `--bf16` without DeepSpeed the weights are float32, and what is computed is not, as in the loss.
+    All ranks must enter, and the block must end normally: an exception would leave the policy
+    without its hooks. Under `--bf16` without DeepSpeed the weights are float32, and the computation
+    is in bfloat16, as in the loss.
     """
-    with (unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator,
-                                      gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs) as policy,
+    unwrap = trl.models.utils.unwrap_model_for_generation
+    with (unwrap(trainer.model_wrapped, trainer.accelerator,
+                 gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs) as policy,
           trainer.accelerator.autocast()):
         yield policy

@@ -1,4 +1,4 @@
-"""One step of `ChainGRPOTrainer` is the published code's update, computed here once more without TRL."""
+"""A step of `ChainGRPOTrainer` is the published code's update, computed here again without TRL."""
 
 from __future__ import annotations
 
@@ -10,53 +10,16 @@ import torch
 
 from realsr_r1.models import load_policy
 from realsr_r1.rollout import RolloutEngine
-from realsr_r1.training.config import ChainGRPOConfig
-from realsr_r1.training.grpo.prompts import load_prompts
-from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
-from ...small import write_model
-
-PROMPTS, GROUP = 2, 3
+from .conftest import GROUP, PROMPTS
 
 
-class Letters:
-    """A reward that differs between completions, and keeps what it saw."""
-
-    __name__ = "letters"
-
-    def __init__(self) -> None:
-        self.seen: list[dict[str, Any]] = []
-
-    def __call__(self, completions: list[str], **columns: Any) -> list[float]:
-        scores = [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
-        self.seen.append({"completions": completions, "scores": scores, **columns})
-        return scores
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model, tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"), tiny_model, target_px=16)
-
-
-@pytest.fixture
-def make_trainer(model, processor, dataset, tmp_path):
-    """A function that makes a trainer of two prompts a step, with plain gradient descent, and its reward."""
-    def make(*rewards: Any, first: Any = None, **changes: Any) -> tuple[ChainGRPOTrainer, Any]:
-        args = ChainGRPOConfig(**{**dict(
-            output_dir=str(tmp_path / "run"), dataset_name=str(dataset), report_to="none", max_steps=1, save_strategy="no",
-            grammar="chain", max_completion_length=350, max_text_tokens=4, num_generations=GROUP, sample_steps=0,
-            num_generations_eval=2, per_device_eval_batch_size=2, per_device_train_batch_size=PROMPTS, optim="sgd",
-            learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0.0, seed=5, disable_tqdm=True), **changes})
-        reward = first or Letters()
-        prompts = [load_prompts(str(dataset), split, processor, {}, tmp_path / "prompts", 5000) for split in ("train", "test")]
-        return ChainGRPOTrainer(load_policy(model), processor, [reward, *rewards], args, *prompts), reward
-    return make
-
-
-def seed_gradients(policy: torch.nn.Module, prompts: list[list[int]], completions: list[list[int]], masks: list[list[int]],
+def seed_gradients(policy: torch.nn.Module, prompts: list[list[int]], completions: list[list[int]],
+                   masks: list[list[int]],
                    scores: list[float]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-    """Gradients of mean over completions of the mean over scored tokens of -advantage * probability ratio; and the
-    completions' log-probabilities.
+    """Gradients of the mean over completions of the mean over scored tokens of -advantage * ratio.
+
+    Also the completions' log-probabilities.
     """
     groups = torch.tensor(scores).view(-1, GROUP)
     advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
@@ -72,8 +35,8 @@ def seed_gradients(policy: torch.nn.Module, prompts: list[list[int]], completion
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"loss_batch_size": 2}, {"loss_batch_size": 6, "gradient_checkpointing": True}, {"share_prompts": False},
-    {"train_forced_tokens": True}], ids=str)
+    {}, {"loss_batch_size": 2}, {"loss_batch_size": 6, "gradient_checkpointing": True},
+    {"share_prompts": False}, {"train_forced_tokens": True}], ids=str)
 def test_a_step_is_the_seeds_update(make_trainer, model, processor, changes):
     trainer, reward = make_trainer(**changes)
     trainer.train()
@@ -81,9 +44,12 @@ def test_a_step_is_the_seeds_update(make_trainer, model, processor, changes):
     prompts = seen["prompts"]
     assert prompts[0] == prompts[GROUP - 1] != prompts[GROUP]  # groups are whole
     policy = load_policy(model)
-    rollout = RolloutEngine(policy, processor, trainer.args.rollout_config(GROUP)).generate(prompts[::GROUP], step=0)
+    engine = RolloutEngine(policy, processor, trainer.args.rollout_config(GROUP))
+    rollout = engine.generate(prompts[::GROUP], step=0)
     assert rollout.completion_ids == seen["completion_ids"]
-    masks = [[1] * len(row) for row in rollout.sampled_mask] if changes.get("train_forced_tokens") else rollout.sampled_mask
+    masks = rollout.sampled_mask
+    if changes.get("train_forced_tokens"):
+        masks = [[1] * len(row) for row in masks]
     assert changes.get("train_forced_tokens") or 0 < sum(masks[0]) < len(masks[0])
     gradients, log_probs = seed_gradients(policy, prompts, rollout.completion_ids, masks, seen["scores"])
     before = {name: tensor.detach().clone() for name, tensor in policy.named_parameters()}
@@ -93,7 +59,8 @@ def test_a_step_is_the_seeds_update(make_trainer, model, processor, changes):
     if changes.get("loss_batch_size", 6) == 6:  # else a mean of the microbatches' means
         drawn = torch.cat([torch.tensor(row) for row in rollout.log_q])
         scored = torch.cat([torch.tensor(row) for row in masks]).bool()
-        logged = next(row["sampling/log_ratio"] for row in trainer.state.log_history if "sampling/log_ratio" in row)
+        logged = next(row["sampling/log_ratio"] for row in trainer.state.log_history
+                      if "sampling/log_ratio" in row)
         assert logged == pytest.approx(float((drawn - torch.cat(log_probs))[scored].mean()), abs=1e-4)
 
 
@@ -101,10 +68,12 @@ def test_with_bf16_rollouts_compute_in_bfloat16_as_the_loss_does(make_trainer):
     trainer, _ = make_trainer(bf16=True)
     types = []
     projection = trainer.model.model.layers[0].self_attn.q_proj
-    projection.register_forward_hook(lambda module, inputs, output: types.append((torch.is_grad_enabled(), output.dtype)))
+    projection.register_forward_hook(
+        lambda module, inputs, output: types.append((torch.is_grad_enabled(), output.dtype)))
     trainer.train()
     assert projection.weight.dtype == torch.float32
-    assert {with_gradients for with_gradients, _ in types} == {False, True} and {dtype for _, dtype in types} == {torch.bfloat16}
+    assert {with_gradients for with_gradients, _ in types} == {False, True}
+    assert {dtype for _, dtype in types} == {torch.bfloat16}
 
 
 def test_rewards_get_texts_images_and_the_datasets_columns(make_trainer):
@@ -121,7 +90,8 @@ def test_evaluation_draws_the_same_noise_each_time_and_leaves_training_alone(mak
     trainer, reward = make_trainer(eval_strategy="no")
     first, second = trainer.evaluate(), trainer.evaluate()
     evaluated = len(reward.seen) // 2
-    assert [row["completions"] for row in reward.seen[:evaluated]] == [row["completions"] for row in reward.seen[evaluated:]]
+    completions = [row["completions"] for row in reward.seen]
+    assert completions[:evaluated] == completions[evaluated:]
     trainer.train()
     plain, other = make_trainer()
     plain.train()
@@ -130,7 +100,8 @@ def test_evaluation_draws_the_same_noise_each_time_and_leaves_training_alone(mak
 
 
 def test_each_rollout_of_a_step_has_its_own_noise(make_trainer):
-    trainer, reward = make_trainer(gradient_accumulation_steps=2, per_device_train_batch_size=1, learning_rate=0.0, max_steps=2)
+    trainer, reward = make_trainer(gradient_accumulation_steps=2, per_device_train_batch_size=1,
+                                   learning_rate=0.0, max_steps=2)
     trainer.train()
     completions = [text for seen in reward.seen for text in seen["completions"]]
     assert len(set(completions)) == len(completions)

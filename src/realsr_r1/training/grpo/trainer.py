@@ -1,8 +1,9 @@
 """VLCoT-GRPO: TRL's GRPOTrainer with rollouts of interleaved text and images.
 
-Plugs in at TRL's hooks: `rollout_func` makes the completions with our engine, extra fields carry their images to the
-rewards, `env_mask` keeps tokens that the grammar forced out of the loss. Loss, advantages, LoRA, reference policy,
-logging and evaluation are TRL's.
+Plugs in at TRL's hooks: `rollout_func` makes the completions with our engine, extra fields carry
+their images to the rewards, `env_mask` keeps tokens that the grammar forced out of the loss, and
+the advantages are those of `objective`. LoRA, the reference policy, logging, evaluation and the
+loss are TRL's; `objective` has the loss as formulas. `trl_hooks` says what of TRL this relies on.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from trl import GRPOTrainer
-from trl.trainer.utils import split_tensor_dict
 
 from realsr_r1.rollout import RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
 from realsr_r1.training.checkpoints import CompletionMarker
+from realsr_r1.training.grpo.objective import group_advantages, sampling_log_ratio, token_weights
 from realsr_r1.training.grpo.packing import pack_groups
-from realsr_r1.training.grpo.reference import reference_like
+from realsr_r1.training.grpo.trl_hooks import (
+    as_rows,
+    check_hooks,
+    from_row,
+    microbatches,
+    reference_like,
+    result_of,
+)
 from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.samples import append_reward_log, show_samples, write_samples
 from realsr_r1.training.whole_policy import whole_policy
@@ -40,14 +48,16 @@ EVALUATION_STEP = -1  # the step of evaluation's noise: the same at every evalua
 class ChainGRPOTrainer(GRPOTrainer):
     """Trains a policy on chains.
 
-    `model`: a loaded policy. `processor`: its `ChainProcessor`. `reward_funcs`: functions with TRL's signature.
-    `train_dataset`, `eval_dataset`: from `load_prompts`. `reward_log`: path of the text log of rewards, or None.
-    Everything else is passed on to `GRPOTrainer`.
+    `model`: a loaded policy. `processor`: its `ChainProcessor`. `reward_funcs`: functions with
+    TRL's signature. `train_dataset`, `eval_dataset`: from `load_prompts`. `reward_log`: path of the
+    text log of rewards, or None. Everything else is passed on to `GRPOTrainer`. Raises `UserError`
+    when the installed TRL has changed what this relies on (`trl_hooks.check_hooks`).
     """
 
-    def __init__(self, model: Any, processor: ChainProcessor, reward_funcs: list[Callable], args: ChainGRPOConfig,
-                 train_dataset: Dataset, eval_dataset: Dataset | None = None, reward_log: str | Path | None = None,
-                 callbacks: Sequence[Any] = (), **kwargs: Any):
+    def __init__(self, model: Any, processor: ChainProcessor, reward_funcs: list[Callable],
+                 args: ChainGRPOConfig, train_dataset: Dataset, eval_dataset: Dataset | None = None,
+                 reward_log: str | Path | None = None, callbacks: Sequence[Any] = (), **kwargs: Any):
+        check_hooks()
         self.processor = processor
         self.reward_log = reward_log
         self._rollouts_at: tuple[int, int] = (-1, 0)  # (global step, rollouts made at it)
@@ -58,16 +68,16 @@ class ChainGRPOTrainer(GRPOTrainer):
         with reference_like(model):
             super().__init__(
                 model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
-                train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=RenderingTokenizer.of(processor),
-                rollout_func=ChainGRPOTrainer.rollout, callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
+                train_dataset=train_dataset, eval_dataset=eval_dataset,
+                processing_class=RenderingTokenizer.of(processor), rollout_func=ChainGRPOTrainer.rollout,
+                callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
 
     def rollout(prompts: list[list[int]], trainer: ChainGRPOTrainer) -> dict[str, Any]:  # noqa: N805
-        """TRL's `rollout_func`: prompts (each repeated G times, contiguous) -> completions, their images and masks."""
+        """TRL's `rollout_func`: prompts, each G times in a row -> completions, images, masks."""
         return trainer._rollout(prompts)
 
     def _rollout(self, prompts: list[list[int]]) -> dict[str, Any]:
-        training = self.model.training
-        group = self.num_generations if training else self.num_generations_eval
+        training, group = self.model.training, self._group
         step, first_row = self._noise_of(len(prompts), training)
         with whole_policy(self) as policy, self._agreement:  # faults stay inside
             engine = RolloutEngine(policy, self.processor, self.args.rollout_config(group))
@@ -83,7 +93,10 @@ class ChainGRPOTrainer(GRPOTrainer):
                 "env_mask": mask, "images": images}
 
     def _noise_of(self, rows: int, training: bool) -> tuple[int, int]:
-        """(step, first row) of a rollout's noise: what a completion draws depends on neither ranks nor resuming."""
+        """(step, first row) of a rollout's noise.
+
+        With them, what a completion draws depends on neither ranks nor resuming.
+        """
         offset = self.accelerator.process_index * rows
         if not training:
             first_row = self._evaluated_rows + offset
@@ -99,45 +112,63 @@ class ChainGRPOTrainer(GRPOTrainer):
         self._evaluated_rows = 0
         return super().evaluate(*args, **kwargs)
 
+    @property
+    def _group(self) -> int:
+        """Completions of a group, now."""
+        return self.num_generations if self.model.training else self.num_generations_eval
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
+        """TRL's batch of a rollout with its rewards, and the objective's advantages.
+
+        In training with `share_prompts` it is made of whole microbatches, which TRL then shuffles.
+        """
+        with result_of(self, "_calculate_rewards") as results:
+            batch = super()._generate_and_score_completions(inputs)
+        (rewards,) = results
+        advantages = group_advantages(rewards, self.reward_weights.to(rewards.device), self._group,
+                                      self.args.scale_rewards, self.args.multi_objective_aggregation)
+        batch["advantages"] = advantages[self._own_rows(len(inputs))]
         if not self.args.share_prompts or not self.model.training:
             return batch
-        # TRL shuffles rows over microbatches next; made up here, it is whole microbatches that it shuffles.
-        chunks = split_tensor_dict(batch, self.args.steps_per_generation)
-        return {"number": torch.arange(len(chunks)), "chunk": chunks}
+        return as_rows(microbatches(batch, self.args.steps_per_generation))
+
+    def _own_rows(self, count: int) -> slice:
+        """Where this process' `count` rows stand among those of all."""
+        first = self.accelerator.process_index * count
+        return slice(first, first + count)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(generation_batch)
-        return inputs["chunk"][0] if "chunk" in inputs else inputs
+        return from_row(super()._prepare_inputs(generation_batch))
 
     def _get_per_token_logps_and_entropies(
             self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
             batch_size: int | None = None, compute_entropy: bool = False, **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's log-probabilities (and entropies) of completions, (B, completion); each prompt once a microbatch."""
+        """TRL's log-probabilities (and entropies) of completions, (B, completion).
+
+        With `share_prompts`, a prompt is computed once for its completions in a microbatch.
+        """
         if not self.args.share_prompts:
-            scored = super()._get_per_token_logps_and_entropies(
+            return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
-            self._log_probs = scored[0].detach()
-            return scored
         log_probs, entropies, batch_size = [], [], batch_size or len(input_ids)
         for ids, mask in zip(input_ids.split(batch_size), attention_mask.split(batch_size), strict=True):
             packed = pack_groups(ids, mask, logits_to_keep)
             with self.accelerator.autocast():
-                outputs = model(input_ids=packed.input_ids, shared_prompts=packed.layout, shift_labels=packed.labels,
-                                fused_lm_head=True)
+                outputs = model(input_ids=packed.input_ids, shared_prompts=packed.layout,
+                                shift_labels=packed.labels, fused_lm_head=True)
             missing = (0, logits_to_keep - packed.labels.shape[1])
             log_probs.append(F.pad(outputs.log_probs, missing))
             entropies.append(F.pad(outputs.entropy, missing) if compute_entropy else None)
-        self._log_probs = torch.cat(log_probs).detach()
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss; logs how far what tokens were drawn from is from what is trained."""
-        loss = super()._compute_loss(model, inputs)
-        mask = inputs["completion_mask"] * inputs["tool_mask"]
-        log_ratio = ((inputs["sampling_per_token_logps"] - self._log_probs) * mask).sum() / mask.sum().clamp(min=1)
+        """TRL's loss (`objective.policy_loss`); logs the gap between what was drawn from and pi."""
+        with result_of(self, "_get_per_token_logps_and_entropies") as results:
+            loss = super()._compute_loss(model, inputs)
+        log_probs = results[0][0].detach()
+        weights = token_weights(inputs["completion_mask"], inputs["tool_mask"])
+        log_ratio = sampling_log_ratio(inputs["sampling_per_token_logps"], log_probs, weights)
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["sampling/log_ratio"].append(self.accelerator.gather(log_ratio).mean().item())
         return loss
@@ -146,23 +177,25 @@ class ChainGRPOTrainer(GRPOTrainer):
                            completion_ids_list: list[list[int]]) -> torch.Tensor:
         scored = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.model.training:
-            own = self.accelerator.process_index * len(prompts)  # `scored` holds the rows of all ranks
             with self._agreement:
-                self._write_down(inputs, completions, self._named(scored[own:own + len(prompts)]))
+                self._write_down(inputs, completions, self._named(scored[self._own_rows(len(prompts))]))
         self._agreement.settle()
         is_first = self.model.training and self.accelerator.is_main_process and self.state.global_step == 0
         if is_first and not scored.nan_to_num().any():
-            logger.warning("No completion of the first step earned any reward, so there is nothing to learn from yet: give the "
-                           "policy a cold start (realsr-r1 sft), and look at its chains (realsr-r1 score)")
+            logger.warning("No completion of the first step earned any reward, so there is nothing to learn "
+                           "from yet: give the policy a cold start (realsr-r1 sft), and look at its chains "
+                           "(realsr-r1 score)")
         return scored
 
-    def _write_down(self, inputs: list[dict[str, Any]], completions: list[str], rewards: dict[str, list[float | None]]) -> None:
+    def _write_down(self, inputs: list[dict[str, Any]], completions: list[str],
+                    rewards: dict[str, list[float | None]]) -> None:
         """The text log of rewards, and a sample where one is due."""
         step = self.state.global_step + 1  # the step these completions will be learned from
         if self.reward_log:
             append_reward_log(self.reward_log, step, self.accelerator.process_index, completions, rewards)
         every = self.args.sample_steps
-        if self.accelerator.is_main_process and every and (step == 1 or step // every > self._sampled_at // every):
+        is_due = every and (step == 1 or step // every > self._sampled_at // every)
+        if self.accelerator.is_main_process and is_due:
             self._sampled_at = step
             group = slice(0, self.num_generations)
             images = [row["images"] for row in inputs[group]]
@@ -171,17 +204,18 @@ class ChainGRPOTrainer(GRPOTrainer):
             show_samples(self.callback_handler.callbacks, step, completions[group], images, self.processor.chain)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: TRL's card would name a hub model; what a run is, is in `settings.json` and the report."""
+        """None: TRL's would name a hub model. `settings.json` and the report describe a run."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's logging; with `--log_completions` its table shows prompts as text."""
-        prompts = [prompt if isinstance(prompt, str) else self.processor.decode_text(prompt) for prompt in self._logs["prompt"]]
+        prompts = [prompt if isinstance(prompt, str) else self.processor.decode_text(prompt)
+                   for prompt in self._logs["prompt"]]
         self._logs["prompt"].clear()
         self._logs["prompt"].extend(prompts)
         super().log(logs, start_time)
 
     def _named(self, scored: torch.Tensor) -> dict[str, list[float | None]]:
-        """Rewards (rows, functions) -> name -> values, with the weighted `total`; None where there is no score."""
+        """Rewards (rows, functions) -> name -> values (None: no score), weighted `total` last."""
         names = [name.removesuffix("_reward") for name in self.reward_func_names]
         columns = {name: [None if value != value else value for value in scored[:, index].tolist()]
                    for index, name in enumerate(names)}
