@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
     from realsr_r1.training.config import ChainGRPOConfig
+    from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
 PROMPTS_FOLDER = "prompts"
 LASTING = ("num_generations", "generation_batch_size", "seed", "optim", "use_peft", "lora_r")  # a run goes on with the same only
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Settings, process group, resume check, rewards, processor, data, policy, trainer, train, save."""
+def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | None = None) -> None:
+    """Settings, process group, resume check, rewards, processor, data, policy, trainer, train, save.
+
+    `trainer_class`: one's own, with a loss of its own for example (docs/extending.md).
+    """
     from trl import ModelConfig
 
     from realsr_r1.core.settings import parse
@@ -86,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     # In float32 unless --dtype says otherwise: DeepSpeed and autocast cast it themselves.
     policy = load_policy(model_args.model_name_or_path, dtype=model_args.dtype, quantization_config=quantization,
                          attn_implementation=model_args.attn_implementation)
-    trainer = ChainGRPOTrainer(policy, processor, reward_funcs, args, train, evaluation,
+    trainer = (trainer_class or ChainGRPOTrainer)(policy, processor, reward_funcs, args, train, evaluation,
                                reward_log=reward_log_path(), peft_config=adapters)
     if args.process_index == 0:
         write_json(output / SETTINGS_FILE, settings)
