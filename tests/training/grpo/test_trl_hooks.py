@@ -100,8 +100,11 @@ def test_a_renamed_parameter_field_or_method_is_named_with_its_hook(hook, monkey
 
 @pytest.mark.parametrize("hook", REMOVED)
 def test_a_function_that_is_gone_is_named_with_its_hook(hook, monkeypatch):
-    monkeypatch.delattr(*owner_of(REMOVED[hook]))
+    owner, name = owner_of(REMOVED[hook])
+    monkeypatch.delattr(owner, name)
     complaint_about(hook)
+    monkeypatch.setattr(owner, name, "something else", raising=False)
+    assert f"there is no function {REMOVED[hook]}" in complaint_about(hook)
 
 
 def test_a_field_that_is_gone_from_what_the_fused_head_returns_is_named(monkeypatch):

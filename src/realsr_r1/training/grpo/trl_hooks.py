@@ -48,13 +48,15 @@ class Need:
         """What the installed version lacks, or None."""
         try:
             found = resolve_name(self.where)
-        except (ImportError, AttributeError):
-            return f"there is no {self.where}"
-        lacks = [name for name in self.takes if name not in inspect.signature(found).parameters]
-        if lacks:
-            return f"{self.where} takes no {lacks[0]}"
-        silent = set(self.says) - _words(inspect.unwrap(found).__code__) if self.says else ()
-        return f"{self.where} knows no {min(silent)}" if silent else None
+            parameters = inspect.signature(found).parameters
+            words = _words(inspect.unwrap(found).__code__) if self.says else ()
+        except (ImportError, AttributeError, TypeError, ValueError):
+            return f"there is no function {self.where}"
+        for kind, wanted, there in (("takes", self.takes, parameters), ("knows", self.says, words)):
+            missing = [name for name in wanted if name not in there]
+            if missing:
+                return f"{self.where} {kind} no {missing[0]}"
+        return None
 
 
 @dataclass(frozen=True)
