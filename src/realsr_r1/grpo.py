@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
         print(f"--max_pixels {args.max_pixels} has no effect: the image size is in the model folder's chain settings")
     adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
+    from realsr_r1.training.grpo.trl_hooks import check_hooks
+
+    check_hooks()  # before the first of them is used
     from trl.trainer.utils import global_then_local_main_first
 
     from realsr_r1.chain.processor import ChainProcessor

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
              'KEY.txt in a tar or '
              "the column tag of a dataset")
     add("--descriptions", type=Path,
-        help="folder of descriptions: NAME.json with the texts rough, middle, final; or a .jsonl file with "
+        help="folder of descriptions: NAME.json with a text for each level (rough, middle, final); or a .jsonl file with "
              "these keys; in a tar KEY.json, in a dataset the column descriptions")
     add("--tagger", metavar="MODEL",
         help="instead of --tags: package.module:factory, or a model of the Hugging Face Hub (zero-shot "
