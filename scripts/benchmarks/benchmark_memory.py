@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trl.trainer.utils import add_fused_lm_head
 
 from realsr_r1.models.lumina.decoder import Decoder
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 from realsr_r1.planning import memory
 from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, Workload
@@ -91,7 +91,7 @@ class Loss:
         add_fused_lm_head(self.policy, outputs=("log_probs", "entropy"))
         for parameter in self.policy.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        self.layout = SharedPrompts(((work.prompt, work.micro),), work.completion)
+        self.layout = PackedRow(((work.prompt, work.micro),), work.completion)
         self.tokens = torch.randint(2, work.policy.vocabulary, (1, work.packed(work.completion)))
         self.labels = torch.randint(2, work.policy.vocabulary, (work.micro, work.completion + 1))
 

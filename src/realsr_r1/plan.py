@@ -117,7 +117,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     from realsr_r1.chain.settings import SETTINGS_FILE
     from realsr_r1.core.settings import parse
     from realsr_r1.models.loading import policy_config
-    from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, tokenizer_values, workload
+    from realsr_r1.planning.workload import Sharding, TokenizerShape, tokenizer_values, workload
     from realsr_r1.training.config import ChainGRPOConfig
 
     # A plan reads no data; grpo's settings ask for a name.
@@ -125,7 +125,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     if not model_args.model_name_or_path:
         raise UserError("--model_name_or_path must name a model folder, or one with a config.json only (configs/models/pure_7b)")
     model = Path(model_args.model_name_or_path)
-    policy = PolicyShape.of(policy_config(model))
+    policy = policy_config(model).shape
     chain = _chain_settings(own.chain_settings or model / SETTINGS_FILE, required=own.chain_settings is not None)
     values = tokenizer_values(model, policy)
     sharding = Sharding() if own.deepspeed == "none" else Sharding.read(own.deepspeed)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
-from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, Workload
+from realsr_r1.models import new_config
+from realsr_r1.models.protocol import PolicyShape
+from realsr_r1.planning.workload import Sharding, TokenizerShape, Workload
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "benchmarks"))
 from live_bytes import LiveBytes  # noqa: E402
@@ -44,10 +46,10 @@ def make_work():
 @pytest.fixture
 def make_policy():
     """The policy that a workload describes, with random weights in its type."""
-    def make(work: Workload) -> LuminaPolicy:
+    def make(work: Workload) -> PreTrainedModel:
         torch.manual_seed(0)
         shape = work.policy
-        return LuminaPolicy._from_config(LuminaConfig(
+        return AutoModelForCausalLM.from_config(new_config(
             vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
             num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
             max_position_embeddings=16_384, pad_token_id=1), dtype=torch.float32 if work.weight_bytes == 4 else torch.bfloat16)

@@ -10,8 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.utils import add_fused_lm_head
 
-from realsr_r1.models.lumina.decoder import Decoder
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import Decoder, PackedRow
 from realsr_r1.planning import duration
 from realsr_r1.planning.machines import machine
 from realsr_r1.planning.workload import Sharding, TokenizerShape
@@ -23,7 +22,7 @@ def write(work, policy, steps: int, in_image: int, counter) -> Decoder:
     """What the engine does with the decoder for `steps` tokens, the first `in_image` of them codes with guidance."""
     rows, codes = work.generations, torch.arange(4, 4 + work.tokenizer.codes)
     prompt = [3] * work.prompt
-    decoder = Decoder(policy, [prompt], torch.zeros(rows, dtype=torch.int64), steps, max(in_image, 1), codes)
+    decoder = policy.make_decoder([prompt], torch.zeros(rows, dtype=torch.int64), steps, max(in_image, 1), codes)
     everyone = torch.arange(rows)
     with counter:
         for step in range(steps):
@@ -58,7 +57,7 @@ def test_the_losss_operations_are_torchs(checkpointing, make_work, make_policy):
         add_fused_lm_head(policy, outputs=("log_probs", "entropy"))
         tokens = torch.randint(2, 9, (1, work.packed(14)))
         with counter:
-            policy(input_ids=tokens, shared_prompts=SharedPrompts(((20, 3),), 14), fused_lm_head=True,
+            policy(input_ids=tokens, shared_prompts=PackedRow(((20, 3),), 14), fused_lm_head=True,
                    shift_labels=torch.randint(2, 9, (3, 15))).log_probs.sum().backward()
     # Recomputing may stop before a layer's last product, and the plan takes it whole.
     tolerance = 0.15 if checkpointing else 0.05

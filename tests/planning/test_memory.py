@@ -9,13 +9,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from trl.trainer.utils import add_fused_lm_head
 
+from realsr_r1.models import new_policy
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from realsr_r1.models.loading import policy_config
-from realsr_r1.models.lumina.decoder import Decoder
-from realsr_r1.models.lumina.packed_row import SharedPrompts
-from realsr_r1.models.lumina.policy import LuminaPolicy
+from realsr_r1.models.protocol import PackedRow
 from realsr_r1.planning import memory
-from realsr_r1.planning.workload import PUBLISHED_TOKENIZERS, PolicyShape, Sharding, TokenizerShape
+from realsr_r1.planning.workload import PUBLISHED_TOKENIZERS, Sharding, TokenizerShape
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,8 +28,8 @@ def storages(tensors) -> int:
 def test_parameters_are_the_policys(folder, parameters):
     config = policy_config(ROOT / folder)
     with torch.device("meta"):
-        policy = LuminaPolicy(config)
-    assert PolicyShape.of(config).parameters == policy.num_parameters() == (parameters or policy.num_parameters())
+        policy = new_policy(config)
+    assert config.shape.parameters == policy.num_parameters() == (parameters or policy.num_parameters())
 
 
 def test_weights_gradients_and_adamws_states_are_torchs(make_work, make_policy):
@@ -70,7 +69,7 @@ def test_four_bits_a_weight_are_bitsandbytes_layout(make_work):
 def test_the_decoders_caches_are_predicted_to_the_byte(make_work, make_policy):
     work = make_work(prompts=2, generations=3, prompt=50, completion=70, span=20, kv_heads=2)
     prompts = [[2 + number] * 50 for number in range(2)]
-    decoder = Decoder(make_policy(work).eval(), prompts, torch.arange(2).repeat_interleave(3), 70, 20, torch.arange(4, 40))
+    decoder = make_policy(work).eval().make_decoder(prompts, torch.arange(2).repeat_interleave(3), 70, 20, torch.arange(4, 40))
     parts = memory.rollout(work)
     for part, caches in (("cache: prompts", decoder.shared), ("cache: completions", decoder.own),
                          ("cache: unconditional", decoder.unconditional)):
@@ -100,8 +99,8 @@ def test_what_a_layer_saves_is_what_autograd_keeps(values, make_work, make_polic
     assert kept(3) - kept(2) == pytest.approx(memory.saved_by_a_layer(work, work.completion), rel=0.01)
 
 
-def _layout(work) -> tuple[SharedPrompts, torch.Tensor]:
-    layout = SharedPrompts(((work.prompt, work.micro),), work.completion)
+def _layout(work) -> tuple[PackedRow, torch.Tensor]:
+    layout = PackedRow(((work.prompt, work.micro),), work.completion)
     return layout, torch.randint(2, work.policy.vocabulary, (1, work.packed(work.completion)))
 
 

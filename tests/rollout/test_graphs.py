@@ -24,7 +24,7 @@ IMAGE = RolloutConfig(num_generations=3, max_new_tokens=60, image_top_k_max=200,
 
 @pytest.fixture
 def traces(monkeypatch) -> list[int]:
-    """Trace steps where they would be recorded; how often each trace was run. Short reaches, so that a run has several."""
+    """Trace steps where they would be recorded; how often each trace was run. Short steps of columns, so that a run has several."""
     runs: list[int] = []
 
     def trace(step, inputs, pool):
@@ -38,7 +38,7 @@ def traces(monkeypatch) -> list[int]:
         return repeat
 
     monkeypatch.setattr(graphs, "record", trace)
-    monkeypatch.setattr(graphs, "REACH_STEP", 64)
+    monkeypatch.setattr(graphs, "COLUMN_STEP", 64)
     return runs
 
 

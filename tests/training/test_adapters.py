@@ -16,7 +16,8 @@ from realsr_r1 import export, grpo, sft
 from realsr_r1.core.errors import UserError
 from realsr_r1.models import load_policy
 from realsr_r1.models.loading import tensor_shapes
-from realsr_r1.training.adapters import LAYERS, adapter_config, quantization_config
+from realsr_r1.models.protocol import LAYER_MATRICES
+from realsr_r1.training.adapters import adapter_config, quantization_config
 
 from ..end_to_end.policies import random_policy
 from ..small import exit_code, write_dataset
@@ -54,7 +55,7 @@ def vowels(completions: list[str], **columns: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("given, expected", [
-    (None, LAYERS), ("all-linear", "all-linear"), (["all-linear"], "all-linear"), (["q_proj"], ["q_proj"]),
+    (None, LAYER_MATRICES), ("all-linear", "all-linear"), (["all-linear"], "all-linear"), (["q_proj"], ["q_proj"]),
     (["q_proj", "down_proj"], ["q_proj", "down_proj"])])
 def test_adapters_go_on_all_matrices_of_the_layers_or_on_those_named(given, expected):
     config = adapter_config(ModelConfig(use_peft=True, lora_r=8, lora_alpha=4, lora_target_modules=given))

@@ -15,22 +15,22 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations import deepspeed_config
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from realsr_r1.models.checking import weight_files
-from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.protocol import PolicyConfig
 
 
-def empty_policy(config: LuminaConfig) -> LuminaPolicy:
+def empty_policy(policy_class: type[PreTrainedModel], config: PolicyConfig) -> PreTrainedModel:
     """A policy whose parameters are on the meta device, to be filled; its buffers (rotary frequencies) are real."""
     with no_init_weights(), init_empty_weights(include_buffers=False):
-        return LuminaPolicy(config)
+        return policy_class(config)
 
 
-def fill(policy: LuminaPolicy, path: Path, dtype: torch.dtype) -> None:
+def fill(policy: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
     """Give an empty policy the weights in folder `path`, as `dtype`; where that is the files' own they are only mapped."""
     with _readers(path) as reader_of:
         for name, placeholder in list(policy.named_parameters()):
@@ -39,7 +39,7 @@ def fill(policy: LuminaPolicy, path: Path, dtype: torch.dtype) -> None:
     _finish(policy, path, dtype)
 
 
-def fill_partitioned(policy: LuminaPolicy, path: Path) -> None:
+def fill_partitioned(policy: PreTrainedModel, path: Path) -> None:
     """The same under ZeRO-3, partitioned over all ranks; every rank must call this.
 
     Rank 0 reads, and DeepSpeed broadcasts and partitions. The parameters' type is DeepSpeed's own: bfloat16 or float16
@@ -80,14 +80,14 @@ def _readers(path: Path) -> Iterator[dict[str, Any]]:
         yield {name: reader for reader in readers for name in reader.keys()}
 
 
-def _put(policy: LuminaPolicy, name: str, tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
+def _put(policy: PreTrainedModel, name: str, tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
     module_name, _, own_name = name.rpartition(".")
     parameter = nn.Parameter(tensor, requires_grad=requires_grad)
     setattr(policy.get_submodule(module_name), own_name, parameter)
     return parameter
 
 
-def _finish(policy: LuminaPolicy, path: Path, dtype: torch.dtype) -> None:
+def _finish(policy: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
     policy.tie_weights()
     policy.name_or_path = policy.config.name_or_path = str(path)
     policy.config.dtype = dtype

@@ -13,14 +13,14 @@ from realsr_r1.planning.machines import HOST_BANDWIDTH_GB, Machine
 from realsr_r1.planning.memory import cache_bytes_a_token, trained_size, whole_weights
 from realsr_r1.planning.workload import Workload
 
-# Operations that torch starts in `Decoder.step`: for a layer with and without unconditional rows, and for choosing a
+# Operations that torch starts in a decoder's `step`: for a layer with and without unconditional rows, and for choosing a
 # token (grammar, guidance, top-k, draw); counted, see tests/planning/test_duration.py.
 STEP_OPERATIONS_A_LAYER, STEP_OPERATIONS = 49, 120
 TRAINING_OPERATIONS_A_LAYER = 60  # of a layer's forward; small beside its work at these lengths
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """A part of a step: seconds, and what they would be if only one thing limited it (thing -> seconds)."""
 
     name: str
@@ -36,7 +36,7 @@ class Part:
         return max(self.limits, key=self.limits.get)
 
 
-def parts(work: Workload, machine: Machine) -> list[Part]:
+def parts(work: Workload, machine: Machine) -> list[StepPart]:
     """The parts of one rollout on every GPU and of learning from it, in order; those that take no time left out."""
     found = [gather(work, machine), prefill(work, machine), rollout(work, machine), decode_and_score(work, machine),
              *scores_before(work, machine), loss(work, machine), update(work, machine)]
@@ -44,10 +44,11 @@ def parts(work: Workload, machine: Machine) -> list[Part]:
 
 
 def _part(name: str, machine: Machine, flops: float = 0.0, moved: float = 0.0, sent: float = 0.0, started: float = 0.0,
-          host: float = 0.0) -> Part:
-    return Part(name, {"compute": flops / machine.flops, "memory bandwidth": moved / machine.bandwidth,
-                       "communication": sent / machine.gather_rate, "starting operations": started * machine.launch,
-                       "transfers to the CPU": host / machine.host})
+          host: float = 0.0) -> StepPart:
+    return StepPart(name, {
+        "compute": flops / machine.flops, "memory bandwidth": moved / machine.bandwidth,
+        "communication": sent / machine.gather_rate, "starting operations": started * machine.launch,
+        "transfers to the CPU": host / machine.host})
 
 
 def _others(work: Workload) -> float:
@@ -55,7 +56,7 @@ def _others(work: Workload) -> float:
     return (work.world - 1) / work.world
 
 
-def gather(work: Workload, machine: Machine) -> Part:
+def gather(work: Workload, machine: Machine) -> StepPart:
     """Under ZeRO-3, all weights are gathered once a rollout; offloaded ones come from the CPU first."""
     whole = whole_weights(work) if work.sharding.stage == 3 else 0.0
     return _part("gather weights", machine, sent=whole * _others(work),
@@ -76,14 +77,14 @@ def _forward_flops(work: Workload, tokens: float, pairs: float) -> float:
     return 2 * (policy.matrix_parameters + work.adapters) * tokens + 4 * policy.layers * policy.hidden * pairs
 
 
-def prefill(work: Workload, machine: Machine) -> Part:
+def prefill(work: Workload, machine: Machine) -> StepPart:
     """Each distinct prompt once."""
     tokens = work.prompts * work.prompt
     return _part("prefill", machine, flops=_forward_flops(work, tokens, tokens * work.prompt / 2),
                  moved=work.prompts * _read_weights(work), started=work.prompts * TRAINING_OPERATIONS_A_LAYER * work.policy.layers)
 
 
-def rollout(work: Workload, machine: Machine) -> Part:
+def rollout(work: Workload, machine: Machine) -> StepPart:
     """One step a token, R rows at once, and inside images R unconditional ones more.
 
     Each step reads the layers' weights, the head's rows (all of them in text, the codes' in images), the prompts' cache
@@ -105,7 +106,7 @@ def rollout(work: Workload, machine: Machine) -> Part:
     return _part("rollout", machine, flops=flops, moved=moved, started=operations)
 
 
-def decode_and_score(work: Workload, machine: Machine) -> Part:
+def decode_and_score(work: Workload, machine: Machine) -> StepPart:
     """Decoding the final images (the smaller ones: 5/16 of them more) and all experts on the final ones, in float32.
 
     Tensor cores multiply float32 at about a half (TF32) of bfloat16's rate at best, so the rate is halved here.
@@ -131,7 +132,7 @@ def _weights_sent(work: Workload) -> float:
     return whole_weights(work) * _others(work) if work.sharding.stage == 3 else 0.0
 
 
-def scores_before(work: Workload, machine: Machine) -> list[Part]:
+def scores_before(work: Workload, machine: Machine) -> list[StepPart]:
     """One more forward for the reference (`beta` above 0), and one where TRL scores a rollout before learning."""
     layers, scores = _scoring_pass(work)
     sent = _weights_sent(work) * work.rows / work.micro
@@ -139,7 +140,7 @@ def scores_before(work: Workload, machine: Machine) -> list[Part]:
     return [_part(name, machine, flops=layers + scores, sent=sent) for name in names]
 
 
-def loss(work: Workload, machine: Machine) -> Part:
+def loss(work: Workload, machine: Machine) -> StepPart:
     """Forward and backward of all microbatches, as often as a rollout is learned from.
 
     A backward is two forwards, one where only adapters are trained; checkpointing computes the layers' forward once
@@ -158,10 +159,10 @@ def loss(work: Workload, machine: Machine) -> Part:
                  sent=work.iterations * microbatches * sent, host=work.iterations * microbatches * host)
 
 
-def update(work: Workload, machine: Machine) -> Part:
+def update(work: Workload, machine: Machine) -> StepPart:
     """AdamW reads and writes its states and weights, 28 bytes a parameter; offloaded ones in the CPU's memory."""
     moved = work.updates * 28.0 * work.trained / (work.world if work.sharding.stage else 1)
     if not work.sharding.offload_optimizer:
         return _part("update", machine, moved=moved)
     on_host = moved * machine.gpus / (HOST_BANDWIDTH_GB * 1e9)  # the GPUs of a machine share its CPU
-    return Part("update", {"the CPU's memory": on_host})
+    return StepPart("update", {"the CPU's memory": on_host})

@@ -108,7 +108,7 @@ def cache_bytes_a_token(work: Workload) -> int:
 
 
 def prefill(work: Workload) -> Parts:
-    """`rollout.Decoder`, one prompt after another: their caches, copied once into one tensor, and one layer's forward.
+    """The decoder, one prompt after another: their caches, copied once into one tensor, and one layer's forward.
 
     The MLP's forward holds four of its widths, and two of the layer's stay beside it.
     """
@@ -118,7 +118,7 @@ def prefill(work: Workload) -> Parts:
 
 
 def rollout(work: Workload) -> Parts:
-    """`rollout.Decoder`: caches, made once at their full length, and the largest temporaries of one step.
+    """The decoder: caches, made once at their full length, and the largest temporaries of one step.
 
     Prompts once each; completions R rows x budget; unconditional branches R rows x longest span. The head's rows of the
     codes are copied. A step's scores over prompt and budget exist in the weights' type three times and once in float32;

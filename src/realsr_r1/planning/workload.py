@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
+from realsr_r1.models.protocol import PolicyShape
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
     from realsr_r1.chain.settings import ChainSettings
-    from realsr_r1.models.lumina.policy import LuminaConfig
     from realsr_r1.training.config import ChainGRPOConfig
 
 QUESTION_TOKENS = 50  # of a prompt beside its photo: the question and the turn's ends
@@ -29,65 +29,6 @@ PUBLISHED_TOKENIZERS: dict[int, dict[str, Any]] = {
     73_728: {"num_embeddings": 16_384, "embed_dim": 8, "channel_multiplier": [1, 2, 2, 4]},
     65_536: {"num_embeddings": 8192, "embed_dim": 256, "channel_multiplier": [1, 1, 2, 2, 4]},
 }
-
-
-@dataclass(frozen=True)
-class PolicyShape:
-    """Sizes of a policy (`LuminaConfig`'s)."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    query_norm_rows: int = 1
-    key_norm_rows: int = 1
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    tied: bool = False
-
-    @classmethod
-    def of(cls, config: LuminaConfig) -> PolicyShape:
-        """The sizes in a policy's config."""
-        return cls(config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
-                   config.num_key_value_heads, config.vocab_size, config.model_parallel_size,
-                   config.key_norm_rows or config.model_parallel_size, config.attention_bias, config.mlp_bias,
-                   bool(config.tie_word_embeddings))
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-    @property
-    def kv_width(self) -> int:
-        """Width of a token's keys, and of its values."""
-        return self.kv_heads * self.head_dim
-
-    @property
-    def matrices(self) -> dict[str, tuple[int, int]]:
-        """The matrices of one layer: name -> (inputs, outputs)."""
-        width, wide, narrow = self.hidden, self.intermediate, self.kv_width
-        return {"q_proj": (width, width), "k_proj": (width, narrow), "v_proj": (width, narrow), "o_proj": (width, width),
-                "gate_proj": (width, wide), "up_proj": (width, wide), "down_proj": (wide, width)}
-
-    @property
-    def matrix_parameters(self) -> int:
-        """Weights of all layers' matrices: what a token is multiplied with, but for the head."""
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.matrices.values())
-
-    @property
-    def head_parameters(self) -> int:
-        return self.vocabulary * self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All of them: matrices, norms and biases of the layers, the last norm, embedding and head."""
-        norms = 2 * self.hidden + 2 * self.head_dim * (self.query_norm_rows + self.key_norm_rows)
-        biases = (self.attention_bias * 2 * (self.hidden + self.kv_width)
-                  + self.mlp_bias * (2 * self.intermediate + self.hidden))
-        return (self.matrix_parameters + self.layers * (norms + biases) + self.hidden
-                + self.head_parameters * (1 if self.tied else 2))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from torch import nn
 
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
-from realsr_r1.models.lumina.decoder import Decoder
-from realsr_r1.models.lumina.graphs import GraphDecoder
 from realsr_r1.rollout.config import RolloutConfig
 from realsr_r1.rollout.grammar import FREE, ChainGrammar, ImageGrammar, chain_sizes
 from realsr_r1.rollout.guidance import UnconditionalRows, guide
@@ -62,9 +60,8 @@ class Run:
         self.code_ids = torch.tensor(sorted(layout.code_ids), device=self.device)
         # Drafts are fed beyond a budget's, or a span's, end.
         spare = max(config.jacobi - 1, 0)
-        kind = GraphDecoder if config.cuda_graphs else Decoder
-        self.decoder = kind(policy, distinct, prompt_of_row, config.max_new_tokens + spare, span and span + spare,
-                            self.code_ids)
+        self.decoder = policy.make_decoder(distinct, prompt_of_row, config.max_new_tokens + spare, span and span + spare,
+                                           self.code_ids, config.cuda_graphs)
         self.rows = torch.arange(count, device=self.device)
         self.unconditional = UnconditionalRows(count, self.device)
         self.uniforms = uniforms(config.seed, step, self.rows + first_row, config.max_new_tokens)

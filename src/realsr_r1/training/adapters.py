@@ -9,15 +9,12 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError
+from realsr_r1.models.protocol import LAYER_MATRICES
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig, TrainingArguments
     from trl import ModelConfig
-
-# What gets an adapter where --lora_target_modules names nothing: every matrix of the decoder's layers (arXiv 2305.14314
-# found that it takes all of them to match full training).
-LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
@@ -32,12 +29,13 @@ def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
     if model_args.lora_r < 1:
         raise UserError(f"--lora_r {model_args.lora_r} must be at least 1")
     config = get_peft_config(model_args)
-    targets = model_args.lora_target_modules or LAYERS
+    # By default every matrix of the layers: arXiv 2305.14314 found that it takes all of them to match full training.
+    targets = model_args.lora_target_modules or list(LAYER_MATRICES)
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else targets  # ModelConfig unpacks a list of one
-        unknown = [name for name in targets if name not in LAYERS]
+        unknown = [name for name in targets if name not in LAYER_MATRICES]
         if unknown:
-            raise UserError(f"--lora_target_modules {unknown[0]}: the policy's layers have {', '.join(LAYERS)} (or all-linear)")
+            raise UserError(f"--lora_target_modules {unknown[0]}: the policy's layers have {', '.join(LAYER_MATRICES)} (or all-linear)")
         config.target_modules = set(targets)
     return config
 

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from transformers.models.chameleon.modeling_chameleon import ChameleonAttention, apply_rotary_pos_emb
 
 from realsr_r1.models.lumina.attention import LuminaAttention, rotate
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 
 from .test_packed_row import make_policy
 
@@ -45,7 +45,7 @@ def test_attention_dropout_drops_in_training_what_a_plain_forward_drops(attentio
         torch.manual_seed(0)
         return policy(input_ids=ids, use_cache=False, **kwargs).logits
 
-    layout = SharedPrompts.of_samples([20])
+    layout = PackedRow.of_samples([20])
     dropped = logits(shared_prompts=layout)
     assert torch.equal(dropped, logits())
     policy.eval()
@@ -54,7 +54,7 @@ def test_attention_dropout_drops_in_training_what_a_plain_forward_drops(attentio
 
 def test_a_cache_beside_a_packed_row_is_refused():
     with pytest.raises(ValueError, match="past_key_values"):
-        make_policy()(input_ids=torch.arange(5, 25)[None], shared_prompts=SharedPrompts.of_samples([20]),
+        make_policy()(input_ids=torch.arange(5, 25)[None], shared_prompts=PackedRow.of_samples([20]),
                       past_key_values=DynamicCache())
 
 
@@ -63,5 +63,5 @@ def test_a_cache_beside_a_packed_row_is_refused():
 def test_a_sample_in_float32_has_the_states_of_a_plain_forward(attention, changes):
     policy = make_policy(attention, **changes)
     ids = torch.arange(5, 25)[None]
-    packed = policy(input_ids=ids, shared_prompts=SharedPrompts.of_samples([20]), use_cache=False).logits
+    packed = policy(input_ids=ids, shared_prompts=PackedRow.of_samples([20]), use_cache=False).logits
     assert torch.equal(packed, policy(input_ids=ids).logits)

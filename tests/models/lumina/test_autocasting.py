@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from realsr_r1.models.lumina.autocasting import convert_inputs_once
+from realsr_r1.models.lumina.layers import convert_inputs_once
 
 from .test_packed_row import make_policy
 

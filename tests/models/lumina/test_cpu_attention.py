@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from realsr_r1.models.lumina import cpu_attention
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 
 from .test_packed_row import make_policy
 
@@ -42,7 +42,7 @@ def test_a_sample_sees_neither_its_neighbours_nor_what_comes_later(monkeypatch):
     attend = cpu_attention.attend
     monkeypatch.setattr(cpu_attention, "attend", lambda *args, **kwargs: calls.append(1) or attend(*args, **kwargs))
     policy = make_policy()
-    layout = SharedPrompts.of_samples((5, 4, 6))
+    layout = PackedRow.of_samples((5, 4, 6))
     row = torch.arange(5, 20)[None]
     changed = row.clone()
     changed[0, :5], changed[0, 8], changed[0, 9:] = 40, 41, 42  # the neighbours, and the middle sample's last token
@@ -67,7 +67,7 @@ def test_only_torchs_attention_without_dropout_is_replaced(changes, monkeypatch)
     monkeypatch.setattr(cpu_attention, "attend", lambda *args, **kwargs: calls.append(1) or attend(*args, **kwargs))
     policy = make_policy(**changes).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        policy(input_ids=torch.arange(5, 20)[None], shared_prompts=SharedPrompts.of_samples((9, 6)), use_cache=False)
+        policy(input_ids=torch.arange(5, 20)[None], shared_prompts=PackedRow.of_samples((9, 6)), use_cache=False)
     assert bool(calls) == (not changes)
 
 
@@ -112,7 +112,7 @@ def test_without_a_backward_pass_no_probabilities_stay(training):
 
 def test_a_row_with_a_long_sample_has_torchs_attention_and_the_same_values(monkeypatch):
     policy, row = make_policy(), torch.arange(5, 20)[None]
-    layout = SharedPrompts.of_samples((9, 6))
+    layout = PackedRow.of_samples((9, 6))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         short = policy(input_ids=row, shared_prompts=layout, use_cache=False).logits
         monkeypatch.setattr(cpu_attention, "SHORT", 8)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 
 from .test_packed_row import make_policy
 
-LAYOUT = SharedPrompts.of_samples((9, 6, 6))
+LAYOUT = PackedRow.of_samples((9, 6, 6))
 ROW = torch.arange(5, 26)[None]
 PLACES = torch.tensor([4, 5, 6, 7, 11, 13, 18, 19, 19])  # the last twice, as rows are filled up
 

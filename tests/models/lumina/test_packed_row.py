@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import modeling_flash_attention_utils
 
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 from realsr_r1.training.grpo.packing import IGNORED, pack_groups
 
@@ -94,7 +94,7 @@ def test_samples_side_by_side_see_only_themselves(attention, swin_norm):
     samples = [*PROMPTS, [40], [41, 42], PROMPTS[0], [43, 44, 45, 46, 47, 48, 49]]  # the last two of one length
     expected = torch.cat([policy(input_ids=torch.tensor([sample])).logits[0] for sample in samples])
     row = torch.tensor([[token for sample in samples for token in sample]])
-    layout = SharedPrompts.of_samples(len(sample) for sample in samples)
+    layout = PackedRow.of_samples(len(sample) for sample in samples)
     found = policy(input_ids=row, shared_prompts=layout, use_cache=False).logits[0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

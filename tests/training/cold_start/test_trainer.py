@@ -14,7 +14,7 @@ from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.data.tokens.cold_start import encode_records
 from realsr_r1.data.tokens.samples import PARTS, QUESTION
 from realsr_r1.models import load_policy
-from realsr_r1.models.lumina.dropout import add_dropout
+from realsr_r1.models.lumina.layers import add_dropout
 from realsr_r1.training.cold_start.samplers import EpochSampler
 from realsr_r1.training.cold_start.throughput import Throughput
 from realsr_r1.training.cold_start.trainer import IGNORED, ROW_TILE, TILE, ColdStartTrainer, pack_samples

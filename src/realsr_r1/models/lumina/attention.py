@@ -13,7 +13,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.models.chameleon.modeling_chameleon import ChameleonAttention
 
-from realsr_r1.models.lumina.packed_row import SharedPrompts, attend
+from realsr_r1.models.lumina.config import LuminaConfig
+from realsr_r1.models.lumina.packed_row import attend
+from realsr_r1.models.protocol import PackedRow
 
 QK_NORM_EPS = 1e-5  # Chameleon's layer norm over a head
 
@@ -41,22 +43,19 @@ class SharedHeadNorm(nn.Module):
 
 
 class LuminaAttention(ChameleonAttention):
-    """Chameleon's attention with a `SharedHeadNorm` each for queries and keys. A layer's own becomes one by `adopt`.
+    """Chameleon's attention with a `SharedHeadNorm` each for queries and keys.
 
     With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and `shared_masks` its masks; `places` (K,) are
     those in the row whose result is asked for.
     """
 
-    @classmethod
-    def adopt(cls, attention: ChameleonAttention) -> None:
-        """Make a layer's attention one of these. Its projections stay: others would take time, and random numbers from a seed."""
-        config = attention.config
+    def __init__(self, config: LuminaConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
         query_rows, key_rows = config.model_parallel_size, config.key_norm_rows or config.model_parallel_size
-        attention.__class__ = cls
-        attention.q_norm = SharedHeadNorm(query_rows, attention.num_heads, attention.head_dim)
-        attention.k_norm = SharedHeadNorm(key_rows, attention.num_key_value_heads, attention.head_dim)
+        self.q_norm = SharedHeadNorm(query_rows, self.num_heads, self.head_dim)
+        self.k_norm = SharedHeadNorm(key_rows, self.num_key_value_heads, self.head_dim)
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: SharedPrompts | None = None,
+    def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: PackedRow | None = None,
                 shared_masks: Any = None, places: torch.Tensor | None = None, **kwargs: Any
                 ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """States -> attended states, and weights as transformers gives them (of a packed row None)."""

@@ -1,7 +1,7 @@
 """The policy, one token or several a row at a time, with caches allocated once: prompts', completions', unconditional ones.
 
 Rows of one prompt share its keys and values. Conditional and unconditional rows go through the layers in one batch.
-Knows the layers of `LuminaPolicy`; no grammar, no sampling.
+Knows the policy's layers; no grammar, no sampling.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ from transformers import DynamicCache
 from realsr_r1.models.lumina.attention import QK_NORM_EPS
 
 
-class Decoder:
+class LuminaDecoder:
     """Steps a policy over R rows: all by one token each (`step`), or each by several from its own place on (`feed`).
 
-    `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues. `max_new_tokens`: tokens a row
-    can be fed; `max_span`: tokens an unconditional branch can be fed (0: there will be none). `code_ids`: those of
-    the image codes, ascending.
+    `model`, `lm_head`: the policy's; the other arguments are those of `realsr_r1.models.protocol.Policy.make_decoder`, and
+    what the methods do is said in its `Decoder`.
     """
 
-    def __init__(self, policy: nn.Module, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
+    def __init__(self, model: nn.Module, lm_head: nn.Module, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
                  max_new_tokens: int, max_span: int, code_ids: torch.Tensor):
-        policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # a LoRA policy of peft
-        self.model, self.lm_head, self.code_ids = policy.model, policy.lm_head, code_ids
+        self.model, self.lm_head, self.code_ids = model, lm_head, code_ids
         # The head's rows of the codes, side by side; an adapter on the head has no such rows.
-        self.code_head = policy.lm_head.weight[code_ids] if type(policy.lm_head) is nn.Linear else None
+        self.code_head = lm_head.weight[code_ids] if type(lm_head) is nn.Linear else None
         self.device = prompt_of_row.device
         self.steps = 0
         self.prompt_of_row = prompt_of_row
@@ -123,45 +121,36 @@ class Decoder:
         return _widened(F.linear(states, self.code_head))
 
     def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
-             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feed every row its token (R,), and the unconditional branches of `rows` (U,) the same.
-
-        `places` (U,): positions of these tokens in their spans; `reach`: at least the largest place + 1. The branch of
-        `rows[i]` is in slot i. Returns hidden states (R, hidden) and (U, hidden).
-        """
+             branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row its token (R,), and the unconditional branches of `rows` (U,) the same."""
         count, column = len(tokens), self.steps
         self.steps += 1
         positions = self.prompt_lengths[self.prompt_of_row] + column
         if len(rows):
             tokens, positions = torch.cat((tokens, tokens[rows])), torch.cat((positions, places))
-            free_window = self._window(self.unconditional, places[:, None], reach)
+            branch_window = self._window(self.unconditional, places[:, None], branch_columns)
 
         def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             keys, values = self.own[index]
             keys[:, :, column], values[:, :, column] = key[:count], value[:count]
             attended = self._attend(index, query[:count], keys[:, :, :column + 1], values[:, :, :column + 1])
             if len(rows):
-                keys, values = free_window.write(self.unconditional[index], key[count:], value[count:])
-                attended = torch.cat((attended, _attend_own(query[count:], keys, values, free_window.hidden)))
+                keys, values = branch_window.write(self.unconditional[index], key[count:], value[count:])
+                attended = torch.cat((attended, _attend_own(query[count:], keys, values, branch_window.hidden)))
             return attended
 
         states = self._through_layers(tokens, positions, attend)
         return states[:count], states[count:]
 
-    def feed(self, tokens: torch.Tensor, columns: torch.Tensor, longest: int, rows: torch.Tensor, places: torch.Tensor,
-             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feed every row n tokens (R, n), its first at `columns` (R,) of its completion, and the branches of `rows` too.
-
-        What a row was fed from there on before is forgotten. `longest`: the largest column + n; `places` (U,): of the
-        first tokens in their spans; `reach`: at least the largest place + n. Don't mix with `step`. Returns hidden states
-        (R, n, hidden) and (U, n, hidden).
-        """
-        (count, n), self.steps = tokens.shape, longest
+    def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor, places: torch.Tensor,
+             branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row n tokens (R, n), its first at `starts` (R,) of its completion, and the branches of `rows` too."""
+        (count, n), self.steps = tokens.shape, own_columns
         ahead = torch.arange(n, device=self.device)
-        columns, places = columns[:, None] + ahead, places[:, None] + ahead
+        columns, places = starts[:, None] + ahead, places[:, None] + ahead
         positions = torch.cat((self.prompt_lengths[self.prompt_of_row, None] + columns, places))
-        own_window = self._window(self.own, columns, longest)
-        free_window = self._window(self.unconditional, places, reach)
+        own_window = self._window(self.own, columns, own_columns)
+        branch_window = self._window(self.unconditional, places, branch_columns)
 
         def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             query = query.unflatten(0, (-1, n)).transpose(1, 2)  # (R + U, kv heads, n, heads / kv heads, head_dim)
@@ -169,8 +158,8 @@ class Decoder:
             keys, values = own_window.write(self.own[index], key[:count * n], value[:count * n])
             attended = self._attend(index, together[:count], keys, values, own_window.hidden)
             if len(rows):
-                keys, values = free_window.write(self.unconditional[index], key[count * n:], value[count * n:])
-                attended = torch.cat((attended, _attend_own(together[count:], keys, values, free_window.hidden)))
+                keys, values = branch_window.write(self.unconditional[index], key[count * n:], value[count * n:])
+                attended = torch.cat((attended, _attend_own(together[count:], keys, values, branch_window.hidden)))
             return attended.reshape(query.shape).transpose(1, 2)
 
         states = self._through_layers(torch.cat((tokens, tokens[rows])).flatten(), positions.flatten(), attend)
@@ -196,12 +185,12 @@ class Decoder:
                 states = states + layer.mlp(layer.post_attention_layernorm(states))
         return self.model.norm(states)
 
-    def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor, reach: int) -> _Window:
-        """Where the tokens at `columns` (B, n) go in `caches`, and what of their first `reach` columns they can't see."""
+    def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor, in_use: int) -> _Window:
+        """Where the tokens at `columns` (B, n) go in `caches`, and which of their `in_use` first columns they can't see."""
         _, heads, length, _ = caches[0][0].shape
         first = torch.arange(len(columns) * heads, device=self.device).view(-1, 1, heads) * length
         queries = columns.repeat_interleave(self.model.config.num_attention_heads // heads, dim=1)
-        hidden = torch.arange(reach, device=self.device) > queries[:, None, :, None]
+        hidden = torch.arange(in_use, device=self.device) > queries[:, None, :, None]
         return _Window((first + columns[..., None]).flatten(), hidden)
 
     def _project(self, index: int, states: torch.Tensor, cos: torch.Tensor,
@@ -266,16 +255,16 @@ class Decoder:
             self.prompt_mask = None if self.prompt_mask is None else self.prompt_mask[prompts]
         self._group_rows()
 
-    def keep_slots(self, slots: torch.Tensor, reach: int) -> None:
-        """Move the unconditional branches in `slots` (n,) to slots 0 to n-1; `reach`: columns in use."""
-        for keys, values in self.unconditional:
-            keys[:len(slots), :, :reach] = keys[slots, :, :reach]
-            values[:len(slots), :, :reach] = values[slots, :, :reach]
+    def keep_slots(self, slots: torch.Tensor, branch_columns: int) -> None:
+        """Move the unconditional branches in `slots` (n,) to slots 0 to n-1."""
+        for cache in self.unconditional:
+            for tensor in cache:
+                tensor[:len(slots), :, :branch_columns] = tensor[slots, :, :branch_columns]
 
 
 class _Window(NamedTuple):
     """Where B rows' next n tokens go in a flattened cache, `places` (B * n * kv heads,), and columns they can't see,
-    `hidden` (B, 1, n * heads / kv heads, reach) bool.
+    `hidden` (B, 1, n * heads / kv heads, columns in use) bool.
     """
 
     places: torch.Tensor
@@ -283,11 +272,11 @@ class _Window(NamedTuple):
 
     def write(self, cache: tuple[torch.Tensor, torch.Tensor], key: torch.Tensor,
               value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values (B * n, kv heads, head_dim); returns the cache's columns in reach."""
+        """Store keys and values (B * n, kv heads, head_dim); returns the cache's columns in use."""
         for stored, new in zip(cache, (key, value), strict=True):
             stored.view(-1, stored.shape[-1]).index_copy_(0, self.places, new.flatten(0, 1).to(stored.dtype))
-        rows, _, _, reach = self.hidden.shape
-        return cache[0][:rows, :, :reach], cache[1][:rows, :, :reach]
+        rows, _, _, in_use = self.hidden.shape
+        return cache[0][:rows, :, :in_use], cache[1][:rows, :, :in_use]
 
 
 def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

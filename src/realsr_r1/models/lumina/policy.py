@@ -1,63 +1,45 @@
 """The policy: the Lumina-mGPT decoder (Chameleon's, arXiv 2405.09818) with image logits, in the published layout.
 
-Layers are transformers' Chameleon. Ours are the attention's norms and its way through packed rows
-(`realsr_r1.models.lumina.attention`), the last layer's way through them (`realsr_r1.models.lumina.last_layer`), and a head that does not mask
-image tokens. No image tokenizer inside. Knows ids only.
+Layers are transformers' Chameleon but for the attention's norms and ways of their own through packed rows (`attention`,
+`layers`). The head does not mask image tokens, and there is no image tokenizer inside. Knows ids only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
+from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.chameleon.configuration_chameleon import ChameleonConfig
 from transformers.models.chameleon.modeling_chameleon import (
-    ChameleonDecoderLayer,
     ChameleonModel,
     ChameleonPreTrainedModel,
-    ChameleonRMSNorm,
     ChameleonRotaryEmbedding,
-    ChameleonSwinDecoderLayer,
 )
 
-from realsr_r1.models.lumina import last_layer
 from realsr_r1.models.lumina.attention import LuminaAttention, SharedHeadNorm
-from realsr_r1.models.lumina.packed_row import SharedPrompts, masks
-
-
-class LuminaConfig(ChameleonConfig):
-    """`ChameleonConfig` under a `model_type` of our own, without an image tokenizer inside.
-
-    `model_parallel_size` is the number of rows of each q/k norm; heads are dealt to rows in contiguous blocks.
-    `key_norm_rows`: rows of the k norms where they differ (one row a head, with fewer key/value heads).
-    `published_config`: the config.json that the policy was published with, for export to write back.
-    """
-
-    model_type = "realsr_r1_lumina"
-    sub_configs_defaults = {}
-    sub_configs = {}
-
-    key_norm_rows: int | None = None
-    published_config: dict | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Without `published_config`: trackers log this, and a vocabulary of 65,536 names is no setting of a run."""
-        return {key: value for key, value in super().to_dict().items() if key != "published_config"}
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """What config.json holds: `published_config` too."""
-        values = super().to_diff_dict()
-        return {**values, "published_config": self.published_config} if self.published_config else values
+from realsr_r1.models.lumina.config import PUBLISHED_MODEL_TYPE, LuminaConfig
+from realsr_r1.models.lumina.decoder import LuminaDecoder
+from realsr_r1.models.lumina.graphs import GraphDecoder
+from realsr_r1.models.lumina.layers import (
+    LuminaLayer,
+    RMSNorm,
+    add_dropout,
+    convert_inputs_once,
+    give_norms_one_gradient,
+)
+from realsr_r1.models.lumina.packed_row import masks
+from realsr_r1.models.protocol import Family, PackedRow
 
 
 class LuminaPreTrainedModel(ChameleonPreTrainedModel):
     """Config class, initialisation and split rules shared by the decoder and the policy."""
 
     config_class = LuminaConfig
-    _no_split_modules = [*ChameleonPreTrainedModel._no_split_modules, "LastLayer", "LastSwinLayer"]
+    _no_split_modules = ["LuminaLayer"]
+    _can_record_outputs = {"hidden_states": LuminaLayer, "attentions": LuminaAttention}
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, SharedHeadNorm):
@@ -80,18 +62,14 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        layer_class = ChameleonSwinDecoderLayer if config.swin_norm else ChameleonDecoderLayer
-        self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
-        for layer in self.layers:
-            LuminaAttention.adopt(layer.self_attn)
-        last_layer.adopt(self.layers[-1])
-        self.norm = ChameleonRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.layers = nn.ModuleList([LuminaLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = ChameleonRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
 
     def forward(self, input_ids: torch.LongTensor | None = None, attention_mask: Any = None,
-                position_ids: torch.LongTensor | None = None, shared_prompts: SharedPrompts | None = None,
+                position_ids: torch.LongTensor | None = None, shared_prompts: PackedRow | None = None,
                 predicting: torch.Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
         """Chameleon's forward; with `shared_prompts`, `input_ids` (1, T) is the packed row they describe, positions included.
 
@@ -159,6 +137,24 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values,
                                       hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
+    def make_decoder(self, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor, max_new_tokens: int, max_span: int,
+                     code_ids: torch.Tensor, cuda_graphs: bool = False) -> LuminaDecoder:
+        """See `realsr_r1.models.protocol.Policy`."""
+        kind = GraphDecoder if cuda_graphs else LuminaDecoder
+        return kind(self.model, self.lm_head, prompts, prompt_of_row, max_new_tokens, max_span, code_ids)
 
-AutoConfig.register(LuminaConfig.model_type, LuminaConfig)
-AutoModelForCausalLM.register(LuminaConfig, LuminaPolicy)
+    def answer_modules(self) -> list[nn.Module]:
+        """The head, and what the last layer does after its attention."""
+        last = self.model.layers[-1]
+        return [self.lm_head, last.self_attn.o_proj, last.mlp]
+
+    def prepare_for_cold_start(self, dropout: float) -> None:
+        """See `realsr_r1.models.protocol.Policy`."""
+        convert_inputs_once(self)
+        give_norms_one_gradient(self)
+        if dropout:
+            add_dropout(self, dropout)
+
+
+FAMILY = Family(config=LuminaConfig, policy=LuminaPolicy, published={PUBLISHED_MODEL_TYPE: "Lumina-mGPT"},
+                left_out="model.vqmodel.")  # transformers' Chameleon folders hold an image encoder, which can't decode

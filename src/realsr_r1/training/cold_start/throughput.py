@@ -19,19 +19,17 @@ TRIALS = 5
 class Throughput:
     """Counts tokens and their floating-point operations between two readings.
 
-    `policy`: with `lm_head`, maybe inside peft's wrapper. `peak`: operations a second of one device; None leaves MFU out.
+    `policy`: maybe inside peft's wrapper. `peak`: operations a second of one device; None leaves MFU out.
     """
 
     def __init__(self, policy: nn.Module, peak: float | None):
-        matrices = {name: module for name, module in policy.named_modules() if isinstance(module, nn.Linear)}
-        self.peak = peak
-        config = policy.config
-        last = f"layers.{config.num_hidden_layers - 1}."
-        # What runs only where an answer is predicted: the head, and in the last layer all after attention (models/lumina/last_layer.py).
-        scored = {name for name in matrices if "lm_head" in name or last in name and (".mlp." in name or ".o_proj" in name)}
-        self.layers, self.head = ([module for name, module in matrices.items() if (name in scored) == at_scored]
-                                  for at_scored in (False, True))
-        self.attention = 2 * config.hidden_size * config.num_hidden_layers  # forward, causal, times a sample's length squared
+        at_answers = {module for root in policy.answer_modules() for module in root.modules()}
+        matrices = [module for module in policy.modules() if isinstance(module, nn.Linear)]
+        # What runs at every token, and what runs only where an answer is predicted.
+        self.everywhere, self.at_answers = ([module for module in matrices if (module in at_answers) == wanted]
+                                            for wanted in (False, True))
+        self.peak, shape = peak, policy.config.shape
+        self.attention = 2 * shape.hidden * shape.layers  # forward, causal, times a sample's length squared
         self.restart()
 
     def restart(self) -> None:
@@ -42,7 +40,7 @@ class Throughput:
         """One forward and backward of samples of these lengths, with logits at `scored` positions."""
         tokens = sum(lengths)
         self.tokens += tokens
-        self.operations += (_products(self.layers) * tokens + _products(self.head) * scored
+        self.operations += (_products(self.everywhere) * tokens + _products(self.at_answers) * scored
                             + 3 * self.attention * sum(length * length for length in lengths))
 
     @contextlib.contextmanager

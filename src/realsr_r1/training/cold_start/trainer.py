@@ -14,10 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from realsr_r1.chain.text import SECTIONS, parse_chain
 from realsr_r1.data.tokens.samples import QUESTION
-from realsr_r1.models.lumina.autocasting import convert_inputs_once
-from realsr_r1.models.lumina.dropout import add_dropout
-from realsr_r1.models.lumina.norms import with_one_gradient
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
@@ -53,13 +50,10 @@ class ColdStartTrainer(Trainer):
                  eval_dataset: Dataset | None = None, callbacks: Sequence[TrainerCallback] = ()):
         self.processor = processor
         args._n_gpu = min(args.n_gpu, 1)  # a process has one device; torchrun starts more (DataParallel can't split a row)
-        convert_inputs_once(model)
-        with_one_gradient(model)
+        model.prepare_for_cold_start(args.dropout)
         for config in (model.config, model.generation_config):  # else transformers does it with a warning
             config.bos_token_id, config.pad_token_id = processor.layout.bos, processor.layout.pad
             config.eos_token_id = processor.layout.end_of_turn
-        if args.dropout:
-            add_dropout(model, args.dropout)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
                          data_collator=pack_samples, processing_class=RenderingTokenizer.of(processor),
                          callbacks=[JsonLog(), CompletionMarker(), SampleChains(self), *callbacks])
@@ -196,4 +190,4 @@ def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"input_ids": ids[None], "labels": ids.masked_fill(sections == QUESTION, IGNORED)[None],
             "where": scored - 1, "sections": sections[scored],
             "samples": torch.tensor(order).repeat_interleave(torch.tensor(filled))[scored],
-            "layout": SharedPrompts.of_samples([*filled, rest] if rest else filled), "lengths": lengths}
+            "layout": PackedRow.of_samples([*filled, rest] if rest else filled), "lengths": lengths}

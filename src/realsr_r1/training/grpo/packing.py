@@ -1,7 +1,7 @@
 """From TRL's padded microbatch to a packed row in which every group has its prompt once.
 
 Knows TRL's tensors (prompts padded at the left, completions at the right); what the row means to the layers is said in
-`realsr_r1.models.lumina.packed_row`.
+`realsr_r1.models.protocol.PackedRow`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 
 IGNORED = -100  # label that is not scored
 
@@ -21,7 +21,7 @@ class PackedGroups:
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    layout: SharedPrompts
+    layout: PackedRow
 
 
 def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int) -> PackedGroups:
@@ -43,4 +43,4 @@ def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor, completio
                    completions[start:stop, :longest - 1].flatten()]
         groups.append((prompt_lengths[start], stop - start))
     labels = completions.masked_fill(completion_mask == 0, IGNORED)[:, :longest]
-    return PackedGroups(torch.cat(pieces)[None], labels, SharedPrompts(tuple(groups), longest - 1))
+    return PackedGroups(torch.cat(pieces)[None], labels, PackedRow(tuple(groups), longest - 1))
