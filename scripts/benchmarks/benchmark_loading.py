@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORLD, INTERVAL = 2, 0.002  # processes; seconds between two looks at memory
 
 
@@ -54,9 +54,9 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
     import torch
 
     from realsr_r1.core.files import read_json, write_json
-    from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+    from realsr_r1.models import new_config, new_policy
 
-    policy = LuminaPolicy(LuminaConfig(
+    policy = new_policy(new_config(
         vocab_size=args.vocab_size, hidden_size=args.hidden_size, intermediate_size=43 * args.hidden_size // 16,
         num_hidden_layers=args.num_hidden_layers, num_attention_heads=args.hidden_size // 64,
         num_key_value_heads=args.hidden_size // 64, swin_norm=False, model_parallel_size=1))

@@ -22,13 +22,13 @@ from benchmark_step import peak_bytes
 from benchmarking import CODES, VOCABULARY
 from live_bytes import LiveBytes
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from realsr_r1.models.lumina.decoder import Decoder
-from realsr_r1.models.protocol import PackedRow
-from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models import new_config, new_policy
+from realsr_r1.models.protocol import PackedRow, PolicyShape
 from realsr_r1.planning import memory
-from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, Workload
+from realsr_r1.planning.workload import Sharding, TokenizerShape, Workload
 
 SHAPE = {"prompt": 600, "generations": 5, "hidden": 256, "layers": 4, "heads": 4, "intermediate": 688, "vocabulary": VOCABULARY}
 MIB, KEPT = 2**20, "kept after the loss's forward"
@@ -75,9 +75,9 @@ def describe(args: argparse.Namespace, completion: int, vocabulary: int) -> Work
         old_scores=False, experts=(), triton=False)
 
 
-def random_policy(shape: PolicyShape) -> LuminaPolicy:
+def random_policy(shape: PolicyShape) -> PreTrainedModel:
     """A policy of this shape, in float32."""
-    return LuminaPolicy(LuminaConfig(
+    return new_policy(new_config(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, max_position_embeddings=16_384, pad_token_id=1))
 
@@ -122,8 +122,8 @@ def measure(work: Workload) -> dict[str, Any]:
     policy = random_policy(work.policy).eval()
     rows = torch.arange(work.generations)
     with LiveBytes() as of_rollout, torch.no_grad():
-        decoder = Decoder(policy, [[3] * work.prompt], torch.zeros_like(rows), work.completion, work.span,
-                          torch.arange(4, 4 + work.tokenizer.codes))
+        decoder = policy.make_decoder([[3] * work.prompt], torch.zeros_like(rows), work.completion, work.span,
+                                      torch.arange(4, 4 + work.tokenizer.codes))
         for step in range(3):
             states_, free = decoder.step(torch.full_like(rows, 5), rows, torch.full_like(rows, step), step + 1)
             decoder.logits(torch.cat((states_, free)))

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import torch
 from benchmarking import CODES_PER_UNIT, chain_layout, median_ratio, paired_seconds, prompt_of, random_policy
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
-from realsr_r1.models.lumina.policy import LuminaPolicy
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
 PRESETS = {"small": {"hidden": 256, "layers": 4, "heads": 4, "intermediate": 688},
@@ -61,7 +60,7 @@ def main() -> None:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def engine_for(policy: LuminaPolicy, generations: int, units: int = UNITS, cuda_graphs: bool = False,
+def engine_for(policy: PreTrainedModel, generations: int, units: int = UNITS, cuda_graphs: bool = False,
                length: int | None = None) -> tuple[RolloutEngine, list[int]]:
     """An engine that writes whole chains with a final image of `units` x `units`, and a prompt with such an image.
 
@@ -77,7 +76,7 @@ def engine_for(policy: LuminaPolicy, generations: int, units: int = UNITS, cuda_
     return RolloutEngine(policy, layout, config), prompt_of(layout, units, length or usual)
 
 
-def against_naive(policy: LuminaPolicy, generations: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
+def against_naive(policy: PreTrainedModel, generations: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
     """Seconds and ratios of the engine, of prefilling, and of the naive loop over the same number of tokens."""
     engine, prompt = engine_for(policy, generations, cuda_graphs=cuda_graphs)
     tokens = max(map(len, engine.generate(prompt).completion_ids))
@@ -109,7 +108,7 @@ def timed(function: Callable[..., object], *arguments: object) -> float:
 
 
 @torch.no_grad()
-def naive(policy: LuminaPolicy, prompt: list[int], generations: int, tokens: int) -> float:
+def naive(policy: PreTrainedModel, prompt: list[int], generations: int, tokens: int) -> float:
     """Seconds of one forward of 2 G rows a token, after the prompt: growing cache, whole head, nothing else."""
     cache = DynamicCache()
     ids = torch.tensor([prompt] * (2 * generations), device=policy.device)
@@ -123,7 +122,7 @@ def naive(policy: LuminaPolicy, prompt: list[int], generations: int, tokens: int
     return time.perf_counter() - started
 
 
-def growth(policy: LuminaPolicy, path: Path, repeats: int, cuda_graphs: bool) -> dict[str, float]:
+def growth(policy: PreTrainedModel, path: Path, repeats: int, cuda_graphs: bool) -> dict[str, float]:
     """Seconds over G, over image sizes at G = 5, and of one token over prompts beside the naive loop's; their plot at `path`."""
     runs: dict[str, Callable[[], float | None]] = {}
     for name, generations, units in (*((f"G = {count}", count, UNITS) for count in GROUPS),
@@ -141,7 +140,7 @@ def growth(policy: LuminaPolicy, path: Path, repeats: int, cuda_graphs: bool) ->
     return figures
 
 
-def seconds_a_token(policy: LuminaPolicy, length: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
+def seconds_a_token(policy: PreTrainedModel, length: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
     """Median seconds of one token after a prompt of `length` tokens at G = 5, of the engine and of the naive loop."""
     engine, prompt = engine_for(policy, 5, 2, cuda_graphs, length)
     tokens = max(map(len, engine.generate(prompt).completion_ids))

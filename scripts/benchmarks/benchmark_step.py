@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 from benchmarking import median_ratio, paired_seconds, random_policy
+from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from realsr_r1.models.lumina.policy import LuminaPolicy
 from realsr_r1.training.grpo.packing import pack_groups
 
 PATHS = ("shared", "plain", "trl")
@@ -65,7 +65,7 @@ class Steps:
     """One group, and the three ways to its gradients."""
 
     def __init__(self, args: argparse.Namespace):
-        self.policy: LuminaPolicy = random_policy(args.hidden, args.layers, args.heads, args.intermediate, args.vocabulary).train()
+        self.policy: PreTrainedModel = random_policy(args.hidden, args.layers, args.heads, args.intermediate, args.vocabulary).train()
         add_fused_lm_head(self.policy, temperature=1.0, cast_lm_head_to_fp32=False, outputs=("log_probs", "entropy"))
         prompt = torch.randint(2, args.vocabulary, (1, args.prompt)).expand(args.generations, -1)
         completions = torch.randint(2, args.vocabulary, (args.generations, args.completion))

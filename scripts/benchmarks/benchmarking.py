@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 from realsr_r1.chain.tokens import ChainForm, SectionForm, TokenLayout
-from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models import new_config, new_policy
 
 VOCABULARY = 73_728
 CODES = (*range(4, 8196), *range(65_536, 73_728))  # ids of PURE's 16,384 image codes
@@ -17,10 +18,10 @@ TEXT = range(9_000, 65_000)
 CODES_PER_UNIT = 4  # 32 px a grid unit, 8 px a code
 
 
-def random_policy(hidden_size: int, layers: int, heads: int, intermediate_size: int, vocabulary: int = VOCABULARY) -> LuminaPolicy:
+def random_policy(hidden_size: int, layers: int, heads: int, intermediate_size: int, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     """A policy of this shape with random weights, in float32."""
     torch.manual_seed(0)
-    return LuminaPolicy(LuminaConfig(
+    return new_policy(new_config(
         vocab_size=vocabulary, hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=16_384, pad_token_id=1)).eval()
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import modeling_flash_attention_utils
 
-from realsr_r1.models.protocol import PackedRow
 from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.protocol import PackedRow
 from realsr_r1.training.grpo.packing import IGNORED, pack_groups
 
 PAD = 1

@@ -18,6 +18,7 @@ from transformers.models.chameleon.modeling_chameleon import eager_attention_for
 from realsr_r1.models.lumina import cpu_attention
 from realsr_r1.models.protocol import PackedRow
 
+
 def masks(config: PretrainedConfig, layout: PackedRow, like: torch.Tensor) -> list[tuple[Any, Any]]:
     """The masks of each group's prompt and of its completions, as the config's attention wants them.
 
