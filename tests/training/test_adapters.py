@@ -138,7 +138,7 @@ def test_only_adapters_are_trained_and_saved(main, flags, model, records, tmp_pa
     adapters = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert not (tmp_path / "run" / "model.safetensors").exists()
     changed = [name for name, tensor in adapters.items() if "lora_B" in name and tensor.any()]  # they begin at 0
-    assert len(changed) == len(adapters) / 2 == 2 * len(LAYERS)  # of a policy of two layers
+    assert len(changed) == len(adapters) / 2 == 2 * len(LAYER_MATRICES)  # of a policy of two layers
     if main is grpo.main:
         assert abs(logged[0]["kl"]) < 1e-6 < logged[1]["kl"]  # the reference is the policy with its adapters off
     else:
@@ -148,4 +148,4 @@ def test_only_adapters_are_trained_and_saved(main, flags, model, records, tmp_pa
     base, merged = load_policy(model).state_dict(), load_policy(tmp_path / "model").state_dict()
     assert tensor_shapes(tmp_path / "model") == tensor_shapes(model)
     different = {name for name in base if not torch.equal(base[name], merged[name])}
-    assert different == {name for name in base if any(f"{layer}.weight" in name for layer in LAYERS)}
+    assert different == {name for name in base if any(f"{layer}.weight" in name for layer in LAYER_MATRICES)}

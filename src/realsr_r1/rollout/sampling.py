@@ -1,12 +1,15 @@
-"""Drawing tokens: random numbers as a function of their place, top-k with ties kept, inverse-CDF draws.
+"""How tokens are drawn: the `Sampler` of a rollout, which a new rule touches alone, and the functions it is made of.
 
-Also the rule by which drafts are kept or drawn again. Everything works on a batch of rows as tensors. Knows scores and
-counters; no grammar, no policy.
+Random numbers as a function of their place, top-k with ties kept, inverse-CDF draws, and the rule by which drafts are kept
+or drawn again. Everything works on a batch of rows as tensors. Knows scores and counters; no grammar, no policy.
 """
 
 from __future__ import annotations
 
 import torch
+
+from realsr_r1.rollout.config import RolloutConfig
+from realsr_r1.rollout.guidance import guide
 
 # splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), as signed 64-bit integers.
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
@@ -15,6 +18,72 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 BELOW_ONE = 1 - 2.0**-52  # times a total, in float64, this is always less than the total
 ENTROPY_MAX, ENTROPY_MIDDLE = 10.0, 5.0  # nats; the published code's
+
+
+class Sampler:
+    """Every draw of a rollout: its random numbers, and the rules for text, for image codes, and for drafts of codes.
+
+    `rows` (R,) int64: numbers of the rollout's rows in the whole batch. What a row draws is a function of (seed, step, row,
+    position), and for drafts of their place in the window: it depends on no neighbour. The rows of the methods below are
+    places in `rows`.
+    """
+
+    def __init__(self, config: RolloutConfig, step: int, rows: torch.Tensor):
+        self.config = config
+        self.is_guided = config.guidance_scale != 1.0
+        self._uniforms = uniforms(config.seed, step, rows, config.max_new_tokens)
+        # A position's numbers for drafts: one for its update at each place in the window, the last for its first draft.
+        self._draft_uniforms = None
+        if config.jacobi > 1:
+            positions = config.max_new_tokens + config.jacobi
+            self._draft_uniforms = uniforms(config.seed, step, rows, positions, draws=config.jacobi + 1)
+
+    def numbers(self, rows: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+        """The uniform numbers of `rows` (n,) at their `positions`, (n,) float64."""
+        return self._uniforms[rows, positions]
+
+    def draw_text(self, scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text and sizes: fixed top-k, temperature, draw. Scores (n, V), -inf where a token is not allowed; see `draw`."""
+        return draw(scores, self.config.text_top_k, self.config.temperature, uniform)
+
+    def draw_codes(self, scores: torch.Tensor, unconditional: torch.Tensor | None,
+                   uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image codes by number: guidance, top-k by entropy, temperature, draw. Scores (n, C); `uniform` (n,); see `draw`."""
+        scores, k = self._guided(scores, unconditional)
+        return draw(scores, k, self.config.temperature, uniform, self.config.image_top_k_max)
+
+    def _guided(self, scores: torch.Tensor, unconditional: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores after guidance, and their top-k, (n,)."""
+        if unconditional is not None:
+            scores = guide(scores, unconditional, self.config.guidance_scale)
+        return scores, entropy_top_k(scores, self.config.image_top_k_min, self.config.image_top_k_max)
+
+    def first_drafts(self, codes: int) -> torch.Tensor:
+        """A draft of every row at each place of its window, (R, jacobi) int64, uniform among numbers of `codes` codes."""
+        return (self._draft_uniforms[:, :self.config.jacobi, -1] * codes).long()
+
+    def draw_drafts(self, drawn_from: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Drafts for the window of `rows` (n,) from their `positions` (n,) on, drawn from `drawn_from` (n, C); (n, jacobi)."""
+        places = torch.arange(self.config.jacobi, device=rows.device)
+        uniform = self._draft_uniforms[rows[:, None], positions[:, None] + places, -1]
+        return invert(drawn_from.cumsum(-1), uniform.clamp(max=BELOW_ONE))
+
+    def update_drafts(self, drafts: torch.Tensor, drawn_from: torch.Tensor, scores: torch.Tensor,
+                      unconditional: torch.Tensor | None, rows: torch.Tensor,
+                      positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Turn drafts (n, m) into draws from what `draw_codes` draws from, changing as few as can be (`couple`).
+
+        `drawn_from` (n, m, C): what they were drawn from; `scores` (n * m, C); `positions` (n,): of the first drafts of
+        `rows` (n,). Returns the codes, what they are drawn from now, and their log-probabilities, (n, m).
+        """
+        scores, k = self._guided(scores, unconditional)
+        target = weights(scores, k, self.config.temperature, self.config.image_top_k_max)
+        target /= target.sum(-1, keepdim=True)
+        places = torch.arange(drafts.shape[1], device=rows.device)
+        uniform = self._draft_uniforms[rows[:, None], positions[:, None] + places, places]
+        codes = couple(drafts.flatten(), drawn_from.flatten(0, 1), target, uniform.flatten())
+        log_q = target.gather(1, codes[:, None]).log_()
+        return codes.view_as(drafts), target.view_as(drawn_from), log_q.view_as(drafts)
 
 
 def uniforms(seed: int, step: int, rows: torch.Tensor, positions: int, draws: int | None = None) -> torch.Tensor:

@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.rollout import RolloutConfig
+from realsr_r1.rollout.config import RolloutConfig, rollout_field
 
 
 @dataclass
@@ -65,9 +65,8 @@ class ColdStartConfig(TrainingArguments):
 class ChainGRPOConfig(GRPOConfig):
     """What `realsr-r1 grpo` takes: every field of TRL's `GRPOConfig`, and these.
 
-    The defaults are the published code's, but for `text_top_k`, which it has at 1: then all
-    completions of a group write the same text and two of the four rewards teach nothing. `per_device_train_batch_size`
-    counts prompts, as in the published launch line (`batch_unit`).
+    The defaults are the published code's; those of rollouts stand in `RolloutConfig`. `per_device_train_batch_size` counts
+    prompts, as in the published launch line (`batch_unit`).
     """
 
     dataset_name: str = field(default="", metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
@@ -79,9 +78,9 @@ class ChainGRPOConfig(GRPOConfig):
     experts: list[str] | None = field(default=None, metadata={
         "help": "Visual experts of the generation reward; by default those in the model folder's chain settings."})
 
-    num_generations: int = field(default=5, metadata={"help": "G, completions a prompt."})
+    num_generations: int = rollout_field("num_generations")
     max_prompt_length: int = field(default=5000, metadata={"help": "Longest prompt in tokens; a longer one is an error."})
-    max_completion_length: int = field(default=7000, metadata={"help": "Longest completion in tokens."})
+    max_completion_length: int = rollout_field("max_new_tokens")
     per_device_train_batch_size: int = field(default=1, metadata={
         "help": "Prompts a device and rollout (completions with --batch_unit completions)."})
     per_device_eval_batch_size: int = field(default=1, metadata={
@@ -92,17 +91,14 @@ class ChainGRPOConfig(GRPOConfig):
     loss_batch_size: int | None = field(default=None, metadata={
         "help": "With --batch_unit prompts: completions in one forward and backward of the loss; by default a group."})
 
-    rollout_temperature: float = field(default=0.9, metadata={"help": "Of sampling (the loss uses --temperature)."})
-    guidance_scale: float = field(default=0.8, metadata={"help": "Classifier-free guidance inside images; 1 = none."})
-    text_top_k: int = field(default=10, metadata={"help": "Top-k of text tokens (Lumina-mGPT: 10, published code: 1)."})
-    image_top_k_min: int = field(default=1, metadata={"help": "Top-k of image codes at entropy 0."})
-    image_top_k_max: int = field(default=2000, metadata={"help": "Top-k of image codes at entropy 10 nats."})
-    grammar: str = field(default="image", metadata={
-        "help": "image: image spans are constrained, as in the published code; chain: the whole chain is.",
-        "choices": ["image", "chain"]})
-    max_text_tokens: int = field(default=256, metadata={"help": "With --grammar chain: tokens a text section has at most."})
-    cuda_graphs: bool = field(default=False, metadata={
-        "help": "Rollouts record the policy's steps as CUDA graphs: less time between kernels, where Python sets the pace."})
+    rollout_temperature: float = rollout_field("temperature")
+    guidance_scale: float = rollout_field("guidance_scale")
+    text_top_k: int = rollout_field("text_top_k")
+    image_top_k_min: int = rollout_field("image_top_k_min")
+    image_top_k_max: int = rollout_field("image_top_k_max")
+    grammar: str = rollout_field("grammar")
+    max_text_tokens: int = rollout_field("max_text_tokens")
+    cuda_graphs: bool = rollout_field("cuda_graphs")
     train_forced_tokens: bool = field(default=False, metadata={
         "help": "Score tokens that the grammar forced, too (as the published code does)."})
     share_prompts: bool = field(default=True, metadata={

@@ -140,11 +140,12 @@ class ColdStartTrainer(Trainer):
         ids, sections = sample["input_ids"].tolist(), sample["sections"].tolist()
         prompt = ids[:next(place for place, section in enumerate(sections) if section != QUESTION)]
         is_chain = set(range(len(SECTIONS))) <= set(sections)  # else a conversation, which may ask for anything
-        settings = {**self.processor.settings.sampling, "num_generations": SAMPLE_CHAINS, "seed": self.args.seed,
-                    "grammar": "chain" if is_chain else "image",
-                    "max_new_tokens": self.args.max_length - len(prompt) if is_chain else len(ids)}
+        config = RolloutConfig.from_settings(
+            self.processor.settings.sampling, "the chain settings", num_generations=SAMPLE_CHAINS, seed=self.args.seed,
+            grammar="chain" if is_chain else "image",
+            max_new_tokens=self.args.max_length - len(prompt) if is_chain else len(ids))
         with self._throughput.paused(), whole_policy(self) as policy, self._agreement:  # faults stay inside
-            rollout = RolloutEngine(policy, self.processor, RolloutConfig(**settings)).generate(prompt)
+            rollout = RolloutEngine(policy, self.processor, config).generate(prompt)
         self._agreement.settle()
         with self._throughput.paused(), self._agreement:
             if self.is_world_process_zero():
