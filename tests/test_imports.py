@@ -1,7 +1,8 @@
-"""The direction of imports: a room imports only rooms below it, none in a circle, and a base model's classes stay in `models/`.
+"""The direction of imports: a room imports only rooms below it, none in a circle, and a base
+model's classes stay in `models/`.
 
-Rooms are the packages directly below `realsr_r1`; what lies at the package's root are the commands. Imports are read from
-the source with `ast`: also those inside functions and under `TYPE_CHECKING`.
+Rooms are the packages directly below `realsr_r1`; what lies at the package's root are the commands.
+Imports are read from the source with `ast`: also those inside functions and under `TYPE_CHECKING`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import pytest
 PACKAGE = "realsr_r1"
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / PACKAGE
-# From the top down. A room may import from its own line and from those below; within a line rooms don't know each other.
+# From the top down. A room may import from its own line and from those below; within a line rooms
+# don't know each other.
 LEVELS = (("commands",), ("planning", "reporting", "measuring", "training"), ("data",), ("rewards", "rollout"), ("chain",),
           ("models",), ("core",))
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -97,7 +99,8 @@ def test_nothing_is_imported_in_a_circle(of):
 
 
 def test_no_name_of_a_base_models_classes_stands_outside_models():
-    """`models.protocol` is what others may ask for, `models.families` says which classes there are."""
+    """`models.protocol` is what others may ask for, `models.families` says which classes there are.
+    """
     found = [f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
              for folder in ("src", "scripts") for file in sorted((ROOT / folder).rglob("*.py"))
              if not file.is_relative_to(SOURCE / "models")

@@ -1,11 +1,16 @@
-"""How fast create-json makes crops, how that grows with its processes, and the memory each takes. No GPU is needed.
+"""How fast create-json makes crops, how that grows with its processes, and the memory each takes.
 
-    source scripts/cpu_env.sh && .venv/bin/python scripts/benchmarks/benchmark_data.py --images outputs/quickstart/photos
+No GPU is needed.
 
-Makes `--crops` crops of 512 px with the published degradation, `--repeats` times with each number of processes, in turn, start-up
-included, and prints as JSON: `crops_per_second` (medians), `speedup` (of the most processes to one, median over the turns), `share`
-(of linear), `apart` (the speedup of as many commands of one process each, started together: what the machine allows),
-`crops_per_cpu_second` (which other programs disturb less) and `worker_MiB`: the most memory that a worker held.
+    source scripts/cpu_env.sh && .venv/bin/python scripts/benchmarks/benchmark_data.py --images
+        outputs/quickstart/photos
+
+Makes `--crops` crops of 512 px with the published degradation, `--repeats` times with each number
+of processes, in turn, start-up included, and prints as JSON: `crops_per_second` (medians),
+`speedup` (of the most processes to one, median over the turns), `share` (of linear), `apart` (the
+speedup of as many commands of one process each, started together: what the machine allows),
+`crops_per_cpu_second` (which other programs disturb less) and `worker_MiB`: the most memory that a
+worker held.
 """
 
 from __future__ import annotations
@@ -69,7 +74,9 @@ def main() -> None:
 
 
 def one_run(work: Path, crops_per_photo: int, crop_px: int, num_proc: int, copies: int = 1) -> dict[str, float]:
-    """Seconds, CPU seconds and the largest worker of `copies` runs started together, whose outputs are deleted."""
+    """Seconds, CPU seconds and the largest worker of `copies` runs started together, whose outputs
+    are deleted.
+    """
     shutil.rmtree(work / "out", ignore_errors=True)
     command = [sys.executable, "-m", "realsr_r1.create_json", "--images", "images", "--tags", "tags.jsonl",
                "--crop_px", str(crop_px), "--crops_per_photo", str(crops_per_photo), "--num_proc", str(num_proc)]
@@ -89,7 +96,9 @@ def one_run(work: Path, crops_per_photo: int, crop_px: int, num_proc: int, copie
 
 
 def watch(process: subprocess.Popen, of_children: bool, largest: list[float]) -> None:
-    """Put the highest resident memory (MiB) of the process, or of its children, into `largest` (Linux)."""
+    """Put the highest resident memory (MiB) of the process, or of its children, into `largest`
+    (Linux).
+    """
     while process.poll() is None:
         workers = children(process.pid) if of_children else [process.pid]
         largest[0] = max([largest[0], *map(peak_memory, workers)])

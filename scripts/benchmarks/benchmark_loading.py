@@ -1,11 +1,13 @@
-"""What loading a policy costs: memory under ZeRO-3 on two processes, and time in one process. No GPU is needed.
+"""What loading a policy costs: memory under ZeRO-3 on two processes, and time in one process.
+
+No GPU is needed.
 
     source scripts/cpu_env.sh && .venv/bin/python scripts/benchmarks/benchmark_loading.py
 
-Makes a checkpoint of random weights (0.5 B parameters by default, in Lumina-mGPT's layout and vocabulary; 2 GB of disk
-while it runs) and prints, as JSON:
-`memory`: for each rank of two under ZeRO-3, the most anonymous memory (RssAnon) while loading in float32, above that
-before, as a share of the checkpoint's bytes in float32. `seconds`: medians, page cache warm, of `load_policy` in one
+Makes a checkpoint of random weights (0.5 B parameters by default, in Lumina-mGPT's layout and
+vocabulary; 2 GB of disk while it runs) and prints, as JSON: `memory`: for each rank of two under
+ZeRO-3, the most anonymous memory (RssAnon) while loading in float32, above that before, as a share
+of the checkpoint's bytes in float32. `seconds`: medians, page cache warm, of `load_policy` in one
 process and of reading the same file with safetensors; `ratio`: of the two.
 """
 
@@ -70,7 +72,9 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
 
 
 def measure_rank(folder: Path) -> None:
-    """One process of the two: load under ZeRO-3 and write the most memory taken, in bytes, to `memory-RANK.json`."""
+    """One process of the two: load under ZeRO-3 and write the most memory taken, in bytes, to
+    `memory-RANK.json`.
+    """
     from transformers import TrainingArguments
 
     from realsr_r1.models import load_policy
@@ -86,7 +90,9 @@ def measure_rank(folder: Path) -> None:
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak: ...; peak.bytes`: the most anonymous memory of this process above that at the start."""
+    """`with PeakMemory() as peak: ...; peak.bytes`: the most anonymous memory of this process above
+    that at the start.
+    """
 
     def __enter__(self) -> PeakMemory:
         self.start = self.highest = anonymous_memory()

@@ -1,11 +1,13 @@
-"""Peak memory of a GRPO step by phase and part as completions grow, beside what `realsr-r1 plan` says of it.
+"""Peak memory of a GRPO step by phase and part as completions grow, beside what `realsr-r1 plan`
+says of it.
 
     python scripts/benchmarks/benchmark_memory.py [--json FILE] [--plot FILE]
 
-Bytes of live tensors (live_bytes.py). Rollouts: the decoder's caches and a few of its steps, which need what all need,
-since caches are made at their full length. Loss and update: torch's own operations on fake tensors, so lengths are not
-bound by this machine. `--resident N` also runs the loss of that length for good, in a process of its own, and reports
-by how much its resident memory grew. The image tokenizer and the experts don't depend on length, and are left out.
+Bytes of live tensors (live_bytes.py). Rollouts: the decoder's caches and a few of its steps, which
+need what all need, since caches are made at their full length. Loss and update: torch's own
+operations on fake tensors, so lengths are not bound by this machine. `--resident N` also runs the
+loss of that length for good, in a process of its own, and reports by how much its resident memory
+grew. The image tokenizer and the experts don't depend on length, and are left out.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def main() -> None:
 
 
 def describe(args: argparse.Namespace, completion: int, vocabulary: int) -> Workload:
-    """The run as the plan sees it: one process, float32, checkpointing, a whole group in one microbatch."""
+    """The run as the plan sees it: one process, float32, checkpointing, a whole group in one
+    microbatch.
+    """
     policy = PolicyShape(args.hidden, args.intermediate, args.layers, args.heads, args.heads, vocabulary)
     return Workload(
         policy, TokenizerShape(0, (0, 0), min(len(CODES), vocabulary // 2), 8, 0.0), Sharding(), world=1, prompt=args.prompt,
@@ -83,7 +87,9 @@ def random_policy(shape: PolicyShape) -> PreTrainedModel:
 
 
 class Loss:
-    """A microbatch's forward and backward, as the trainer runs it; gradients are there from the microbatches before."""
+    """A microbatch's forward and backward, as the trainer runs it; gradients are there from the
+    microbatches before.
+    """
 
     def __init__(self, work: Workload):
         self.policy = random_policy(work.policy).train()
@@ -105,7 +111,9 @@ class Loss:
 
 
 def measure(work: Workload) -> dict[str, Any]:
-    """Bytes of the parts and, above weights, gradients and optimizer, of the phases; measured and planned."""
+    """Bytes of the parts and, above weights, gradients and optimizer, of the phases; measured and
+    planned.
+    """
     with FakeTensorMode():
         loss = Loss(work)
         with LiveBytes() as of_loss:
@@ -140,8 +148,8 @@ def measure(work: Workload) -> dict[str, Any]:
 
 
 def growth(full: dict[int, Any], half: dict[int, Any]) -> dict[str, Any]:
-    """Bytes a token that a phase grows by between the outer lengths, at the vocabulary and at half of it; and how far the
-    longest is above a straight line through the two shortest (1.0: on it).
+    """Bytes a token that a phase grows by between the outer lengths, at the vocabulary and at half
+    of it; and how far the longest is above a straight line through the two shortest (1.0: on it).
     """
     lengths = sorted(full)
     shortest, second, longest = lengths[0], lengths[min(1, len(lengths) - 1)], lengths[-1]

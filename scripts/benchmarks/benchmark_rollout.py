@@ -1,11 +1,14 @@
-"""Time of a rollout beside the naive loop: one forward of 2 G rows a token with a growing cache and the whole head.
+"""Time of a rollout beside the naive loop: one forward of 2 G rows a token with a growing cache and
+the whole head.
 
-    python scripts/benchmarks/benchmark_rollout.py --preset small [--json FILE]     # hidden 256, 4 layers
-    python scripts/benchmarks/benchmark_rollout.py --preset large                   # hidden 1024, 8 layers
-    python scripts/benchmarks/benchmark_rollout.py --preset small --growth figs/rollout_growth.png
+    python scripts/benchmarks/benchmark_rollout.py --preset small [--json FILE] # hidden 256, 4
+        6, 4 layers python scripts/benchmarks/benchmark_rollout.py --preset large # hidden 1024, 8
+        layers python scripts/benchmarks/benchmark_rollout.py --preset small --growth
+        figs/rollout_growth.png
 
-Both in one process, in turn, float32 on CPU with 2 threads (on CUDA where there is one); ratios are medians over turns.
-The engine does all of a rollout; of the naive loop only its forwards are timed, without the prompt.
+Both in one process, in turn, float32 on CPU with 2 threads (on CUDA where there is one); ratios are
+medians over turns. The engine does all of a rollout; of the naive loop only its forwards are timed,
+without the prompt.
 """
 
 from __future__ import annotations
@@ -62,7 +65,8 @@ def main() -> None:
 
 def engine_for(policy: PreTrainedModel, generations: int, units: int = UNITS, cuda_graphs: bool = False,
                length: int | None = None) -> tuple[RolloutEngine, list[int]]:
-    """An engine that writes whole chains with a final image of `units` x `units`, and a prompt with such an image.
+    """An engine that writes whole chains with a final image of `units` x `units`, and a prompt with
+    such an image.
 
     `length`: tokens of the prompt (default: `PROMPT` where the image is of `UNITS`).
     """
@@ -77,7 +81,9 @@ def engine_for(policy: PreTrainedModel, generations: int, units: int = UNITS, cu
 
 
 def against_naive(policy: PreTrainedModel, generations: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
-    """Seconds and ratios of the engine, of prefilling, and of the naive loop over the same number of tokens."""
+    """Seconds and ratios of the engine, of prefilling, and of the naive loop over the same number
+    of tokens.
+    """
     engine, prompt = engine_for(policy, generations, cuda_graphs=cuda_graphs)
     tokens = max(map(len, engine.generate(prompt).completion_ids))
 
@@ -109,7 +115,9 @@ def timed(function: Callable[..., object], *arguments: object) -> float:
 
 @torch.no_grad()
 def naive(policy: PreTrainedModel, prompt: list[int], generations: int, tokens: int) -> float:
-    """Seconds of one forward of 2 G rows a token, after the prompt: growing cache, whole head, nothing else."""
+    """Seconds of one forward of 2 G rows a token, after the prompt: growing cache, whole head,
+    nothing else.
+    """
     cache = DynamicCache()
     ids = torch.tensor([prompt] * (2 * generations), device=policy.device)
     policy(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -123,7 +131,9 @@ def naive(policy: PreTrainedModel, prompt: list[int], generations: int, tokens: 
 
 
 def growth(policy: PreTrainedModel, path: Path, repeats: int, cuda_graphs: bool) -> dict[str, float]:
-    """Seconds over G, over image sizes at G = 5, and of one token over prompts beside the naive loop's; their plot at `path`."""
+    """Seconds over G, over image sizes at G = 5, and of one token over prompts beside the naive
+    loop's; their plot at `path`.
+    """
     runs: dict[str, Callable[[], float | None]] = {}
     for name, generations, units in (*((f"G = {count}", count, UNITS) for count in GROUPS),
                                      *((f"{side * CODES_PER_UNIT}^2", 5, side) for side in SIDES)):
@@ -141,7 +151,9 @@ def growth(policy: PreTrainedModel, path: Path, repeats: int, cuda_graphs: bool)
 
 
 def seconds_a_token(policy: PreTrainedModel, length: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
-    """Median seconds of one token after a prompt of `length` tokens at G = 5, of the engine and of the naive loop."""
+    """Median seconds of one token after a prompt of `length` tokens at G = 5, of the engine and of
+    the naive loop.
+    """
     engine, prompt = engine_for(policy, 5, 2, cuda_graphs, length)
     tokens = max(map(len, engine.generate(prompt).completion_ids))
     first = RolloutEngine(policy, engine.layout, RolloutConfig(num_generations=5, max_new_tokens=1))
@@ -154,7 +166,9 @@ def seconds_a_token(policy: PreTrainedModel, length: int, repeats: int, cuda_gra
 
 
 def plot(path: Path, seconds: list[float], tokens: list[dict[str, float]]) -> None:
-    """Three panels: seconds over G; over the codes of the final image; milliseconds of one token over the prompt."""
+    """Three panels: seconds over G; over the codes of the final image; milliseconds of one token
+    over the prompt.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,11 +1,14 @@
-"""Non-padding tokens a second of the cold start's trainer, beside transformers' Trainer with padded batches.
+"""Non-padding tokens a second of the cold start's trainer, beside transformers' Trainer with padded
+batches.
 
-    python scripts/benchmarks/benchmark_sft.py --dataset_name DATASET --model assets/tiny [--target_px 32 48 64] [--json FILE]
+    python scripts/benchmarks/benchmark_sft.py --dataset_name DATASET --model assets/tiny
+        [--target_px 32 48 64] [--json FILE]
 
-Same policy, same samples in the same batches and order, same optimizer: one lays a batch's samples in a row, the other pads
-them to the longest, with transformers' own loss. In turn in one process; ratios are medians over turns, of the time on the
-clock and of the processor's time, which other processes on the machine disturb less. `--target_px`: sizes that records are
-fitted to in turn, for a mixed-size distribution; by default the model's own.
+Same policy, same samples in the same batches and order, same optimizer: one lays a batch's samples
+in a row, the other pads them to the longest, with transformers' own loss. In turn in one process;
+ratios are medians over turns, of the time on the clock and of the processor's time, which other
+processes on the machine disturb less. `--target_px`: sizes that records are fitted to in turn, for
+a mixed-size distribution; by default the model's own.
 """
 
 from __future__ import annotations

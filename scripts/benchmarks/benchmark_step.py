@@ -1,10 +1,12 @@
-"""Time and memory of the loss (forward and backward) with a shared prompt, beside the same without sharing.
+"""Time and memory of the loss (forward and backward) with a shared prompt, beside the same without
+sharing.
 
     python scripts/benchmarks/benchmark_step.py [--json FILE]
 
-`shared`: the prompt once a group. `plain`: every row whole, the same chunked head on the completions' positions only.
-`trl`: every row whole, as TRL runs it where there is no Triton (head on every position). In turn in one process, float32,
-2 threads; ratios are medians over turns. Peak memory: each path in a process of its own, above its level before the step.
+`shared`: the prompt once a group. `plain`: every row whole, the same chunked head on the
+completions' positions only. `trl`: every row whole, as TRL runs it where there is no Triton (head
+on every position). In turn in one process, float32, 2 threads; ratios are medians over turns. Peak
+memory: each path in a process of its own, above its level before the step.
 """
 
 from __future__ import annotations
@@ -101,7 +103,9 @@ class Steps:
         self._learn(input_ids=self.ids, attention_mask=self.mask, labels=labels)
 
     def largest_difference(self) -> float:
-        """Largest difference of a gradient between shared and plain, in parts of that tensor's largest gradient."""
+        """Largest difference of a gradient between shared and plain, in parts of that tensor's
+        largest gradient.
+        """
         self.plain()
         expected = [parameter.grad.clone() for parameter in self.policy.parameters()]
         self.shared()
@@ -110,8 +114,9 @@ class Steps:
 
 
 def peak_bytes(step: Callable[[], None]) -> int:
-    """Resident bytes of this process at the step's peak, above those before it (Linux). Its first step, so that memory
-    that an earlier one gave back doesn't hide anything.
+    """Resident bytes of this process at the step's peak, above those before it (Linux).
+
+    Its first step, so that memory that an earlier one gave back doesn't hide anything.
     """
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # starts VmHWM, the peak, again

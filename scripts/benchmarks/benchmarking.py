@@ -1,4 +1,6 @@
-"""What the benchmarks share: a random policy with PURE's vocabulary, a chain of known length, and paired timing."""
+"""What the benchmarks share: a random policy with PURE's vocabulary, a chain of known length, and
+paired timing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def random_policy(hidden_size: int, layers: int, heads: int, intermediate_size: 
 
 
 def chain_layout() -> TokenLayout:
-    """PURE's ids; tags of three tokens. With bodies of five tokens a chain has 63 tokens beside its images."""
+    """PURE's ids; tags of three tokens.
+
+    With bodies of five tokens a chain has 63 tokens beside its images.
+    """
     sections = tuple(SectionForm((8_900, 8_901 + number, 8_910), (8_911, 8_901 + number, 8_910), is_image)
                      for number, is_image in enumerate((False, False, True, False, True, False, True)))
     return TokenLayout(bos=0, pad=1, end_of_turn=8_710, image_start=8_197, image_end=8_196, new_line=8_803,
@@ -44,7 +49,8 @@ def prompt_of(layout: TokenLayout, units: int, length: int) -> list[int]:
 
 
 def paired_seconds(runs: Mapping[str, Callable[[], float | None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, `repeats` times, in turn (so that what else the machine does hits all alike).
+    """Seconds of each run, `repeats` times, in turn (so that what else the machine does hits all
+    alike).
 
     A run that returns a number has timed itself. Each is run once before, unmeasured.
     """

@@ -1,6 +1,8 @@
-"""How many bytes torch's tensors hold at most inside a block of code, on any device, also without memory (`meta`).
+"""How many bytes torch's tensors hold at most inside a block of code, on any device, also without
+memory (`meta`).
 
-Counts storages as operations make them and as they are freed. What an operation needs for itself inside is not seen.
+Counts storages as operations make them and as they are freed. What an operation needs for itself
+inside is not seen.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside `with LiveBytes() as live`: `now` and `peak`, bytes of storages made since; `operations` run since, views aside."""
+    """Inside `with LiveBytes() as live`: `now` and `peak`, bytes of storages made since;
+    `operations` run since, views aside.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,9 @@
-"""One process of `test_streaming.py`: loads its folders under ZeRO-3 and writes down what it got. Run by torchrun.
+"""One process of `test_streaming.py`: loads its folders under ZeRO-3 and writes down what it got.
 
-`streaming_worker.py FOLDER`: `FOLDER/big` is loaded for its memory; `FOLDER/small` in bfloat16, `FOLDER/tied` in float32.
+Run by torchrun.
+
+`streaming_worker.py FOLDER`: `FOLDER/big` is loaded for its memory; `FOLDER/small` in bfloat16,
+`FOLDER/tied` in float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The VQ image tokenizer: any grid, codes by cosine (LlamaGen) or distance (Chameleon), and gradients for training."""
+"""The VQ image tokenizer: any grid, codes by cosine (LlamaGen) or distance (Chameleon), and
+gradients for training.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Loading policies and image tokenizers: our folders and Lumina's layout, and errors that name the tensor at fault."""
+"""Loading policies and image tokenizers: our folders and Lumina's layout, and errors that name the
+tensor at fault.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def policy() -> LuminaPolicy:
 
 @pytest.fixture
 def lumina_folder(policy, tmp_path) -> Path:
-    """The policy as Lumina-mGPT publishes one: a Chameleon config with keys of its own, and no image tokenizer."""
+    """The policy as Lumina-mGPT publishes one: a Chameleon config with keys of its own, and no
+    image tokenizer.
+    """
     folder = tmp_path / "lumina"
     policy.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())

@@ -1,7 +1,9 @@
-"""Outputs of the published implementations are reproduced, for every checkpoint in the folder of parity data.
+"""Outputs of the published implementations are reproduced, for every checkpoint in the folder of
+parity data.
 
-The data lies beside the repository (`../shared/parity`, or the folder that REALSR_PARITY names) and is no part of it; its
-README has the layouts and the tolerances. Checkpoints that are added there are tested too.
+The data lies beside the repository (`../shared/parity`, or the folder that REALSR_PARITY names) and
+is no part of it; its README has the layouts and the tolerances. Checkpoints that are added there
+are tested too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Published image tokenizers: LlamaGen's and Chameleon's files load, and what can't be one is refused, never run."""
+"""Published image tokenizers: LlamaGen's and Chameleon's files load, and what can't be one is
+refused, never run.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from realsr_r1.models.published import FAMILIES
 
 from ..published import image_tokenizer, published_state
 
-# A few names as the published files have them, so that the renaming above can't be wrong in the same way as the code.
+# A few names as the published files have them, so that the renaming above can't be wrong in the
+# same way as the code.
 NAMES = {"llamagen-vq8": ["encoder.conv_blocks.3.attn.0.k.bias", "encoder.conv_blocks.2.downsample.conv.weight",
                           "decoder.conv_blocks.0.attn.1.proj_out.weight", "decoder.conv_blocks.2.upsample.conv.bias",
                           "decoder.conv_blocks.3.res.0.nin_shortcut.weight", "encoder.mid.1.q.weight"],

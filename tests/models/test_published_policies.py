@@ -1,4 +1,6 @@
-"""Published policies load as they are: Lumina-mGPT's and PURE's layout, and transformers' Chameleon, its class the reference."""
+"""Published policies load as they are: Lumina-mGPT's and PURE's layout, and transformers'
+Chameleon, its class the reference.
+"""
 
 from __future__ import annotations
 

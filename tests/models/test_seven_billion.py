@@ -1,4 +1,6 @@
-"""The 7B policies in the published layout, on the meta device: their sizes, and every tensor's name and shape."""
+"""The 7B policies in the published layout, on the meta device: their sizes, and every tensor's name
+and shape.
+"""
 
 from __future__ import annotations
 

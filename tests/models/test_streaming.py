@@ -1,4 +1,6 @@
-"""Under ZeRO-3 no rank holds the whole policy while it is loaded, and what is loaded is what the files hold."""
+"""Under ZeRO-3 no rank holds the whole policy while it is loaded, and what is loaded is what the
+files hold.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def write_small(folder: Path, dtype: torch.dtype, **changes) -> None:
 
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory) -> SimpleNamespace:
-    """Three folders, loaded by two processes under ZeRO-3: `facts[rank][name]`, `saved(name, rank)`, `bytes` of the big one."""
+    """Three folders, loaded by two processes under ZeRO-3: `facts[rank][name]`,
+    `saved(name, rank)`, `bytes` of the big one.
+    """
     sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
     try:
         from benchmark_loading import make_checkpoint

@@ -1,4 +1,5 @@
-"""Advice holds: what it calls largest fits and one more doesn't, and following it makes a run fit."""
+"""Advice holds: what it calls largest fits and one more doesn't, and following it makes a run fit.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ ONE_FLOP = machine(None, measured={"memory_gib": 1, "tflops": 1e-12, "bandwidth_
 
 
 def write(work, policy, steps: int, in_image: int, counter) -> Decoder:
-    """What the engine does with the decoder for `steps` tokens, the first `in_image` of them codes with guidance."""
+    """What the engine does with the decoder for `steps` tokens, the first `in_image` of them codes
+    with guidance.
+    """
     rows, codes = work.generations, torch.arange(4, 4 + work.tokenizer.codes)
     prompt = [3] * work.prompt
     decoder = policy.make_decoder([prompt], torch.zeros(rows, dtype=torch.int64), steps, max(in_image, 1), codes)
@@ -41,7 +43,9 @@ def test_a_rollouts_operations_are_torchs(make_work, make_policy):
 
 
 def product(own, left, right, **_) -> int:
-    """Operations of `own += left @ right`, from shapes: torch's counter knows it under its other name only."""
+    """Operations of `own += left @ right`, from shapes: torch's counter knows it under its other
+    name only.
+    """
     return 2 * left[0] * left[1] * right[1]
 
 
@@ -87,7 +91,9 @@ def test_the_slowest_resource_limits_a_part(make_work):
 
 
 def test_what_is_sent_follows_zero(make_work):
-    """Section 7 of arXiv 1910.02054: twice the weights for forward and backward, once the gradients, by (n - 1) / n."""
+    """Section 7 of arXiv 1910.02054: twice the weights for forward and backward, once the
+    gradients, by (n - 1) / n.
+    """
     work = make_work(sharding=Sharding(3), world=4, weight_bytes=2, micro=1)
     four = replace(ONE_FLOP, gpus=4, link=1.0)
     share = 2 * work.policy.parameters * 3 / 4

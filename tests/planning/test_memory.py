@@ -1,4 +1,6 @@
-"""The plan's bytes are those that torch allocates, on small models, and at the 7B's width without its memory."""
+"""The plan's bytes are those that torch allocates, on small models, and at the 7B's width without
+its memory.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ def _layout(work) -> tuple[PackedRow, torch.Tensor]:
 
 
 def peak_of_a_step(work, policy, live_bytes) -> int:
-    """Bytes that one forward and backward of the loss make, beside weights and gradients, as the trainer runs it."""
+    """Bytes that one forward and backward of the loss make, beside weights and gradients, as the
+    trainer runs it.
+    """
     policy.train()
     if work.checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})

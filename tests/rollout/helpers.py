@@ -11,7 +11,10 @@ CODES = tuple(range(10, 26))
 
 
 def make_layout(codes: tuple[int, ...] = CODES) -> TokenLayout:
-    """44 ids: specials 0-9, 16 codes, text 26-37, tags 38-43. Image units of 2 codes; code n isn't the n-th id."""
+    """44 ids: specials 0-9, 16 codes, text 26-37, tags 38-43.
+
+    Image units of 2 codes; code n isn't the n-th id.
+    """
     sections = []
     for number, is_image in enumerate((False, False, True, False, True, False, True)):
         sections.append(SectionForm((38, 39 + number % 3), (42, 39 + number % 3, 43), is_image))
@@ -21,7 +24,8 @@ def make_layout(codes: tuple[int, ...] = CODES) -> TokenLayout:
 
 
 def make_policy(seed: int = 0, dtype: torch.dtype = torch.float64, spread: float = 0.3, **changes) -> LuminaPolicy:
-    """A random policy whose choices are far from even; 46 logits, two more than the layout has ids."""
+    """A random policy whose choices are far from even; 46 logits, two more than the layout has ids.
+    """
     torch.manual_seed(seed)
     shape = dict(vocab_size=46, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
                  num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=2, pad_token_id=1)

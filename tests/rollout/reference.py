@@ -1,6 +1,8 @@
-"""The rollout as simply as it can be said: one row, one token, one whole forward without cache, plain Python.
+"""The rollout as simply as it can be said: one row, one token, one whole forward without cache,
+plain Python.
 
-The truth the engine is compared with. Random numbers, grammar and sampling are written a second time here on purpose.
+The truth the engine is compared with. Random numbers, grammar and sampling are written a second
+time here on purpose.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class ReferenceEngine:
         self.policy, self.layout, self.config = policy.eval(), layout, config
 
     def generate(self, prompt: list[int], step: int = 0, row: int = 0) -> tuple[list[int], list[int], list[float]]:
-        """One completion of one prompt: ids, sampled mask, and the log-probability each token was drawn with (forced: 0)."""
+        """One completion of one prompt: ids, sampled mask, and the log-probability each token was
+        drawn with (forced: 0).
+        """
         ids, sampled, log_q = [], [], []
         while len(ids) < self.config.max_new_tokens:
             choices = self.choices(prompt, ids)

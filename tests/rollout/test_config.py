@@ -1,4 +1,6 @@
-"""One home for rollout settings: what GRPO, restore and model folders say of rollouts is what `RolloutConfig` says."""
+"""One home for rollout settings: what GRPO, restore and model folders say of rollouts is what
+`RolloutConfig` says.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ def test_at_top_k_1_the_engine_equals_the_reference_in_mixed_batches(grammar, gu
 
 
 def states_at_once(rollout) -> list[set]:
-    """What the rows of a batch are in at each position: "text", an image's (height, width), or "done"."""
+    """What the rows of a batch are in at each position: "text", an image's (height, width), or
+    "done".
+    """
     longest, rows = max(map(len, rollout.completion_ids)), []
     for ids in rollout.completion_ids:
         states = ["text"] * len(ids) + ["done"] * (longest - len(ids))

@@ -1,8 +1,8 @@
 """Recorded steps: the same completions, and nothing in a step that a graph could not repeat.
 
-No CUDA here: where it would record a graph, a step is traced into its tensor operations, with every number that Python
-computed fixed, and the trace is run instead. So a step that asked the device for a number, or that took one along from
-its first token, would fail or write something else.
+No CUDA here: where it would record a graph, a step is traced into its tensor operations, with every
+number that Python computed fixed, and the trace is run instead. So a step that asked the device for
+a number, or that took one along from its first token, would fail or write something else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ IMAGE = RolloutConfig(num_generations=3, max_new_tokens=60, image_top_k_max=200,
 
 @pytest.fixture
 def traces(monkeypatch) -> list[int]:
-    """Trace steps where they would be recorded; how often each trace was run. Short steps of columns, so that a run has several."""
+    """Trace steps where they would be recorded; how often each trace was run.
+
+    Short steps of columns, so that a run has several.
+    """
     runs: list[int] = []
 
     def trace(step, inputs, pool):

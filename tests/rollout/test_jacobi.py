@@ -1,4 +1,6 @@
-"""Speculative Jacobi Decoding draws from the same distribution as plain decoding, in fewer forward passes."""
+"""Speculative Jacobi Decoding draws from the same distribution as plain decoding, in fewer forward
+passes.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def generate(policy, config, prompts=PROMPTS, layout=LAYOUT, **place):
 
 
 def one_image(codes: int, units: int, **settings):
-    """A layout with this many codes for chains of one square image and nothing else, and a config for these."""
+    """A layout with this many codes for chains of one square image and nothing else, and a config
+    for these.
+    """
     layout = make_layout(tuple(range(10, 10 + codes)))
     form = layout.chain_form
     config = RolloutConfig(max_new_tokens=layout.span_length(units, units) + 6, grammar="chain", seed=5, **settings)
@@ -38,7 +42,9 @@ def one_image(codes: int, units: int, **settings):
 @pytest.mark.parametrize("guidance", [0.8, 1.0, 3.0])
 @pytest.mark.parametrize("grammar", ["image", "chain"])
 def test_where_codes_leave_no_choice_it_writes_what_plain_decoding_writes(grammar, guidance):
-    """Mixed batches: text is drawn with plain decoding's random numbers, so rows come to images at different times."""
+    """Mixed batches: text is drawn with plain decoding's random numbers, so rows come to images at
+    different times.
+    """
     policy = make_policy(1)
     with torch.no_grad():
         policy.lm_head.weight[[LAYOUT.image_start, LAYOUT.end_of_turn]] *= 2
@@ -58,7 +64,8 @@ def test_where_codes_leave_no_choice_it_writes_what_plain_decoding_writes(gramma
 
 @pytest.mark.parametrize(("window", "guidance"), [(2, 1.0), (3, 0.8), (6, 3.0)])
 def test_images_have_the_references_distribution(window, guidance):
-    """Chi-square over all images of 2 x 2 codes, 20,000 draws, against their exact probabilities."""
+    """Chi-square over all images of 2 x 2 codes, 20,000 draws, against their exact probabilities.
+    """
     policy, prompt = make_policy(2, num_hidden_layers=1), PROMPTS[0]
     layout, config = one_image(4, 1, num_generations=20_000, guidance_scale=guidance, image_top_k_max=100, jacobi=window)
     rollout = generate(policy, config, prompt, layout)
@@ -111,13 +118,16 @@ def test_chains_are_well_formed_and_of_plain_decodings_likelihood():
 
 
 def test_drafts_that_are_right_are_all_kept():
-    """A policy that finds all codes alike: the first drafts are already draws from its distribution."""
+    """A policy that finds all codes alike: the first drafts are already draws from its
+    distribution.
+    """
     policy = make_policy(6)
     torch.nn.init.zeros_(policy.get_input_embeddings().weight)
     for window in (2, 8):
         layout, config = one_image(16, 3, image_top_k_max=4000, jacobi=window)
         rollout = generate(policy, config, PROMPTS[0], layout)
-        # Tag and image start, of which the prompt's forward gives the first; sizes; body and image end; tag, end-of-turn.
+        # Tag and image start, of which the prompt's forward gives the first; sizes; body and image
+        # end; tag, end-of-turn.
         runs = (2, 2, layout.span_length(3, 3) - 3, 4)
         assert {len(ids) for ids in rollout.completion_ids} == {1 + sum(runs)}
         assert set(rollout.forwards) == {1 + sum(math.ceil(run / window) for run in runs)}

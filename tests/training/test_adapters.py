@@ -1,4 +1,6 @@
-"""LoRA and QLoRA: flags become adapters on the right layers, and only adapters are trained, in GRPO and SFT alike."""
+"""LoRA and QLoRA: flags become adapters on the right layers, and only adapters are trained, in GRPO
+and SFT alike.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ QUANTISED = {"load_in_4bit": ["--load_in_4bit", "--use_bnb_nested_quant"], "load
 
 @pytest.fixture(scope="module")
 def model(processor, tmp_path_factory) -> Path:
-    """A random policy whose matrices are multiples of 64 wide: bitsandbytes quantises blocks of that size."""
+    """A random policy whose matrices are multiples of 64 wide: bitsandbytes quantises blocks of
+    that size.
+    """
     return random_policy(tmp_path_factory.mktemp("model"), processor)
 
 

@@ -1,4 +1,6 @@
-"""The base models that a policy can be of, told by the `model_type` of its config.json, and new policies of them."""
+"""The base models that a policy can be of, told by the `model_type` of its config.json, and new
+policies of them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ FAMILIES: dict[str, Family] = {}  # model_type, ours or published -> family
 
 
 def register_family(family: Family) -> None:
-    """Let policies of this family be loaded, trained, exported and planned with. Raises `ValueError` for a type that is taken."""
+    """Let policies of this family be loaded, trained, exported and planned with.
+
+    Raises `ValueError` for a type that is taken.
+    """
     for kind in (family.config.model_type, *family.published):
         if kind in FAMILIES:
             raise ValueError(f"model_type {kind} belongs to another family")
@@ -32,10 +37,13 @@ def known_types() -> str:
 
 
 def new_config(**values: Any) -> PolicyConfig:
-    """A config for a policy that begins from nothing (it is of the Lumina family); `values`: in transformers' names."""
+    """A config for a policy that begins from nothing (it is of the Lumina family); `values`: in
+    transformers' names.
+    """
     return LUMINA.config(**values)
 
 
 def new_policy(config: PolicyConfig) -> PreTrainedModel:
-    """A policy of this config with random weights, in float32: a function of torch's random state."""
+    """A policy of this config with random weights, in float32: a function of torch's random state.
+    """
     return FAMILIES[config.model_type].policy(config)

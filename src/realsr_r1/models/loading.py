@@ -1,7 +1,9 @@
-"""Reading policies and image tokenizers from disk: our own folders and the layouts they are published in.
+"""Reading policies and image tokenizers from disk: our own folders and the layouts they are
+published in.
 
-A policy keeps the layout it was stored in, so heads that shared a norm go on sharing it. Tensors are compared with what
-the model expects before any is loaded (`models.checking`). Knows files and tensors; no tokens.
+A policy keeps the layout it was stored in, so heads that shared a norm go on sharing it. Tensors
+are compared with what the model expects before any is loaded (`models.checking`). Knows files and
+tensors; no tokens.
 """
 
 from __future__ import annotations
@@ -45,14 +47,16 @@ disable_progress_bar()  # of loading and saving: one bar a file says nothing
 
 def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
                 attn_implementation: str | None = None, quantization_config: Any | None = None) -> PreTrainedModel:
-    """Load a policy from one of our folders, or from one as its family is published (Lumina-mGPT's and transformers' layout).
+    """Load a policy from one of our folders, or from one as its family is published (Lumina-mGPT's
+    and transformers' layout).
 
-    `dtype`: of the parameters (a torch dtype or its name); the file's own by default, the widest where it holds several.
-    `attn_implementation`: as in transformers; `flash_attention_2` becomes `sdpa`, with one warning, where it can't run.
-    `quantization_config`: a `BitsAndBytesConfig`, to hold the layers in 4 or 8 bits (QLoRA). Under an active DeepSpeed
-    ZeRO-3 config the parameters are partitioned while they are read, in DeepSpeed's type. One line, at level
-    info and on rank 0 only, says what was loaded. Raises `UserError` that names a missing folder, another architecture,
-    and the first tensor that is missing, unexpected or of a wrong shape.
+    `dtype`: of the parameters (a torch dtype or its name); the file's own by default, the widest
+    where it holds several. `attn_implementation`: as in transformers; `flash_attention_2` becomes
+    `sdpa`, with one warning, where it can't run. `quantization_config`: a `BitsAndBytesConfig`, to
+    hold the layers in 4 or 8 bits (QLoRA). Under an active DeepSpeed ZeRO-3 config the parameters
+    are partitioned while they are read, in DeepSpeed's type. One line, at level info and on rank 0
+    only, says what was loaded. Raises `UserError` that names a missing folder, another
+    architecture, and the first tensor that is missing, unexpected or of a wrong shape.
     """
     path = Path(path)
     family, policy = _empty_policy(path, usable_attention(attn_implementation) if attn_implementation else None)
@@ -80,8 +84,9 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
 
 
 def _keep_backward(policy: PreTrainedModel) -> None:
-    """At the first forward without gradients on a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights into a form that
-    has no backward, for good: a rollout would spoil every gradient after it.
+    """At the first forward without gradients on a CPU with AVX512-BF16 bitsandbytes repacks 4-bit
+    weights into a form that has no backward, for good: a rollout would spoil every gradient after
+    it.
     """
     for module in policy.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -107,7 +112,10 @@ def usable_attention(name: str) -> str:
 
 
 def policy_config(path: Path) -> PolicyConfig:
-    """The policy's config of a folder, ours or published. Raises `UserError` for another architecture."""
+    """The policy's config of a folder, ours or published.
+
+    Raises `UserError` for another architecture.
+    """
     return _empty_policy(path)[1].config
 
 
@@ -139,10 +147,11 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
                          **overrides: Any) -> ImageTokenizer:
     """Load an image tokenizer onto the CPU: a folder that we saved, or a published file.
 
-    A file is a pickle (`.pt`, `.pth`, `.ckpt`; read as data only) or `.safetensors`. `family`: what it is, one of
-    `published.FAMILIES`; by default told by its tensor names. Its shape is told by a `.yaml` of the same name beside it,
-    else by its tensors. `dtype`: of the parameters (a torch dtype or its name), float32 by default. `overrides`: keys of
-    `ImageTokenizerConfig` that win over all that. Raises `UserError` naming the file or tensor at fault.
+    A file is a pickle (`.pt`, `.pth`, `.ckpt`; read as data only) or `.safetensors`. `family`: what
+    it is, one of `published.FAMILIES`; by default told by its tensor names. Its shape is told by a
+    `.yaml` of the same name beside it, else by its tensors. `dtype`: of the parameters (a torch
+    dtype or its name), float32 by default. `overrides`: keys of `ImageTokenizerConfig` that win
+    over all that. Raises `UserError` naming the file or tensor at fault.
     """
     path = Path(path)
     for key in overrides:
@@ -170,7 +179,8 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
         raise UserError(f"{path}: these shapes make no image tokenizer{why}: {_one_line(error)}") from error
     check_tensors(path, {name: tuple(tensor.shape) for name, tensor in state.items()},
                   {stored_name(name): shape for name, shape in expected.items()}, why=why)
-    # Not from_pretrained: under ZeRO-3 that would partition this model too, and it stays whole on every rank.
+    # Not from_pretrained: under ZeRO-3 that would partition this model too, and it stays whole on
+    # every rank.
     model = ImageTokenizer(config)
     model.load_state_dict({name: state[stored_name(name)].float() for name in expected})
     target = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32

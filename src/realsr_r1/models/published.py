@@ -1,7 +1,8 @@
-"""Image tokenizers as LlamaGen and Chameleon publish them: one file with a state dict, in their own tensor names.
+"""Image tokenizers as LlamaGen and Chameleon publish them: one file with a state dict, in their own
+tensor names.
 
-Reads the file, tells its family by its names and its shape by its tensors (or by the `.yaml` beside it). Makes no model
-(that is for `realsr_r1.models.loading`).
+Reads the file, tells its family by its names and its shape by its tensors (or by the `.yaml` beside
+it). Makes no model (that is for `realsr_r1.models.loading`).
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from safetensors.torch import load_file
 
 from realsr_r1.core.errors import UserError
 
-# What a file's tensors don't tell: LlamaGen (arXiv 2406.06525) l2-normalises codes, Chameleon (arXiv 2405.09818) doesn't.
+# What a file's tensors don't tell: LlamaGen (arXiv 2406.06525) l2-normalises codes, Chameleon
+# (arXiv 2405.09818) doesn't.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llamagen-vq8": {"l2_normalised_codes": True},
     "llamagen-vq16": {"l2_normalised_codes": True},
     "chameleon": {"l2_normalised_codes": False},
 }
 STATE_KEYS = ("model", "state_dict")  # where LlamaGen's and Chameleon's pickles keep the state dict
-# Tensors that belong to training: LlamaGen's count of used codes, Chameleon's discriminator and perceptual loss.
+# Tensors that belong to training: LlamaGen's count of used codes, Chameleon's discriminator and
+# perceptual loss.
 TRAINING_TENSORS = re.compile(r"quantize\.codebook_used$|loss\.")
-# Keys of Chameleon's `model.params.ddconfig`, as keys of `ImageTokenizerConfig`; and of `model.params`.
+# Keys of Chameleon's `model.params.ddconfig`, as keys of `ImageTokenizerConfig`; and of
+# `model.params`.
 DDCONFIG_KEYS = {"ch": "base_channels", "ch_mult": "channel_multiplier", "num_res_blocks": "num_res_blocks",
                  "z_channels": "latent_channels", "in_channels": "in_channels", "out_ch": "out_channels"}
 PARAMS_KEYS = {"n_embed": "num_embeddings", "embed_dim": "embed_dim"}
 
-# (our name, LlamaGen's), applied in turn. LlamaGen numbers the three middle blocks, and levels in the order they run in.
+# (our name, LlamaGen's), applied in turn. LlamaGen numbers the three middle blocks, and levels in
+# the order they run in.
 _LLAMAGEN_NAMES = (
     (r"(en|de)coder\.(?:down|up)\.(\d+)\.block\.", r"\1coder.conv_blocks.\2.res."),
     (r"(en|de)coder\.(?:down|up)\.(\d+)\.", r"\1coder.conv_blocks.\2."),
@@ -44,9 +49,11 @@ _LLAMAGEN_NAMES = (
 
 def published_image_tokenizer(path: Path, family: str | None, overrides: Mapping[str, Any]
                               ) -> tuple[dict[str, torch.Tensor], Callable[[str], str], dict[str, Any], str]:
-    """Read a published file: its tensors, our names -> its names, keys of `ImageTokenizerConfig`, and whose they are.
+    """Read a published file: its tensors, our names -> its names, keys of `ImageTokenizerConfig`,
+    and whose they are.
 
-    `family` and `overrides` as in `load_image_tokenizer`; the last part is for messages. Raises `UserError` as that does.
+    `family` and `overrides` as in `load_image_tokenizer`; the last part is for messages. Raises
+    `UserError` as that does.
     """
     state = {name: tensor for name, tensor in read_state_dict(path).items() if not TRAINING_TENSORS.match(name)}
     if family is not None and family not in FAMILIES:
@@ -64,9 +71,11 @@ def published_image_tokenizer(path: Path, family: str | None, overrides: Mapping
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` file, or of a pickle (`.pt`, `.pth`, `.ckpt`), bare or under one of `STATE_KEYS`.
+    """The tensors of a `.safetensors` file, or of a pickle (`.pt`, `.pth`, `.ckpt`), bare or under
+    one of `STATE_KEYS`.
 
-    Raises `UserError` that names a file that can't be read, and a pickle that holds more than data (it is not run).
+    Raises `UserError` that names a file that can't be read, and a pickle that holds more than data
+    (it is not run).
     """
     try:
         is_pickle = path.suffix != ".safetensors"
@@ -90,7 +99,10 @@ def _reason(error: Exception) -> str:
 
 
 def family_of(state: Mapping[str, torch.Tensor], path: Path) -> str:
-    """The family a state dict is of, by its tensor names. Raises `UserError` when it is none of `FAMILIES`."""
+    """The family a state dict is of, by its tensor names.
+
+    Raises `UserError` when it is none of `FAMILIES`.
+    """
     if any(name.startswith("encoder.conv_blocks.") for name in state):
         return "llamagen-vq16" if any(name.startswith("encoder.conv_blocks.4.") for name in state) else "llamagen-vq8"
     if any(name.startswith("encoder.down.") for name in state):
@@ -99,7 +111,9 @@ def family_of(state: Mapping[str, torch.Tensor], path: Path) -> str:
 
 
 def published_name(name: str, family: str, levels: int) -> str:
-    """A tensor of `ImageTokenizer` under its publisher's name; `levels`: how many the tokenizer has."""
+    """A tensor of `ImageTokenizer` under its publisher's name; `levels`: how many the tokenizer
+    has.
+    """
     if family == "chameleon":  # numbers the decoder's levels by size, ours by the order they run in
         return re.sub(r"^decoder\.up\.(\d+)\.", lambda match: f"decoder.up.{levels - 1 - int(match[1])}.", name)
     for ours, theirs in _LLAMAGEN_NAMES:
@@ -108,7 +122,10 @@ def published_name(name: str, family: str, levels: int) -> str:
 
 
 def shape_of(state: Mapping[str, torch.Tensor], family: str) -> dict[str, Any]:
-    """What a published state dict tells of its shape: keys of `ImageTokenizerConfig`. Those it doesn't tell are left out."""
+    """What a published state dict tells of its shape: keys of `ImageTokenizerConfig`.
+
+    Those it doesn't tell are left out.
+    """
     is_chameleon = family == "chameleon"
     level_prefix, block = ("encoder.down.", "block") if is_chameleon else ("encoder.conv_blocks.", "res")
     middle_attention = "encoder.mid.attn_1." if is_chameleon else "encoder.mid.1."
@@ -135,7 +152,10 @@ def shape_of(state: Mapping[str, torch.Tensor], family: str) -> dict[str, Any]:
 
 
 def yaml_shape(file: Path) -> dict[str, Any]:
-    """What Chameleon's `vqgan.yaml` says, as keys of `ImageTokenizerConfig`. Raises `UserError` naming a file of another form."""
+    """What Chameleon's `vqgan.yaml` says, as keys of `ImageTokenizerConfig`.
+
+    Raises `UserError` naming a file of another form.
+    """
     import yaml
 
     try:

@@ -1,7 +1,9 @@
-"""Filling a policy with the weights of a folder, one tensor at a time, whole or partitioned over ranks (DeepSpeed ZeRO-3).
+"""Filling a policy with the weights of a folder, one tensor at a time, whole or partitioned over
+ranks (DeepSpeed ZeRO-3).
 
-transformers does the same in four times the time, and under ZeRO-3 with up to twice the checkpoint's bytes on a rank;
-with this a rank takes its own share and one tensor. Knows files and tensors that were compared with the policy before.
+transformers does the same in four times the time, and under ZeRO-3 with up to twice the
+checkpoint's bytes on a rank; with this a rank takes its own share and one tensor. Knows files and
+tensors that were compared with the policy before.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ from realsr_r1.models.protocol import PolicyConfig
 
 
 def empty_policy(policy_class: type[PreTrainedModel], config: PolicyConfig) -> PreTrainedModel:
-    """A policy whose parameters are on the meta device, to be filled; its buffers (rotary frequencies) are real."""
+    """A policy whose parameters are on the meta device, to be filled; its buffers (rotary
+    frequencies) are real.
+    """
     with no_init_weights(), init_empty_weights(include_buffers=False):
         return policy_class(config)
 
 
 def fill(policy: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
-    """Give an empty policy the weights in folder `path`, as `dtype`; where that is the files' own they are only mapped."""
+    """Give an empty policy the weights in folder `path`, as `dtype`; where that is the files' own
+    they are only mapped.
+    """
     with _readers(path) as reader_of:
         for name, placeholder in list(policy.named_parameters()):
             if name in reader_of:  # else tied to another
@@ -42,8 +48,8 @@ def fill(policy: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
 def fill_partitioned(policy: PreTrainedModel, path: Path) -> None:
     """The same under ZeRO-3, partitioned over all ranks; every rank must call this.
 
-    Rank 0 reads, and DeepSpeed broadcasts and partitions. The parameters' type is DeepSpeed's own: bfloat16 or float16
-    where its config enables that, else float32.
+    Rank 0 reads, and DeepSpeed broadcasts and partitions. The parameters' type is DeepSpeed's own:
+    bfloat16 or float16 where its config enables that, else float32.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -52,8 +58,8 @@ def fill_partitioned(policy: PreTrainedModel, path: Path) -> None:
     dtype = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=deepspeed_config()).dtype
     whole = torch.empty(0, dtype=dtype, device=device)  # where a tensor is whole on every rank, for a moment
     with _readers(path) as reader_of:
-        # The largest first, while there is little else, and one buffer for many: a new one each would leave gaps that
-        # partitions don't fit into (measured: half as much memory again).
+        # The largest first, while there is little else, and one buffer for many: a new one each
+        # would leave gaps that partitions don't fit into (measured: half as much memory again).
         for name, placeholder in sorted(policy.named_parameters(), key=lambda item: (-item[1].numel(), item[0])):
             if name not in reader_of:
                 continue

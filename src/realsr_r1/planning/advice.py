@@ -1,4 +1,5 @@
-"""What would fit on a machine: the largest groups and batches, other ways to train, and the first change that helps.
+"""What would fit on a machine: the largest groups and batches, other ways to train, and the first
+change that helps.
 
 Asks `memory` again with one setting changed at a time.
 """
@@ -13,7 +14,8 @@ from realsr_r1.planning.machines import GIB, Machine
 from realsr_r1.planning.memory import peak, phases
 from realsr_r1.planning.workload import Sharding, Workload
 
-# torch's allocator loses some memory to blocks that don't fit what is asked next, and these formulas are no measurement.
+# torch's allocator loses some memory to blocks that don't fit what is asked next, and these
+# formulas are no measurement.
 USABLE = 0.9
 LORA_RANK = 32  # of configs/recipes/lora_grpo.yaml
 MOST = 64       # largest group and number of prompts that is looked for
@@ -26,7 +28,9 @@ def fits(work: Workload, machine: Machine) -> bool:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to train: what it is called, the flags that choose it, its peak in bytes and phase, whether it fits."""
+    """A way to train: what it is called, the flags that choose it, its peak in bytes and phase,
+    whether it fits.
+    """
 
     name: str
     flags: str
@@ -36,7 +40,9 @@ class Way:
 
 
 def ways(work: Workload, machine: Machine) -> list[Way]:
-    """All weights or adapters, on each of local_scripts' ways to spread them, with the rest of the settings as they are."""
+    """All weights or adapters, on each of local_scripts' ways to spread them, with the rest of the
+    settings as they are.
+    """
     full = replace(work, trained=work.policy.parameters, adapters=0, quantised_bits=0, weight_bytes=2, autocast=False)
     rank = sum(sum(shape) for shape in work.policy.matrices.values()) * work.policy.layers * LORA_RANK
     lora = replace(full, trained=work.adapters or rank, adapters=work.adapters or rank)
@@ -58,7 +64,9 @@ def ways(work: Workload, machine: Machine) -> list[Way]:
 
 
 def largest(work: Workload, machine: Machine) -> dict[str, int | None]:
-    """The largest value of one setting that fits, the others as they are; None where not even the smallest does."""
+    """The largest value of one setting that fits, the others as they are; None where not even the
+    smallest does.
+    """
     def group(count: int) -> Workload:
         return replace(work, generations=count, micro=count if work.micro == work.generations else min(work.micro, count))
 
@@ -84,7 +92,9 @@ def _largest(change: Callable[[int], Workload], candidates: Sequence[int], machi
 
 
 def advice(work: Workload, machine: Machine) -> list[str]:
-    """Sentences: whether it fits; if not, each single change that makes it fit; where room is left, what to use it for."""
+    """Sentences: whether it fits; if not, each single change that makes it fit; where room is left,
+    what to use it for.
+    """
     phase, count = peak(work)
     room = f"{count / GIB:.1f} of {machine.memory / GIB:.0f} GiB at its peak ({phase})"
     if fits(work, machine):

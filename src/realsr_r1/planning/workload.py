@@ -1,6 +1,8 @@
-"""What a GRPO run computes, in numbers: shapes of its models, lengths, batches, types, and how it is spread over GPUs.
+"""What a GRPO run computes, in numbers: shapes of its models, lengths, batches, types, and how it
+is spread over GPUs.
 
-Reads them from a run's settings and a model's config files, no weights. What they cost is for `memory` and `duration`.
+Reads them from a run's settings and a model's config files, no weights. What they cost is for
+`memory` and `duration`.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 QUESTION_TOKENS = 50  # of a prompt beside its photo: the question and the turn's ends
 # What a published vocabulary says of the image tokenizer that belongs to it: codes, their size, and
-# the encoder's width multipliers. LlamaGen (arXiv 2406.06525) and Chameleon (arXiv 2405.09818) have 128 base channels,
-# 2 residual blocks a level and 256 latent channels.
+# the encoder's width multipliers. LlamaGen (arXiv 2406.06525) and Chameleon (arXiv 2405.09818) have
+# 128 base channels, 2 residual blocks a level and 256 latent channels.
 PUBLISHED_TOKENIZERS: dict[int, dict[str, Any]] = {
     73_728: {"num_embeddings": 16_384, "embed_dim": 8, "channel_multiplier": [1, 2, 2, 4]},
     65_536: {"num_embeddings": 8192, "embed_dim": 256, "channel_multiplier": [1, 1, 2, 2, 4]},
@@ -33,7 +35,9 @@ PUBLISHED_TOKENIZERS: dict[int, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TokenizerShape:
-    """Sizes of an image tokenizer: its parameters, channels at full and at half resolution, codes, pixels a code's side."""
+    """Sizes of an image tokenizer: its parameters, channels at full and at half resolution, codes,
+    pixels a code's side.
+    """
 
     parameters: int
     channels: tuple[int, int]
@@ -43,7 +47,10 @@ class TokenizerShape:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], px: int) -> TokenizerShape:
-        """From keys of `ImageTokenizerConfig`; counted on torch's meta device. `px`: side of the largest image."""
+        """From keys of `ImageTokenizerConfig`; counted on torch's meta device.
+
+        `px`: side of the largest image.
+        """
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -62,10 +69,11 @@ class TokenizerShape:
 
 @dataclass(frozen=True)
 class Sharding:
-    """What DeepSpeed spreads over the GPUs: `stage` 2 or 3 of ZeRO (arXiv 1910.02054), 0 without DeepSpeed.
+    """What DeepSpeed spreads over the GPUs: `stage` 2 or 3 of ZeRO (arXiv 1910.02054), 0 without
+    DeepSpeed.
 
-    Elements, not bytes: `max_live` gathered at a time (stage 3), `bucket` reduced at a time (None: hidden size squared),
-    `sub_group` updated at a time (stage 3). See local_scripts/README.md.
+    Elements, not bytes: `max_live` gathered at a time (stage 3), `bucket` reduced at a time (None:
+    hidden size squared), `sub_group` updated at a time (stage 3). See local_scripts/README.md.
     """
 
     stage: int = 0
@@ -101,9 +109,10 @@ class Sharding:
 class Workload:
     """A run, of one process. Lengths in tokens.
 
-    `completion`: what caches are made for, and the longest there can be; `expected`: what a whole chain takes;
-    `images`: tokens of its three images; `prompts`: distinct ones in a rollout, each with `generations` completions;
-    `micro`: completions in one forward and backward; `trained`: parameters that are; `weight_bytes`: of a parameter.
+    `completion`: what caches are made for, and the longest there can be; `expected`: what a whole
+    chain takes; `images`: tokens of its three images; `prompts`: distinct ones in a rollout, each
+    with `generations` completions; `micro`: completions in one forward and backward; `trained`:
+    parameters that are; `weight_bytes`: of a parameter.
     """
 
     policy: PolicyShape
@@ -142,7 +151,9 @@ class Workload:
 
     @property
     def groups_of_micro(self) -> list[tuple[int, int]]:
-        """For each prompt in a microbatch's packed row, (times the prompt is there, completions that share it)."""
+        """For each prompt in a microbatch's packed row, (times the prompt is there, completions
+        that share it).
+        """
         whole, rest = divmod(self.micro, self.generations)
         groups = [(1, self.generations)] * whole + [(1, rest)] * bool(rest)
         return groups if self.share_prompts else [(count, count) for _, count in groups]
@@ -156,7 +167,8 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
              sharding: Sharding, world: int, text_tokens: int) -> Workload:
     """The numbers of a run with these settings (already in TRL's units) on `world` processes.
 
-    `text_tokens`: of a chain beside its images. Raises `UserError` for settings that grpo would refuse, too.
+    `text_tokens`: of a chain beside its images. Raises `UserError` for settings that grpo would
+    refuse, too.
     """
     from realsr_r1.training.adapters import adapter_config
 
@@ -199,7 +211,8 @@ def _adapter_parameters(policy: PolicyShape, config: Any | None) -> int:
 
 
 def tokenizer_values(model: Path, policy: PolicyShape) -> dict[str, Any]:
-    """Keys of `ImageTokenizerConfig` for the image tokenizer in a model folder, or the one its vocabulary was published with.
+    """Keys of `ImageTokenizerConfig` for the image tokenizer in a model folder, or the one its
+    vocabulary was published with.
 
     Raises `UserError` where neither tells.
     """

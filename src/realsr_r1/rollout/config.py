@@ -1,4 +1,6 @@
-"""Settings of a rollout, in one place: defaults, help texts, checks. GRPO, restore and samples take them from here.
+"""Settings of a rollout, in one place: defaults, help texts, checks.
+
+GRPO, restore and samples take them from here.
 
 Knows no torch.
 """
@@ -23,9 +25,9 @@ def _setting(default: Any, text: str, choices: Sequence[str] | None = None) -> A
 class RolloutConfig:
     """How completions are sampled. Raises `UserError` naming the field when a value makes no sense.
 
-    Defaults are the published code's, except two. The text top-k is Lumina-mGPT's: with the published 1 all completions of
-    a group write the same text, and the text's rewards teach nothing. `max_text_tokens` belongs to grammar "chain", which
-    the published code hasn't.
+    Defaults are the published code's, except two. The text top-k is Lumina-mGPT's: with the
+    published 1 all completions of a group write the same text, and the text's rewards teach
+    nothing. `max_text_tokens` belongs to grammar "chain", which the published code hasn't.
     """
 
     num_generations: int = _setting(5, "Completions a prompt (G), at least 1.")
@@ -73,10 +75,11 @@ class RolloutConfig:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], source: str, **flags: Any) -> RolloutConfig:
-        """The sampling settings of a model folder, under `flags` (None: not given, so the folder's counts).
+        """The sampling settings of a model folder, under `flags` (None: not given, so the folder's
+        counts).
 
-        `source`: where `settings` are from. Raises `UserError` for a key that is no field, and for bad values; it names the
-        source where the fault is there.
+        `source`: where `settings` are from. Raises `UserError` for a key that is no field, and for
+        bad values; it names the source where the fault is there.
         """
         known = {item.name for item in fields(cls)}
         unknown = sorted(set(settings) - known)
@@ -90,15 +93,19 @@ class RolloutConfig:
 
 
 def rollout_field(name: str) -> Any:
-    """A field of `RolloutConfig` for another dataclass of settings: the same default, help and choices."""
+    """A field of `RolloutConfig` for another dataclass of settings: the same default, help and
+    choices.
+    """
     setting = _field(name)
     return field(default=setting.default, metadata=dict(setting.metadata))
 
 
 def add_rollout_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add a flag `--NAME` for each of these fields of `RolloutConfig`; one that isn't given is None.
+    """Add a flag `--NAME` for each of these fields of `RolloutConfig`; one that isn't given is
+    None.
 
-    So the value comes from elsewhere: `RolloutConfig.from_settings` takes it from a model folder's chain settings.
+    So the value comes from elsewhere: `RolloutConfig.from_settings` takes it from a model folder's
+    chain settings.
     """
     for name in names:
         setting = _field(name)

@@ -1,6 +1,7 @@
 """The rollout engine: completions for prompts, a group at a time.
 
-Checks what it is given, and writes the completions, one batched forward a token (`one_by_one`) or fewer (`jacobi.look_ahead`).
+Checks what it is given, and writes the completions, one batched forward a token (`one_by_one`) or
+fewer (`jacobi.look_ahead`).
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ __all__ = ["Rollout", "RolloutEngine"]
 class RolloutEngine:
     """Samples completions of a policy under a grammar, with guidance inside images.
 
-    Args:
-        policy: a loaded policy (`realsr_r1.models.protocol.Policy`), or a LoRA one around it; on any device, of any float
-            type. Under ZeRO-3 its parameters must be gathered.
-        processor_or_layout: the `ChainProcessor` of the model, or its `TokenLayout`.
-        config: see `RolloutConfig`.
+    Args: policy: a loaded policy (`realsr_r1.models.protocol.Policy`), or a LoRA one around it; on
+        any device, of any float type. Under ZeRO-3 its parameters must be gathered.
+        processor_or_layout: the `ChainProcessor` of the model, or its `TokenLayout`. config: see
+        `RolloutConfig`.
     """
 
     def __init__(self, policy: nn.Module, processor_or_layout: ChainProcessor | TokenLayout, config: RolloutConfig):
@@ -50,9 +50,9 @@ class RolloutEngine:
                  first_row: int = 0) -> Rollout:
         """G completions of one prompt (a list of ids), or N x G of a list of prompts, grouped.
 
-        `step`: global step; `first_row`: number of the first completion in the whole batch, where this call makes a
-        part of it. Both only choose the random numbers. Raises `UserError` when a prompt is empty, a chain can't fit
-        the budget, or the policy's scores are not finite.
+        `step`: global step; `first_row`: number of the first completion in the whole batch, where
+        this call makes a part of it. Both only choose the random numbers. Raises `UserError` when a
+        prompt is empty, a chain can't fit the budget, or the policy's scores are not finite.
         """
         prompts = [prompt_ids] if prompt_ids and isinstance(prompt_ids[0], int) else prompt_ids
         if not prompts or not all(prompts):
@@ -88,7 +88,9 @@ def one_by_one(state: RolloutState) -> Rollout:
 
 @contextmanager
 def _evaluating(policy: nn.Module) -> Iterator[None]:
-    """No dropout and no gradient checkpointing (it would drop the cache) inside; every module's own mode afterwards."""
+    """No dropout and no gradient checkpointing (it would drop the cache) inside; every module's own
+    mode afterwards.
+    """
     modes = [(module, module.training) for module in policy.modules()]
     policy.eval()
     try:

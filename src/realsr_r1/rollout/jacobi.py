@@ -1,13 +1,16 @@
-"""Speculative Jacobi Decoding (Teng et al., arXiv 2410.01699): several tokens a row in one forward, same distribution.
+"""Speculative Jacobi Decoding (Teng et al., arXiv 2410.01699): several tokens a row in one forward,
+same distribution.
 
-A row looks ahead over a window of tokens. Forced ones are known; of every code there is a draft, and the distribution it
-was drawn from. One forward over the drafts gives every code a new distribution, and its draft stays, or is drawn again,
-by the rule of speculative sampling, which makes it a draw from that one. Up to the first draft that had to go, and what
-came in its place, tokens are final: their distributions were computed from final tokens. The rest are the drafts of the
-next forward.
+A row looks ahead over a window of tokens. Forced ones are known; of every code there is a draft,
+and the distribution it was drawn from. One forward over the drafts gives every code a new
+distribution, and its draft stays, or is drawn again, by the rule of speculative sampling, which
+makes it a draw from that one. Up to the first draft that had to go, and what came in its place,
+tokens are final: their distributions were computed from final tokens. The rest are the drafts of
+the next forward.
 
-Why it is exact: drafts depend on what stands before them, never on what stands behind. So, whatever came before, a draft
-is a draw from the distribution kept beside it, as long as each of its updates has a random number of its own.
+Why it is exact: drafts depend on what stands before them, never on what stands behind. So, whatever
+came before, a draft is a draw from the distribution kept beside it, as long as each of its updates
+has a random number of its own.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ from realsr_r1.rollout.state import Rollout, RolloutState
 
 @dataclass
 class Drafts:
-    """Of the n rows in the batch, what may come next: `codes` (n, N) by number, `drawn_from` (n, N, C) float64, rows of sum 1.
+    """Of the n rows in the batch, what may come next: `codes` (n, N) by number, `drawn_from` (n, N,
+    C) float64, rows of sum 1.
 
-    N is `config.jacobi`, the tokens of a row fed in one forward. Column j belongs to the j-th token from a row's next on, in
-    text and tags, too, where nobody asks for it.
+    N is `config.jacobi`, the tokens of a row fed in one forward. Column j belongs to the j-th token
+    from a row's next on, in text and tags, too, where nobody asks for it.
     """
 
     codes: torch.Tensor
@@ -46,8 +50,9 @@ class Drafts:
                rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Let the first m drafts of `rows` follow the distributions at `states` (rows, m, hidden).
 
-        Returns ids and log-probabilities, (rows, m). Forced places and those behind an image's end are updated with the
-        others: nobody asks for them, and they stay draws from what is kept beside them.
+        Returns ids and log-probabilities, (rows, m). Forced places and those behind an image's end
+        are updated with the others: nobody asks for them, and they stay draws from what is kept
+        beside them.
         """
         m, numbers = states.shape[1], state.rows[rows]
         scores = state.code_scores(states, branch_states, rows)
@@ -57,7 +62,9 @@ class Drafts:
         return state.code_ids[codes], log_q
 
     def move_up(self, state: RolloutState, count: torch.Tensor) -> None:
-        """Rows took `count` (n,) tokens, so their drafts move up by as many; new ones are drawn from the last distribution."""
+        """Rows took `count` (n,) tokens, so their drafts move up by as many; new ones are drawn
+        from the last distribution.
+        """
         window = self.codes.shape[1]
         source = torch.arange(window, device=count.device) + count[:, None]
         fresh = state.sampler.draw_drafts(self.drawn_from[:, -1], state.rows, state.lengths[state.rows])
@@ -67,7 +74,9 @@ class Drafts:
 
 
 def look_ahead(state: RolloutState) -> Rollout:
-    """Write every completion to its end; rows go on at their own pace: by one token in text, by more in tags and images."""
+    """Write every completion to its end; rows go on at their own pace: by one token in text, by
+    more in tags and images.
+    """
     drafts, forwards = Drafts.start(state), torch.ones_like(state.rows)
     last = state.choose_first()
     state.tokens[:, 0] = last
@@ -87,7 +96,8 @@ def _one_forward(state: RolloutState, drafts: Drafts, last: torch.Tensor) -> tor
     """One forward from the rows' last tokens (n,) on. Returns their new last tokens."""
     grammar, start, has_ended = state.grammar, state.lengths[state.rows], state.grammar.done
     window = grammar.steady_steps().clamp(max=state.config.jacobi).masked_fill(has_ended, 1)
-    # In images always N: what drafts behind a row's window become must not depend on its neighbours' windows.
+    # In images always N: what drafts behind a row's window become must not depend on its
+    # neighbours' windows.
     m = state.config.jacobi if state.image_rows[1] else int(window.max())
     ahead = torch.arange(m, device=window.device)
     forced = grammar.upcoming(m)

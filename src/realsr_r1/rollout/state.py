@@ -1,7 +1,8 @@
-"""A rollout on its way: which rows are in the batch, what they have written, and what every loop over it does.
+"""A rollout on its way: which rows are in the batch, what they have written, and what every loop
+over it does.
 
-Puts grammar, guidance, sampler and decoder together; nothing here loops over rows. The loops are `engine.one_by_one` and
-`jacobi.look_ahead`. Knows ids; no text, no images.
+Puts grammar, guidance, sampler and decoder together; nothing here loops over rows. The loops are
+`engine.one_by_one` and `jacobi.look_ahead`. Knows ids; no text, no images.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ COMPACT_SHARE = 0.25  # finished rows leave the batch when they are this share o
 class Rollout:
     """Completions of a batch, N prompts x G, grouped.
 
-    `completion_ids`: the end-of-turn included where it was written. `sampled_mask`: 1 where the grammar left a choice,
-    0 where it left one id. `log_q`: log-probability each token was drawn with (guidance, grammar, top-k and temperature
-    applied), 0 where it left one id. `forwards`: batched forward passes each completion took, its prompt's included.
+    `completion_ids`: the end-of-turn included where it was written. `sampled_mask`: 1 where the
+    grammar left a choice, 0 where it left one id. `log_q`: log-probability each token was drawn
+    with (guidance, grammar, top-k and temperature applied), 0 where it left one id. `forwards`:
+    batched forward passes each completion took, its prompt's included.
     """
 
     completion_ids: list[list[int]]
@@ -45,15 +47,13 @@ class Rollout:
 class RolloutState:
     """One call of `generate`: R completions, of which those in `rows` are still in the batch.
 
-    Args:
-        config, grammar, decoder, sampler: what the rollout follows.
-        code_ids: ids of the image codes, ascending, (C,).
-        rows: completions in the batch, (n,) int64; grammar, decoder and `branches` know these only, as 0 to n-1.
-        branches: which of them have an unconditional branch.
-        branch_columns: columns of the branches' caches that are in use.
-        image_rows, text_rows: which of the batch choose codes next, and which choose text or sizes.
-        tokens, sampled, log_q: what was written so far, (R, max_new_tokens) each; see `Rollout`.
-        lengths: tokens written, (R,) int64.
+    Args: config, grammar, decoder, sampler: what the rollout follows. code_ids: ids of the image
+        codes, ascending, (C,). rows: completions in the batch, (n,) int64; grammar, decoder and
+        `branches` know these only, as 0 to n-1. branches: which of them have an unconditional
+        branch. branch_columns: columns of the branches' caches that are in use. image_rows,
+        text_rows: which of the batch choose codes next, and which choose text or sizes. tokens,
+        sampled, log_q: what was written so far, (R, max_new_tokens) each; see `Rollout`. lengths:
+        tokens written, (R,) int64.
     """
 
     config: RolloutConfig
@@ -74,7 +74,9 @@ class RolloutState:
     @classmethod
     def start(cls, policy: Policy, layout: TokenLayout, config: RolloutConfig, prompts: list[tuple[int, ...]],
               step: int, first_row: int) -> RolloutState:
-        """The prompts are computed, and nothing is written; arguments are those of `RolloutEngine.generate`."""
+        """The prompts are computed, and nothing is written; arguments are those of
+        `RolloutEngine.generate`.
+        """
         embedding = policy.get_input_embeddings()
         device, vocab_size = embedding.weight.device, embedding.num_embeddings
         distinct = list(dict.fromkeys(prompts))
@@ -115,7 +117,10 @@ class RolloutState:
         return int(self.grammar.steady_steps().min())
 
     def leave_out_done(self) -> torch.Tensor | None:
-        """Drop finished rows from the batch once they are many. Returns which rows of it stay, (n,), or None for all."""
+        """Drop finished rows from the batch once they are many.
+
+        Returns which rows of it stay, (n,), or None for all.
+        """
         staying = (~self.grammar.done).nonzero()[:, 0]
         if len(staying) > (1 - COMPACT_SHARE) * len(self.rows):
             return None
@@ -126,7 +131,10 @@ class RolloutState:
         return staying
 
     def choose_first(self) -> torch.Tensor:
-        """The first token of every row, (R,). Rows of a prompt draw from one distribution, which is computed once."""
+        """The first token of every row, (R,).
+
+        Rows of a prompt draw from one distribution, which is computed once.
+        """
         decoder = self.decoder
 
         def choose_text(_: torch.Tensor | slice, uniform: torch.Tensor) -> Choice:
@@ -137,7 +145,9 @@ class RolloutState:
         return self._choose(0, choose_text, None)
 
     def choose(self, position: int, states: torch.Tensor, branch_states: torch.Tensor) -> torch.Tensor:
-        """The token at `position` of every row in the batch, (n,), from hidden states of rows and branches."""
+        """The token at `position` of every row in the batch, (n,), from hidden states of rows and
+        branches.
+        """
         def choose_text(rows: torch.Tensor | slice, uniform: torch.Tensor) -> Choice:
             return self.choose_text(states[rows], rows, uniform)
 
@@ -173,9 +183,11 @@ class RolloutState:
 
     def code_scores(self, states: torch.Tensor, branch_states: torch.Tensor,
                     rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scores of the image codes at hidden states of `rows`, and at those of their branches (None without guidance).
+        """Scores of the image codes at hidden states of `rows`, and at those of their branches
+        (None without guidance).
 
-        `states` (n, hidden) or (n, m, hidden), then there are n * m scores, (n * m, C); `branch_states`: of all branches.
+        `states` (n, hidden) or (n, m, hidden), then there are n * m scores, (n * m, C);
+        `branch_states`: of all branches.
         """
         if not self.sampler.is_guided:
             return self.decoder.code_logits(states.flatten(0, -2)), None

@@ -1,4 +1,5 @@
-"""LoRA and QLoRA: TRL's `--use_peft`, `--lora_*` and `--load_in_4bit` as peft's and bitsandbytes' settings.
+"""LoRA and QLoRA: TRL's `--use_peft`, `--lora_*` and `--load_in_4bit` as peft's and bitsandbytes'
+settings.
 
 Knows names of the policy's layers and what goes together; the adapters themselves are peft's.
 """
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
-    """The LoRA settings of a run, or None for full training. Raises `UserError` for flags that don't go together."""
+    """The LoRA settings of a run, or None for full training.
+
+    Raises `UserError` for flags that don't go together.
+    """
     from trl import get_peft_config
 
     if not model_args.use_peft:
@@ -29,7 +33,8 @@ def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
     if model_args.lora_r < 1:
         raise UserError(f"--lora_r {model_args.lora_r} must be at least 1")
     config = get_peft_config(model_args)
-    # By default every matrix of the layers: arXiv 2305.14314 found that it takes all of them to match full training.
+    # By default every matrix of the layers: arXiv 2305.14314 found that it takes all of them to
+    # match full training.
     targets = model_args.lora_target_modules or list(LAYER_MATRICES)
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else targets  # ModelConfig unpacks a list of one
@@ -56,13 +61,16 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
 
 
 def with_adapter(policy: Any, config: PeftConfig, args: TrainingArguments) -> Any:
-    """`policy` with new adapters for a plain `Trainer`, its own weights frozen. (TRL's trainers do this themselves.)"""
+    """`policy` with new adapters for a plain `Trainer`, its own weights frozen. (TRL's trainers do
+    this themselves.)
+    """
     from peft import get_peft_model
     from transformers import set_seed
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     set_seed(args.seed)  # adapters begin at random
-    # ZeRO-3 gathers parameters of one type together, so adapters can't be float32 on a bfloat16 policy.
+    # ZeRO-3 gathers parameters of one type together, so adapters can't be float32 on a bfloat16
+    # policy.
     policy = get_peft_model(policy, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if args.gradient_checkpointing:
         policy.enable_input_require_grads()  # the embedding is frozen: without this nothing in a checkpoint needs gradients

@@ -16,7 +16,10 @@ from realsr_r1.rollout.config import RolloutConfig, rollout_field
 
 @dataclass
 class ColdStartConfig(TrainingArguments):
-    """What `realsr-r1 sft` takes: every field of `TrainingArguments`, and these. The model's are in TRL's `ModelConfig`."""
+    """What `realsr-r1 sft` takes: every field of `TrainingArguments`, and these.
+
+    The model's are in TRL's `ModelConfig`.
+    """
 
     dataset_name: str = field(default="", metadata={
         "help": "Folder of a prepared dataset (realsr-r1 create-json), of its tokens (realsr-r1 pretokenise), or a JSON of "
@@ -65,8 +68,8 @@ class ColdStartConfig(TrainingArguments):
 class ChainGRPOConfig(GRPOConfig):
     """What `realsr-r1 grpo` takes: every field of TRL's `GRPOConfig`, and these.
 
-    The defaults are the published code's; those of rollouts stand in `RolloutConfig`. `per_device_train_batch_size` counts
-    prompts, as in the published launch line (`batch_unit`).
+    The defaults are the published code's; those of rollouts stand in `RolloutConfig`.
+    `per_device_train_batch_size` counts prompts, as in the published launch line (`batch_unit`).
     """
 
     dataset_name: str = field(default="", metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
@@ -117,7 +120,10 @@ class ChainGRPOConfig(GRPOConfig):
     beta: float = field(default=0.0, metadata={"help": "Weight of the KL term to the reference policy (published code: 0)."})
 
     def __post_init__(self) -> None:
-        """Translate prompts into TRL's batch numbers. Raises `UserError` for values that can't work."""
+        """Translate prompts into TRL's batch numbers.
+
+        Raises `UserError` for values that can't work.
+        """
         _require_dataset(self.dataset_name)
         _require_finite(self)
         if self.num_generations < 2:
@@ -157,7 +163,10 @@ class ChainGRPOConfig(GRPOConfig):
         self._require_whole_groups()
 
     def rollout_config(self, num_generations: int) -> RolloutConfig:
-        """The engine's settings for groups of `num_generations`. Raises `UserError` for values out of range."""
+        """The engine's settings for groups of `num_generations`.
+
+        Raises `UserError` for values out of range.
+        """
         return RolloutConfig(
             num_generations=num_generations, max_new_tokens=self.max_completion_length, temperature=self.rollout_temperature,
             guidance_scale=self.guidance_scale, text_top_k=self.text_top_k, image_top_k_min=self.image_top_k_min,

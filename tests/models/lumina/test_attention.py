@@ -27,7 +27,8 @@ def test_rotation_and_its_gradient_are_transformers_bit_for_bit():
 
 
 def test_a_layers_attention_is_built_once(monkeypatch):
-    """A second one takes time, and random numbers: a seed would no longer give the weights it gave."""
+    """A second one takes time, and random numbers: a seed would no longer give the weights it gave.
+    """
     built = []
     build = ChameleonAttention.__init__
     monkeypatch.setattr(ChameleonAttention, "__init__", lambda self, *args, **named: built.append(1) or build(self, *args, **named))

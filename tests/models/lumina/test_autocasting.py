@@ -1,4 +1,6 @@
-"""Converting a layer's input once instead of once a matrix changes neither values nor, beyond rounding, gradients."""
+"""Converting a layer's input once instead of once a matrix changes neither values nor, beyond
+rounding, gradients.
+"""
 
 from __future__ import annotations
 

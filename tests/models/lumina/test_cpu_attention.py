@@ -1,4 +1,6 @@
-"""Short samples in bfloat16 on a CPU: what their attention gives, what it sees, and when it is used."""
+"""Short samples in bfloat16 on a CPU: what their attention gives, what it sees, and when it is
+used.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The last layer runs only where something is predicted, and gives there what it gives everywhere."""
+"""The last layer runs only where something is predicted, and gives there what it gives everywhere.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ def make_policy(attention: str = "sdpa", **changes) -> LuminaPolicy:
 
 
 def padded() -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows as TRL pads them: prompts at the left, completions at the right; ids and mask, (5, 11 + 1)."""
+    """The rows as TRL pads them: prompts at the left, completions at the right; ids and mask, (5,
+    11 + 1).
+    """
     rows = [(prompt, completion) for prompt, group in zip(PROMPTS, COMPLETIONS, strict=True) for completion in group]
     longest = max(len(prompt) for prompt in PROMPTS)
     ids = torch.full((len(rows), longest + 5), PAD)
@@ -100,7 +102,9 @@ def test_samples_side_by_side_see_only_themselves(attention, swin_norm):
 
 
 def test_flash_attention_is_asked_for_by_its_own_name(monkeypatch):
-    """In place of the package, which needs a GPU: its function, computed by torch, under the names transformers imports."""
+    """In place of the package, which needs a GPU: its function, computed by torch, under the names
+    transformers imports.
+    """
     def flash(query, key, value, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):
         assert causal and window_size == (-1, -1)
         seen = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril(key.shape[1] - query.shape[1])

@@ -1,4 +1,6 @@
-"""The cold start's trainer: packing changes no loss, losses are counted by section, orders come back after a resume."""
+"""The cold start's trainer: packing changes no loss, losses are counted by section, orders come
+back after a resume.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def make_trainer(model: Path, processor: ChainProcessor, samples: Dataset, outpu
 
 
 def alone(policy: torch.nn.Module, sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a sample on its own, by transformers' usual forward: each scored token's negative log-likelihood and log Z."""
+    """Of a sample on its own, by transformers' usual forward: each scored token's negative
+    log-likelihood and log Z.
+    """
     ids = torch.from_numpy(sample["input_ids"]).long()
     logits = policy(input_ids=ids[None]).logits[0, :-1]
     scored = torch.from_numpy(sample["sections"])[1:] != QUESTION

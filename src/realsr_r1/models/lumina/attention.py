@@ -1,6 +1,8 @@
-"""The policy's attention: transformers' Chameleon's, with q/k norms in the published layout, and on packed rows a way of its own.
+"""The policy's attention: transformers' Chameleon's, with q/k norms in the published layout, and on
+packed rows a way of its own.
 
-Knows states and positions; which tokens of a packed row see which is said in `realsr_r1.models.lumina.packed_row`.
+Knows states and positions; which tokens of a packed row see which is said in
+`realsr_r1.models.lumina.packed_row`.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ QK_NORM_EPS = 1e-5  # Chameleon's layer norm over a head
 
 
 class SharedHeadNorm(nn.Module):
-    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by `num_heads / rows` heads each.
+    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by
+    `num_heads / rows` heads each.
 
-    The published checkpoints hold a row for each model-parallel shard. Kept so, and not one a head as transformers does, the heads
-    of a row stay tied in training and the weights can be written back as they were.
+    The published checkpoints hold a row for each model-parallel shard. Kept so, and not one a head
+    as transformers does, the heads of a row stay tied in training and the weights can be written
+    back as they were.
     """
 
     def __init__(self, rows: int, num_heads: int, head_dim: int):
@@ -45,8 +49,8 @@ class SharedHeadNorm(nn.Module):
 class LuminaAttention(ChameleonAttention):
     """Chameleon's attention with a `SharedHeadNorm` each for queries and keys.
 
-    With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and `shared_masks` its masks; `places` (K,) are
-    those in the row whose result is asked for.
+    With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and
+    `shared_masks` its masks; `places` (K,) are those in the row whose result is asked for.
     """
 
     def __init__(self, config: LuminaConfig, layer_idx: int):
@@ -58,7 +62,8 @@ class LuminaAttention(ChameleonAttention):
     def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: PackedRow | None = None,
                 shared_masks: Any = None, places: torch.Tensor | None = None, **kwargs: Any
                 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """States -> attended states, and weights as transformers gives them (of a packed row None)."""
+        """States -> attended states, and weights as transformers gives them (of a packed row None).
+        """
         if shared_prompts is None:
             return super().forward(hidden_states, *args, **kwargs)
         query, key, value = (projection(hidden_states)[0].unflatten(-1, (-1, self.head_dim))  # (T, heads, head_dim)
@@ -70,8 +75,9 @@ class LuminaAttention(ChameleonAttention):
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864) as transformers computes them, bit for bit, in fewer passes over memory, for the
-    gradient less than half: there autograd fills each half up with zeros.
+    """Rotary positions (arXiv 2104.09864) as transformers computes them, bit for bit, in fewer
+    passes over memory, for the gradient less than half: there autograd fills each half up with
+    zeros.
 
     States (T, heads, head_dim); `cos` and `sin`, (T, 1, head_dim), need no gradient.
     """
@@ -79,7 +85,9 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 class _Rotation(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back: cos of either half is the same, and so is sin."""
+    """The gradient of a rotation is the rotation back: cos of either half is the same, and so is
+    sin.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

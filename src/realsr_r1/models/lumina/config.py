@@ -1,4 +1,6 @@
-"""The config of a Lumina-mGPT policy: from our folders and published ones, as numbers, and as it is published."""
+"""The config of a Lumina-mGPT policy: from our folders and published ones, as numbers, and as it is
+published.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from transformers.models.chameleon.configuration_chameleon import ChameleonConfi
 from realsr_r1.models.protocol import PolicyShape
 
 PUBLISHED_MODEL_TYPE = "chameleon"  # of Lumina-mGPT, PURE and transformers' Chameleon alike
-# Keys of a published config.json that are not the decoder's: its own VQ model and its vocabulary. They are kept with all
-# others in `published_config`.
+# Keys of a published config.json that are not the decoder's: its own VQ model and its vocabulary.
+# They are kept with all others in `published_config`.
 FOREIGN_KEYS = ("model_type", "architectures", "vq_config", "vocabulary_map", "torch_dtype", "dtype", "transformers_version",
                 "image_token_id")
 # Keys of our config.json that Lumina-mGPT's hasn't, or that say the same in another way.
@@ -24,9 +26,10 @@ QUERY_NORM, KEY_NORM = (f"model.layers.0.self_attn.{name}_norm.weight" for name 
 class LuminaConfig(ChameleonConfig):
     """`ChameleonConfig` under a `model_type` of our own, without an image tokenizer inside.
 
-    `model_parallel_size` is the number of rows of each q/k norm; heads are dealt to rows in contiguous blocks.
-    `key_norm_rows`: rows of the k norms where they differ (one row a head, with fewer key/value heads).
-    `published_config`: the config.json that the policy was published with, for export to write back.
+    `model_parallel_size` is the number of rows of each q/k norm; heads are dealt to rows in
+    contiguous blocks. `key_norm_rows`: rows of the k norms where they differ (one row a head, with
+    fewer key/value heads). `published_config`: the config.json that the policy was published with,
+    for export to write back.
     """
 
     model_type = "realsr_r1_lumina"
@@ -40,8 +43,8 @@ class LuminaConfig(ChameleonConfig):
     def from_folder(cls, raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> LuminaConfig:
         """See `PolicyConfig`. Of a published folder all keys are kept, in `published_config`.
 
-        How many rows its q/k norms have is taken from its tensors: Lumina-mGPT stores `model_parallel_size` of them,
-        transformers one a head under whatever the config says.
+        How many rows its q/k norms have is taken from its tensors: Lumina-mGPT stores
+        `model_parallel_size` of them, transformers one a head under whatever the config says.
         """
         values = {key: value for key, value in raw.items() if key not in FOREIGN_KEYS}
         if values.get("num_key_value_heads", 0) is None:  # as older configs say "as many as heads"
@@ -63,7 +66,9 @@ class LuminaConfig(ChameleonConfig):
             self.mlp_bias, bool(self.tie_word_embeddings))
 
     def to_dict(self) -> dict[str, Any]:
-        """Without `published_config`: trackers log this, and a vocabulary of 65,536 names is no setting of a run."""
+        """Without `published_config`: trackers log this, and a vocabulary of 65,536 names is no
+        setting of a run.
+        """
         return {key: value for key, value in super().to_dict().items() if key != "published_config"}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -72,10 +77,13 @@ class LuminaConfig(ChameleonConfig):
         return {**values, "published_config": self.published_config} if self.published_config else values
 
     def as_published(self, dtype: torch.dtype | None, vocabulary: Mapping[str, int] | None) -> dict[str, Any]:
-        """See `PolicyConfig`: what Lumina-mGPT's code and transformers read. `vocabulary`: used where there was none published.
+        """See `PolicyConfig`: what Lumina-mGPT's code and transformers read.
 
-        A published config comes back key by key. Three keys follow the weights where those are others now: the size of the
-        vocabulary, the type, and `model_parallel_size`, by which Lumina-mGPT's code takes the rows of the q/k norms.
+        `vocabulary`: used where there was none published.
+
+        A published config comes back key by key. Three keys follow the weights where those are
+        others now: the size of the vocabulary, the type, and `model_parallel_size`, by which
+        Lumina-mGPT's code takes the rows of the q/k norms.
         """
         values = dict(self.published_config or self._without_our_keys())
         if not values.get("vocabulary_map") and vocabulary:

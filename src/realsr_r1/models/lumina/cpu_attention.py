@@ -1,8 +1,10 @@
-"""Causal attention of a row of short samples in bfloat16 on a CPU, by plain matrix products, in place of torch's flash kernel.
+"""Causal attention of a row of short samples in bfloat16 on a CPU, by plain matrix products, in
+place of torch's flash kernel.
 
-Queries are taken in blocks, which see the keys up to their last one: so little is computed of what the mask hides. The
-probabilities are kept for the backward pass, 2 bytes a head and pair of tokens: so for samples of up to `SHORT` tokens. Scores are
-rounded to bfloat16, as transformers' eager attention has them.
+Queries are taken in blocks, which see the keys up to their last one: so little is computed of what
+the mask hides. The probabilities are kept for the backward pass, 2 bytes a head and pair of tokens:
+so for samples of up to `SHORT` tokens. Scores are rounded to bfloat16, as transformers' eager
+attention has them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ def suits(value: torch.Tensor, longest: int) -> bool:
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: list[tuple[int, int]],
            scaling: float) -> torch.Tensor:
-    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) -> (T, heads, head_dim) bfloat16.
+    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) -> (T, heads, head_dim)
+    bfloat16.
 
     `runs`: tokens of a sample, and how many samples of that length come one after the other.
     """
@@ -37,7 +40,8 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: li
 class _Attention(torch.autograd.Function):
     """softmax(scaling * query key^T + mask) value, a block of all samples of a run in one product.
 
-    Autocast is off, which would copy scores to float32 for the softmax; norms leave queries and keys in float32 under it.
+    Autocast is off, which would copy scores to float32 for the softmax; norms leave queries and
+    keys in float32 under it.
     """
 
     @staticmethod

@@ -1,7 +1,8 @@
-"""The policy, one token or several a row at a time, with caches allocated once: prompts', completions', unconditional ones.
+"""The policy, one token or several a row at a time, with caches allocated once: prompts',
+completions', unconditional ones.
 
-Rows of one prompt share its keys and values. Conditional and unconditional rows go through the layers in one batch.
-Knows the policy's layers; no grammar, no sampling.
+Rows of one prompt share its keys and values. Conditional and unconditional rows go through the
+layers in one batch. Knows the policy's layers; no grammar, no sampling.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from realsr_r1.models.lumina.attention import QK_NORM_EPS
 
 
 class LuminaDecoder:
-    """Steps a policy over R rows: all by one token each (`step`), or each by several from its own place on (`feed`).
+    """Steps a policy over R rows: all by one token each (`step`), or each by several from its own
+    place on (`feed`).
 
-    `model`, `lm_head`: the policy's; the other arguments are those of `realsr_r1.models.protocol.Policy.make_decoder`, and
-    what the methods do is said in its `Decoder`.
+    `model`, `lm_head`: the policy's; the other arguments are those of
+    `realsr_r1.models.protocol.Policy.make_decoder`, and what the methods do is said in its
+    `Decoder`.
     """
 
     def __init__(self, model: nn.Module, lm_head: nn.Module, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
@@ -70,7 +73,8 @@ class LuminaDecoder:
     def _empty_cache(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         like = self.shared[0][0]
         shape = (rows, like.shape[1], length, like.shape[3])
-        # Zeros, because columns a row hasn't reached are weighted with 0, and 0 times garbage may be NaN.
+        # Zeros, because columns a row hasn't reached are weighted with 0, and 0 times garbage may
+        # be NaN.
         return like.new_zeros(shape), like.new_zeros(shape)
 
     def _rotary_table(self, length: int) -> None:
@@ -80,7 +84,8 @@ class LuminaDecoder:
         self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)  # the sign of rotate_half
 
     def _group_rows(self) -> None:
-        """Lay rows out as (prompts, largest group): `place` (prompts * largest,) -> row, `place_of_row` (R,) -> place.
+        """Lay rows out as (prompts, largest group): `place` (prompts * largest,) -> row,
+        `place_of_row` (R,) -> place.
 
         Both are None when the rows already lie so.
         """
@@ -103,7 +108,9 @@ class LuminaDecoder:
         return first if self.place is None else self.place[first]
 
     def by_prompt(self, values: torch.Tensor) -> torch.Tensor:
-        """A value a row (R,) -> a prompt's side by side, (prompts, largest group); what fills a small group means nothing."""
+        """A value a row (R,) -> a prompt's side by side, (prompts, largest group); what fills a
+        small group means nothing.
+        """
         return (values if self.place is None else values[self.place]).view(-1, self.largest)
 
     def by_row(self, values: torch.Tensor) -> torch.Tensor:
@@ -115,7 +122,9 @@ class LuminaDecoder:
         return _widened(self.lm_head(states))
 
     def code_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states (n, hidden) -> scores of the image codes only, (n, codes), in float32 at least."""
+        """Hidden states (n, hidden) -> scores of the image codes only, (n, codes), in float32 at
+        least.
+        """
         if self.code_head is None:
             return self.logits(states)[:, self.code_ids]
         return _widened(F.linear(states, self.code_head))
@@ -144,7 +153,9 @@ class LuminaDecoder:
 
     def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor, places: torch.Tensor,
              branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feed every row n tokens (R, n), its first at `starts` (R,) of its completion, and the branches of `rows` too."""
+        """Feed every row n tokens (R, n), its first at `starts` (R,) of its completion, and the
+        branches of `rows` too.
+        """
         (count, n), self.steps = tokens.shape, own_columns
         ahead = torch.arange(n, device=self.device)
         columns, places = starts[:, None] + ahead, places[:, None] + ahead
@@ -169,7 +180,8 @@ class LuminaDecoder:
                         attend: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Ids (B,) at their positions (B,) -> hidden states (B, hidden).
 
-        `attend(layer, query, key, value)` stores keys and values and attends; shapes are those of `_project`.
+        `attend(layer, query, key, value)` stores keys and values and attends; shapes are those of
+        `_project`.
         """
         states = self.model.embed_tokens(tokens)
         cos, sin = self.cos[positions, None], self.sin[positions, None]
@@ -186,7 +198,9 @@ class LuminaDecoder:
         return self.model.norm(states)
 
     def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor, in_use: int) -> _Window:
-        """Where the tokens at `columns` (B, n) go in `caches`, and which of their `in_use` first columns they can't see."""
+        """Where the tokens at `columns` (B, n) go in `caches`, and which of their `in_use` first
+        columns they can't see.
+        """
         _, heads, length, _ = caches[0][0].shape
         first = torch.arange(len(columns) * heads, device=self.device).view(-1, 1, heads) * length
         queries = columns.repeat_interleave(self.model.config.num_attention_heads // heads, dim=1)
@@ -212,7 +226,9 @@ class LuminaDecoder:
 
     def _attend(self, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
                 hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values, without `hidden` ones."""
+        """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values,
+        without `hidden` ones.
+        """
         n = query.shape[2]
         prompt_keys, prompt_values = self.shared[index]
         length = prompt_keys.shape[2]
@@ -263,8 +279,8 @@ class LuminaDecoder:
 
 
 class _Window(NamedTuple):
-    """Where B rows' next n tokens go in a flattened cache, `places` (B * n * kv heads,), and columns they can't see,
-    `hidden` (B, 1, n * heads / kv heads, columns in use) bool.
+    """Where B rows' next n tokens go in a flattened cache, `places` (B * n * kv heads,), and
+    columns they can't see, `hidden` (B, 1, n * heads / kv heads, columns in use) bool.
     """
 
     places: torch.Tensor
@@ -294,7 +310,9 @@ def _softmax(scores: torch.Tensor) -> torch.Tensor:
 
 
 class _HeadNorms:
-    """The q and k norms of a layer applied to queries and keys side by side, (B, heads + kv heads, head_dim)."""
+    """The q and k norms of a layer applied to queries and keys side by side, (B, heads + kv heads,
+    head_dim).
+    """
 
     def __init__(self, attention: nn.Module):
         norms = (attention.q_norm, attention.k_norm)

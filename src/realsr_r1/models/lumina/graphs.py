@@ -1,8 +1,10 @@
-"""A decoder whose steps are CUDA graphs: a step's kernels start together, where Python would start them one by one.
+"""A decoder whose steps are CUDA graphs: a step's kernels start together, where Python would start
+them one by one.
 
-At batch sizes of a group, starting some 30 kernels a layer takes about as long as reading the layer's weights. A graph
-repeats what was recorded, in the same memory; so a step is recorded once for each of its shapes, and what differs from
-token to token goes in through tensors. On other devices the same steps run, unrecorded.
+At batch sizes of a group, starting some 30 kernels a layer takes about as long as reading the
+layer's weights. A graph repeats what was recorded, in the same memory; so a step is recorded once
+for each of its shapes, and what differs from token to token goes in through tensors. On other
+devices the same steps run, unrecorded.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 class GraphDecoder(LuminaDecoder):
-    """A decoder that records a step when its shape comes for the second time, and repeats it from then on.
+    """A decoder that records a step when its shape comes for the second time, and repeats it from
+    then on.
 
     What it returns holds until the next step.
     """
@@ -66,7 +69,10 @@ class GraphDecoder(LuminaDecoder):
         self._forget()
 
     def _forget(self) -> None:
-        """Drop all graphs: no step has their shape again. All, as they share memory, which goes with the last."""
+        """Drop all graphs: no step has their shape again.
+
+        All, as they share memory, which goes with the last.
+        """
         self._seen: dict[tuple[int, ...], Step | None] = {}
         self._reads = 0
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
@@ -77,7 +83,9 @@ class GraphDecoder(LuminaDecoder):
 
 
 def record(step: Step, inputs: tuple[torch.Tensor, ...], pool: tuple[int, int] | None) -> Step:
-    """A function that does what `step` did with `inputs`, with others of their shapes: a CUDA graph, in `pool`'s memory."""
+    """A function that does what `step` did with `inputs`, with others of their shapes: a CUDA
+    graph, in `pool`'s memory.
+    """
     if inputs[0].device.type != "cuda":
         return step
     held = [tensor.clone() for tensor in inputs]

@@ -1,6 +1,8 @@
-"""A layer of the policy, and what the cold start changes about layers: gradients of norms, conversions under autocast, dropout.
+"""A layer of the policy, and what the cold start changes about layers: gradients of norms,
+conversions under autocast, dropout.
 
-Weights, their names and all values stay transformers' Chameleon's. Knows states; what a packed row is, attention knows.
+Weights, their names and all values stay transformers' Chameleon's. Knows states; what a packed row
+is, attention knows.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from realsr_r1.models.lumina.config import LuminaConfig
 
 
 class RMSNorm(ChameleonRMSNorm):
-    """weight * states / sqrt(mean(states²) + eps), of states (..., hidden), the mean in float32 (arXiv 1910.07467).
+    """weight * states / sqrt(mean(states²) + eps), of states (..., hidden), the mean in float32
+    (arXiv 1910.07467).
 
-    With `has_one_gradient` its values are the same to the bit, and its gradients differ by rounding. Composed of torch's
-    functions a norm keeps its input in float32 and the normalised states, and goes some ten times over them in its backward;
-    with one gradient it keeps its input as it is.
+    With `has_one_gradient` its values are the same to the bit, and its gradients differ by
+    rounding. Composed of torch's functions a norm keeps its input in float32 and the normalised
+    states, and goes some ten times over them in its backward; with one gradient it keeps its input
+    as it is.
     """
 
     has_one_gradient = False
@@ -37,7 +41,8 @@ class RMSNorm(ChameleonRMSNorm):
 
 
 class _Norm(torch.autograd.Function):
-    """With n = r x and r = 1 / sqrt(mean(x²) + eps): d x = r (w g - n mean(w g n)), d w = sum(g n)."""
+    """With n = r x and r = 1 / sqrt(mean(x²) + eps): d x = r (w g - n mean(w g n)), d w = sum(g n).
+    """
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -59,10 +64,11 @@ class _Norm(torch.autograd.Function):
 
 
 class LuminaLayer(GradientCheckpointingLayer):
-    """Attention and MLP, each added to the residual stream; norms before both, or after both where the config says `swin_norm`.
+    """Attention and MLP, each added to the residual stream; norms before both, or after both where
+    the config says `swin_norm`.
 
-    The last layer of a policy runs its output projection and its MLP only at the places it is asked for: nobody looks at the
-    states of the others after their keys and values are made.
+    The last layer of a policy runs its output projection and its MLP only at the places it is asked
+    for: nobody looks at the states of the others after their keys and values are made.
     """
 
     def __init__(self, config: LuminaConfig, index: int):
@@ -75,7 +81,9 @@ class LuminaLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, predicting: torch.Tensor | None = None, **kwargs: Any) -> tuple[torch.Tensor]:
-        """States (B, T, hidden) -> states. With `predicting` (K,), places in a packed row, the last layer's are (1, K, hidden).
+        """States (B, T, hidden) -> states.
+
+        With `predicting` (K,), places in a packed row, the last layer's are (1, K, hidden).
 
         `kwargs`: attention's.
         """
@@ -91,16 +99,19 @@ class LuminaLayer(GradientCheckpointingLayer):
 
 
 def give_norms_one_gradient(policy: nn.Module) -> None:
-    """Let the RMS norms of a policy compute their gradients in one piece: faster, and less is kept."""
+    """Let the RMS norms of a policy compute their gradients in one piece: faster, and less is kept.
+    """
     for module in policy.modules():
         if isinstance(module, RMSNorm):
             module.has_one_gradient = True
 
 
 def convert_inputs_once(policy: nn.Module) -> None:
-    """Under autocast, convert the input of a layer's attention and MLP once, and not for each of the matrices it goes into.
+    """Under autocast, convert the input of a layer's attention and MLP once, and not for each of
+    the matrices it goes into.
 
-    Values stay what they were; the gradients of the copies are summed in autocast's type. Without autocast nothing changes.
+    Values stay what they were; the gradients of the copies are summed in autocast's type. Without
+    autocast nothing changes.
     """
     for module in policy.modules():
         if isinstance(module, (LuminaAttention, ChameleonMLP)):
@@ -114,7 +125,8 @@ def _convert(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor
 
 
 def add_dropout(policy: nn.Module, rate: float) -> None:
-    """Drop a share `rate` of what attention and MLP of every layer add to the residual stream, in training mode.
+    """Drop a share `rate` of what attention and MLP of every layer add to the residual stream, in
+    training mode.
 
     Lumina-mGPT trains so. Hooks, so that a saved policy knows nothing of it.
     """

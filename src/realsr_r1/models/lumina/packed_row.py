@@ -1,8 +1,10 @@
-"""Attention in a packed row: completions of one prompt beside it, computed once, with exact gradients; samples side by side.
+"""Attention in a packed row: completions of one prompt beside it, computed once, with exact
+gradients; samples side by side.
 
-How a microbatch lies in a row is said by `PackedRow`. Layers see plain tokens; only attention knows the packing: prompts
-attend to themselves, completions to their prompt and to themselves, and nothing is padded.
-Attends by whichever attention of transformers the policy has, or on a CPU by `realsr_r1.models.lumina.cpu_attention`.
+How a microbatch lies in a row is said by `PackedRow`. Layers see plain tokens; only attention knows
+the packing: prompts attend to themselves, completions to their prompt and to themselves, and
+nothing is padded. Attends by whichever attention of transformers the policy has, or on a CPU by
+`realsr_r1.models.lumina.cpu_attention`.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from realsr_r1.models.protocol import PackedRow
 
 
 def masks(config: PretrainedConfig, layout: PackedRow, like: torch.Tensor) -> list[tuple[Any, Any]]:
-    """The masks of each group's prompt and of its completions, as the config's attention wants them.
+    """The masks of each group's prompt and of its completions, as the config's attention wants
+    them.
 
-    Of a row of samples: (mask, None) for each of its `runs`. `like`: the embeddings, for their type and device.
+    Of a row of samples: (mask, None) for each of its `runs`. `like`: the embeddings, for their type
+    and device.
     """
     make = partial(AttentionMaskInterface()[config._attn_implementation], batch_size=1, dtype=like.dtype,
                    device=like.device, config=config)
@@ -35,7 +39,8 @@ def masks(config: PretrainedConfig, layout: PackedRow, like: torch.Tensor) -> li
 
 def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedRow,
            masks: list[tuple[Any, Any]]) -> torch.Tensor:
-    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) of a packed row -> (T, heads, head_dim).
+    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) of a packed row -> (T,
+    heads, head_dim).
 
     `module`: the attention, for its config and scaling; `masks`: those of its config.
     """

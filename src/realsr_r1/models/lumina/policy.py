@@ -1,7 +1,9 @@
-"""The policy: the Lumina-mGPT decoder (Chameleon's, arXiv 2405.09818) with image logits, in the published layout.
+"""The policy: the Lumina-mGPT decoder (Chameleon's, arXiv 2405.09818) with image logits, in the
+published layout.
 
-Layers are transformers' Chameleon but for the attention's norms and ways of their own through packed rows (`attention`,
-`layers`). The head does not mask image tokens, and there is no image tokenizer inside. Knows ids only.
+Layers are transformers' Chameleon but for the attention's norms and ways of their own through
+packed rows (`attention`, `layers`). The head does not mask image tokens, and there is no image
+tokenizer inside. Knows ids only.
 """
 
 from __future__ import annotations
@@ -49,13 +51,17 @@ class LuminaPreTrainedModel(ChameleonPreTrainedModel):
             super()._init_weights(module)
 
     def enable_input_require_grads(self) -> None:
-        """transformers', once: each rollout switches gradient checkpointing off and on, and that one adds a hook each time."""
+        """transformers', once: each rollout switches gradient checkpointing off and on, and that
+        one adds a hook each time.
+        """
         self.disable_input_require_grads()
         super().enable_input_require_grads()
 
 
 class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
-    """Chameleon's decoder without its image tokenizer; forward is `ChameleonModel`'s, for ids or embeddings."""
+    """Chameleon's decoder without its image tokenizer; forward is `ChameleonModel`'s, for ids or
+    embeddings.
+    """
 
     def __init__(self, config: LuminaConfig):
         LuminaPreTrainedModel.__init__(self, config)  # not ChameleonModel's: that one builds a VQ model
@@ -71,11 +77,13 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
     def forward(self, input_ids: torch.LongTensor | None = None, attention_mask: Any = None,
                 position_ids: torch.LongTensor | None = None, shared_prompts: PackedRow | None = None,
                 predicting: torch.Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
-        """Chameleon's forward; with `shared_prompts`, `input_ids` (1, T) is the packed row they describe, positions included.
+        """Chameleon's forward; with `shared_prompts`, `input_ids` (1, T) is the packed row they
+        describe, positions included.
 
-        Then `last_hidden_state` is (completions, length + 1, hidden): the states that predict each completion's tokens. Of
-        a row of samples it is (1, T, hidden), or (1, K, hidden) of the places `predicting` (K,). Raises `ValueError` for a cache
-        beside it: a row begins at its prompts.
+        Then `last_hidden_state` is (completions, length + 1, hidden): the states that predict each
+        completion's tokens. Of a row of samples it is (1, T, hidden), or (1, K, hidden) of the
+        places `predicting` (K,). Raises `ValueError` for a cache beside it: a row begins at its
+        prompts.
         """
         if shared_prompts is None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
@@ -92,7 +100,9 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
 
 
 class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
-    """`policy(input_ids, attention_mask, position_ids).logits`: (B, L, vocabulary), image tokens included."""
+    """`policy(input_ids, attention_mask, position_ids).logits`: (B, L, vocabulary), image tokens
+    included.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _keys_to_ignore_on_load_unexpected = [r"^model\.vqmodel\."]  # transformers keeps an image encoder beside the decoder
@@ -119,8 +129,8 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Next-token logits, and with `labels` (-100 = not scored) the mean cross-entropy.
 
-        `input_ids` (B, L); `attention_mask` (B, past + L), 1 = attend; `position_ids` (B, L); `logits_to_keep`: only
-        the last n positions (0 = all), or a tensor of positions.
+        `input_ids` (B, L); `attention_mask` (B, past + L), 1 = attend; `position_ids` (B, L);
+        `logits_to_keep`: only the last n positions (0 = all), or a tensor of positions.
         """
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         row = kwargs.get("shared_prompts")

@@ -1,7 +1,8 @@
-"""The cold start's losses: cross-entropy together with log Z, which z-loss needs, and their means by section.
+"""The cold start's losses: cross-entropy together with log Z, which z-loss needs, and their means
+by section.
 
-Cross-entropy here has one gradient of the size of the logits. Composed of torch's functions it would take four: a
-chain of 512 px has over a GiB of logits in float32.
+Cross-entropy here has one gradient of the size of the logits. Composed of torch's functions it
+would take four: a chain of 512 px has over a GiB of logits in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from realsr_r1.data.tokens.samples import PARTS
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (K, vocabulary) and labels (K,) -> each one's negative log-likelihood and log Z, (K,) float32."""
+    """Logits (K, vocabulary) and labels (K,) -> each one's negative log-likelihood and log Z, (K,)
+    float32.
+    """
     return _CrossEntropy.apply(logits, labels)
 
 
@@ -40,7 +43,9 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class SectionLosses:
-    """Sums of the answers' losses by section since the last reading: negative log-likelihood, tokens, log²Z."""
+    """Sums of the answers' losses by section since the last reading: negative log-likelihood,
+    tokens, log²Z.
+    """
 
     def __init__(self) -> None:
         self.sums: torch.Tensor | None = None
@@ -52,7 +57,8 @@ class SectionLosses:
         self.sums = sums if self.sums is None else self.sums + sums
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """Means over the tokens of all ranks, of every section there was; all ranks must call it."""
+        """Means over the tokens of all ranks, of every section there was; all ranks must call it.
+        """
         rows = accelerator.reduce(self.sums).tolist()
         self.sums = None
         tokens = sum(row[1] for row in rows)

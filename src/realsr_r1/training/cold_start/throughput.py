@@ -1,6 +1,8 @@
-"""How fast training goes: tokens a second, and the share of the device's arithmetic that the model needs (MFU).
+"""How fast training goes: tokens a second, and the share of the device's arithmetic that the model
+needs (MFU).
 
-Counts what the mathematics asks for (arXiv 2204.02311, appendix B): padding and recomputed activations earn nothing.
+Counts what the mathematics asks for (arXiv 2204.02311, appendix B): padding and recomputed
+activations earn nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ TRIALS = 5
 class Throughput:
     """Counts tokens and their floating-point operations between two readings.
 
-    `policy`: maybe inside peft's wrapper. `peak`: operations a second of one device; None leaves MFU out.
+    `policy`: maybe inside peft's wrapper. `peak`: operations a second of one device; None leaves
+    MFU out.
     """
 
     def __init__(self, policy: nn.Module, peak: float | None):
@@ -37,7 +40,8 @@ class Throughput:
         self.tokens, self.operations, self.since = 0, 0.0, time.perf_counter()
 
     def add(self, lengths: Sequence[int], scored: int) -> None:
-        """One forward and backward of samples of these lengths, with logits at `scored` positions."""
+        """One forward and backward of samples of these lengths, with logits at `scored` positions.
+        """
         tokens = sum(lengths)
         self.tokens += tokens
         self.operations += (_products(self.everywhere) * tokens + _products(self.at_answers) * scored
@@ -53,7 +57,9 @@ class Throughput:
             self.since += time.perf_counter() - began
 
     def read(self, tokens: float, operations: float, devices: int) -> dict[str, float]:
-        """`tokens_per_second` of all devices and `mfu`, from the sums over the devices; then counts anew."""
+        """`tokens_per_second` of all devices and `mfu`, from the sums over the devices; then counts
+        anew.
+        """
         seconds = time.perf_counter() - self.since
         self.restart()
         figures = {"tokens_per_second": tokens / seconds}
@@ -63,7 +69,8 @@ class Throughput:
 
 
 def _products(modules: Sequence[nn.Linear]) -> int:
-    """Operations a token: 2 a weight in the forward, 2 for the gradient of the input, 2 for that of a trained weight.
+    """Operations a token: 2 a weight in the forward, 2 for the gradient of the input, 2 for that of
+    a trained weight.
 
     From the features, not from the weight: under ZeRO-3 and in 4 bits it is not there in its shape.
     """
@@ -71,7 +78,9 @@ def _products(modules: Sequence[nn.Linear]) -> int:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the best of a few large matrix products: what this device reaches, not what its maker says."""
+    """Operations a second of the best of a few large matrix products: what this device reaches, not
+    what its maker says.
+    """
     size = MATRIX_SIZE.get(device.type, 4096)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in "ab")  # GPUs take constants faster
     seconds = []

@@ -1,6 +1,8 @@
-"""The cold start's trainer: transformers' `Trainer` on packed rows, with losses by section, throughput and sample chains.
+"""The cold start's trainer: transformers' `Trainer` on packed rows, with losses by section,
+throughput and sample chains.
 
-Knows ids and sections of tokens; how chains become tokens is said in `realsr_r1.data.tokens.cold_start`.
+Knows ids and sections of tokens; how chains become tokens is said in
+`realsr_r1.data.tokens.cold_start`.
 """
 
 from __future__ import annotations
@@ -34,16 +36,19 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label that is not scored
 SAMPLE_CHAINS = 2
-# In tokens: few different shapes (oneDNN compiles for each), whole tiles of the processors' matrix units.
+# In tokens: few different shapes (oneDNN compiles for each), whole tiles of the processors' matrix
+# units.
 TILE, ROW_TILE = 16, 64
 
 
 class ColdStartTrainer(Trainer):
-    """Trains a policy on the answers of tokenised samples (`input_ids`, `sections`, `length`; `realsr_r1.data.tokens.token_store`).
+    """Trains a policy on the answers of tokenised samples (`input_ids`, `sections`, `length`;
+    `realsr_r1.data.tokens.token_store`).
 
-    The samples of a microbatch are laid one after the other into one row (`pack_samples`): attention stays inside each sample,
-    positions begin again, and the head runs only where an answer is predicted. The loss is the mean over the answers' tokens
-    of the whole step, plus `z_loss` times the mean of log²Z (arXiv 2204.02311).
+    The samples of a microbatch are laid one after the other into one row (`pack_samples`):
+    attention stays inside each sample, positions begin again, and the head runs only where an
+    answer is predicted. The loss is the mean over the answers' tokens of the whole step, plus
+    `z_loss` times the mean of log²Z (arXiv 2204.02311).
     """
 
     def __init__(self, model: Any, processor: ChainProcessor, args: ColdStartConfig, train_dataset: Dataset,
@@ -106,7 +111,9 @@ class ColdStartTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _first_seen(self, samples: int) -> int:
-        """How many of an evaluation batch's samples are no repeats, with which accelerate fills up the ranks' last round."""
+        """How many of an evaluation batch's samples are no repeats, with which accelerate fills up
+        the ranks' last round.
+        """
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return samples
@@ -122,7 +129,9 @@ class ColdStartTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """`eval_loss` is the mean negative log-likelihood of all tokens, each counted once; adds each section's."""
+        """`eval_loss` is the mean negative log-likelihood of all tokens, each counted once; adds
+        each section's.
+        """
         with self._throughput.paused():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             losses = self._losses["eval"].read(self.accelerator)
@@ -135,7 +144,10 @@ class ColdStartTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def write_sample(self) -> None:
-        """Chains for the first sample's question, decoded into `output_dir/samples`. All ranks must call it (ZeRO-3)."""
+        """Chains for the first sample's question, decoded into `output_dir/samples`.
+
+        All ranks must call it (ZeRO-3).
+        """
         sample = (self.eval_dataset if self.eval_dataset is not None else self.train_dataset)[0]
         ids, sections = sample["input_ids"].tolist(), sample["sections"].tolist()
         prompt = ids[:next(place for place, section in enumerate(sections) if section != QUESTION)]
@@ -172,11 +184,12 @@ class SampleChains(TrainerCallback):
 
 
 def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Samples -> one row, the shortest first: `input_ids` and `labels` (1, T), `layout`, and for the K tokens that are scored
-    `where` the states are that predict them, their `sections` and the numbers of their `samples`, (K,) each. `lengths`: tokens
-    of each sample, in the order given.
+    """Samples -> one row, the shortest first: `input_ids` and `labels` (1, T), `layout`, and for
+    the K tokens that are scored `where` the states are that predict them, their `sections` and the
+    numbers of their `samples`, (K,) each. `lengths`: tokens of each sample, in the order given.
 
-    Each is filled up to a multiple of `TILE` tokens, and the row to one of `ROW_TILE`, which nothing attends to and nothing scores.
+    Each is filled up to a multiple of `TILE` tokens, and the row to one of `ROW_TILE`, which
+    nothing attends to and nothing scores.
     """
     lengths = [len(sample["input_ids"]) for sample in samples]
     order = sorted(range(len(samples)), key=lengths.__getitem__)  # neighbours of one length are attended to together

@@ -1,7 +1,7 @@
 """From TRL's padded microbatch to a packed row in which every group has its prompt once.
 
-Knows TRL's tensors (prompts padded at the left, completions at the right); what the row means to the layers is said in
-`realsr_r1.models.protocol.PackedRow`.
+Knows TRL's tensors (prompts padded at the left, completions at the right); what the row means to
+the layers is said in `realsr_r1.models.protocol.PackedRow`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ IGNORED = -100  # label that is not scored
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """`input_ids` (1, T), `labels` (B, longest completion) with `IGNORED` where a completion has ended, and the layout."""
+    """`input_ids` (1, T), `labels` (B, longest completion) with `IGNORED` where a completion has
+    ended, and the layout.
+    """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
@@ -25,9 +27,11 @@ class PackedGroups:
 
 
 def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int) -> PackedGroups:
-    """Pack B rows of prompt + completion, (B, L) both; the last `completion_length` columns are the completions.
+    """Pack B rows of prompt + completion, (B, L) both; the last `completion_length` columns are the
+    completions.
 
-    Neighbours with one prompt share it. A completion's last token is not fed: nothing is predicted from it.
+    Neighbours with one prompt share it. A completion's last token is not fed: nothing is predicted
+    from it.
     """
     prompts, completions = input_ids[:, :-completion_length], input_ids[:, -completion_length:]
     prompt_mask, completion_mask = attention_mask[:, :-completion_length], attention_mask[:, -completion_length:]
