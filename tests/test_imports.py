@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / PACKAGE
 # From the top down. A room may import from its own line and from those below; within a line rooms
 # don't know each other.
-LEVELS = (("commands",), ("planning", "reporting", "measuring", "training"), ("data",), ("rewards", "rollout"), ("chain",),
-          ("models",), ("core",))
+LEVELS = (("commands",), ("planning", "reporting", "measuring", "training"), ("data",),
+          ("rewards", "rollout"), ("chain",), ("models",), ("core",))
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Inside a line: a plan reads a run's settings.
 BESIDE = {("planning", "training")}
@@ -48,7 +48,8 @@ def imports(file: Path) -> Iterator[str]:
             names = [name.name for name in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file}: imports are absolute here"
-            names = [name if (name := f"{node.module}.{item.name}") in MODULES else node.module for item in node.names]
+            names = [name if (name := f"{node.module}.{item.name}") in MODULES else node.module
+                     for item in node.names]
         else:
             continue
         yield from (name for name in names if name.split(".")[0] == PACKAGE)
@@ -73,7 +74,8 @@ def test_every_room_has_a_level():
 
 
 def test_no_import_runs_upward():
-    upward = {(str(MODULES[module].relative_to(SOURCE)), target) for module, target in ARROWS if is_upward(module, target)}
+    upward = {(str(MODULES[module].relative_to(SOURCE)), target) for module, target in ARROWS
+              if is_upward(module, target)}
     assert upward - EXPECTED == set(), "these import a room that is not below their own"
     assert EXPECTED - upward == set(), "no longer so: take these out of EXPECTED"
 
@@ -104,7 +106,8 @@ def test_no_name_of_a_base_models_classes_stands_outside_models():
     found = [f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
              for folder in ("src", "scripts") for file in sorted((ROOT / folder).rglob("*.py"))
              if not file.is_relative_to(SOURCE / "models")
-             for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1) if LUMINA.search(line)]
+             for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+             if LUMINA.search(line)]
     assert found == []
 
 

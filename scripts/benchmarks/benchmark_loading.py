@@ -36,19 +36,22 @@ def main() -> None:
     parser.add_argument("--num_hidden_layers", type=int, default=17)
     parser.add_argument("--vocab_size", type=int, default=65536)
     parser.add_argument("--repeats", type=int, default=5, help="of the timing; 0 = none")
-    parser.add_argument("--folder", help="where the checkpoint is made, and deleted (default: the system's temporary folder)")
-    parser.add_argument("--rank_of", help=argparse.SUPPRESS)  # this is one of the two processes; the checkpoint's folder
+    parser.add_argument("--folder", help="where the checkpoint is made, and deleted (default: the system's "
+                                         "temporary folder)")
+    # This is one of the two processes; the checkpoint's folder
+    parser.add_argument("--rank_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank_of:
         return measure_rank(Path(args.rank_of))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         parameters = make_checkpoint(Path(folder), args)
-        command = [sys.executable, str(ROOT / "scripts/tools/torchrun.py"), f"--nproc_per_node={WORLD}", "--standalone",
-                   __file__, "--rank_of", folder]
+        command = [sys.executable, str(ROOT / "scripts/tools/torchrun.py"), f"--nproc_per_node={WORLD}",
+                   "--standalone", __file__, "--rank_of", folder]
         subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
         memory = [json.loads((Path(folder) / f"memory-{rank}.json").read_text()) for rank in range(WORLD)]
         seconds = measure_time(Path(folder), args.repeats) if args.repeats else {}
-    print(json.dumps({"parameters": parameters, "memory": [round(bytes_ / (4 * parameters), 3) for bytes_ in memory], **seconds}))
+    print(json.dumps({"parameters": parameters,
+                      "memory": [round(bytes_ / (4 * parameters), 3) for bytes_ in memory], **seconds}))
 
 
 def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
@@ -59,9 +62,10 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
     from realsr_r1.models import new_config, new_policy
 
     policy = new_policy(new_config(
-        vocab_size=args.vocab_size, hidden_size=args.hidden_size, intermediate_size=43 * args.hidden_size // 16,
-        num_hidden_layers=args.num_hidden_layers, num_attention_heads=args.hidden_size // 64,
-        num_key_value_heads=args.hidden_size // 64, swin_norm=False, model_parallel_size=1))
+        vocab_size=args.vocab_size, hidden_size=args.hidden_size,
+        intermediate_size=43 * args.hidden_size // 16, num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.hidden_size // 64, num_key_value_heads=args.hidden_size // 64,
+        swin_norm=False, model_parallel_size=1))
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.uniform_(-0.02, 0.02)
@@ -80,8 +84,8 @@ def measure_rank(folder: Path) -> None:
     from realsr_r1.models import load_policy
     from realsr_r1.training.launch import prepare_process
 
-    args = TrainingArguments(str(folder), deepspeed=str(ROOT / "local_scripts/zero3.json"), use_cpu=True, report_to="none",
-                             bf16=False)
+    args = TrainingArguments(str(folder), deepspeed=str(ROOT / "local_scripts/zero3.json"), use_cpu=True,
+                             report_to="none", bf16=False)
     prepare_process(args)
     with PeakMemory() as peak:
         policy = load_policy(folder, dtype="float32")

@@ -32,17 +32,21 @@ from realsr_r1.models.protocol import PackedRow, PolicyShape
 from realsr_r1.planning import memory
 from realsr_r1.planning.workload import Sharding, TokenizerShape, Workload
 
-SHAPE = {"prompt": 600, "generations": 5, "hidden": 256, "layers": 4, "heads": 4, "intermediate": 688, "vocabulary": VOCABULARY}
+SHAPE = {"prompt": 600, "generations": 5, "hidden": 256, "layers": 4, "heads": 4, "intermediate": 688,
+         "vocabulary": VOCABULARY}
 MIB, KEPT = 2**20, "kept after the loss's forward"
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in SHAPE.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 2000, 4000], help="of completions, ascending")
-    parser.add_argument("--resident", type=int, nargs="*", default=[], help="lengths whose loss is run for good, too")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 2000, 4000],
+                        help="of completions, ascending")
+    parser.add_argument("--resident", type=int, nargs="*", default=[],
+                        help="lengths whose loss is run for good, too")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw the phases here")
     parser.add_argument("--resident_of", type=int, help=argparse.SUPPRESS)
@@ -54,11 +58,12 @@ def main() -> None:
         return
     figures: dict[str, Any] = {name: getattr(args, name) for name in SHAPE}
     for vocabulary in (args.vocabulary, args.vocabulary // 2):  # the second only for the comparison below
-        figures[str(vocabulary)] = {length: measure(describe(args, length, vocabulary)) for length in args.lengths}
+        figures[str(vocabulary)] = {length: measure(describe(args, length, vocabulary))
+                                    for length in args.lengths}
     figures |= growth(*(figures[str(vocabulary)] for vocabulary in (args.vocabulary, args.vocabulary // 2)))
     figures["resident, loss"] = {length: int(subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], "--resident_of", str(length)], check=True, capture_output=True,
-        text=True).stdout) for length in args.resident}
+        [sys.executable, __file__, *sys.argv[1:], "--resident_of", str(length)], check=True,
+        capture_output=True, text=True).stdout) for length in args.resident}
     show(figures, args)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -72,18 +77,20 @@ def describe(args: argparse.Namespace, completion: int, vocabulary: int) -> Work
     """
     policy = PolicyShape(args.hidden, args.intermediate, args.layers, args.heads, args.heads, vocabulary)
     return Workload(
-        policy, TokenizerShape(0, (0, 0), min(len(CODES), vocabulary // 2), 8, 0.0), Sharding(), world=1, prompt=args.prompt,
-        completion=completion, expected=completion, images=(completion,), largest_px=0, prompts=1, generations=args.generations,
-        micro=args.generations, iterations=1, updates=1.0, span=completion, checkpointing=True, share_prompts=True, flash=False,
-        weight_bytes=4, autocast=False, trained=policy.parameters, adapters=0, quantised_bits=0, nested=False, reference=False,
-        old_scores=False, experts=(), triton=False)
+        policy, TokenizerShape(0, (0, 0), min(len(CODES), vocabulary // 2), 8, 0.0), Sharding(), world=1,
+        prompt=args.prompt, completion=completion, expected=completion, images=(completion,), largest_px=0,
+        prompts=1, generations=args.generations, micro=args.generations, iterations=1, updates=1.0,
+        span=completion, checkpointing=True, share_prompts=True, flash=False,
+        weight_bytes=4, autocast=False, trained=policy.parameters, adapters=0, quantised_bits=0,
+        nested=False, reference=False, old_scores=False, experts=(), triton=False)
 
 
 def random_policy(shape: PolicyShape) -> PreTrainedModel:
     """A policy of this shape, in float32."""
     return new_policy(new_config(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, max_position_embeddings=16_384, pad_token_id=1))
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=16_384, pad_token_id=1))
 
 
 class Loss:
@@ -133,10 +140,12 @@ def measure(work: Workload) -> dict[str, Any]:
         decoder = policy.make_decoder([[3] * work.prompt], torch.zeros_like(rows), work.completion, work.span,
                                       torch.arange(4, 4 + work.tokenizer.codes))
         for step in range(3):
-            states_, free = decoder.step(torch.full_like(rows, 5), rows, torch.full_like(rows, step), step + 1)
+            states_, free = decoder.step(torch.full_like(rows, 5), rows, torch.full_like(rows, step),
+                                         step + 1)
             decoder.logits(torch.cat((states_, free)))
     caches = {name: sum(tensor.nbytes for pair in pairs for tensor in pair) for name, pairs in (
-        ("cache: prompts", decoder.shared), ("cache: completions", decoder.own), ("cache: unconditional", decoder.unconditional))}
+        ("cache: prompts", decoder.shared), ("cache: completions",
+                                             decoder.own), ("cache: unconditional", decoder.unconditional))}
     phases = {"rollout": of_rollout.peak, "loss": of_loss.peak, "update": of_update.peak}
     held = 2 * weights + states
     planned = {name: sum(parts.values()) for name, parts in (
@@ -158,7 +167,8 @@ def growth(full: dict[int, Any], half: dict[int, Any]) -> dict[str, Any]:
         at = {length: full[length]["phases"][phase] for length in lengths}
         halved = {length: half[length]["phases"][phase] for length in lengths}
         tokens = longest - shortest
-        found["bytes a token"][phase] = [(at[longest] - at[shortest]) / tokens, (halved[longest] - halved[shortest]) / tokens]
+        found["bytes a token"][phase] = [(at[longest] - at[shortest]) / tokens,
+                                         (halved[longest] - halved[shortest]) / tokens]
         line = at[shortest] + (at[second] - at[shortest]) * tokens / max(1, second - shortest)
         found["above a line"][phase] = at[longest] / line if line else 1.0
     return found
@@ -167,16 +177,19 @@ def growth(full: dict[int, Any], half: dict[int, Any]) -> dict[str, Any]:
 def show(figures: dict[str, Any], args: argparse.Namespace) -> None:
     """The figures in MiB, planned ones in brackets."""
     for length, parts in figures[str(args.vocabulary)].items():
-        print(f"completions of {length}: weights {parts['weights'] / MIB:.0f}, gradients {parts['gradients'] / MIB:.0f}, "
-              f"optimizer {parts['optimizer'] / MIB:.0f}; caches of prompts {parts['cache: prompts'] / MIB:.0f}, completions "
-              f"{parts['cache: completions'] / MIB:.0f}, unconditional {parts['cache: unconditional'] / MIB:.0f}; kept after the "
-              f"loss's forward {parts[KEPT] / MIB:.0f} MiB")
+        print(f"completions of {length}: weights {parts['weights'] / MIB:.0f}, gradients "
+              f"{parts['gradients'] / MIB:.0f}, optimizer {parts['optimizer'] / MIB:.0f}; caches of prompts "
+              f"{parts['cache: prompts'] / MIB:.0f}, completions {parts['cache: completions'] / MIB:.0f}, "
+              f"unconditional {parts['cache: unconditional'] / MIB:.0f}; kept after the loss's forward "
+              f"{parts[KEPT] / MIB:.0f} MiB")
         for phase, count in parts["phases"].items():
             print(f"    {phase:8} {count / MIB:8.0f} MiB  (planned {parts['planned'][phase] / MIB:.0f})")
-        print(f"    whole    {parts['whole step'] / MIB:8.0f} MiB  (planned {parts['planned whole step'] / MIB:.0f})")
+        print(f"    whole    {parts['whole step'] / MIB:8.0f} MiB  (planned "
+              f"{parts['planned whole step'] / MIB:.0f})")
     for phase, (full, half) in figures["bytes a token"].items():
-        print(f"{phase:8} grows by {full / 1024:.1f} KiB a token, with half the vocabulary by {half / 1024:.1f} KiB; the "
-              f"longest is {figures['above a line'][phase]:.3f} x a line through the first two")
+        print(f"{phase:8} grows by {full / 1024:.1f} KiB a token, with half the vocabulary by "
+              f"{half / 1024:.1f} KiB; the longest is {figures['above a line'][phase]:.3f} x a line through "
+              "the first two")
     for length, count in figures["resident, loss"].items():
         print(f"resident memory grew by {count / MIB:.0f} MiB in the loss at {length}")
 
@@ -192,9 +205,12 @@ def draw(by_length: dict[int, Any], path: Path) -> None:
     lengths = sorted(by_length)
     for number, phase in enumerate(("rollout", "loss", "update")):
         color = f"C{number}"
-        axes.plot(lengths, [by_length[length]["planned"][phase] / MIB for length in lengths], color=color, linewidth=1)
-        axes.plot(lengths, [by_length[length]["phases"][phase] / MIB for length in lengths], "o", color=color, label=phase)
-    axes.set(xlabel="tokens of a completion", ylabel="MiB above weights, gradients, optimizer", xlim=0, ylim=0)
+        axes.plot(lengths, [by_length[length]["planned"][phase] / MIB for length in lengths], color=color,
+                  linewidth=1)
+        axes.plot(lengths, [by_length[length]["phases"][phase] / MIB for length in lengths], "o",
+                  color=color, label=phase)
+    axes.set(xlabel="tokens of a completion", ylabel="MiB above weights, gradients, optimizer", xlim=0,
+             ylim=0)
     axes.set_title("Peak memory of a step: measured (points), planned (lines)", fontsize=10)
     axes.legend(frameon=False)
     for side in ("top", "right"):

@@ -1,11 +1,11 @@
 """Time of a rollout beside the naive loop: one forward of 2 G rows a token with a growing cache and
 the whole head.
 
-    python scripts/benchmarks/benchmark_rollout.py --preset small [--json FILE] # hidden 256, 4
-        6, 4 layers python scripts/benchmarks/benchmark_rollout.py --preset large # hidden 1024, 8
-        layers python scripts/benchmarks/benchmark_rollout.py --preset small --growth
-        figs/rollout_growth.png
+    python scripts/benchmarks/benchmark_rollout.py --preset small [--json FILE]
+    python scripts/benchmarks/benchmark_rollout.py --preset large
+    python scripts/benchmarks/benchmark_rollout.py --preset small --growth figs/rollout_growth.png
 
+Small: hidden 256, 4 layers; large: hidden 1024, 8 layers.
 Both in one process, in turn, float32 on CPU with 2 threads (on CUDA where there is one); ratios are
 medians over turns. The engine does all of a rollout; of the naive loop only its forwards are timed,
 without the prompt.
@@ -31,12 +31,14 @@ PRESETS = {"small": {"hidden": 256, "layers": 4, "heads": 4, "intermediate": 688
            "large": {"hidden": 1024, "layers": 8, "heads": 8, "intermediate": 2752}}
 PROMPT, BODY = 338, 5  # tokens of the prompt; of a text section's body
 UNITS = 4  # grid units of the final image: 16 x 16 codes
-GROUPS, SIDES, PROMPTS = (1, 2, 5, 10, 20), (2, 4, 6, 8), (338, 1338, 2338, 4338)  # of --growth: G, final images, prompts
+# Of --growth: G, final images, prompts
+GROUPS, SIDES, PROMPTS = (1, 2, 5, 10, 20), (2, 4, 6, 8), (338, 1338, 2338, 4338)
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="small")
     for name in PRESETS["small"]:
         parser.add_argument(f"--{name}", type=int, help="instead of the preset's")
@@ -45,7 +47,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cuda_graphs", action="store_true", help="the engine's steps as CUDA graphs")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--growth", type=Path, metavar="PNG", help="plot time over G, image sizes and prompts instead")
+    parser.add_argument("--growth", type=Path, metavar="PNG", help="plot time over G, image sizes and "
+                                                                   "prompts instead")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     shape = {name: getattr(args, name) or value for name, value in PRESETS[args.preset].items()}
@@ -74,13 +77,15 @@ def engine_for(policy: PreTrainedModel, generations: int, units: int = UNITS, cu
     sizes = layout.chain_sizes(units, units)
     images = sum(layout.span_length(*size) for size in sizes)
     tags = sum(len(section.open_ids) + len(section.close_ids) for section in layout.chain_form.sections)
-    config = RolloutConfig(num_generations=generations, max_new_tokens=images + tags + 4 * BODY + 1, grammar="chain",
-                           image_sizes=sizes, max_text_tokens=BODY, guidance_scale=0.8, cuda_graphs=cuda_graphs)
+    config = RolloutConfig(num_generations=generations, max_new_tokens=images + tags + 4 * BODY + 1,
+                           grammar="chain", image_sizes=sizes, max_text_tokens=BODY, guidance_scale=0.8,
+                           cuda_graphs=cuda_graphs)
     usual = PROMPT + layout.span_length(units, units) - layout.span_length(UNITS, UNITS)
     return RolloutEngine(policy, layout, config), prompt_of(layout, units, length or usual)
 
 
-def against_naive(policy: PreTrainedModel, generations: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
+def against_naive(policy: PreTrainedModel, generations: int, repeats: int,
+                  cuda_graphs: bool) -> dict[str, float]:
     """Seconds and ratios of the engine, of prefilling, and of the naive loop over the same number
     of tokens.
     """
@@ -92,7 +97,8 @@ def against_naive(policy: PreTrainedModel, generations: int, repeats: int, cuda_
         return lambda: quiet(RolloutEngine(policy, engine.layout, config).generate, prompt)
 
     seconds = paired_seconds({
-        "engine": lambda: quiet(engine.generate, prompt), "naive": lambda: naive(policy, prompt, generations, tokens),
+        "engine": lambda: quiet(engine.generate, prompt),
+        "naive": lambda: naive(policy, prompt, generations, tokens),
         "prefill of G": prefill(generations), "prefill of 1": prefill(1)}, repeats)
     return {"new tokens": tokens, "engine / naive": median_ratio(seconds, "engine", "naive"),
             "prefill of G / of 1": median_ratio(seconds, "prefill of G", "prefill of 1"),
@@ -144,13 +150,15 @@ def growth(policy: PreTrainedModel, path: Path, repeats: int, cuda_graphs: bool)
     plot(path, list(seconds.values()), tokens)
     figures = {f"{name}, s": value for name, value in seconds.items()}
     for name in tokens[0]:
-        figures |= {f"{name}, ms a token after {length}": 1e3 * token[name] for length, token in zip(PROMPTS, tokens, strict=True)}
+        figures |= {f"{name}, ms a token after {length}": 1e3 * token[name]
+                    for length, token in zip(PROMPTS, tokens, strict=True)}
         figures[f"{name}, ms more a token after 1,000 more"] = \
             1e6 * (tokens[-1][name] - tokens[0][name]) / (PROMPTS[-1] - PROMPTS[0])
     return figures
 
 
-def seconds_a_token(policy: PreTrainedModel, length: int, repeats: int, cuda_graphs: bool) -> dict[str, float]:
+def seconds_a_token(policy: PreTrainedModel, length: int, repeats: int,
+                    cuda_graphs: bool) -> dict[str, float]:
     """Median seconds of one token after a prompt of `length` tokens at G = 5, of the engine and of
     the naive loop.
     """
@@ -161,8 +169,10 @@ def seconds_a_token(policy: PreTrainedModel, length: int, repeats: int, cuda_gra
     def of_engine() -> float:
         return timed(engine.generate, prompt) - timed(first.generate, prompt)  # without the prompt
 
-    seconds = paired_seconds({"engine": of_engine, "naive": lambda: naive(policy, prompt, 5, tokens)}, repeats)
-    return {"engine": statistics.median(seconds["engine"]) / (tokens - 1), "naive": statistics.median(seconds["naive"]) / tokens}
+    seconds = paired_seconds({"engine": of_engine, "naive": lambda: naive(policy, prompt, 5, tokens)},
+                             repeats)
+    return {"engine": statistics.median(seconds["engine"]) / (tokens - 1),
+            "naive": statistics.median(seconds["naive"]) / tokens}
 
 
 def plot(path: Path, seconds: list[float], tokens: list[dict[str, float]]) -> None:
@@ -179,10 +189,12 @@ def plot(path: Path, seconds: list[float], tokens: list[dict[str, float]]) -> No
     left.set(xlabel="completions a prompt (G)", ylabel="seconds a rollout", ylim=(0, None), xticks=GROUPS)
     codes = [(side * CODES_PER_UNIT) ** 2 for side in SIDES]
     middle.plot(codes, seconds[len(GROUPS):], "o-")
-    middle.set(xlabel="codes of the final image (G = 5)", ylabel="seconds a rollout", ylim=(0, None), xticks=codes)
+    middle.set(xlabel="codes of the final image (G = 5)", ylabel="seconds a rollout", ylim=(0, None),
+               xticks=codes)
     for name, label in (("engine", "engine"), ("naive", "naive loop")):
         right.plot(PROMPTS, [1e3 * token[name] for token in tokens], "o-", label=label)
-    right.set(xlabel="tokens of the prompt (G = 5)", ylabel="milliseconds a new token", ylim=(0, None), xticks=PROMPTS)
+    right.set(xlabel="tokens of the prompt (G = 5)", ylabel="milliseconds a new token", ylim=(0, None),
+              xticks=PROMPTS)
     right.legend()
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)

@@ -20,12 +20,14 @@ TEXT = range(9_000, 65_000)
 CODES_PER_UNIT = 4  # 32 px a grid unit, 8 px a code
 
 
-def random_policy(hidden_size: int, layers: int, heads: int, intermediate_size: int, vocabulary: int = VOCABULARY) -> PreTrainedModel:
+def random_policy(hidden_size: int, layers: int, heads: int, intermediate_size: int,
+                  vocabulary: int = VOCABULARY) -> PreTrainedModel:
     """A policy of this shape with random weights, in float32."""
     torch.manual_seed(0)
     return new_policy(new_config(
-        vocab_size=vocabulary, hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=16_384, pad_token_id=1)).eval()
+        vocab_size=vocabulary, hidden_size=hidden_size, intermediate_size=intermediate_size,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
+        max_position_embeddings=16_384, pad_token_id=1)).eval()
 
 
 def chain_layout() -> TokenLayout:
@@ -36,8 +38,9 @@ def chain_layout() -> TokenLayout:
     sections = tuple(SectionForm((8_900, 8_901 + number, 8_910), (8_911, 8_901 + number, 8_910), is_image)
                      for number, is_image in enumerate((False, False, True, False, True, False, True)))
     return TokenLayout(bos=0, pad=1, end_of_turn=8_710, image_start=8_197, image_end=8_196, new_line=8_803,
-                       size_ids={units: 8_804 + units for units in range(1, 65)}, code_ids=CODES, vocab_size=VOCABULARY,
-                       grid_unit_px=32, downsample=8, chain_form=ChainForm(sections, tuple(TEXT)))
+                       size_ids={units: 8_804 + units for units in range(1, 65)}, code_ids=CODES,
+                       vocab_size=VOCABULARY, grid_unit_px=32, downsample=8,
+                       chain_form=ChainForm(sections, tuple(TEXT)))
 
 
 def prompt_of(layout: TokenLayout, units: int, length: int) -> list[int]:

@@ -26,9 +26,11 @@ class LiveBytes(TorchDispatchMode):
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {tensor.untyped_storage() for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
+        given = {tensor.untyped_storage() for tensor in tree_leaves((args, kwargs))
+                 if isinstance(tensor, torch.Tensor)}
         result = function(*args, **(kwargs or {}))
-        made = {tensor.untyped_storage() for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)} - given
+        made = {tensor.untyped_storage() for tensor in tree_leaves(result)
+                if isinstance(tensor, torch.Tensor)} - given
         self.operations += bool(made) or function._schema.is_mutable
         for storage in made:
             if storage in self._known:

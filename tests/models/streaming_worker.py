@@ -28,8 +28,8 @@ IDS = torch.arange(12).view(2, 6)
 
 def arguments(folder: Path, bf16: bool) -> TrainingArguments:
     """While this is alive, transformers knows of ZeRO-3."""
-    return TrainingArguments(str(folder / "run"), deepspeed=str(ROOT / "local_scripts" / "zero3.json"), use_cpu=True, bf16=bf16,
-                             report_to="none")
+    return TrainingArguments(str(folder / "run"), deepspeed=str(ROOT / "local_scripts" / "zero3.json"),
+                             use_cpu=True, bf16=bf16, report_to="none")
 
 
 def facts(policy: Any) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from realsr_r1.planning import duration
 from realsr_r1.planning.machines import machine
 from realsr_r1.planning.workload import Sharding, TokenizerShape
 
-ONE_FLOP = machine(None, measured={"memory_gib": 1, "tflops": 1e-12, "bandwidth_gb": 1e-9})  # seconds are operations, or bytes
+# Seconds are operations, or bytes
+ONE_FLOP = machine(None, measured={"memory_gib": 1, "tflops": 1e-12, "bandwidth_gb": 1e-9})
 
 
 def write(work, policy, steps: int, in_image: int, counter) -> Decoder:
@@ -24,18 +25,21 @@ def write(work, policy, steps: int, in_image: int, counter) -> Decoder:
     """
     rows, codes = work.generations, torch.arange(4, 4 + work.tokenizer.codes)
     prompt = [3] * work.prompt
-    decoder = policy.make_decoder([prompt], torch.zeros(rows, dtype=torch.int64), steps, max(in_image, 1), codes)
+    decoder = policy.make_decoder([prompt], torch.zeros(rows, dtype=torch.int64), steps, max(in_image, 1),
+                                  codes)
     everyone = torch.arange(rows)
     with counter:
         for step in range(steps):
             inside = everyone if step < in_image else everyone[:0]
-            states, free = decoder.step(torch.full((rows,), 5), inside, torch.full((len(inside),), step), step + 1)
+            states, free = decoder.step(torch.full((rows,), 5), inside, torch.full((len(inside),), step),
+                                        step + 1)
             decoder.code_logits(torch.cat((states, free))) if len(inside) else decoder.logits(states)
     return decoder
 
 
 def test_a_rollouts_operations_are_torchs(make_work, make_policy):
-    work = make_work(expected=16, images=(10,), span=10, prompt=80, tokenizer=TokenizerShape(0, (0, 0), 100, 8, 0.0))
+    work = make_work(expected=16, images=(10,), span=10, prompt=80,
+                     tokenizer=TokenizerShape(0, (0, 0), 100, 8, 0.0))
     counter = FlopCounterMode(display=False)
     write(work, make_policy(work).eval(), 16, 10, counter)
     part = duration.rollout(work, ONE_FLOP)
@@ -52,7 +56,8 @@ def product(own, left, right, **_) -> int:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_losss_operations_are_torchs(checkpointing, make_work, make_policy):
     # Short beside its widths: the counter doesn't know CPU's fused attention.
-    work = make_work(checkpointing=checkpointing, intermediate=1600, prompt=20, expected=15, vocabulary=4096, layers=3)
+    work = make_work(checkpointing=checkpointing, intermediate=1600, prompt=20, expected=15, vocabulary=4096,
+                     layers=3)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product})
     with FakeTensorMode():
         policy = make_policy(work).train()
@@ -65,7 +70,8 @@ def test_the_losss_operations_are_torchs(checkpointing, make_work, make_policy):
                    shift_labels=torch.randint(2, 9, (3, 15))).log_probs.sum().backward()
     # Recomputing may stop before a layer's last product, and the plan takes it whole.
     tolerance = 0.15 if checkpointing else 0.05
-    assert duration.loss(work, ONE_FLOP).limits["compute"] == pytest.approx(counter.get_total_flops(), rel=tolerance)
+    assert duration.loss(work, ONE_FLOP).limits["compute"] == pytest.approx(counter.get_total_flops(),
+                                                                            rel=tolerance)
 
 
 def test_the_operations_that_are_started_are_the_decoders(make_work, make_policy, live_bytes):
@@ -105,5 +111,6 @@ def test_what_is_sent_follows_zero(make_work):
 
 def test_more_completions_cost_less_than_their_number_while_weights_are_what_is_read(make_work):
     work = make_work(hidden=1024, intermediate=4096, expected=100, images=(20, 30, 40), weight_bytes=2)
-    one, five = (duration.rollout(replace(work, generations=count), machine("a100-80gb")).seconds for count in (1, 5))
+    one, five = (duration.rollout(replace(work, generations=count), machine("a100-80gb")).seconds
+                 for count in (1, 5))
     assert one <= five < 1.5 * one

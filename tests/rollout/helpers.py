@@ -18,17 +18,19 @@ def make_layout(codes: tuple[int, ...] = CODES) -> TokenLayout:
     sections = []
     for number, is_image in enumerate((False, False, True, False, True, False, True)):
         sections.append(SectionForm((38, 39 + number % 3), (42, 39 + number % 3, 43), is_image))
-    return TokenLayout(bos=0, pad=1, end_of_turn=2, image_start=3, image_end=4, new_line=5, size_ids={1: 6, 2: 7, 3: 8},
-                       code_ids=codes[::-1], vocab_size=44, grid_unit_px=8, downsample=4,
-                       chain_form=ChainForm(tuple(sections), tuple(range(26, 38))))
+    return TokenLayout(bos=0, pad=1, end_of_turn=2, image_start=3, image_end=4, new_line=5,
+                       size_ids={1: 6, 2: 7, 3: 8}, code_ids=codes[::-1], vocab_size=44, grid_unit_px=8,
+                       downsample=4, chain_form=ChainForm(tuple(sections), tuple(range(26, 38))))
 
 
-def make_policy(seed: int = 0, dtype: torch.dtype = torch.float64, spread: float = 0.3, **changes) -> LuminaPolicy:
+def make_policy(seed: int = 0, dtype: torch.dtype = torch.float64, spread: float = 0.3,
+                **changes) -> LuminaPolicy:
     """A random policy whose choices are far from even; 46 logits, two more than the layout has ids.
     """
     torch.manual_seed(seed)
-    shape = dict(vocab_size=46, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=2, pad_token_id=1)
+    shape = dict(vocab_size=46, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0,
+                 eos_token_id=2, pad_token_id=1)
     policy = LuminaPolicy(LuminaConfig(**{**shape, **changes}))
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=spread)

@@ -28,7 +28,8 @@ def uniform(seed: int, step: int, row: int, position: int) -> float:
 def distribution(scores: list[float], k: int, temperature: float) -> list[float]:
     """Top-k with ties kept, then temperature: scores to probabilities."""
     smallest = sorted(scores, reverse=True)[min(k, len(scores)) - 1]
-    weights = [math.exp((score - max(scores)) / temperature) if score >= smallest else 0.0 for score in scores]
+    weights = [math.exp((score - max(scores)) / temperature) if score >= smallest else 0.0
+               for score in scores]
     return [weight / sum(weights) for weight in weights]
 
 
@@ -46,7 +47,8 @@ class ReferenceEngine:
     def __init__(self, policy, layout, config):
         self.policy, self.layout, self.config = policy.eval(), layout, config
 
-    def generate(self, prompt: list[int], step: int = 0, row: int = 0) -> tuple[list[int], list[int], list[float]]:
+    def generate(self, prompt: list[int], step: int = 0,
+                 row: int = 0) -> tuple[list[int], list[int], list[float]]:
         """One completion of one prompt: ids, sampled mask, and the log-probability each token was
         drawn with (forced: 0).
         """
@@ -95,11 +97,13 @@ class ReferenceEngine:
 
     def choices(self, prompt: list[int], ids: list[int]) -> list[int]:
         """The ids the grammar leaves, ascending."""
-        start = max((index for index, token in enumerate(ids) if token == self.layout.image_start), default=None)
+        start = max((index for index, token in enumerate(ids) if token == self.layout.image_start),
+                    default=None)
         span = ids[start:] if start is not None and self.layout.image_end not in ids[start:] else None
         if self.config.grammar == "chain":
             return self._chain_choices(prompt, ids)
-        return self._text_choices(len(ids)) if span is None else self._span_choices(span, len(ids) - len(span))
+        return self._text_choices(len(ids)) if span is None else self._span_choices(span,
+                                                                                    len(ids) - len(span))
 
     def _text_choices(self, written: int) -> list[int]:
         layout = self.layout
@@ -159,7 +163,8 @@ class ReferenceEngine:
                     rest = len(section.close_ids) + 1 + sum(
                         len(later.open_ids) + len(later.close_ids) for later in form.sections[number + 1:])
                     rest += sum(layout.span_length(*size) for size in sizes)
-                    if body == self.config.max_text_tokens or len(ids) + 1 + rest > self.config.max_new_tokens:
+                    if body == self.config.max_text_tokens or len(
+                        ids) + 1 + rest > self.config.max_new_tokens:
                         return [section.close_ids[0]]
                     return sorted({*form.body_ids, section.close_ids[0]})
             for token in section.close_ids:

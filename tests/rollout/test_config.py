@@ -24,12 +24,14 @@ def test_grpos_defaults_and_help_texts_are_the_rollouts():
     for field in dataclasses.fields(RolloutConfig):
         if field.name not in NOT_IN_GRPO:
             theirs = grpo[NAMES.get(field.name, field.name)]
-            assert (theirs.default, theirs.metadata, theirs.type) == (field.default, field.metadata, field.type), field.name
+            assert (theirs.default, theirs.metadata,
+                    theirs.type) == (field.default, field.metadata, field.type), field.name
 
 
 def test_every_setting_of_a_rollout_reaches_grpos_engine(tmp_path):
-    changed = dict(num_generations=4, max_new_tokens=77, temperature=0.5, guidance_scale=2.0, text_top_k=3, image_top_k_min=4,
-                   image_top_k_max=9, grammar="chain", max_text_tokens=8, cuda_graphs=True, seed=5)
+    changed = dict(num_generations=4, max_new_tokens=77, temperature=0.5, guidance_scale=2.0, text_top_k=3,
+                   image_top_k_min=4, image_top_k_max=9, grammar="chain", max_text_tokens=8,
+                   cuda_graphs=True, seed=5)
     args = ChainGRPOConfig(output_dir=str(tmp_path), dataset_name="data", report_to="none",
                            **{NAMES.get(name, name): value for name, value in changed.items()})
     assert args.rollout_config(4) == RolloutConfig(**changed)

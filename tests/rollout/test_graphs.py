@@ -18,7 +18,8 @@ from realsr_r1.rollout import RolloutConfig, RolloutEngine
 from .helpers import make_layout, make_policy, make_prompts
 
 LAYOUT = make_layout()
-CHAIN = RolloutConfig(num_generations=2, max_new_tokens=135, image_top_k_max=200, grammar="chain", max_text_tokens=6, seed=11)
+CHAIN = RolloutConfig(num_generations=2, max_new_tokens=135, image_top_k_max=200, grammar="chain",
+                      max_text_tokens=6, seed=11)
 IMAGE = RolloutConfig(num_generations=3, max_new_tokens=60, image_top_k_max=200, seed=5)
 
 
@@ -46,14 +47,16 @@ def traces(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("config", [CHAIN, dataclasses.replace(CHAIN, guidance_scale=1.0), IMAGE,
-                                    dataclasses.replace(CHAIN, jacobi=4)], ids=["chain", "unguided", "image", "jacobi"])
+                                    dataclasses.replace(CHAIN, jacobi=4)],
+                         ids=["chain", "unguided", "image", "jacobi"])
 def test_completions_are_the_same_with_recorded_steps(config, traces):
     engine = RolloutEngine(make_policy(3), LAYOUT, config)
     expected = engine.generate(make_prompts(LAYOUT))
     engine.config = dataclasses.replace(config, cuda_graphs=True)
     found = engine.generate(make_prompts(LAYOUT))
     assert found.completion_ids == expected.completion_ids and found.forwards == expected.forwards
-    assert [value for row in found.log_q for value in row] == pytest.approx([value for row in expected.log_q for value in row])
+    assert [value for row in found.log_q
+            for value in row] == pytest.approx([value for row in expected.log_q for value in row])
     assert len(traces) > 1 and sum(traces) > len(traces)
 
 

@@ -42,12 +42,13 @@ def records(tmp_path_factory) -> Path:
 
 def train(main: Any, model: Path, records: Path, output: Path, *more: str) -> list[dict[str, float]]:
     """A run of two steps; returns what it logged at each."""
-    argv = ["--dataset_name", str(records), "--model_name_or_path", str(model), "--output_dir", str(output), "--max_steps", "2",
-            "--learning_rate", "1e-2", "--warmup_steps", "0", "--report_to", "none", "--logging_steps", "1",
-            "--save_strategy", "no", "--disable_tqdm", "true", "--lr_scheduler_type", "constant", *more]
+    argv = ["--dataset_name", str(records), "--model_name_or_path", str(model), "--output_dir", str(output),
+            "--max_steps", "2", "--learning_rate", "1e-2", "--warmup_steps", "0", "--report_to", "none",
+            "--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "true", "--lr_scheduler_type",
+            "constant", *more]
     if main is grpo.main:
-        argv += ["--max_completion_length", "40", "--num_generations", "3", "--reward_funcs", f"{__name__}:vowels",
-                 "--rollout_temperature", "2", "--sample_steps", "0"]
+        argv += ["--max_completion_length", "40", "--num_generations", "3", "--reward_funcs",
+                 f"{__name__}:vowels", "--rollout_temperature", "2", "--sample_steps", "0"]
     assert exit_code(main, argv) == 0
     lines = [json.loads(line) for line in (output / "log_history.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
@@ -59,8 +60,8 @@ def vowels(completions: list[str], **columns: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("given, expected", [
-    (None, LAYER_MATRICES), ("all-linear", "all-linear"), (["all-linear"], "all-linear"), (["q_proj"], ["q_proj"]),
-    (["q_proj", "down_proj"], ["q_proj", "down_proj"])])
+    (None, LAYER_MATRICES), ("all-linear", "all-linear"), (["all-linear"], "all-linear"),
+    (["q_proj"], ["q_proj"]), (["q_proj", "down_proj"], ["q_proj", "down_proj"])])
 def test_adapters_go_on_all_matrices_of_the_layers_or_on_those_named(given, expected):
     config = adapter_config(ModelConfig(use_peft=True, lora_r=8, lora_alpha=4, lora_target_modules=given))
     assert config.target_modules == (set(expected) if isinstance(expected, list) else expected)
@@ -73,7 +74,8 @@ def test_without_use_peft_there_is_no_adapter():
 
 
 @pytest.mark.parametrize("flags, message", [
-    (dict(use_peft=True, lora_target_modules=["q_proj", "query"]), "--lora_target_modules query: .* have q_proj, k_proj"),
+    (dict(use_peft=True, lora_target_modules=["q_proj", "query"]), "--lora_target_modules query: .* have "
+                                                                   "q_proj, k_proj"),
     # The loss reads the head's weight directly, past an adapter.
     (dict(use_peft=True, lora_target_modules=["lm_head"]), "--lora_target_modules lm_head"),
     (dict(load_in_4bit=True), "--load_in_4bit .* need --use_peft true"),
@@ -103,8 +105,8 @@ def test_adapters_need_a_policy(tiny_model, records, tmp_path, capsys):
     for file in tiny_model.iterdir():
         if file.name not in ("model.safetensors", "config.json"):
             (tmp_path / "tokenizers" / file.name).symlink_to(file)
-    argv = ["--dataset_name", str(records), "--model_name_or_path", str(tmp_path / "tokenizers"), "--output_dir",
-            str(tmp_path / "run"), "--report_to", "none", "--use_peft"]
+    argv = ["--dataset_name", str(records), "--model_name_or_path", str(tmp_path / "tokenizers"),
+            "--output_dir", str(tmp_path / "run"), "--report_to", "none", "--use_peft"]
     assert exit_code(sft.main, argv) == 2
     assert "holds no policy" in capsys.readouterr().err
 
@@ -123,7 +125,8 @@ def test_a_rollout_leaves_the_gradients_of_a_policy_of_four_bits_as_they_were(mo
 
     def gradient() -> torch.Tensor:
         policy.train()
-        return torch.autograd.grad(policy(inputs_embeds=embeddings).logits.float().square().mean(), embeddings)[0]
+        return torch.autograd.grad(policy(inputs_embeds=embeddings).logits.float().square().mean(),
+                                   embeddings)[0]
 
     before = gradient()
     policy.eval()
@@ -141,10 +144,12 @@ def test_only_adapters_are_trained_and_saved(main, flags, model, records, tmp_pa
     logged = train(main, model, records, tmp_path / "run", "--use_peft", "--lora_r", "4", *flags, *more)
     adapters = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    changed = [name for name, tensor in adapters.items() if "lora_B" in name and tensor.any()]  # they begin at 0
+    # They begin at 0
+    changed = [name for name, tensor in adapters.items() if "lora_B" in name and tensor.any()]
     assert len(changed) == len(adapters) / 2 == 2 * len(LAYER_MATRICES)  # of a policy of two layers
     if main is grpo.main:
-        assert abs(logged[0]["kl"]) < 1e-6 < logged[1]["kl"]  # the reference is the policy with its adapters off
+        # The reference is the policy with its adapters off
+        assert abs(logged[0]["kl"]) < 1e-6 < logged[1]["kl"]
     else:
         assert logged[1]["loss"] < logged[0]["loss"]
 

@@ -60,7 +60,8 @@ def file_headers(file: Path) -> dict[str, TensorHeader]:
     try:
         with safe_open(file, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}
-            return {name: TensorHeader(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+            return {name: TensorHeader(tuple(part.get_shape()), part.get_dtype())
+                    for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} can't be read as safetensors ({error}); copy it again") from error
 
@@ -87,7 +88,8 @@ def stored_dtypes(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, 
     return {name: STORED_DTYPES[header.dtype] for name, header in headers.items()}
 
 
-def check_tensors(path: Path, found: Shapes, expected: Shapes, optional: Collection[str] = (), why: str = "") -> None:
+def check_tensors(path: Path, found: Shapes, expected: Shapes, optional: Collection[str] = (),
+                  why: str = "") -> None:
     """Raise `UserError` naming the first tensor that is missing, of a wrong shape, or unexpected.
 
     `optional`: names that may be missing; `why`: where the expected shapes come from, for the
@@ -98,7 +100,8 @@ def check_tensors(path: Path, found: Shapes, expected: Shapes, optional: Collect
             if name not in optional:
                 raise UserError(f"{path}: tensor {name} is missing{why}")
         elif tuple(found[name]) != tuple(shape):
-            raise UserError(f"{path}: tensor {name} has shape {list(found[name])}, expected {list(shape)}{why}")
+            raise UserError(f"{path}: tensor {name} has shape {list(found[name])}, expected "
+                            f"{list(shape)}{why}")
     unexpected = sorted(set(found) - set(expected))
     if unexpected:
         raise UserError(f"{path}: unexpected tensor {unexpected[0]} ({len(unexpected)} in all){why}")

@@ -32,7 +32,8 @@ register_family(LUMINA)
 
 def known_types() -> str:
     """All registered types in words: each family's own, and who published the others."""
-    named = {kind: f" ({family.published[kind]})" if kind in family.published else "" for kind, family in FAMILIES.items()}
+    named = {kind: f" ({family.published[kind]})" if kind in family.published else ""
+             for kind, family in FAMILIES.items()}
     return " and ".join(kind + who for kind, who in named.items())
 
 

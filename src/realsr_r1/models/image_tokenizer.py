@@ -135,7 +135,8 @@ class ImageTokenizer(PreTrainedModel):
 
         Raises `ValueError` on a wrong shape.
         """
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(side % self.downsample for side in pixels.shape[2:]):
+        fits = pixels.ndim == 4 and pixels.shape[1] == 3
+        if not fits or any(side % self.downsample for side in pixels.shape[2:]):
             raise ValueError(f"pixels must be (B, 3, H, W) with H and W multiples of {self.downsample}, "
                              f"not {tuple(pixels.shape)}")
         return self.quant_conv(self.encoder(pixels))

@@ -38,15 +38,16 @@ from realsr_r1.models.protocol import Family, PolicyConfig
 from realsr_r1.models.published import published_image_tokenizer
 from realsr_r1.models.streaming import empty_policy, fill, fill_partitioned
 
-__all__ = ["WEIGHTS", "WEIGHTS_INDEX", "load_image_tokenizer", "load_policy", "policy_config", "tensor_shapes",
-           "usable_attention"]
+__all__ = ["WEIGHTS", "WEIGHTS_INDEX", "load_image_tokenizer", "load_policy", "policy_config",
+           "tensor_shapes", "usable_attention"]
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # of loading and saving: one bar a file says nothing
 
 
 def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
-                attn_implementation: str | None = None, quantization_config: Any | None = None) -> PreTrainedModel:
+                attn_implementation: str | None = None,
+                quantization_config: Any | None = None) -> PreTrainedModel:
     """Load a policy from one of our folders, or from one as its family is published (Lumina-mGPT's
     and transformers' layout).
 
@@ -59,7 +60,8 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
     architecture, and the first tensor that is missing, unexpected or of a wrong shape.
     """
     path = Path(path)
-    family, policy = _empty_policy(path, usable_attention(attn_implementation) if attn_implementation else None)
+    attention = usable_attention(attn_implementation) if attn_implementation else None
+    family, policy = _empty_policy(path, attention)
     config = policy.config
     found = tensor_headers(path)
     headers = {name: header for name, header in found.items() if not name.startswith(family.left_out)}
@@ -71,7 +73,8 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
         dtype = stored.pop() if len(stored) == 1 else torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if quantization_config is not None:
-        policy = family.policy.from_pretrained(path, config=config, dtype=dtype, quantization_config=quantization_config)
+        policy = family.policy.from_pretrained(path, config=config, dtype=dtype,
+                                               quantization_config=quantization_config)
         _keep_backward(policy)
     elif is_deepspeed_zero3_enabled():
         fill_partitioned(policy, path)
@@ -96,8 +99,8 @@ def _keep_backward(policy: PreTrainedModel) -> None:
 def _summary(path: Path, policy: PreTrainedModel, headers: Mapping[str, TensorHeader], left_out: int) -> str:
     shape, parameters = policy.config.shape, sum(header.numel for header in headers.values())
     rows, dtype = shape.query_norm_rows, str(policy.dtype).removeprefix("torch.")
-    return (f"{path}: a policy of {parameters:,} parameters, {shape.layers} layers, vocabulary {shape.vocabulary:,}, "
-            f"{rows} q-norm row{'s' * (rows > 1)} for {shape.heads} heads, {dtype}"
+    return (f"{path}: a policy of {parameters:,} parameters, {shape.layers} layers, vocabulary "
+            f"{shape.vocabulary:,}, {rows} q-norm row{'s' * (rows > 1)} for {shape.heads} heads, {dtype}"
             + (f"; the {left_out} tensors of its image encoder are left out" if left_out else ""))
 
 
@@ -106,7 +109,8 @@ def usable_attention(name: str) -> str:
     if name == "flash_attention_2" and not (torch.cuda.is_available() and is_flash_attn_2_available()):
         import warnings
 
-        warnings.warn("flash_attention_2 needs a CUDA GPU and the flash-attn package; using sdpa instead", stacklevel=3)
+        warnings.warn("flash_attention_2 needs a CUDA GPU and the flash-attn package; using sdpa instead",
+                      stacklevel=3)
         return "sdpa"
     return name
 
@@ -124,8 +128,8 @@ def _empty_policy(path: Path, attn_implementation: str | None = None) -> tuple[F
         raise UserError(f"no such model folder: {path}")
     file = path / "config.json"
     if not file.is_file() and (path / ADAPTER_CONFIG_NAME).is_file():
-        raise UserError(f"{path} holds a LoRA adapter without its policy; merge them with realsr-r1 export --checkpoint {path} "
-                        "--output DIR, and use that folder")
+        raise UserError(f"{path} holds a LoRA adapter without its policy; merge them with realsr-r1 export "
+                        f"--checkpoint {path} --output DIR, and use that folder")
     raw = read_json(file)
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
@@ -159,10 +163,12 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
             raise UserError(f"an image tokenizer's config has no key {key!r}")
     if path.is_dir():
         if family is not None:
-            raise UserError(f"{path} is a folder, which says what it is; family={family!r} is for published files")
+            raise UserError(f"{path} is a folder, which says what it is; family={family!r} is for published "
+                            "files")
         values = read_json(path / "config.json")
         if values.get("model_type") != ImageTokenizerConfig.model_type:
-            raise UserError(f"{path} holds a model of type {values.get('model_type')!r}, not an image tokenizer")
+            raise UserError(f"{path} holds a model of type {values.get('model_type')!r}, not an image "
+                            "tokenizer")
         if not (path / WEIGHTS).is_file():
             raise UserError(f"{path} has no {WEIGHTS}")
         file_headers(path / WEIGHTS)  # names a damaged file
@@ -174,7 +180,8 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
     try:
         config = ImageTokenizerConfig.from_dict({**values, **overrides})
         with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in ImageTokenizer(config).state_dict().items()}
+            expected = {name: tuple(tensor.shape)
+                        for name, tensor in ImageTokenizer(config).state_dict().items()}
     except Exception as error:  # as for a policy's config
         raise UserError(f"{path}: these shapes make no image tokenizer{why}: {_one_line(error)}") from error
     check_tensors(path, {name: tuple(tensor.shape) for name, tensor in state.items()},

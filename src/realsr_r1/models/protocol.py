@@ -54,7 +54,8 @@ class PolicyShape:
     def matrices(self) -> dict[str, tuple[int, int]]:
         """The matrices of one layer: name -> (inputs, outputs)."""
         width, wide, narrow = self.hidden, self.intermediate, self.kv_width
-        sizes = ((width, width), (width, narrow), (width, narrow), (width, width), (width, wide), (width, wide), (wide, width))
+        sizes = ((width, width), (width, narrow), (width, narrow), (width, width), (width, wide),
+                 (width, wide), (wide, width))
         return dict(zip(LAYER_MATRICES, sizes, strict=True))
 
     @property
@@ -182,8 +183,8 @@ class Decoder(Protocol):
         largest place + 1. Returns hidden states (R, hidden) and (U, hidden).
         """
 
-    def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor, places: torch.Tensor,
-             branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor,
+             places: torch.Tensor, branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Feed every row n tokens (R, n), the first at place `starts` (R,) of its completion, and
         the branches of `rows` too.
 
@@ -247,8 +248,9 @@ class Policy(Protocol):
         predict each completion's tokens.
         """
 
-    def make_decoder(self, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor, max_new_tokens: int, max_span: int,
-                     code_ids: torch.Tensor, cuda_graphs: bool = False) -> Decoder:
+    def make_decoder(self, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
+                     max_new_tokens: int, max_span: int, code_ids: torch.Tensor,
+                     cuda_graphs: bool = False) -> Decoder:
         """Compute the prompts, and be ready to continue them.
 
         `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues.

@@ -60,11 +60,13 @@ def fill_partitioned(policy: PreTrainedModel, path: Path) -> None:
     with _readers(path) as reader_of:
         # The largest first, while there is little else, and one buffer for many: a new one each
         # would leave gaps that partitions don't fit into (measured: half as much memory again).
-        for name, placeholder in sorted(policy.named_parameters(), key=lambda item: (-item[1].numel(), item[0])):
+        for name, placeholder in sorted(policy.named_parameters(),
+                                        key=lambda item: (-item[1].numel(), item[0])):
             if name not in reader_of:
                 continue
             if not placeholder.numel() <= whole.numel() <= 2 * placeholder.numel():
-                whole = torch.empty(0, dtype=dtype, device=device)  # frees the old one before there is a new one
+                # Frees the old one before there is a new one
+                whole = torch.empty(0, dtype=dtype, device=device)
                 whole = torch.empty(placeholder.numel(), dtype=dtype, device=device)
             tensor = whole[:placeholder.numel()].view(placeholder.shape)
             if torch.distributed.get_rank() == 0:
@@ -74,7 +76,8 @@ def fill_partitioned(policy: PreTrainedModel, path: Path) -> None:
             deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=deepspeed_config())
     for module in policy.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device), persistent=False)  # DeepSpeed leaves them where they are
+            # DeepSpeed leaves them where they are
+            module.register_buffer(name, buffer.to(device), persistent=False)
     _finish(policy, path, dtype)
 
 

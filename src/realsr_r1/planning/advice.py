@@ -43,7 +43,8 @@ def ways(work: Workload, machine: Machine) -> list[Way]:
     """All weights or adapters, on each of local_scripts' ways to spread them, with the rest of the
     settings as they are.
     """
-    full = replace(work, trained=work.policy.parameters, adapters=0, quantised_bits=0, weight_bytes=2, autocast=False)
+    full = replace(work, trained=work.policy.parameters, adapters=0, quantised_bits=0, weight_bytes=2,
+                   autocast=False)
     rank = sum(sum(shape) for shape in work.policy.matrices.values()) * work.policy.layers * LORA_RANK
     lora = replace(full, trained=work.adapters or rank, adapters=work.adapters or rank)
     zero2, zero3 = Sharding(2, overlap=True), Sharding(3, overlap=True)
@@ -52,7 +53,8 @@ def ways(work: Workload, machine: Machine) -> list[Way]:
     found = []
     for name, flags, candidate in (
             ("all weights, ZeRO-3", "--deepspeed local_scripts/zero3.json", replace(full, sharding=zero3)),
-            ("all weights, ZeRO-3 with offload", "--deepspeed local_scripts/zero3_offload.json", replace(full, sharding=offload)),
+            ("all weights, ZeRO-3 with offload", "--deepspeed local_scripts/zero3_offload.json",
+             replace(full, sharding=offload)),
             ("all weights, ZeRO-2", "--deepspeed local_scripts/zero2.json", replace(full, sharding=zero2)),
             ("LoRA, ZeRO-3", recipe.format("lora", "zero3"), replace(lora, sharding=zero3)),
             ("LoRA, ZeRO-2", recipe.format("lora", "zero2"), replace(lora, sharding=zero2)),
@@ -68,7 +70,8 @@ def largest(work: Workload, machine: Machine) -> dict[str, int | None]:
     smallest does.
     """
     def group(count: int) -> Workload:
-        return replace(work, generations=count, micro=count if work.micro == work.generations else min(work.micro, count))
+        micro = count if work.micro == work.generations else min(work.micro, count)
+        return replace(work, generations=count, micro=micro)
 
     def prompts(count: int) -> Workload:
         return replace(work, prompts=count)
@@ -101,7 +104,8 @@ def advice(work: Workload, machine: Machine) -> list[str]:
         return [f"It fits: {room}.", *_use_of_room(work, machine)]
     verdict = "It is too close to the limit to count on" if count <= machine.memory else "It doesn't fit"
     changes = _remedies(work)
-    helps = [f"{name} ({peak(change(work))[1] / GIB:.1f} GiB)" for name, change in changes if fits(change(work), machine)]
+    helps = [f"{name} ({peak(change(work))[1] / GIB:.1f} GiB)" for name, change in changes
+             if fits(change(work), machine)]
     if helps:
         return [f"{verdict}: {room}.", "Each of these alone makes it fit: " + "; ".join(helps) + "."]
     together, changed = [], work
@@ -110,11 +114,14 @@ def advice(work: Workload, machine: Machine) -> list[str]:
             together, changed = [*together, name], change(changed)
         if fits(changed, machine):
             needed = f"{peak(changed)[1] / GIB:.1f} GiB"
-            return [f"{verdict}: {room}.", f"Together these make it fit ({needed}): " + "; ".join(together) + "."]
+            changes_needed = "; ".join(together)
+            return [f"{verdict}: {room}.", f"Together these make it fit ({needed}): {changes_needed}."]
     possible = [way for way in ways(work, machine) if way.fits]
     if possible:
-        return [f"{verdict}: {room}.", f"No change of these settings is enough; {possible[0].name} fits: {possible[0].flags}."]
-    return [f"{verdict}: {room}.", "No change of settings is enough: it takes more memory a GPU, more GPUs, or adapters with "
+        return [f"{verdict}: {room}.",
+                f"No change of these settings is enough; {possible[0].name} fits: {possible[0].flags}."]
+    return [f"{verdict}: {room}.", "No change of settings is enough: it takes more memory a GPU, more GPUs, "
+                                   "or adapters with "
             "shorter completions (--max_completion_length)."]
 
 
@@ -127,7 +134,8 @@ def _remedies(work: Workload) -> list[tuple[str, Callable[[Workload], Workload]]
     if not work.checkpointing:
         found.append(("--gradient_checkpointing true", lambda of: replace(of, checkpointing=True)))
     if work.span > final:
-        found.append(("--grammar chain (its caches end at the final image)", lambda of: replace(of, span=final)))
+        found.append(("--grammar chain (its caches end at the final image)",
+                      lambda of: replace(of, span=final)))
     if work.expected < work.completion:
         found.append((f"--max_completion_length {work.expected} (a whole chain)",
                       lambda of: replace(of, completion=of.expected, span=min(of.span, of.expected))))
@@ -153,6 +161,6 @@ def _use_of_room(work: Workload, machine: Machine) -> list[str]:
                      f"{best['loss_batch_size']} completions, and weights are sent for fewer microbatches.")
     unconditional = phases(work)["rollout"].get("cache: unconditional", 0)
     if work.span > work.images[-1] and unconditional > 0.1 * machine.memory:
-        lines.append(f"The unconditional caches ({unconditional / GIB:.1f} GiB) are made for the longest image that fits the "
-                     "budget; --grammar chain makes them for the final image.")
+        lines.append(f"The unconditional caches ({unconditional / GIB:.1f} GiB) are made for the longest "
+                     "image that fits the budget; --grammar chain makes them for the final image.")
     return lines

@@ -45,13 +45,14 @@ def parts(work: Workload, machine: Machine) -> list[StepPart]:
     """The parts of one rollout on every GPU and of learning from it, in order; those that take no
     time left out.
     """
-    found = [gather(work, machine), prefill(work, machine), rollout(work, machine), decode_and_score(work, machine),
-             *scores_before(work, machine), loss(work, machine), update(work, machine)]
+    found = [gather(work, machine), prefill(work, machine), rollout(work, machine),
+             decode_and_score(work, machine), *scores_before(work, machine), loss(work, machine),
+             update(work, machine)]
     return [part for part in found if part.seconds > 0]
 
 
-def _part(name: str, machine: Machine, flops: float = 0.0, moved: float = 0.0, sent: float = 0.0, started: float = 0.0,
-          host: float = 0.0) -> StepPart:
+def _part(name: str, machine: Machine, flops: float = 0.0, moved: float = 0.0, sent: float = 0.0,
+          started: float = 0.0, host: float = 0.0) -> StepPart:
     return StepPart(name, {
         "compute": flops / machine.flops, "memory bandwidth": moved / machine.bandwidth,
         "communication": sent / machine.gather_rate, "starting operations": started * machine.launch,
@@ -96,7 +97,8 @@ def prefill(work: Workload, machine: Machine) -> StepPart:
     """Each distinct prompt once."""
     tokens = work.prompts * work.prompt
     return _part("prefill", machine, flops=_forward_flops(work, tokens, tokens * work.prompt / 2),
-                 moved=work.prompts * _read_weights(work), started=work.prompts * TRAINING_OPERATIONS_A_LAYER * work.policy.layers)
+                 moved=work.prompts * _read_weights(work),
+                 started=work.prompts * TRAINING_OPERATIONS_A_LAYER * work.policy.layers)
 
 
 def rollout(work: Workload, machine: Machine) -> StepPart:
@@ -108,16 +110,19 @@ def rollout(work: Workload, machine: Machine) -> StepPart:
     policy, rows, steps, token = work.policy, work.rows, work.expected, cache_bytes_a_token(work)
     in_images = min(sum(work.images), steps)
     twice = in_images if work.span else 0
-    codes, words = in_images * work.tokenizer.codes, (steps - in_images) * policy.vocabulary  # rows of the head, over all steps
+    # Rows of the head, over all steps
+    codes, words = in_images * work.tokenizer.codes, (steps - in_images) * policy.vocabulary
     own = rows * steps**2 / 2 + (rows * sum(span**2 for span in work.images) / 2 if work.span else 0)
     row_steps = rows * (steps + twice)
     pairs = rows * steps * work.prompt + own
-    flops = _forward_flops(work, row_steps, pairs) + 2 * policy.hidden * rows * ((2 if work.span else 1) * codes + words)
+    of_head = 2 * policy.hidden * rows * ((2 if work.span else 1) * codes + words)
+    flops = _forward_flops(work, row_steps, pairs) + of_head
     moved = (steps * (_read_weights(work) + work.prompts * work.prompt * token)
              + (codes + words) * policy.hidden * work.weight_bytes + own * token)
     operations = steps * (STEP_OPERATIONS_A_LAYER * policy.layers + STEP_OPERATIONS)
     if work.adapters:
-        operations += steps * policy.layers * len(policy.matrices) * 4  # two products, a scale and a sum a matrix
+        # Two products, a scale and a sum a matrix
+        operations += steps * policy.layers * len(policy.matrices) * 4
     return _part("rollout", machine, flops=flops, moved=moved, started=operations)
 
 
@@ -142,7 +147,8 @@ def _scoring_pass(work: Workload) -> tuple[float, float]:
         own = work.expected
         pairs += prompts * work.prompt**2 / 2 + count * (own * work.prompt + own**2 / 2)
     microbatches = work.rows / work.micro
-    return (microbatches * _forward_flops(work, tokens, pairs), work.rows * 2.0 * work.expected * work.policy.head_parameters)
+    return (microbatches * _forward_flops(work, tokens, pairs),
+            work.rows * 2.0 * work.expected * work.policy.head_parameters)
 
 
 def _weights_sent(work: Workload) -> float:

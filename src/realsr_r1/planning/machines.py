@@ -53,9 +53,11 @@ GPUS = {
 # for training large models (PaLM, arXiv 2204.02311; Megatron-LM on A100, arXiv 2104.04473). Memory
 # and links: copies reach 0.8 to 0.9.
 COMPUTE_SHARE, BANDWIDTH_SHARE, LINK_SHARE = 0.45, 0.8, 0.7
-LAUNCH_SECONDS = 6e-6  # of one operation of PyTorch on an idle GPU, Python included: some microseconds, by the CPU
+# Of one operation of PyTorch on an idle GPU, Python included: some microseconds, by the CPU
+LAUNCH_SECONDS = 6e-6
 NETWORK_GB = 25.0      # between machines, GB/s a machine and direction: one adapter of 200 Gb/s
-HOST_BANDWIDTH_GB = 150.0  # of the CPU's memory, GB/s: what an offloaded optimizer works from (8 channels of DDR4-3200: 205)
+# Of the CPU's memory, GB/s: what an offloaded optimizer works from (8 channels of DDR4-3200: 205)
+HOST_BANDWIDTH_GB = 150.0
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,13 @@ class Machine:
 
 
 # Numbers of one's own -> the field of `Machine` they become, and the unit they are given in.
-MEASURED = {"memory_gib": ("memory", GIB), "tflops": ("flops", 1e12), "bandwidth_gb": ("bandwidth", GB), "link_gb": ("link", GB),
-            "host_gb": ("host", GB), "network_gb": ("network", GB), "launch_us": ("launch", 1e-6)}
+MEASURED = {"memory_gib": ("memory", GIB), "tflops": ("flops", 1e12), "bandwidth_gb": ("bandwidth", GB),
+            "link_gb": ("link", GB), "host_gb": ("host", GB), "network_gb": ("network", GB),
+            "launch_us": ("launch", 1e-6)}
 
 
-def machine(gpu: str | None, gpus: int = 1, nodes: int = 1, measured: Mapping[str, float] | None = None) -> Machine:
+def machine(gpu: str | None, gpus: int = 1, nodes: int = 1,
+            measured: Mapping[str, float] | None = None) -> Machine:
     """A machine of `nodes` times `gpus` GPUs.
 
     `gpu`: a name of `GPUS`, whose rates are taken at the shares above; `measured`: keys of
@@ -114,17 +118,19 @@ def machine(gpu: str | None, gpus: int = 1, nodes: int = 1, measured: Mapping[st
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise UserError(f"{key} of the machine is {value!r}; it must be a number above 0")
     if gpu is not None and gpu.lower() not in GPUS:
-        raise UserError(f"--gpu {gpu} is unknown; known are {', '.join(GPUS)}, or give --memory_gib, --tflops and --bandwidth_gb")
+        raise UserError(f"--gpu {gpu} is unknown; known are {', '.join(GPUS)}, or give --memory_gib, "
+                        "--tflops and --bandwidth_gb")
     missing = [key for key in ("memory_gib", "tflops", "bandwidth_gb") if key not in measured]
     if gpu is None and missing:
         raise UserError(f"name a GPU with --gpu ({', '.join(GPUS)}), or give --{missing[0]} as well")
-    fields: dict[str, Any] = {"link": 32 * GB * LINK_SHARE, "host": 32 * GB * LINK_SHARE, "network": NETWORK_GB * GB * LINK_SHARE}
+    fields: dict[str, Any] = {"link": 32 * GB * LINK_SHARE, "host": 32 * GB * LINK_SHARE,
+                              "network": NETWORK_GB * GB * LINK_SHARE}
     source = "your numbers"
     if gpu is not None:
         sheet = GPUS[gpu.lower()]
         fields |= {"memory": sheet.memory_gib * GIB, "flops": sheet.tflops * 1e12 * COMPUTE_SHARE,
-                   "bandwidth": sheet.bandwidth_gb * GB * BANDWIDTH_SHARE, "link": sheet.link_gb * GB * LINK_SHARE,
-                   "host": sheet.host_gb * GB * LINK_SHARE}
+                   "bandwidth": sheet.bandwidth_gb * GB * BANDWIDTH_SHARE,
+                   "link": sheet.link_gb * GB * LINK_SHARE, "host": sheet.host_gb * GB * LINK_SHARE}
         source = sheet.source + (f"; measured: {', '.join(measured)}" if measured else "")
     fields |= {MEASURED[key][0]: value * MEASURED[key][1] for key, value in measured.items()}
     return Machine(gpu.lower() if gpu else "own", source, gpus, nodes, **fields)

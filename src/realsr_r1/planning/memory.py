@@ -15,7 +15,9 @@ Parts = dict[str, float]  # part -> bytes
 # TRL's chunked head (trl.kernels.chunked_logprob): a tile of scores, reused for all tokens and all
 # of the vocabulary.
 TILE_TOKENS, TILE_COLUMNS = 4096, 32_768
-TORCH_TILES = 7.25  # float32 copies of a tile that its backward holds where torch folds it; measured on CPU, Triton has none
+# Copies of a tile in float32 that its backward holds where torch folds it: measured on CPU. Triton
+# has none.
+TORCH_TILES = 7.25
 # CUDA's context with its libraries, and NCCL's buffers: some 0.5 to 1 GiB together on current
 # drivers.
 CONTEXT_BYTES = 1.0 * 2**30
@@ -30,9 +32,11 @@ def phases(work: Workload) -> dict[str, Parts]:
     """
     held = resident(work)
     everything = {"prefill": gathered(work) | prefill(work), "rollout": gathered(work) | rollout(work),
-                  "images": gathered(work) | decoding(work), "scoring": scoring(work), "loss": loss(work), "update": update(work)}
+                  "images": gathered(work) | decoding(work), "scoring": scoring(work), "loss": loss(work),
+                  "update": update(work)}
     everything = {phase: _sum(held, parts) for phase, parts in everything.items()}
-    return {phase: {part: count for part, count in parts.items() if count} for phase, parts in everything.items()}
+    return {phase: {part: count for part, count in parts.items() if count}
+            for phase, parts in everything.items()}
 
 
 def peak(work: Workload) -> tuple[str, float]:
@@ -91,11 +95,13 @@ def resident(work: Workload) -> Parts:
     gradients. Offloaded parts rest in the CPU's memory.
     """
     zero, trained, world, size = work.sharding, work.trained, work.world, trained_size(work)
-    gradients, states, share = trained * size, trained * (12 if zero.stage else 2 * size), 1 / world if zero.stage else 1
+    gradients, states = trained * size, trained * (12 if zero.stage else 2 * size)
+    share = 1 / world if zero.stage else 1
+    copies = 2 if not zero.stage and world > 1 else 1
     spread = 0 if zero.offload_parameters else 1 / world if zero.stage == 3 else 1
     return {
         "weights": whole_weights(work) * spread,
-        "gradients": 0.0 if zero.offload_optimizer else gradients * share * (2 if not zero.stage and world > 1 else 1),
+        "gradients": 0.0 if zero.offload_optimizer else gradients * share * copies,
         "optimizer": 0.0 if zero.offload_optimizer else states * share,
         "reference": base_bytes(work) * spread if work.reference and not work.adapters else 0.0,
         "image tokenizer": work.tokenizer.parameters * 4.0,  # float32, on every GPU
@@ -162,7 +168,8 @@ def scoring(work: Workload) -> Parts:
     512 px (`experts`).
     """
     share = work.largest_px**2 / 512**2
-    return {"activations": work.rows * share * max((expert_cost(name).image_bytes for name in work.experts), default=0.0)}
+    largest = max((expert_cost(name).image_bytes for name in work.experts), default=0.0)
+    return {"activations": work.rows * share * largest}
 
 
 def saved_by_a_layer(work: Workload, completion: int) -> float:
@@ -182,7 +189,7 @@ def saved_by_a_layer(work: Workload, completion: int) -> float:
         for _, count in work.groups_of_micro:
             total += 2 * size * policy.kv_width * count * (work.prompt + completion)
             total += 0 if work.flash else size * completion * (work.prompt + completion)
-    if work.adapters and trained_size(work) > size:  # float32 adapters on narrower weights: each casts its input
+    if work.adapters and trained_size(work) > size:  # adapters in float32: each casts its input
         total += 4 * tokens * sum(inputs for inputs, _ in policy.matrices.values())
     return total
 
@@ -228,7 +235,9 @@ def head(work: Workload, completion: int) -> float:
     count = work.micro * (completion + 1)
     tokens = min(count, TILE_TOKENS)
     copies = 0 if work.triton else 4 * TORCH_TILES * min(TILE_COLUMNS, policy.vocabulary)
-    gradient, cast = (0, 0) if work.adapters else (4 * policy.head_parameters, size * policy.head_parameters * (size < 4))
+    gradient, cast = 4 * policy.head_parameters, size * policy.head_parameters * (size < 4)
+    if work.adapters:
+        gradient = cast = 0
     return tokens * TILE_COLUMNS * size + count * policy.hidden * 4 + gradient + max(tokens * copies, cast)
 
 
@@ -240,10 +249,13 @@ def live_parameters(work: Workload) -> Parts:
     torch keeps a bfloat16 copy of every weight.
     """
     policy, zero = work.policy, work.sharding
-    live = min(max(zero.max_live, policy.head_parameters), policy.parameters) * work.weight_bytes if zero.stage == 3 else 0.0
+    live = 0.0
+    if zero.stage == 3:
+        live = min(max(zero.max_live, policy.head_parameters), policy.parameters) * work.weight_bytes
     if work.autocast:
         live += 2.0 * policy.parameters
-    bucket = min(zero.bucket if zero.bucket is not None else policy.hidden**2, work.trained) * work.weight_bytes
+    bucket = policy.hidden**2 if zero.bucket is None else zero.bucket
+    bucket = min(bucket, work.trained) * work.weight_bytes
     return {"gathered weights": live, "gradients": bucket * (2 if zero.overlap else 1) if zero.stage else 0.0}
 
 

@@ -63,8 +63,8 @@ class TokenizerShape:
                 model.decode(torch.zeros(1, side, side, dtype=torch.int64))
         multipliers = [*config.channel_multiplier, config.channel_multiplier[-1]]
         return cls(sum(parameter.numel() for parameter in model.parameters()),
-                   (config.base_channels * multipliers[0], config.base_channels * multipliers[1]), model.codebook_size,
-                   model.downsample, counter.get_total_flops())
+                   (config.base_channels * multipliers[0], config.base_channels * multipliers[1]),
+                   model.codebook_size, model.downsample, counter.get_total_flops())
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Sharding:
         values = read_json(path)
         zero = values.get("zero_optimization") if isinstance(values, dict) else None
         if not isinstance(zero, dict) or zero.get("stage") not in (2, 3):
-            raise UserError(f"{path} is no DeepSpeed file with zero_optimization of stage 2 or 3; take one of local_scripts, "
-                            "or --deepspeed none")
+            raise UserError(f"{path} is no DeepSpeed file with zero_optimization of stage 2 or 3; take one "
+                            "of local_scripts, or --deepspeed none")
 
         def number(key: str, default: float | None) -> float | None:
             value = zero.get(key, default)
@@ -101,8 +101,8 @@ class Sharding:
             return isinstance(zero.get(key), dict) and zero[key].get("device") not in (None, "none")
 
         return cls(zero["stage"], is_offloaded("offload_optimizer"), is_offloaded("offload_param"),
-                   number("stage3_max_live_parameters", 1e9), number("reduce_bucket_size", None), number("sub_group_size", 1e9),
-                   bool(zero.get("overlap_comm")))
+                   number("stage3_max_live_parameters", 1e9), number("reduce_bucket_size", None),
+                   number("sub_group_size", 1e9), bool(zero.get("overlap_comm")))
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ class Workload:
         return sum(prompts * self.prompt + count * completion for prompts, count in self.groups_of_micro)
 
 
-def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape, tokenizer: TokenizerShape, chain: ChainSettings,
-             sharding: Sharding, world: int, text_tokens: int) -> Workload:
+def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape, tokenizer: TokenizerShape,
+             chain: ChainSettings, sharding: Sharding, world: int, text_tokens: int) -> Workload:
     """The numbers of a run with these settings (already in TRL's units) on `world` processes.
 
     `text_tokens`: of a chain beside its images. Raises `UserError` for settings that grpo would
@@ -179,7 +179,8 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
                         "--deepspeed local_scripts/zero2.json or --deepspeed none")
     units = max(1, chain.target_px // chain.grid_unit_px)
     # Only geometry is asked of it: no ids.
-    layout = TokenLayout(0, 0, 0, 0, 0, 0, {}, (), policy.vocabulary, chain.grid_unit_px, tokenizer.downsample)
+    layout = TokenLayout(0, 0, 0, 0, 0, 0, {}, (), policy.vocabulary, chain.grid_unit_px,
+                         tokenizer.downsample)
     images = tuple(layout.span_length(*size) for size in layout.chain_sizes(units, units))
     made = args.per_device_train_batch_size * args.steps_per_generation
     span = 0
@@ -189,10 +190,12 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
     passes = args.steps_per_generation * args.num_iterations
     return Workload(
         policy, tokenizer, sharding, world,
-        prompt=min(images[-1] + QUESTION_TOKENS, args.max_prompt_length), completion=args.max_completion_length,
+        prompt=min(images[-1] + QUESTION_TOKENS, args.max_prompt_length),
+        completion=args.max_completion_length,
         expected=min(sum(images) + text_tokens, args.max_completion_length), images=images,
-        largest_px=units * chain.grid_unit_px, prompts=max(1, made // args.num_generations), generations=args.num_generations,
-        micro=args.per_device_train_batch_size, iterations=args.num_iterations, updates=passes / args.gradient_accumulation_steps,
+        largest_px=units * chain.grid_unit_px, prompts=max(1, made // args.num_generations),
+        generations=args.num_generations, micro=args.per_device_train_batch_size,
+        iterations=args.num_iterations, updates=passes / args.gradient_accumulation_steps,
         span=min(span, args.max_completion_length), checkpointing=bool(args.gradient_checkpointing),
         share_prompts=args.share_prompts, flash=(model_args.attn_implementation or "").startswith("flash"),
         weight_bytes=2 if is_half else 4, autocast=bool(args.bf16) and not is_half,
@@ -220,6 +223,7 @@ def tokenizer_values(model: Path, policy: PolicyShape) -> dict[str, Any]:
     if file.is_file():
         return read_json(file)
     if policy.vocabulary not in PUBLISHED_TOKENIZERS:
-        raise UserError(f"{model} has no image_tokenizer folder, and a vocabulary of {policy.vocabulary:,} is no published one; "
-                        "plan with a folder that realsr-r1 export or sft made")
-    return {"base_channels": 128, "num_res_blocks": 2, "latent_channels": 256, **PUBLISHED_TOKENIZERS[policy.vocabulary]}
+        raise UserError(f"{model} has no image_tokenizer folder, and a vocabulary of {policy.vocabulary:,} "
+                        "is no published one; plan with a folder that realsr-r1 export or sft made")
+    return {"base_channels": 128, "num_res_blocks": 2, "latent_channels": 256,
+            **PUBLISHED_TOKENIZERS[policy.vocabulary]}

@@ -32,24 +32,29 @@ class RolloutConfig:
 
     num_generations: int = _setting(5, "Completions a prompt (G), at least 1.")
     max_new_tokens: int = _setting(7000, "Longest completion in tokens, its end-of-turn included.")
-    temperature: float = _setting(0.9, "Divides the scores after top-k when a token is drawn; above 0. (What GRPO's loss "
-                                       "divides by is a setting of its own.)")
-    guidance_scale: float = _setting(0.8, "Classifier-free guidance inside images: uncond + scale * (cond - uncond); 1 = none.")
-    text_top_k: int = _setting(10, "How many of the likeliest tokens may be drawn in text and for sizes (Lumina-mGPT: 10, "
-                                   "published code: 1); ties are kept.")
+    temperature: float = _setting(0.9, "Divides the scores after top-k when a token is drawn; above 0. (What "
+                                       "GRPO's loss divides by is a setting of its own.)")
+    guidance_scale: float = _setting(0.8, "Classifier-free guidance inside images: uncond + scale * (cond - "
+                                          "uncond); 1 = none.")
+    text_top_k: int = _setting(10, "How many of the likeliest tokens may be drawn in text and for sizes "
+                                   "(Lumina-mGPT: 10, published code: 1); ties are kept.")
     image_top_k_min: int = _setting(1, "Top-k of image codes at entropy 0.")
     image_top_k_max: int = _setting(2000, "Top-k of image codes at entropy 10 nats.")
-    grammar: str = _setting("image", "image: image spans are constrained, as in the published code; chain: the whole chain is, "
-                                     "so every completion is well formed.", GRAMMARS)
+    grammar: str = _setting("image", "image: image spans are constrained, as in the published code; chain: "
+                                     "the whole chain is, so every completion is well formed.", GRAMMARS)
     image_sizes: Sequence[Sequence[int]] | None = _setting(
-        None, "With grammar chain: (rows, columns) in grid units of each image of the chain, in order; by default they follow "
-              "from the prompt's last image.")
-    max_text_tokens: int = _setting(256, "With grammar chain: tokens a text section has at most, its closing tag not counted.")
-    jacobi: int = _setting(1, "Tokens of a row fed in one forward pass inside images (Speculative Jacobi Decoding): fewer "
-                              "passes, other completions of the same distribution; 0 or 1: one after another; try 8.")
-    cuda_graphs: bool = _setting(False, "Record the policy's steps as CUDA graphs: less time between kernels, where Python sets "
-                                        "the pace; changes nothing but the time, on CUDA only.")
-    seed: int = _setting(0, "Of the random numbers; a completion is a function of (seed, step, row, position).")
+        None, "With grammar chain: (rows, columns) in grid units of each image of the chain, in order; by "
+              "default they follow from the prompt's last image.")
+    max_text_tokens: int = _setting(256, "With grammar chain: tokens a text section has at most, its closing "
+                                         "tag not counted.")
+    jacobi: int = _setting(1, "Tokens of a row fed in one forward pass inside images (Speculative Jacobi "
+                              "Decoding): fewer passes, other completions of the same distribution; 0 or 1: "
+                              "one after another; try 8.")
+    cuda_graphs: bool = _setting(False, "Record the policy's steps as CUDA graphs: less time between "
+                                        "kernels, where Python sets the pace; changes nothing but the time, "
+                                        "on CUDA only.")
+    seed: int = _setting(0, "Of the random numbers; a completion is a function of (seed, step, row, "
+                            "position).")
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "max_new_tokens", "text_top_k", "image_top_k_min"):
@@ -62,16 +67,17 @@ class RolloutConfig:
             raise UserError(f"image_top_k_max {self.image_top_k_max} is smaller than image_top_k_min "
                             f"{self.image_top_k_min}")
         if not 0 < self.temperature < float("inf"):
-            raise UserError(f"temperature is {self.temperature}; it must be above 0 (for the likeliest tokens set the "
-                            "top-k settings to 1)")
+            raise UserError(f"temperature is {self.temperature}; it must be above 0 (for the likeliest "
+                            "tokens set the top-k settings to 1)")
         if not -float("inf") < self.guidance_scale < float("inf"):
-            raise UserError(f"guidance_scale is {self.guidance_scale}; it must be a finite number (1 is no guidance)")
+            raise UserError(f"guidance_scale is {self.guidance_scale}; it must be a finite number (1 is no "
+                            "guidance)")
         if self.grammar not in GRAMMARS:
             raise UserError(f"grammar is {self.grammar!r}; it must be one of {', '.join(GRAMMARS)}")
         if self.image_sizes is not None and not (len(self.image_sizes) and all(
                 len(size) == 2 and min(size) >= 1 for size in self.image_sizes)):
-            raise UserError(f"image_sizes is {self.image_sizes}; it must be one (rows, columns) pair in grid units for each image "
-                            "of the chain")
+            raise UserError(f"image_sizes is {self.image_sizes}; it must be one (rows, columns) pair in grid "
+                            "units for each image of the chain")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], source: str, **flags: Any) -> RolloutConfig:
@@ -84,7 +90,8 @@ class RolloutConfig:
         known = {item.name for item in fields(cls)}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise UserError(f"{source}: unknown sampling setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+            raise UserError(f"{source}: unknown sampling setting {unknown[0]!r}; known are "
+                            f"{', '.join(sorted(known))}")
         try:
             cls(**settings)
         except (UserError, TypeError) as error:  # a TypeError: text where a number belongs

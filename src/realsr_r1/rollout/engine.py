@@ -34,16 +34,18 @@ class RolloutEngine:
         `RolloutConfig`.
     """
 
-    def __init__(self, policy: nn.Module, processor_or_layout: ChainProcessor | TokenLayout, config: RolloutConfig):
+    def __init__(self, policy: nn.Module, processor_or_layout: ChainProcessor | TokenLayout,
+                 config: RolloutConfig):
         self.policy = policy
         self.layout: TokenLayout = getattr(processor_or_layout, "layout", processor_or_layout)
         self.config = config
         if config.grammar == "chain" and self.layout.chain_form is None:
-            raise UserError('grammar "chain" needs a layout that knows the chain (make it with a ChainProcessor)')
+            raise UserError('grammar "chain" needs a layout that knows the chain (make it with a '
+                            'ChainProcessor)')
         vocab_size = policy.get_input_embeddings().num_embeddings
         if self.layout.vocab_size > vocab_size:
-            raise UserError(f"the policy has {vocab_size} tokens, its text tokenizer {self.layout.vocab_size}; "
-                            "they don't belong together")
+            raise UserError(f"the policy has {vocab_size} tokens, its text tokenizer "
+                            f"{self.layout.vocab_size}; they don't belong together")
 
     @torch.no_grad()
     def generate(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int = 0,
@@ -58,8 +60,8 @@ class RolloutEngine:
         if not prompts or not all(prompts):
             raise UserError("a rollout needs at least one prompt, and every prompt at least one token")
         with _evaluating(self.policy):
-            state = RolloutState.start(self.policy, self.layout, self.config, [tuple(prompt) for prompt in prompts],
-                                       step, first_row)
+            state = RolloutState.start(self.policy, self.layout, self.config,
+                                       [tuple(prompt) for prompt in prompts], step, first_row)
             return look_ahead(state) if self.config.jacobi > 1 else one_by_one(state)
 
 
@@ -81,7 +83,8 @@ def one_by_one(state: RolloutState) -> Rollout:
             state.sort_rows()
             unchanged_steps = state.unchanged_steps()
         branched = state.branches.rows
-        states, branch_states = state.decoder.step(tokens, branched, grammar.offset[branched] - 1, state.branch_columns)
+        states, branch_states = state.decoder.step(tokens, branched, grammar.offset[branched] - 1,
+                                                   state.branch_columns)
         tokens = state.choose(position + 1, states, branch_states)
     return state.rollout(state.lengths)
 

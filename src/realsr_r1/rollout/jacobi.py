@@ -40,7 +40,8 @@ class Drafts:
         """Before anything is known all codes are alike."""
         codes = len(state.code_ids)
         drafts = state.sampler.first_drafts(codes)
-        return cls(drafts, torch.full((*drafts.shape, codes), 1 / codes, dtype=torch.float64, device=drafts.device))
+        shape = (*drafts.shape, codes)
+        return cls(drafts, torch.full(shape, 1 / codes, dtype=torch.float64, device=drafts.device))
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, (n,) int64."""
@@ -114,7 +115,8 @@ def _one_forward(state: RolloutState, drafts: Drafts, last: torch.Tensor) -> tor
     rows, count = state.text_rows  # their window is one token
     if count:
         uniform = state.sampler.numbers(state.rows, start)[rows]
-        tokens[rows, 0], log_q[rows, 0], has_choice[rows, 0] = state.choose_text(states[rows, 0], rows, uniform)
+        drawn = state.choose_text(states[rows, 0], rows, uniform)
+        tokens[rows, 0], log_q[rows, 0], has_choice[rows, 0] = drawn
     rows, count = state.image_rows
     if count:
         tokens[rows], log_q[rows] = drafts.update(state, states[rows], branch_states, rows)

@@ -63,7 +63,8 @@ class Sampler:
         scores, k = self._guided(scores, unconditional)
         return draw(scores, k, self.config.temperature, uniform, self.config.image_top_k_max)
 
-    def _guided(self, scores: torch.Tensor, unconditional: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _guided(self, scores: torch.Tensor,
+                unconditional: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores after guidance, and their top-k, (n,)."""
         if unconditional is not None:
             scores = guide(scores, unconditional, self.config.guidance_scale)
@@ -75,7 +76,8 @@ class Sampler:
         """
         return (self._draft_uniforms[:, :self.config.jacobi, -1] * codes).long()
 
-    def draw_drafts(self, drawn_from: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def draw_drafts(self, drawn_from: torch.Tensor, rows: torch.Tensor,
+                    positions: torch.Tensor) -> torch.Tensor:
         """Drafts for the window of `rows` (n,) from their `positions` (n,) on, drawn from
         `drawn_from` (n, C); (n, jacobi).
         """
@@ -103,7 +105,8 @@ class Sampler:
         return codes.view_as(drafts), target.view_as(drawn_from), log_q.view_as(drafts)
 
 
-def uniforms(seed: int, step: int, rows: torch.Tensor, positions: int, draws: int | None = None) -> torch.Tensor:
+def uniforms(seed: int, step: int, rows: torch.Tensor, positions: int,
+             draws: int | None = None) -> torch.Tensor:
     """Uniform numbers in [0, 1), (len(rows), positions) float64, each a hash of (seed, step, row,
     position).
 
@@ -164,7 +167,8 @@ def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, unifor
     return choice.view(uniform.shape), log_q.view(uniform.shape)
 
 
-def weights(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, k_max: int | None = None) -> torch.Tensor:
+def weights(scores: torch.Tensor, k: int | torch.Tensor, temperature: float,
+            k_max: int | None = None) -> torch.Tensor:
     """What choices are drawn in proportion to, (R, C) float64: top-k with ties kept, then
     temperature.
 
@@ -185,7 +189,8 @@ def invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return choice.clamp_(max=cumulative.shape[-1] - 1)  # NaN scores would give an index past the end
 
 
-def couple(drafts: torch.Tensor, drawn_from: torch.Tensor, target: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def couple(drafts: torch.Tensor, drawn_from: torch.Tensor, target: torch.Tensor,
+           uniform: torch.Tensor) -> torch.Tensor:
     """Turn drafts that were drawn from one distribution into draws from another, changing as few as
     can be; (R,) int64.
 

@@ -93,15 +93,15 @@ class RolloutState:
         span = grammar.longest_span() if sampler.is_guided else 0
         code_ids = torch.tensor(sorted(layout.code_ids), device=device)
         ahead = max(config.jacobi - 1, 0)  # drafts are fed beyond a budget's, or an image's, end
-        decoder = policy.make_decoder(distinct, prompt_of_row, config.max_new_tokens + ahead, span and span + ahead,
-                                      code_ids, config.cuda_graphs)
+        decoder = policy.make_decoder(distinct, prompt_of_row, config.max_new_tokens + ahead,
+                                      span and span + ahead, code_ids, config.cuda_graphs)
         tokens = torch.full((len(rows), config.max_new_tokens), layout.pad, device=device)
         image_rows, text_rows = _sorted(grammar)
         return cls(
             config=config, grammar=grammar, decoder=decoder, sampler=sampler, code_ids=code_ids, rows=rows,
-            branches=UnconditionalRows(len(rows), device), branch_columns=0, image_rows=image_rows, text_rows=text_rows,
-            tokens=tokens, sampled=torch.zeros_like(tokens), log_q=torch.zeros_like(tokens, dtype=torch.float64),
-            lengths=torch.zeros_like(rows))
+            branches=UnconditionalRows(len(rows), device), branch_columns=0, image_rows=image_rows,
+            text_rows=text_rows, tokens=tokens, sampled=torch.zeros_like(tokens),
+            log_q=torch.zeros_like(tokens, dtype=torch.float64), lengths=torch.zeros_like(rows))
 
     def sort_rows(self) -> None:
         """Sort the batch's rows by what they do next, and let branches follow the images."""
@@ -152,7 +152,8 @@ class RolloutState:
             return self.choose_text(states[rows], rows, uniform)
 
         def choose_code(rows: torch.Tensor | slice, uniform: torch.Tensor) -> Choice:
-            code, log_q = self.sampler.draw_codes(*self.code_scores(states[rows], branch_states, rows), uniform)
+            scores = self.code_scores(states[rows], branch_states, rows)
+            code, log_q = self.sampler.draw_codes(*scores, uniform)
             return self.code_ids[code], log_q, len(self.code_ids) > 1
 
         return self._choose(position, choose_text, choose_code)
@@ -198,8 +199,9 @@ class RolloutState:
     def rollout(self, forwards: torch.Tensor) -> Rollout:
         """What was written. Raises `UserError` where the policy's scores were not finite."""
         if not self.log_q.isfinite().all():
-            raise UserError("the policy's scores are not finite: its training has diverged (lower learning_rate, or go "
-                            "back to an earlier checkpoint) or its type is too narrow (use bfloat16 or float32)")
+            raise UserError("the policy's scores are not finite: its training has diverged (lower "
+                            "learning_rate, or go back to an earlier checkpoint) or its type is too narrow "
+                            "(use bfloat16 or float32)")
         lengths = self.lengths.tolist()
         return Rollout(*([row[:length] for row, length in zip(table.tolist(), lengths, strict=True)]
                          for table in (self.tokens, self.sampled, self.log_q)), forwards.tolist())

@@ -27,8 +27,8 @@ def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
 
     if not model_args.use_peft:
         if model_args.load_in_4bit or model_args.load_in_8bit:
-            raise UserError("--load_in_4bit and --load_in_8bit need --use_peft true: weights of so few bits are not trained, "
-                            "adapters on them are")
+            raise UserError("--load_in_4bit and --load_in_8bit need --use_peft true: weights of so few bits "
+                            "are not trained, adapters on them are")
         return None
     if model_args.lora_r < 1:
         raise UserError(f"--lora_r {model_args.lora_r} must be at least 1")
@@ -40,7 +40,8 @@ def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
         targets = [targets] if isinstance(targets, str) else targets  # ModelConfig unpacks a list of one
         unknown = [name for name in targets if name not in LAYER_MATRICES]
         if unknown:
-            raise UserError(f"--lora_target_modules {unknown[0]}: the policy's layers have {', '.join(LAYER_MATRICES)} (or all-linear)")
+            raise UserError(f"--lora_target_modules {unknown[0]}: the policy's layers have "
+                            f"{', '.join(LAYER_MATRICES)} (or all-linear)")
         config.target_modules = set(targets)
     return config
 
@@ -53,10 +54,12 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
     if not (model_args.load_in_4bit or model_args.load_in_8bit):
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--load_in_4bit and --load_in_8bit need the bitsandbytes package: pip install bitsandbytes")
+        raise UserError("--load_in_4bit and --load_in_8bit need the bitsandbytes package: pip install "
+                        "bitsandbytes")
     if is_deepspeed_zero3_enabled():
-        raise UserError("--load_in_4bit and --load_in_8bit don't go with DeepSpeed ZeRO-3: every GPU holds the whole quantised "
-                        "policy (4 GB for 7B in 4 bits); use ZeRO-2 (local_scripts/zero2.json), or leave --deepspeed out")
+        raise UserError("--load_in_4bit and --load_in_8bit don't go with DeepSpeed ZeRO-3: every GPU holds "
+                        "the whole quantised policy (4 GB for 7B in 4 bits); use ZeRO-2 "
+                        "(local_scripts/zero2.json), or leave --deepspeed out")
     return get_quantization_config(model_args)
 
 
@@ -73,5 +76,6 @@ def with_adapter(policy: Any, config: PeftConfig, args: TrainingArguments) -> An
     # policy.
     policy = get_peft_model(policy, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if args.gradient_checkpointing:
-        policy.enable_input_require_grads()  # the embedding is frozen: without this nothing in a checkpoint needs gradients
+        # The embedding is frozen: without this nothing in a checkpoint needs gradients
+        policy.enable_input_require_grads()
     return policy

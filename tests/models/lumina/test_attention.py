@@ -23,7 +23,8 @@ def test_rotation_and_its_gradient_are_transformers_bit_for_bit():
     expected = apply_rotary_pos_emb(states[None], states[None], cos[None], sin[None], unsqueeze_dim=2)[0][0]
     found = rotate(states, cos[:, None], sin[:, None])
     assert torch.equal(found, expected)
-    assert torch.equal(*(torch.autograd.grad((rotated * weights).sum(), states)[0] for rotated in (found, expected)))
+    assert torch.equal(*(torch.autograd.grad((rotated * weights).sum(), states)[0]
+                         for rotated in (found, expected)))
 
 
 def test_a_layers_attention_is_built_once(monkeypatch):
@@ -31,7 +32,8 @@ def test_a_layers_attention_is_built_once(monkeypatch):
     """
     built = []
     build = ChameleonAttention.__init__
-    monkeypatch.setattr(ChameleonAttention, "__init__", lambda self, *args, **named: built.append(1) or build(self, *args, **named))
+    monkeypatch.setattr(ChameleonAttention, "__init__", lambda self, *args, **named: built.append(1)
+                        or build(self, *args, **named))
     policy = make_policy()
     assert len(built) == policy.config.num_hidden_layers
     assert {type(layer.self_attn) for layer in policy.model.layers} == {LuminaAttention}

@@ -42,7 +42,8 @@ def test_of_its_input_a_norm_keeps_no_copy_in_float32():
     norm = RMSNorm(64).bfloat16()
     give_norms_one_gradient(norm)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor,
+                                                  lambda tensor: tensor):
         norm(torch.randn(32, 64, dtype=torch.bfloat16, requires_grad=True))
     assert sum(tensor.numel() * tensor.element_size() for tensor in kept) == 2 * 32 * 64 + 4 * 32 + 2 * 64
 

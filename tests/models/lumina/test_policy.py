@@ -35,8 +35,8 @@ def published_class(policy: LuminaPolicy, attn_implementation: str = "sdpa",
     it.
     """
     vocabulary = {code_name(code): token for code, token in enumerate(IMAGE_TOKENS)}
-    image_tokenizer = dict(base_channels=32, channel_multiplier=[1], num_res_blocks=1, latent_channels=8, embed_dim=8,
-                           num_embeddings=32)
+    image_tokenizer = dict(base_channels=32, channel_multiplier=[1], num_res_blocks=1, latent_channels=8,
+                           embed_dim=8, num_embeddings=32)
     config = ChameleonConfig(**{**SHAPE, **changes}, attn_implementation=attn_implementation,
                              vocabulary_map={"<image>": 7, **vocabulary}, vq_config=image_tokenizer)
     model = ChameleonForConditionalGeneration(config)
@@ -94,7 +94,8 @@ def test_heads_that_share_a_norm_share_it_after_training_too(rows):
     policy = make_policy(model_parallel_size=rows)
     norms = {name: parameter for name, parameter in policy.named_parameters()
              if ".q_norm." in name or ".k_norm." in name}
-    assert len(norms) == 2 * 2 * 2 and all(parameter.shape == (rows, HEAD_DIM) for parameter in norms.values())
+    assert len(norms) == 2 * 2 * 2 and all(parameter.shape == (rows, HEAD_DIM)
+                                           for parameter in norms.values())
     before = {name: parameter.detach().clone() for name, parameter in norms.items()}
     ids = left_padded_batch()["input_ids"]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.01)

@@ -66,7 +66,8 @@ class LuminaAttention(ChameleonAttention):
         """
         if shared_prompts is None:
             return super().forward(hidden_states, *args, **kwargs)
-        query, key, value = (projection(hidden_states)[0].unflatten(-1, (-1, self.head_dim))  # (T, heads, head_dim)
+        # (T, heads, head_dim)
+        query, key, value = (projection(hidden_states)[0].unflatten(-1, (-1, self.head_dim))
                              for projection in (self.q_proj, self.k_proj, self.v_proj))
         cos, sin = (table[0, :, None] for table in kwargs["position_embeddings"])
         query, key = rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin)

@@ -15,11 +15,11 @@ from realsr_r1.models.protocol import PolicyShape
 PUBLISHED_MODEL_TYPE = "chameleon"  # of Lumina-mGPT, PURE and transformers' Chameleon alike
 # Keys of a published config.json that are not the decoder's: its own VQ model and its vocabulary.
 # They are kept with all others in `published_config`.
-FOREIGN_KEYS = ("model_type", "architectures", "vq_config", "vocabulary_map", "torch_dtype", "dtype", "transformers_version",
-                "image_token_id")
+FOREIGN_KEYS = ("model_type", "architectures", "vq_config", "vocabulary_map", "torch_dtype", "dtype",
+                "transformers_version", "image_token_id")
 # Keys of our config.json that Lumina-mGPT's hasn't, or that say the same in another way.
-OUR_KEYS = ("model_type", "architectures", "dtype", "rope_parameters", "published_config", "key_norm_rows", "image_token_id",
-            "transformers_version")
+OUR_KEYS = ("model_type", "architectures", "dtype", "rope_parameters", "published_config", "key_norm_rows",
+            "image_token_id", "transformers_version")
 QUERY_NORM, KEY_NORM = (f"model.layers.0.self_attn.{name}_norm.weight" for name in "qk")
 
 
@@ -52,7 +52,7 @@ class LuminaConfig(ChameleonConfig):
         if raw["model_type"] == PUBLISHED_MODEL_TYPE:
             values["published_config"] = dict(raw)
             rows = [shapes[name][0] for name in (QUERY_NORM, KEY_NORM) if len(shapes.get(name, ())) == 2]
-            if len(rows) == 2:  # else the comparison of all tensors will name what is missing or of another shape
+            if len(rows) == 2:  # else comparing all tensors names what is missing or of another shape
                 values["model_parallel_size"] = rows[0]
                 values |= {"key_norm_rows": rows[1]} if rows[1] != rows[0] else {}
         return cls(**values)
@@ -61,8 +61,9 @@ class LuminaConfig(ChameleonConfig):
     def shape(self) -> PolicyShape:
         """The policy in numbers."""
         return PolicyShape(
-            self.hidden_size, self.intermediate_size, self.num_hidden_layers, self.num_attention_heads, self.num_key_value_heads,
-            self.vocab_size, self.model_parallel_size, self.key_norm_rows or self.model_parallel_size, self.attention_bias,
+            self.hidden_size, self.intermediate_size, self.num_hidden_layers, self.num_attention_heads,
+            self.num_key_value_heads, self.vocab_size, self.model_parallel_size,
+            self.key_norm_rows or self.model_parallel_size, self.attention_bias,
             self.mlp_bias, bool(self.tie_word_embeddings))
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +89,8 @@ class LuminaConfig(ChameleonConfig):
         values = dict(self.published_config or self._without_our_keys())
         if not values.get("vocabulary_map") and vocabulary:
             values["vocabulary_map"] = dict(vocabulary)
-        values.setdefault("mask_image_logits", False)  # Lumina-mGPT's default masks them, and then it writes no images
+        # Lumina-mGPT's default masks them, and then it writes no images
+        values.setdefault("mask_image_logits", False)
         values |= {"vocab_size": self.vocab_size, "model_parallel_size": self.model_parallel_size}
         if dtype is not None:
             values["dtype" if "dtype" in values else "torch_dtype"] = str(dtype).removeprefix("torch.")
@@ -98,5 +100,6 @@ class LuminaConfig(ChameleonConfig):
         values = {key: value for key, value in self.to_diff_dict().items() if key not in OUR_KEYS}
         rope = dict(self.rope_parameters)
         theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
-        return {**values, "model_type": PUBLISHED_MODEL_TYPE, "architectures": ["ChameleonForConditionalGeneration"],
-                "rope_theta": theta, "rope_scaling": None if kind == "default" else {**rope, "type": kind}}
+        return {**values, "model_type": PUBLISHED_MODEL_TYPE,
+                "architectures": ["ChameleonForConditionalGeneration"], "rope_theta": theta,
+                "rope_scaling": None if kind == "default" else {**rope, "type": kind}}

@@ -27,8 +27,8 @@ class LuminaDecoder:
     `Decoder`.
     """
 
-    def __init__(self, model: nn.Module, lm_head: nn.Module, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
-                 max_new_tokens: int, max_span: int, code_ids: torch.Tensor):
+    def __init__(self, model: nn.Module, lm_head: nn.Module, prompts: Sequence[Sequence[int]],
+                 prompt_of_row: torch.Tensor, max_new_tokens: int, max_span: int, code_ids: torch.Tensor):
         self.model, self.lm_head, self.code_ids = model, lm_head, code_ids
         # The head's rows of the codes, side by side; an adapter on the head has no such rows.
         self.code_head = lm_head.weight[code_ids] if type(lm_head) is nn.Linear else None
@@ -81,7 +81,8 @@ class LuminaDecoder:
         positions = torch.arange(length, device=self.device)[None]
         cos, sin = self.model.rotary_emb(self.prompt_states, positions)
         half = sin.shape[-1] // 2
-        self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)  # the sign of rotate_half
+        # With the sign of transformers' rotate_half.
+        self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
 
     def _group_rows(self) -> None:
         """Lay rows out as (prompts, largest group): `place` (prompts * largest,) -> row,
@@ -145,14 +146,15 @@ class LuminaDecoder:
             attended = self._attend(index, query[:count], keys[:, :, :column + 1], values[:, :, :column + 1])
             if len(rows):
                 keys, values = branch_window.write(self.unconditional[index], key[count:], value[count:])
-                attended = torch.cat((attended, _attend_own(query[count:], keys, values, branch_window.hidden)))
+                of_branches = _attend_own(query[count:], keys, values, branch_window.hidden)
+                attended = torch.cat((attended, of_branches))
             return attended
 
         states = self._through_layers(tokens, positions, attend)
         return states[:count], states[count:]
 
-    def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor, places: torch.Tensor,
-             branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor,
+             places: torch.Tensor, branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Feed every row n tokens (R, n), its first at `starts` (R,) of its completion, and the
         branches of `rows` too.
         """
@@ -164,16 +166,20 @@ class LuminaDecoder:
         branch_window = self._window(self.unconditional, places, branch_columns)
 
         def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            query = query.unflatten(0, (-1, n)).transpose(1, 2)  # (R + U, kv heads, n, heads / kv heads, head_dim)
+            # (R + U, kv heads, n, heads / kv heads, head_dim)
+            query = query.unflatten(0, (-1, n)).transpose(1, 2)
             together = query.flatten(2, 3)
             keys, values = own_window.write(self.own[index], key[:count * n], value[:count * n])
             attended = self._attend(index, together[:count], keys, values, own_window.hidden)
             if len(rows):
-                keys, values = branch_window.write(self.unconditional[index], key[count * n:], value[count * n:])
-                attended = torch.cat((attended, _attend_own(together[count:], keys, values, branch_window.hidden)))
+                cache = self.unconditional[index]
+                keys, values = branch_window.write(cache, key[count * n:], value[count * n:])
+                of_branches = _attend_own(together[count:], keys, values, branch_window.hidden)
+                attended = torch.cat((attended, of_branches))
             return attended.reshape(query.shape).transpose(1, 2)
 
-        states = self._through_layers(torch.cat((tokens, tokens[rows])).flatten(), positions.flatten(), attend)
+        tokens = torch.cat((tokens, tokens[rows])).flatten()
+        states = self._through_layers(tokens, positions.flatten(), attend)
         return states[:count * n].unflatten(0, (-1, n)), states[count * n:].unflatten(0, (-1, n))
 
     def _through_layers(self, tokens: torch.Tensor, positions: torch.Tensor,
@@ -197,7 +203,8 @@ class LuminaDecoder:
                 states = states + layer.mlp(layer.post_attention_layernorm(states))
         return self.model.norm(states)
 
-    def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor, in_use: int) -> _Window:
+    def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor,
+                in_use: int) -> _Window:
         """Where the tokens at `columns` (B, n) go in `caches`, and which of their `in_use` first
         columns they can't see.
         """
@@ -214,8 +221,8 @@ class LuminaDecoder:
         """
         attention, norms = self.model.layers[index].self_attn, self.norms[index]
         batch, head_dim = len(states), attention.head_dim
-        both = torch.cat((attention.q_proj(states), attention.k_proj(states)), dim=-1).view(batch, -1, head_dim)
-        both = norms(both)
+        both = torch.cat((attention.q_proj(states), attention.k_proj(states)), dim=-1)
+        both = norms(both.view(batch, -1, head_dim))
         half = head_dim // 2
         swapped = torch.cat((both[..., half:], both[..., :half]), dim=-1)
         both = both * cos + swapped * sin
@@ -260,8 +267,9 @@ class LuminaDecoder:
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, (n,) int64."""
         used = self.steps
-        for keys, values in self.own:
-            keys[:len(rows), :, :used], values[:len(rows), :, :used] = keys[rows, :, :used], values[rows, :, :used]
+        for cache in self.own:
+            for tensor in cache:
+                tensor[:len(rows), :, :used] = tensor[rows, :, :used]
         self.own = [(keys[:len(rows)], values[:len(rows)]) for keys, values in self.own]
         prompts, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
         if len(prompts) < len(self.prompt_lengths):
@@ -295,7 +303,8 @@ class _Window(NamedTuple):
         return cache[0][:rows, :, :in_use], cache[1][:rows, :, :in_use]
 
 
-def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+                hidden: torch.Tensor) -> torch.Tensor:
     """Queries (B, kv heads, n, head_dim) over keys and values without `hidden` ones."""
     return _softmax((query @ keys.transpose(-1, -2)).masked_fill_(hidden, -float("inf"))) @ values
 
@@ -306,7 +315,8 @@ def _widened(scores: torch.Tensor) -> torch.Tensor:
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
     """Over the last dimension, in float32 at least."""
-    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=dtype).to(scores.dtype)
 
 
 class _HeadNorms:

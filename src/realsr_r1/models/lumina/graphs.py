@@ -36,12 +36,12 @@ class GraphDecoder(LuminaDecoder):
              branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As of a plain decoder."""
         column = self.steps
-        states, branch_states = self.feed(tokens[:, None], torch.full_like(tokens, column), column + 1, rows, places,
-                                          branch_columns)
+        states, branch_states = self.feed(tokens[:, None], torch.full_like(tokens, column), column + 1, rows,
+                                          places, branch_columns)
         return states[:, 0], branch_states[:, 0]
 
-    def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor, places: torch.Tensor,
-             branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor,
+             places: torch.Tensor, branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As of a plain decoder."""
         reads = (self._rounded(own_columns, self.own),
                  self._rounded(branch_columns, self.unconditional) if len(rows) else 0)
@@ -54,13 +54,14 @@ class GraphDecoder(LuminaDecoder):
             self._seen[shape] = self._seen[shape] or record(step, (tokens, starts, rows, places), self._pool)
             step = self._seen[shape]
         else:
-            self._seen[shape] = None  # many shapes come only once; and a library sets itself up in its first call
+            # Many shapes come only once; and a library sets itself up in its first call
+            self._seen[shape] = None
         result = step(tokens, starts, rows, places)
         self.steps = own_columns
         return result
 
-    def _feed(self, own_columns: int, branch_columns: int, tokens: torch.Tensor, starts: torch.Tensor, rows: torch.Tensor,
-              places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _feed(self, own_columns: int, branch_columns: int, tokens: torch.Tensor, starts: torch.Tensor,
+              rows: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return super().feed(tokens, starts, own_columns, rows, places, branch_columns)
 
     def keep_rows(self, rows: torch.Tensor) -> None:
@@ -91,7 +92,8 @@ def record(step: Step, inputs: tuple[torch.Tensor, ...], pool: tuple[int, int] |
     held = [tensor.clone() for tensor in inputs]
     graph = torch.cuda.CUDAGraph()
     # Other threads may use the device meanwhile (a data loader's, which pins memory).
-    with torch.cuda.device(held[0].device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with (torch.cuda.device(held[0].device),
+          torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")):
         result = step(*held)
 
     def repeat(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -80,7 +80,8 @@ class LuminaLayer(GradientCheckpointingLayer):
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden_states: torch.Tensor, predicting: torch.Tensor | None = None, **kwargs: Any) -> tuple[torch.Tensor]:
+    def forward(self, hidden_states: torch.Tensor, predicting: torch.Tensor | None = None,
+                **kwargs: Any) -> tuple[torch.Tensor]:
         """States (B, T, hidden) -> states.
 
         With `predicting` (K,), places in a packed row, the last layer's are (1, K, hidden).

@@ -33,12 +33,13 @@ def masks(config: PretrainedConfig, layout: PackedRow, like: torch.Tensor) -> li
     if not layout.has_completions:
         return [(make(q_length=length, kv_length=length), None) for length, _ in layout.runs]
     return [(make(q_length=prompt, kv_length=prompt),
-             make(q_length=layout.length, kv_length=prompt + layout.length, q_offset=prompt) if count else None)
+             make(q_length=layout.length, kv_length=prompt + layout.length, q_offset=prompt)
+             if count else None)
             for prompt, count in layout.groups]
 
 
-def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedRow,
-           masks: list[tuple[Any, Any]]) -> torch.Tensor:
+def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+           layout: PackedRow, masks: list[tuple[Any, Any]]) -> torch.Tensor:
     """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) of a packed row -> (T,
     heads, head_dim).
 
@@ -46,7 +47,8 @@ def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, valu
     """
     name = module.config._attn_implementation
     dropout = module.attention_dropout if module.training else 0.0
-    if name == "sdpa" and not dropout and not layout.has_completions and cpu_attention.suits(value, max(layout.lengths)):
+    is_plain = name == "sdpa" and not dropout and not layout.has_completions
+    if is_plain and cpu_attention.suits(value, max(layout.lengths)):
         return cpu_attention.attend(query, key, value, layout.runs, module.scaling)
     function = AttentionInterface().get_interface(name, eager_attention_forward)
 
@@ -57,7 +59,8 @@ def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, valu
     # Split and not sliced: the gradient of a slice is as long as the whole row.
     if not layout.has_completions:
         runs = layout.runs
-        pieces = zip(*(states.split([length * count for length, count in runs]) for states in (query, key, value)), strict=True)
+        pieces = zip(*(states.split([length * count for length, count in runs])
+                       for states in (query, key, value)), strict=True)
         return torch.cat([inside((_rows(states, count) for states in piece), mask)
                           for (_, count), (mask, _), piece in zip(runs, masks, pieces, strict=True)])
     outputs = []

@@ -86,16 +86,21 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         prompts.
         """
         if shared_prompts is None:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask,
+                                   position_ids=position_ids, **kwargs)
         if kwargs.get("past_key_values") is not None:
-            raise ValueError("past_key_values have no place beside shared_prompts: a packed row begins at its prompts")
+            raise ValueError("past_key_values have no place beside shared_prompts: a packed row begins at "
+                             "its prompts")
+        # The mask has four dimensions, so transformers builds none of its own.
         outputs = super().forward(
             input_ids=input_ids, position_ids=shared_prompts.positions().to(input_ids.device),
-            attention_mask=input_ids.new_empty(1, 1, 0, 0),  # four dimensions: transformers builds none of its own
-            shared_prompts=shared_prompts, shared_masks=masks(self.config, shared_prompts, self.embed_tokens.weight),
+            attention_mask=input_ids.new_empty(1, 1, 0, 0),
+            shared_prompts=shared_prompts,
+            shared_masks=masks(self.config, shared_prompts, self.embed_tokens.weight),
             predicting=predicting, **kwargs)
         if shared_prompts.has_completions:
-            outputs.last_hidden_state = outputs.last_hidden_state[0, shared_prompts.predecessors().to(input_ids.device)]
+            predecessors = shared_prompts.predecessors().to(input_ids.device)
+            outputs.last_hidden_state = outputs.last_hidden_state[0, predecessors]
         return outputs
 
 
@@ -105,7 +110,8 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _keys_to_ignore_on_load_unexpected = [r"^model\.vqmodel\."]  # transformers keeps an image encoder beside the decoder
+    # transformers keeps an image encoder beside the decoder
+    _keys_to_ignore_on_load_unexpected = [r"^model\.vqmodel\."]
 
     def __init__(self, config: LuminaConfig):
         super().__init__(config)
@@ -143,12 +149,14 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden_states[:, kept, :])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size,
+                                      **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values,
                                       hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
-    def make_decoder(self, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor, max_new_tokens: int, max_span: int,
-                     code_ids: torch.Tensor, cuda_graphs: bool = False) -> LuminaDecoder:
+    def make_decoder(self, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
+                     max_new_tokens: int, max_span: int, code_ids: torch.Tensor,
+                     cuda_graphs: bool = False) -> LuminaDecoder:
         """See `realsr_r1.models.protocol.Policy`."""
         kind = GraphDecoder if cuda_graphs else LuminaDecoder
         return kind(self.model, self.lm_head, prompts, prompt_of_row, max_new_tokens, max_span, code_ids)
@@ -167,4 +175,5 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
 
 
 FAMILY = Family(config=LuminaConfig, policy=LuminaPolicy, published={PUBLISHED_MODEL_TYPE: "Lumina-mGPT"},
-                left_out="model.vqmodel.")  # transformers' Chameleon folders hold an image encoder, which can't decode
+                # transformers' Chameleon folders hold an image encoder, which can't decode
+                left_out="model.vqmodel.")

@@ -29,7 +29,8 @@ class Throughput:
         at_answers = {module for root in policy.answer_modules() for module in root.modules()}
         matrices = [module for module in policy.modules() if isinstance(module, nn.Linear)]
         # What runs at every token, and what runs only where an answer is predicted.
-        self.everywhere, self.at_answers = ([module for module in matrices if (module in at_answers) == wanted]
+        self.everywhere, self.at_answers = ([module for module in matrices
+                                             if (module in at_answers) == wanted]
                                             for wanted in (False, True))
         self.peak, shape = peak, policy.config.shape
         self.attention = 2 * shape.hidden * shape.layers  # forward, causal, times a sample's length squared
@@ -74,7 +75,8 @@ def _products(modules: Sequence[nn.Linear]) -> int:
 
     From the features, not from the weight: under ZeRO-3 and in 4 bits it is not there in its shape.
     """
-    return sum(module.in_features * module.out_features * (6 if module.weight.requires_grad else 4) for module in modules)
+    return sum(module.in_features * module.out_features * (6 if module.weight.requires_grad else 4)
+               for module in modules)
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -82,7 +84,8 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     what its maker says.
     """
     size = MATRIX_SIZE.get(device.type, 4096)
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in "ab")  # GPUs take constants faster
+    # GPUs take constants faster
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in "ab")
     seconds = []
     for _ in range(TRIALS):
         began = time.perf_counter()

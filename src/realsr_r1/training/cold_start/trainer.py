@@ -54,7 +54,8 @@ class ColdStartTrainer(Trainer):
     def __init__(self, model: Any, processor: ChainProcessor, args: ColdStartConfig, train_dataset: Dataset,
                  eval_dataset: Dataset | None = None, callbacks: Sequence[TrainerCallback] = ()):
         self.processor = processor
-        args._n_gpu = min(args.n_gpu, 1)  # a process has one device; torchrun starts more (DataParallel can't split a row)
+        # A process has one device; torchrun starts more (DataParallel can't split a row)
+        args._n_gpu = min(args.n_gpu, 1)
         model.prepare_for_cold_start(args.dropout)
         for config in (model.config, model.generation_config):  # else transformers does it with a warning
             config.bos_token_id, config.pad_token_id = processor.layout.bos, processor.layout.pad
@@ -77,8 +78,8 @@ class ColdStartTrainer(Trainer):
         if args.train_sampling_strategy not in ("random", "group_by_length"):
             return super()._get_train_sampler(train_dataset)
         together = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return EpochSampler(dataset["length"][:].tolist(), args.seed if args.data_seed is None else args.data_seed,
-                            lambda: int(self.state.epoch or 0),
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return EpochSampler(dataset["length"][:].tolist(), seed, lambda: int(self.state.epoch or 0),
                             together if args.train_sampling_strategy == "group_by_length" else None)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -91,8 +92,8 @@ class ColdStartTrainer(Trainer):
         """The loss of a packed row (`pack_samples`), over `num_items_in_batch` tokens."""
         layout, where, sections = inputs["layout"], inputs["where"], inputs["sections"]
         filling = where[-1:].expand(-len(where) % ROW_TILE)
-        outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout, logits_to_keep=torch.cat((where, filling)),
-                        use_cache=False)
+        outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout,
+                        logits_to_keep=torch.cat((where, filling)), use_cache=False)
         labels = inputs["labels"][0, where + 1]
         nll, log_z = cross_entropy(outputs.logits[0, :len(where)], labels)
         total = nll.sum()
@@ -100,7 +101,8 @@ class ColdStartTrainer(Trainer):
             total = total + self.args.z_loss * log_z.square().sum()
         loss = total / (len(where) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # the count is of all ranks, and their gradients are averaged
+            # The count is of all ranks, and their gradients are averaged
+            loss = loss * self.accelerator.num_processes
         lengths = inputs["lengths"]
         if self.model.training:
             self._losses["train"].add(nll.detach(), log_z.detach(), sections)
@@ -123,9 +125,10 @@ class ColdStartTrainer(Trainer):
         """Adds losses by section, tokens a second and MFU to a training step's log."""
         if "loss" in logs and self._losses["train"].sums is not None:
             logs = {**logs, **self._losses["train"].read(self.accelerator)}
-            counted = torch.tensor([self._throughput.tokens, self._throughput.operations], dtype=torch.float64,
-                                   device=self.args.device)
-            logs |= self._throughput.read(*self.accelerator.reduce(counted).tolist(), self.accelerator.num_processes)
+            counted = torch.tensor([self._throughput.tokens, self._throughput.operations],
+                                   dtype=torch.float64, device=self.args.device)
+            logs |= self._throughput.read(*self.accelerator.reduce(counted).tolist(),
+                                          self.accelerator.num_processes)
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -151,10 +154,11 @@ class ColdStartTrainer(Trainer):
         sample = (self.eval_dataset if self.eval_dataset is not None else self.train_dataset)[0]
         ids, sections = sample["input_ids"].tolist(), sample["sections"].tolist()
         prompt = ids[:next(place for place, section in enumerate(sections) if section != QUESTION)]
-        is_chain = set(range(len(SECTIONS))) <= set(sections)  # else a conversation, which may ask for anything
+        # Else a conversation, which may ask for anything
+        is_chain = set(range(len(SECTIONS))) <= set(sections)
         config = RolloutConfig.from_settings(
-            self.processor.settings.sampling, "the chain settings", num_generations=SAMPLE_CHAINS, seed=self.args.seed,
-            grammar="chain" if is_chain else "image",
+            self.processor.settings.sampling, "the chain settings", num_generations=SAMPLE_CHAINS,
+            seed=self.args.seed, grammar="chain" if is_chain else "image",
             max_new_tokens=self.args.max_length - len(prompt) if is_chain else len(ids))
         with self._throughput.paused(), whole_policy(self) as policy, self._agreement:  # faults stay inside
             rollout = RolloutEngine(policy, self.processor, config).generate(prompt)
@@ -165,7 +169,8 @@ class ColdStartTrainer(Trainer):
                 question, shown = self.processor.decode(prompt)
                 answer, answered = self.processor.decode(ids[len(prompt):])
                 labels = parse_chain(answer).sections.get("degradation")
-                record = {"problem": question, "degradation": labels and [label.strip() for label in labels.split(",")],
+                record = {"problem": question,
+                          "degradation": labels and [label.strip() for label in labels.split(",")],
                           "lq": next(iter(shown), None), "hq": next(reversed(answered), None)}
                 write_samples(self.args.output_dir, self.state.global_step, record, texts, images, {})
                 show_samples(self.callback_handler.callbacks, self.state.global_step, texts, images)
@@ -178,7 +183,8 @@ class SampleChains(TrainerCallback):
     def __init__(self, trainer: ColdStartTrainer):
         self.trainer = trainer
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                    **kwargs: Any) -> None:
         if args.sample_steps and state.global_step % args.sample_steps == 0:
             self.trainer.write_sample()
 
@@ -192,14 +198,19 @@ def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     nothing attends to and nothing scores.
     """
     lengths = [len(sample["input_ids"]) for sample in samples]
-    order = sorted(range(len(samples)), key=lengths.__getitem__)  # neighbours of one length are attended to together
+    # Neighbours of one length are attended to together.
+    order = sorted(range(len(samples)), key=lengths.__getitem__)
     gaps = [-lengths[number] % TILE for number in order]
-    ids, sections = (torch.from_numpy(numpy.concatenate([numpy.pad(samples[number][key], (0, gap), constant_values=filling)
-                                                         for number, gap in zip(order, gaps, strict=True)])).long()
-                     for key, filling in (("input_ids", 0), ("sections", QUESTION)))
     filled = [lengths[number] + gap for number, gap in zip(order, gaps, strict=True)]
     rest = -sum(filled) % ROW_TILE
-    ids, sections = (torch.nn.functional.pad(row, (0, rest), value=filling) for row, filling in ((ids, 0), (sections, QUESTION)))
+
+    def row(key: str, filling: int) -> torch.Tensor:
+        pieces = [numpy.pad(samples[number][key], (0, gap), constant_values=filling)
+                  for number, gap in zip(order, gaps, strict=True)]
+        pieces.append(numpy.full(rest, filling))
+        return torch.from_numpy(numpy.concatenate(pieces)).long()
+
+    ids, sections = row("input_ids", 0), row("sections", QUESTION)
     scored = (sections != QUESTION).nonzero()[:, 0]
     return {"input_ids": ids[None], "labels": ids.masked_fill(sections == QUESTION, IGNORED)[None],
             "where": scored - 1, "sections": sections[scored],

@@ -26,7 +26,8 @@ class PackedGroups:
     layout: PackedRow
 
 
-def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int) -> PackedGroups:
+def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor,
+                completion_length: int) -> PackedGroups:
     """Pack B rows of prompt + completion, (B, L) both; the last `completion_length` columns are the
     completions.
 
@@ -34,7 +35,8 @@ def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor, completio
     from it.
     """
     prompts, completions = input_ids[:, :-completion_length], input_ids[:, -completion_length:]
-    prompt_mask, completion_mask = attention_mask[:, :-completion_length], attention_mask[:, -completion_length:]
+    prompt_mask = attention_mask[:, :-completion_length]
+    completion_mask = attention_mask[:, -completion_length:]
     differs = ((prompts[1:] != prompts[:-1]) | (prompt_mask[1:] != prompt_mask[:-1])).any(-1)
     # One question to the device for the whole microbatch.
     facts = torch.cat((differs.long(), prompt_mask.sum(-1), completion_mask.sum(-1).max()[None])).tolist()
