@@ -1,11 +1,13 @@
-"""What loading a policy costs: memory under ZeRO-3 on two processes, and time in one process. No GPU is needed.
+"""What loading a policy costs: memory under ZeRO-3 on two processes, and time in one process.
+
+No GPU is needed.
 
     source scripts/cpu_env.sh && .venv/bin/python scripts/benchmarks/benchmark_loading.py
 
-Makes a checkpoint of random weights (0.5 B parameters by default, in Lumina-mGPT's layout and vocabulary; 2 GB of disk
-while it runs) and prints, as JSON:
-`memory`: for each rank of two under ZeRO-3, the most anonymous memory (RssAnon) while loading in float32, above that
-before, as a share of the checkpoint's bytes in float32. `seconds`: medians, page cache warm, of `load_policy` in one
+Makes a checkpoint of random weights (0.5 B parameters by default, in Lumina-mGPT's layout and
+vocabulary; 2 GB of disk while it runs) and prints, as JSON: `memory`: for each rank of two under
+ZeRO-3, the most anonymous memory (RssAnon) while loading in float32, above that before, as a share
+of the checkpoint's bytes in float32. `seconds`: medians, page cache warm, of `load_policy` in one
 process and of reading the same file with safetensors; `ratio`: of the two.
 """
 
@@ -34,19 +36,22 @@ def main() -> None:
     parser.add_argument("--num_hidden_layers", type=int, default=17)
     parser.add_argument("--vocab_size", type=int, default=65536)
     parser.add_argument("--repeats", type=int, default=5, help="of the timing; 0 = none")
-    parser.add_argument("--folder", help="where the checkpoint is made, and deleted (default: the system's temporary folder)")
-    parser.add_argument("--rank_of", help=argparse.SUPPRESS)  # this is one of the two processes; the checkpoint's folder
+    parser.add_argument("--folder", help="where the checkpoint is made, and deleted (default: the system's "
+                                         "temporary folder)")
+    # This is one of the two processes; the checkpoint's folder
+    parser.add_argument("--rank_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank_of:
         return measure_rank(Path(args.rank_of))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         parameters = make_checkpoint(Path(folder), args)
-        command = [sys.executable, str(ROOT / "scripts/tools/torchrun.py"), f"--nproc_per_node={WORLD}", "--standalone",
-                   __file__, "--rank_of", folder]
+        command = [sys.executable, str(ROOT / "scripts/tools/torchrun.py"), f"--nproc_per_node={WORLD}",
+                   "--standalone", __file__, "--rank_of", folder]
         subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
         memory = [json.loads((Path(folder) / f"memory-{rank}.json").read_text()) for rank in range(WORLD)]
         seconds = measure_time(Path(folder), args.repeats) if args.repeats else {}
-    print(json.dumps({"parameters": parameters, "memory": [round(bytes_ / (4 * parameters), 3) for bytes_ in memory], **seconds}))
+    print(json.dumps({"parameters": parameters,
+                      "memory": [round(bytes_ / (4 * parameters), 3) for bytes_ in memory], **seconds}))
 
 
 def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
@@ -54,12 +59,13 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
     import torch
 
     from realsr_r1.core.files import read_json, write_json
-    from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+    from realsr_r1.models import new_config, new_policy
 
-    policy = LuminaPolicy(LuminaConfig(
-        vocab_size=args.vocab_size, hidden_size=args.hidden_size, intermediate_size=43 * args.hidden_size // 16,
-        num_hidden_layers=args.num_hidden_layers, num_attention_heads=args.hidden_size // 64,
-        num_key_value_heads=args.hidden_size // 64, swin_norm=False, model_parallel_size=1))
+    policy = new_policy(new_config(
+        vocab_size=args.vocab_size, hidden_size=args.hidden_size,
+        intermediate_size=43 * args.hidden_size // 16, num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.hidden_size // 64, num_key_value_heads=args.hidden_size // 64,
+        swin_norm=False, model_parallel_size=1))
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.uniform_(-0.02, 0.02)
@@ -70,14 +76,16 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
 
 
 def measure_rank(folder: Path) -> None:
-    """One process of the two: load under ZeRO-3 and write the most memory taken, in bytes, to `memory-RANK.json`."""
+    """One process of the two: load under ZeRO-3 and write the most memory taken, in bytes, to
+    `memory-RANK.json`.
+    """
     from transformers import TrainingArguments
 
     from realsr_r1.models import load_policy
     from realsr_r1.training.launch import prepare_process
 
-    args = TrainingArguments(str(folder), deepspeed=str(ROOT / "local_scripts/zero3.json"), use_cpu=True, report_to="none",
-                             bf16=False)
+    args = TrainingArguments(str(folder), deepspeed=str(ROOT / "local_scripts/zero3.json"), use_cpu=True,
+                             report_to="none", bf16=False)
     prepare_process(args)
     with PeakMemory() as peak:
         policy = load_policy(folder, dtype="float32")
@@ -86,7 +94,9 @@ def measure_rank(folder: Path) -> None:
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak: ...; peak.bytes`: the most anonymous memory of this process above that at the start."""
+    """`with PeakMemory() as peak: ...; peak.bytes`: the most anonymous memory of this process above
+    that at the start.
+    """
 
     def __enter__(self) -> PeakMemory:
         self.start = self.highest = anonymous_memory()

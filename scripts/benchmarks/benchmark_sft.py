@@ -1,11 +1,14 @@
-"""Non-padding tokens a second of the cold start's trainer, beside transformers' Trainer with padded batches.
+"""Non-padding tokens a second of the cold start's trainer, beside transformers' Trainer with padded
+batches.
 
-    python scripts/benchmarks/benchmark_sft.py --dataset_name DATASET --model assets/tiny [--target_px 32 48 64] [--json FILE]
+    python scripts/benchmarks/benchmark_sft.py --dataset_name DATASET --model assets/tiny \\
+        [--target_px 32 48 64] [--json FILE]
 
-Same policy, same samples in the same batches and order, same optimizer: one lays a batch's samples in a row, the other pads
-them to the longest, with transformers' own loss. In turn in one process; ratios are medians over turns, of the time on the
-clock and of the processor's time, which other processes on the machine disturb less. `--target_px`: sizes that records are
-fitted to in turn, for a mixed-size distribution; by default the model's own.
+Same policy, same samples in the same batches and order, same optimizer: one lays a batch's samples
+in a row, the other pads them to the longest, with transformers' own loss. In turn in one process;
+ratios are medians over turns, of the time on the clock and of the processor's time, which other
+processes on the machine disturb less. `--target_px`: sizes that records are fitted to in turn, for
+a mixed-size distribution; by default the model's own.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ from realsr_r1.training.config import ColdStartConfig
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", required=True, help="folder of a prepared dataset")
     parser.add_argument("--model", default="assets/tiny", help="model folder")
     parser.add_argument("--target_px", type=int, nargs="+", help="sizes that records are fitted to in turn")
@@ -46,7 +50,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--float32", action="store_true", help="instead of bfloat16 products, as the tiny recipe has them")
+    parser.add_argument("--float32", action="store_true", help="instead of bfloat16 products, as the tiny "
+                                                               "recipe has them")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -55,12 +60,13 @@ def main() -> None:
     samples = tokens_of(args, processor)
     with tempfile.TemporaryDirectory() as work:
         settings = ColdStartConfig(
-            output_dir=work, dataset_name=args.dataset_name, per_device_train_batch_size=args.batch_size, max_steps=args.steps,
-            train_sampling_strategy="sequential", bf16=not args.float32, logging_steps=args.steps, save_strategy="no",
-            report_to="none", disable_tqdm=True, sample_steps=0, learning_rate=1e-5, max_grad_norm=1.0)
+            output_dir=work, dataset_name=args.dataset_name, per_device_train_batch_size=args.batch_size,
+            max_steps=args.steps, train_sampling_strategy="sequential", bf16=not args.float32,
+            logging_steps=args.steps, save_strategy="no", report_to="none", disable_tqdm=True,
+            sample_steps=0, learning_rate=1e-5, max_grad_norm=1.0)
         ours = ColdStartTrainer(load_policy(args.model, dtype="float32"), processor, settings, samples)
-        plain = Trainer(load_policy(args.model, dtype="float32"), dataclasses.replace(settings), train_dataset=samples,
-                        data_collator=Padded(processor.layout.pad))
+        plain = Trainer(load_policy(args.model, dtype="float32"), dataclasses.replace(settings),
+                        train_dataset=samples, data_collator=Padded(processor.layout.pad))
         clocks = {"packed": Clock(ours), "padded": Clock(plain)}
         load = os.getloadavg()[0]
         seconds = paired_seconds({name: clock.turn for name, clock in clocks.items()}, args.repeats)
@@ -73,9 +79,12 @@ def main() -> None:
         "packed, tokens/s": tokens / statistics.median(seconds["packed"]),
         "padded, tokens/s": tokens / statistics.median(seconds["padded"]),
         "ratio, median over turns": median_ratio(seconds, "padded", "packed"),
-        "ratio of processor time": median_ratio({name: clock.busy[1:] for name, clock in clocks.items()}, "padded", "packed"),
-        "ratio of the quickest turns' processor time": min(clocks["padded"].busy[1:]) / min(clocks["packed"].busy[1:]),
-        "ratios": [round(mine / other, 3) for mine, other in zip(seconds["padded"], seconds["packed"], strict=True)],
+        "ratio of processor time": median_ratio({name: clock.busy[1:] for name, clock in clocks.items()},
+                                                "padded", "packed"),
+        "ratio of the quickest turns' processor time": min(clocks["padded"].busy[1:]) / min(
+            clocks["packed"].busy[1:]),
+        "ratios": [round(mine / other, 3) for mine, other in zip(seconds["padded"], seconds["packed"],
+                                                                 strict=True)],
         "threads": args.threads, "load before": load, "load after": os.getloadavg()[0]}
     for name, value in figures.items():
         print(f"{name:44} {value:.4g}" if isinstance(value, float) else f"{name:44} {value}")
@@ -90,11 +99,13 @@ def tokens_of(args: argparse.Namespace, processor: ChainProcessor) -> Dataset:
     sizes = args.target_px or [processor.settings.target_px]
     processors = [ChainProcessor(processor.tokenizer, processor.image_tokenizer,
                                  dataclasses.replace(processor.settings, target_px=size)) for size in sizes]
-    samples = [encode_records(records[[number % len(records)]], [number], processors[number % len(sizes)], seed=0)[0]
+    samples = [encode_records(records[[number % len(records)]], [number], processors[number % len(sizes)],
+                              seed=0)[0]
                for number in range(count)]
     samples = [samples[number] for number in numpy.random.default_rng(0).permutation(count)]
     return Dataset.from_dict({
-        "input_ids": [sample.input_ids for sample in samples], "sections": [sample.sections for sample in samples],
+        "input_ids": [sample.input_ids for sample in samples],
+        "sections": [sample.sections for sample in samples],
         "length": [len(sample.input_ids) for sample in samples]}).with_format("numpy")
 
 
@@ -109,7 +120,8 @@ class Padded:
         ids = torch.full((len(samples), length), self.pad)
         labels, mask = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
         for row, sample in enumerate(samples):
-            own, trained = torch.tensor(sample["input_ids"]).long(), torch.tensor(sample["sections"]) != QUESTION
+            own, trained = torch.tensor(sample["input_ids"]).long(), torch.tensor(
+                sample["sections"]) != QUESTION
             ids[row, :len(own)], mask[row, :len(own)] = own, 1
             labels[row, :len(own)][trained] = own[trained]
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}

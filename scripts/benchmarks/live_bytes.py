@@ -1,6 +1,8 @@
-"""How many bytes torch's tensors hold at most inside a block of code, on any device, also without memory (`meta`).
+"""How many bytes torch's tensors hold at most inside a block of code, on any device, also without
+memory (`meta`).
 
-Counts storages as operations make them and as they are freed. What an operation needs for itself inside is not seen.
+Counts storages as operations make them and as they are freed. What an operation needs for itself
+inside is not seen.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside `with LiveBytes() as live`: `now` and `peak`, bytes of storages made since; `operations` run since, views aside."""
+    """Inside `with LiveBytes() as live`: `now` and `peak`, bytes of storages made since;
+    `operations` run since, views aside.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,9 +26,11 @@ class LiveBytes(TorchDispatchMode):
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {tensor.untyped_storage() for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
+        given = {tensor.untyped_storage() for tensor in tree_leaves((args, kwargs))
+                 if isinstance(tensor, torch.Tensor)}
         result = function(*args, **(kwargs or {}))
-        made = {tensor.untyped_storage() for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)} - given
+        made = {tensor.untyped_storage() for tensor in tree_leaves(result)
+                if isinstance(tensor, torch.Tensor)} - given
         self.operations += bool(made) or function._schema.is_mutable
         for storage in made:
             if storage in self._known:

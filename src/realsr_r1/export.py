@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from realsr_r1.chain.processor import ChainProcessor
-    from realsr_r1.models.lumina.policy import LuminaPolicy
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 TOKENIZER = "tokenizer.json"
@@ -175,13 +174,7 @@ def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProces
                                                                                            "vq_ds8_c2i.pt for PURE"))
     settings = ChainSettings.read(file)
     sampling = {**settings.sampling, **sampling_settings(args.sampling)}
-    unknown = sorted(set(sampling) - {field.name for field in dataclasses.fields(RolloutConfig)})
-    if unknown:
-        raise UserError(f"{file}: unknown sampling setting {unknown[0]!r}")
-    try:
-        RolloutConfig(**sampling)
-    except (UserError, TypeError) as error:
-        raise UserError(f"{file}: bad sampling settings: {error}") from error
+    RolloutConfig.from_settings(sampling, str(file))  # checks them
     return ChainProcessor(tokenizer, image_tokenizer, dataclasses.replace(settings, sampling=sampling))
 
 
@@ -217,7 +210,7 @@ def check_vocabulary(policy: PreTrainedModel, processor: ChainProcessor) -> None
                         f"{processor.layout.vocab_size:,}; they don't belong together")
 
 
-def load_trained(source: Path, dtype: str | None = None) -> tuple[LuminaPolicy, dict[str, torch.dtype]]:
+def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedModel, dict[str, torch.dtype]]:
     """The policy of a checkpoint folder in `dtype` (by default that of its weights), and the types to write tensors in.
 
     Whole weights are read as they are, ZeRO shards are put together, and an adapter is merged into its base in float32.
@@ -225,16 +218,15 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[LuminaPolicy, 
     """
     import torch
 
-    from realsr_r1.models import load_policy
+    from realsr_r1.models import load_policy, new_policy
     from realsr_r1.models.checking import file_headers, stored_dtypes, tensor_headers
     from realsr_r1.models.loading import policy_config
-    from realsr_r1.models.lumina.policy import LuminaPolicy
 
     weights, *_ = [*base_of(source), source]
     if not has_weights(weights):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        policy = LuminaPolicy(policy_config(source))
+        policy = new_policy(policy_config(source))
         policy.load_state_dict(get_fp32_state_dict_from_zero_checkpoint(str(source)))
         return policy.to(getattr(torch, dtype) if dtype else torch.float32), {}
     dtypes = stored_dtypes(weights, tensor_headers(weights))
@@ -252,13 +244,13 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[LuminaPolicy, 
 
 # What comes out
 
-def save_weights(policy: LuminaPolicy, dtypes: Mapping[str, torch.dtype], folder: Path) -> None:
+def save_weights(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], folder: Path) -> None:
     """Config, generation config and weights, in shards where they are large; `dtypes` as `load_trained` gives them."""
     state = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in policy.state_dict().items()} if dtypes else None
     policy.save_pretrained(folder, state_dict=state)
 
 
-def save_ours(policy: LuminaPolicy, dtypes: Mapping[str, torch.dtype], processor: ChainProcessor, folder: Path) -> None:
+def save_ours(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], processor: ChainProcessor, folder: Path) -> None:
     """A self-contained model folder: policy, tokenizers, chain settings."""
     layout = processor.layout  # a published config may call id 1 the beginning, which is the padding
     policy.generation_config.update(bos_token_id=layout.bos, pad_token_id=layout.pad, eos_token_id=layout.end_of_turn)
@@ -266,16 +258,14 @@ def save_ours(policy: LuminaPolicy, dtypes: Mapping[str, torch.dtype], processor
     processor.save_pretrained(folder)
 
 
-def save_lumina(policy: LuminaPolicy, dtypes: Mapping[str, torch.dtype], tokenizer: PreTrainedTokenizerBase | None,
+def save_lumina(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], tokenizer: PreTrainedTokenizerBase | None,
                 folder: Path) -> None:
     """The policy, and its text tokenizer where there is one, in Lumina-mGPT's layout."""
-    from realsr_r1.models.lumina.layout import lumina_config
-
     save_weights(policy, dtypes, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     vocabulary = tokenizer.get_vocab() if tokenizer is not None else None
-    write_json(folder / "config.json", lumina_config(policy.config, None if dtypes else policy.dtype, vocabulary))
+    write_json(folder / "config.json", policy.config.as_published(None if dtypes else policy.dtype, vocabulary))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     from realsr_r1.chain.settings import SETTINGS_FILE
     from realsr_r1.core.settings import parse
     from realsr_r1.models.loading import policy_config
-    from realsr_r1.planning.workload import PolicyShape, Sharding, TokenizerShape, tokenizer_values, workload
+    from realsr_r1.planning.workload import Sharding, TokenizerShape, tokenizer_values, workload
     from realsr_r1.training.config import ChainGRPOConfig
 
     # A plan reads no data; grpo's settings ask for a name.
@@ -133,7 +133,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     if not model_args.model_name_or_path:
         raise UserError("--model_name_or_path must name a model folder, or one with a config.json only (configs/models/pure_7b)")
     model = Path(model_args.model_name_or_path)
-    policy = PolicyShape.of(policy_config(model))
+    policy = policy_config(model).shape
     given = own.chain_settings or args.chain_settings
     chain = _chain_settings(given or model / SETTINGS_FILE, required=given is not None)
     values = tokenizer_values(model, policy)

@@ -8,17 +8,18 @@ resumed run gives the same (on a GPU: up to the rounding of batches of another s
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from realsr_r1.chain.settings import SETTINGS_FILE
 from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, atomic_folder, check_new_folder, read_json, write_json
 from realsr_r1.core.images import list_images, load_image
+from realsr_r1.rollout.config import add_rollout_flags
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from realsr_r1.rollout import RolloutEngine
 
 CHAINS_FOLDER, MADE_WITH_FILE, BAD_ITEMS_FILE = "chains", "made_with.json", "bad_items.txt"
-SAMPLING_FLAGS = {"temperature": float, "guidance_scale": float, "text_top_k": int, "image_top_k_min": int,
-                  "image_top_k_max": int, "max_new_tokens": int, "max_text_tokens": int, "seed": int}
-ENGINE_FLAGS = (*SAMPLING_FLAGS, "jacobi")
+# Of `RolloutConfig`, what decides how a photo is restored; `cuda_graphs` changes nothing but the time.
+ENGINE_FLAGS = ("temperature", "guidance_scale", "text_top_k", "image_top_k_min", "image_top_k_max", "max_new_tokens",
+                "max_text_tokens", "seed", "jacobi")
 
 
 class Input(NamedTuple):
@@ -61,12 +62,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="chain: every answer is a whole chain; image: only images are forced (default: chain)")
     parser.add_argument("--skip_bad", action="store_true",
                         help="exit 0 although some photos could not be read or restored")
-    for name, kind in SAMPLING_FLAGS.items():
-        parser.add_argument(f"--{name}", type=kind, help="sampling; default: the model folder's chain settings")
-    parser.add_argument("--jacobi", type=int, metavar="N", help="feed N tokens of a photo in one forward pass inside images "
-                        "(Speculative Jacobi Decoding): fewer passes, other images of the same distribution; try 8")
-    parser.add_argument("--cuda_graphs", action="store_true",
-                        help="record the policy's steps as CUDA graphs: less time a token, where Python sets the pace")
+    add_rollout_flags(parser, (*ENGINE_FLAGS, "cuda_graphs"))
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UserError("--batch_size must be at least 1")
@@ -136,13 +132,10 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
     device = pick_device(args.device)
     processor = ChainProcessor.from_pretrained(args.model, device=device)
     policy = load_policy(args.model, dtype=args.dtype or policy_dtype(device)).to(device)
-    flags = {name: getattr(args, name) for name in ENGINE_FLAGS if getattr(args, name) is not None}
-    unknown = sorted(set(processor.settings.sampling) - {field.name for field in dataclasses.fields(RolloutConfig)})
-    if unknown:
-        raise UserError(f"{args.model}: unknown sampling setting {unknown[0]!r} in its chain settings")
-    settings: dict[str, Any] = {**processor.settings.sampling, **flags, "num_generations": 1, "grammar": args.grammar,
-                                "cuda_graphs": args.cuda_graphs}
-    return processor, RolloutEngine(policy, processor, RolloutConfig(**settings))
+    flags = {name: getattr(args, name) for name in (*ENGINE_FLAGS, "grammar", "cuda_graphs")}
+    config = RolloutConfig.from_settings(processor.settings.sampling, f"{args.model}: {SETTINGS_FILE}", num_generations=1,
+                                         **flags)
+    return processor, RolloutEngine(policy, processor, config)
 
 
 def restore_all(photos: list[Input], processor: ChainProcessor, engine: RolloutEngine, output: Path,

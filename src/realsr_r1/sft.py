@@ -86,8 +86,7 @@ def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: An
     """The folder's policy, or a new one of the recipe's shape where the folder has none."""
     import torch
 
-    from realsr_r1.models import load_policy
-    from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+    from realsr_r1.models import load_policy, new_config, new_policy
 
     folder = Path(model_args.model_name_or_path)
     if (folder / "config.json").is_file():
@@ -97,7 +96,7 @@ def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: An
         raise UserError(f"{folder} holds no policy, and --use_peft trains adapters on one; name a model folder")
     layout = processor.layout
     torch.manual_seed(args.seed)
-    return LuminaPolicy(LuminaConfig(
+    return new_policy(new_config(
         vocab_size=layout.vocab_size, **{name: getattr(args, name) for name in SHAPE},
         num_key_value_heads=args.num_attention_heads, max_position_embeddings=args.max_length,
         pad_token_id=layout.pad, bos_token_id=layout.bos, eos_token_id=layout.end_of_turn))

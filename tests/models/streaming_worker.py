@@ -1,6 +1,9 @@
-"""One process of `test_streaming.py`: loads its folders under ZeRO-3 and writes down what it got. Run by torchrun.
+"""One process of `test_streaming.py`: loads its folders under ZeRO-3 and writes down what it got.
 
-`streaming_worker.py FOLDER`: `FOLDER/big` is loaded for its memory; `FOLDER/small` in bfloat16, `FOLDER/tied` in float32.
+Run by torchrun.
+
+`streaming_worker.py FOLDER`: `FOLDER/big` is loaded for its memory; `FOLDER/small` in bfloat16,
+`FOLDER/tied` in float32.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ IDS = torch.arange(12).view(2, 6)
 
 def arguments(folder: Path, bf16: bool) -> TrainingArguments:
     """While this is alive, transformers knows of ZeRO-3."""
-    return TrainingArguments(str(folder / "run"), deepspeed=str(ROOT / "local_scripts" / "zero3.json"), use_cpu=True, bf16=bf16,
-                             report_to="none")
+    return TrainingArguments(str(folder / "run"), deepspeed=str(ROOT / "local_scripts" / "zero3.json"),
+                             use_cpu=True, bf16=bf16, report_to="none")
 
 
 def facts(policy: Any) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The VQ image tokenizer: any grid, codes by cosine (LlamaGen) or distance (Chameleon), and gradients for training."""
+"""The VQ image tokenizer: any grid, codes by cosine (LlamaGen) or distance (Chameleon), and
+gradients for training.
+"""
 
 from __future__ import annotations
 
@@ -83,14 +85,16 @@ def places_of_attention(**changes) -> set[str]:
 
 def test_attention_is_in_the_levels_that_the_config_names():
     middle = {"encoder.mid", "decoder.mid"}
-    assert places_of_attention() == places_of_attention(attention_levels=[2]) == {"encoder.down.2", "decoder.up.0", *middle}
+    assert places_of_attention() == places_of_attention(attention_levels=[2]) == {"encoder.down.2",
+                                                                                  "decoder.up.0", *middle}
     assert places_of_attention(attention_levels=[]) == middle
-    assert places_of_attention(attention_levels=[0, 1]) == {"encoder.down.0", "encoder.down.1", "decoder.up.1", "decoder.up.2",
-                                                            *middle}
+    assert places_of_attention(attention_levels=[0, 1]) == {"encoder.down.0", "encoder.down.1",
+                                                            "decoder.up.1", "decoder.up.2", *middle}
     assert places_of_attention(attention_levels=[], middle_attention=False) == set()
 
 
-@pytest.mark.parametrize("changes", [dict(attention_levels=[0, 2]), dict(attention_levels=[], middle_attention=False)])
+@pytest.mark.parametrize("changes",
+                         [dict(attention_levels=[0, 2]), dict(attention_levels=[], middle_attention=False)])
 def test_a_tokenizer_works_wherever_its_attention_is(changes):
     tokenizer, pixels = make(**changes), make_pixels(16, 24)
     assert tokenizer.decode(tokenizer.encode(pixels)).shape == pixels.shape
@@ -120,7 +124,8 @@ def test_a_reconstruction_loss_reaches_every_part_but_only_the_used_codes():
 def test_training_decodes_what_encoding_and_decoding_would(tokenizer):
     pixels = make_pixels(16, 24)
     with torch.no_grad():
-        torch.testing.assert_close(tokenizer(pixels)[0], tokenizer.decode(tokenizer.encode(pixels)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(tokenizer(pixels)[0], tokenizer.decode(tokenizer.encode(pixels)),
+                                   atol=1e-5, rtol=0)
 
 
 def test_bfloat16_works(tokenizer):

@@ -1,4 +1,6 @@
-"""Loading policies and image tokenizers: our folders and Lumina's layout, and errors that name the tensor at fault."""
+"""Loading policies and image tokenizers: our folders and Lumina's layout, and errors that name the
+tensor at fault.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,15 @@ WEIGHT = "model.layers.1.self_attn.k_norm.weight"
 def policy() -> LuminaPolicy:
     torch.manual_seed(0)
     return LuminaPolicy(LuminaConfig(vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                                     num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64)).eval()
+                                     num_attention_heads=4, num_key_value_heads=4,
+                                     max_position_embeddings=64)).eval()
 
 
 @pytest.fixture
 def lumina_folder(policy, tmp_path) -> Path:
-    """The policy as Lumina-mGPT publishes one: a Chameleon config with keys of its own, and no image tokenizer."""
+    """The policy as Lumina-mGPT publishes one: a Chameleon config with keys of its own, and no
+    image tokenizer.
+    """
     folder = tmp_path / "lumina"
     policy.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -100,8 +105,10 @@ def test_a_missing_tensor_is_named(lumina_folder, tensors):
 
 
 def test_an_unexpected_tensor_is_named(lumina_folder, tensors):
-    save_file({**tensors, "model.layers.2.mlp.up_proj.weight": torch.zeros(1)}, lumina_folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"unexpected tensor model\.layers\.2\.mlp\.up_proj\.weight \(1 in all\)"):
+    save_file({**tensors, "model.layers.2.mlp.up_proj.weight": torch.zeros(1)},
+              lumina_folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"unexpected tensor model\.layers\.2\.mlp\.up_proj\.weight \(1 in "
+                                        r"all\)"):
         load_policy(lumina_folder)
 
 
@@ -122,7 +129,8 @@ def test_a_truncated_file_is_named(lumina_folder, keep):
 def test_another_architecture_is_named(lumina_folder):
     path = lumina_folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "llama"}))
-    with pytest.raises(UserError, match="describes a model of type 'llama'; known are realsr_r1_lumina and chameleon"):
+    with pytest.raises(UserError, match="describes a model of type 'llama'; known are realsr_r1_lumina and "
+                                        "chameleon"):
         load_policy(lumina_folder)
 
 
@@ -138,8 +146,8 @@ def test_a_folder_that_is_no_model_is_named(lumina_folder, tmp_path):
 
 @pytest.fixture
 def image_tokenizer_folder(tmp_path) -> Path:
-    config = ImageTokenizerConfig(num_embeddings=16, base_channels=32, channel_multiplier=[1, 1], num_res_blocks=1,
-                                  latent_channels=32)
+    config = ImageTokenizerConfig(num_embeddings=16, base_channels=32, channel_multiplier=[1, 1],
+                                  num_res_blocks=1, latent_channels=32)
     ImageTokenizer(config).to(torch.float16).save_pretrained(tmp_path)
     return tmp_path
 

@@ -1,7 +1,9 @@
-"""Outputs of the published implementations are reproduced, for every checkpoint in the folder of parity data.
+"""Outputs of the published implementations are reproduced, for every checkpoint in the folder of
+parity data.
 
-The data lies beside the repository (`../shared/parity`, or the folder that REALSR_PARITY names) and is no part of it; its
-README has the layouts and the tolerances. Checkpoints that are added there are tested too.
+The data lies beside the repository (`../shared/parity`, or the folder that REALSR_PARITY names) and
+is no part of it; its README has the layouts and the tolerances. Checkpoints that are added there
+are tested too.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from safetensors.torch import load_file
 from realsr_r1.models import load_image_tokenizer, load_policy
 
 PARITY = Path(os.environ.get("REALSR_PARITY", Path(__file__).resolve().parents[3] / "shared" / "parity"))
-IMAGE_TOKENIZERS = sorted(path.name.removesuffix(".weights.safetensors") for path in PARITY.glob("*.weights.safetensors"))
+IMAGE_TOKENIZERS = sorted(path.name.removesuffix(".weights.safetensors")
+                          for path in PARITY.glob("*.weights.safetensors"))
 POLICIES = sorted(path.parent.name for path in PARITY.glob("*/expected.safetensors"))
 MAX_OTHER_IDS, MAX_PIXEL_ERROR, MAX_LOGIT_ERROR = 0.01, 5e-3, 1e-3  # of parity/README.md
 
@@ -78,7 +81,8 @@ def test_a_published_policy_is_saved_as_it_was_tensor_by_tensor(name, tmp_path):
     load_policy(PARITY / name).save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == stored.keys()
-    assert all(saved[key].dtype == tensor.dtype and torch.equal(saved[key], tensor) for key, tensor in stored.items())
+    assert all(saved[key].dtype == tensor.dtype and torch.equal(saved[key], tensor)
+               for key, tensor in stored.items())
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGE_TOKENIZERS if "llamagen" in name])

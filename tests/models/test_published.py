@@ -1,4 +1,6 @@
-"""Published image tokenizers: LlamaGen's and Chameleon's files load, and what can't be one is refused, never run."""
+"""Published image tokenizers: LlamaGen's and Chameleon's files load, and what can't be one is
+refused, never run.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,12 @@ from realsr_r1.models.published import FAMILIES
 
 from ..published import image_tokenizer, published_state
 
-# A few names as the published files have them, so that the renaming above can't be wrong in the same way as the code.
-NAMES = {"llamagen-vq8": ["encoder.conv_blocks.3.attn.0.k.bias", "encoder.conv_blocks.2.downsample.conv.weight",
-                          "decoder.conv_blocks.0.attn.1.proj_out.weight", "decoder.conv_blocks.2.upsample.conv.bias",
+# A few names as the published files have them, so that the renaming above can't be wrong in the
+# same way as the code.
+NAMES = {"llamagen-vq8": ["encoder.conv_blocks.3.attn.0.k.bias",
+                          "encoder.conv_blocks.2.downsample.conv.weight",
+                          "decoder.conv_blocks.0.attn.1.proj_out.weight",
+                          "decoder.conv_blocks.2.upsample.conv.bias",
                           "decoder.conv_blocks.3.res.0.nin_shortcut.weight", "encoder.mid.1.q.weight"],
          "chameleon": ["encoder.down.4.block.0.nin_shortcut.weight", "decoder.up.4.upsample.conv.weight",
                        "decoder.up.3.block.0.nin_shortcut.bias", "decoder.mid.attn_1.q.weight"]}
@@ -47,12 +52,15 @@ def assert_same(loaded: ImageTokenizer, model: ImageTokenizer) -> None:
 
 
 DOWNSAMPLE = {"llamagen-vq8": 8, "llamagen-vq16": 16, "chameleon": 16}
-PUBLISHED_LEVELS = {"llamagen-vq8": [1, 2, 2, 4], "llamagen-vq16": [1, 1, 2, 2, 4], "chameleon": [1, 1, 2, 2, 4]}
+PUBLISHED_LEVELS = {"llamagen-vq8": [1, 2, 2, 4], "llamagen-vq16": [1, 1, 2, 2, 4],
+                    "chameleon": [1, 1, 2, 2, 4]}
 VARIANTS = [*((family, dict(channel_multiplier=levels)) for family, levels in PUBLISHED_LEVELS.items()),
-            ("llamagen-vq8", dict(base_channels=64, num_res_blocks=2, channel_multiplier=[1, 2, 2, 4], embed_dim=4)),
+            ("llamagen-vq8", dict(base_channels=64, num_res_blocks=2, channel_multiplier=[1, 2, 2, 4],
+                                  embed_dim=4)),
             ("llamagen-vq8", dict(channel_multiplier=[1, 2], num_embeddings=10, latent_channels=16)),
             ("llamagen-vq16", dict(channel_multiplier=[1, 1, 2, 2, 3, 4], num_embeddings=32)),
-            ("chameleon", dict(base_channels=64, num_res_blocks=3, channel_multiplier=[1, 2, 3], embed_dim=16, num_embeddings=33)),
+            ("chameleon", dict(base_channels=64, num_res_blocks=3, channel_multiplier=[1, 2, 3],
+                               embed_dim=16, num_embeddings=33)),
             ("chameleon", dict(channel_multiplier=[1, 1, 2], attention_levels=[1, 2], num_embeddings=32)),
             ("chameleon", dict(channel_multiplier=[1], middle_attention=False, num_embeddings=32))]
 
@@ -69,7 +77,8 @@ def test_a_released_file_is_of_the_published_codebook_and_down_sampling(family, 
 def test_a_file_tells_its_family_and_its_shape(family, changes, tmp_path):
     model = image_tokenizer(family, **changes)
     state = published_state(model, family)
-    assert changes != dict(channel_multiplier=PUBLISHED_LEVELS[family]) or set(NAMES.get(family, [])) <= set(state)
+    assert changes != dict(channel_multiplier=PUBLISHED_LEVELS[family]) or set(NAMES.get(family, [])) <= set(
+        state)
     key = "state_dict" if family == "chameleon" else "model"
     torch.save({key: state, "steps": 7}, tmp_path / "released.ckpt")
     assert_same(load_image_tokenizer(tmp_path / "released.ckpt"), model)
@@ -109,17 +118,19 @@ def vqgan_yaml(model: ImageTokenizer, **ddconfig: Any) -> str:
     """The `vqgan.yaml` that belongs to `model`."""
     config = model.config
     levels = [32 >> level for level in config.attention_levels]
-    values = dict(double_z=False, z_channels=config.latent_channels, resolution=32, in_channels=3, out_ch=3, dropout=0.0,
-                  ch=config.base_channels, ch_mult=list(config.channel_multiplier), num_res_blocks=config.num_res_blocks,
-                  attn_resolutions=levels)
+    values = dict(double_z=False, z_channels=config.latent_channels, resolution=32, in_channels=3, out_ch=3,
+                  dropout=0.0, ch=config.base_channels, ch_mult=list(config.channel_multiplier),
+                  num_res_blocks=config.num_res_blocks, attn_resolutions=levels)
     return yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": {
-        "embed_dim": config.embed_dim, "n_embed": config.num_embeddings, "ddconfig": {**values, **ddconfig}}}})
+        "embed_dim": config.embed_dim, "n_embed": config.num_embeddings, "ddconfig": {**values,
+                                                                                      **ddconfig}}}})
 
 
 @pytest.fixture
 def vqgan(tmp_path) -> tuple[ImageTokenizer, Path]:
     """A small Chameleon VQGAN with attention in one level, as `vqgan.ckpt`."""
-    model = image_tokenizer("chameleon", channel_multiplier=[1, 2, 2], attention_levels=[1], num_embeddings=32)
+    model = image_tokenizer("chameleon", channel_multiplier=[1, 2, 2], attention_levels=[1],
+                            num_embeddings=32)
     torch.save({"state_dict": published_state(model, "chameleon")}, tmp_path / "vqgan.ckpt")
     return model, tmp_path / "vqgan.ckpt"
 
@@ -191,8 +202,9 @@ def test_a_truncated_file_is_named(vq8, suffix, tmp_path):
 
 
 @pytest.mark.parametrize("state, reason", [
-    ({"epoch": 3}, "holds no state dict"), ([1, 2], "holds no state dict"), ({"model": {}}, "holds no state dict"),
-    ({"layers.0.weight": torch.zeros(2)}, "no image tokenizer of a known family")])
+    ({"epoch": 3}, "holds no state dict"), ([1, 2], "holds no state dict"),
+    ({"model": {}}, "holds no state dict"), ({"layers.0.weight": torch.zeros(2)},
+                                             "no image tokenizer of a known family")])
 def test_a_pickle_of_something_else_is_refused(state, reason, tmp_path):
     torch.save(state, tmp_path / "other.pt")
     with pytest.raises(UserError, match=reason):
@@ -201,10 +213,12 @@ def test_a_pickle_of_something_else_is_refused(state, reason, tmp_path):
 
 def test_missing_unexpected_and_misshaped_tensors_are_named_as_in_the_file(vq8, tmp_path):
     _, state, path = vq8
-    with pytest.raises(UserError, match=r"encoder\.conv_in\.weight has shape \[32, 3, 3, 3\], expected \[128.*base_channels=128"):
+    with pytest.raises(UserError, match=r"encoder\.conv_in\.weight has shape \[32, 3, 3, 3\], expected "
+                                        r"\[128.*base_channels=128"):
         load_image_tokenizer(path, base_channels=128)
-    for name in ("quant_conv.bias", "encoder.conv_in.weight", "encoder.conv_blocks.1.res.0.norm2.bias", "decoder.mid.1.q.weight",
-                 "quantize.embedding.weight", "decoder.conv_blocks.0.upsample.conv.weight"):
+    for name in ("quant_conv.bias", "encoder.conv_in.weight", "encoder.conv_blocks.1.res.0.norm2.bias",
+                 "decoder.mid.1.q.weight", "quantize.embedding.weight",
+                 "decoder.conv_blocks.0.upsample.conv.weight"):
         torch.save({key: tensor for key, tensor in state.items() if key != name}, tmp_path / "less.pt")
         with pytest.raises(UserError, match=rf"tensor {name} is missing"):
             load_image_tokenizer(tmp_path / "less.pt")
@@ -212,7 +226,8 @@ def test_missing_unexpected_and_misshaped_tensors_are_named_as_in_the_file(vq8, 
     with pytest.raises(UserError, match="unexpected tensor extra"):
         load_image_tokenizer(tmp_path / "more.pt")
     torch.save({**state, "decoder.conv_out.weight": torch.zeros(3, 32, 1, 1)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"decoder\.conv_out\.weight has shape \[3, 32, 1, 1\], expected \[3, 32, 3, 3\]"):
+    with pytest.raises(UserError, match=r"decoder\.conv_out\.weight has shape \[3, 32, 1, 1\], expected \[3, "
+                                        r"32, 3, 3\]"):
         load_image_tokenizer(tmp_path / "other.pt")
 
 
@@ -224,7 +239,8 @@ def test_shapes_that_make_no_model_are_refused(vq8):
 def test_wrong_arguments_are_refused(vq8, tmp_path):
     with pytest.raises(UserError, match="no such image tokenizer"):
         load_image_tokenizer(tmp_path / "nowhere.pt")
-    with pytest.raises(UserError, match="family 'vq8' is unknown; known are llamagen-vq8, llamagen-vq16, chameleon"):
+    with pytest.raises(UserError, match="family 'vq8' is unknown; known are llamagen-vq8, llamagen-vq16, "
+                                        "chameleon"):
         load_image_tokenizer(vq8[2], family="vq8")
     with pytest.raises(UserError, match="has the tensor names of llamagen-vq8, not of family 'chameleon'"):
         load_image_tokenizer(vq8[2], family="chameleon")

@@ -1,4 +1,6 @@
-"""Published policies load as they are: Lumina-mGPT's and PURE's layout, and transformers' Chameleon, its class the reference."""
+"""Published policies load as they are: Lumina-mGPT's and PURE's layout, and transformers'
+Chameleon, its class the reference.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from ..published import HEAD_DIM, HEADS, PURE_VOCABULARY, lumina_folder, transfo
 VARIANTS = [{}, dict(swin_norm=True), dict(num_key_value_heads=2), dict(attention_bias=True, mlp_bias=True),
             dict(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0})]
 LUMINA_VARIANTS = [{}, dict(model_parallel_size=2), dict(model_parallel_size=4), dict(swin_norm=True),
-                   dict(model_parallel_size=2, num_key_value_heads=2), dict(attention_bias=True), dict(rope_theta=100.0)]
+                   dict(model_parallel_size=2, num_key_value_heads=2), dict(attention_bias=True),
+                   dict(rope_theta=100.0)]
 
 
 def batch(vocabulary: int = 96) -> dict[str, torch.Tensor]:
@@ -59,8 +62,10 @@ def test_a_folder_of_transformers_keeps_one_norm_row_a_head_and_loses_its_image_
     transformers_chameleon(tmp_path, num_key_value_heads=2)
     policy = load_policy(tmp_path)
     attention = policy.model.layers[1].self_attn
-    assert attention.q_norm.weight.shape == (HEADS, HEAD_DIM) and attention.k_norm.weight.shape == (2, HEAD_DIM)
-    stored = {name: tensor for name, tensor in load_file(tmp_path / "model.safetensors").items() if "vqmodel" not in name}
+    assert attention.q_norm.weight.shape == (HEADS,
+                                             HEAD_DIM) and attention.k_norm.weight.shape == (2, HEAD_DIM)
+    stored = {name: tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()
+              if "vqmodel" not in name}
     assert policy.state_dict().keys() == stored.keys()
     assert all(torch.equal(policy.state_dict()[name], tensor) for name, tensor in stored.items())
 
@@ -90,7 +95,8 @@ def test_shared_norms_give_the_logits_of_norms_repeated_for_each_head(changes, t
             state[name] = tensor.repeat_interleave(heads // rows, dim=0)
     model.load_state_dict(state, strict=False)
     used = batch()["attention_mask"].bool()
-    torch.testing.assert_close(logits(policy, **batch())[used], unmasked_logits(model, **batch())[used], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(policy, **batch())[used], unmasked_logits(model, **batch())[used],
+                               atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("old, new", [
@@ -103,7 +109,8 @@ def test_rotary_settings_mean_the_same_in_their_old_and_new_spelling(old, new, t
     folder = lumina_folder(tmp_path / "old", **old)
     shutil.copytree(folder, tmp_path / "new")
     config = json.loads((folder / "config.json").read_text())
-    config = {key: value for key, value in config.items() if not key.startswith("rope")} | {"rope_parameters": new}
+    config = {key: value for key, value in config.items()
+              if not key.startswith("rope")} | {"rope_parameters": new}
     (tmp_path / "new" / "config.json").write_text(json.dumps(config))
     plain = load_policy(lumina_folder(tmp_path / "plain"))
     assert torch.equal(logits(load_policy(folder)), logits(load_policy(tmp_path / "new")))
@@ -112,7 +119,8 @@ def test_rotary_settings_mean_the_same_in_their_old_and_new_spelling(old, new, t
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_file_and_shards_load_in_their_own_type(dtype, tmp_path):
-    whole, shards = (load_policy(lumina_folder(tmp_path / size, dtype, max_shard_size=size)) for size in ("1GB", "20KB"))
+    whole, shards = (load_policy(lumina_folder(tmp_path / size, dtype, max_shard_size=size))
+                     for size in ("1GB", "20KB"))
     assert len(list((tmp_path / "20KB").glob("*.safetensors"))) > 1
     assert whole.dtype == shards.dtype == getattr(torch, dtype)
     assert torch.equal(logits(whole), logits(shards))
@@ -152,7 +160,8 @@ def test_no_number_of_key_heads_means_as_many_as_heads(heads, tmp_path):
 
 
 def test_a_policy_of_pures_vocabulary_loads(tmp_path):
-    policy = load_policy(lumina_folder(tmp_path / "pure", "bfloat16", vocab_size=PURE_VOCABULARY, num_hidden_layers=1))
+    policy = load_policy(lumina_folder(tmp_path / "pure", "bfloat16", vocab_size=PURE_VOCABULARY,
+                                       num_hidden_layers=1))
     assert logits(policy).shape == (2, 12, PURE_VOCABULARY)
 
 
@@ -165,7 +174,8 @@ def test_a_head_that_is_the_embedding_may_be_left_out_of_the_file(tie, tmp_path)
         policy = load_policy(folder)
         assert torch.equal(policy.lm_head.weight, stored["model.embed_tokens.weight"])
         return
-    save_file({name: tensor for name, tensor in stored.items() if name != "lm_head.weight"}, folder / "model.safetensors")
+    save_file({name: tensor for name, tensor in stored.items() if name != "lm_head.weight"},
+              folder / "model.safetensors")
     with pytest.raises(UserError, match=r"tensor lm_head\.weight is missing"):
         load_policy(folder)
 
@@ -178,20 +188,23 @@ def test_one_line_says_what_was_loaded_and_nothing_warns(make, tmp_path, capfd, 
         warnings.simplefilter("error")
         load_policy(tmp_path / "model")
     (record,) = [record for record in caplog.records if record.name.startswith("realsr_r1")]
-    assert str(tmp_path / "model") in record.message and "vocabulary 96" in record.message and "float32" in record.message
+    assert all(words in record.message for words in (str(tmp_path / "model"), "vocabulary 96", "float32"))
     assert ("image encoder" in record.message) == (make is transformers_chameleon)
     assert capfd.readouterr() == ("", "")
 
 
 def test_norm_rows_that_heads_cannot_share_are_refused(tmp_path):
     path = lumina_folder(tmp_path / "lumina") / "model.safetensors"
-    tensors = {name: torch.ones(3, HEAD_DIM) if "_norm." in name else tensor for name, tensor in load_file(path).items()}
+    tensors = {name: torch.ones(3, HEAD_DIM) if "_norm." in name else tensor
+               for name, tensor in load_file(path).items()}
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(UserError, match=r"config\.json describes no policy that can be built: 4 heads can't share 3 norms evenly"):
+    with pytest.raises(UserError, match=r"config\.json describes no policy that can be built: 4 heads can't "
+                                        r"share 3 norms evenly"):
         load_policy(path.parent)
 
 
-@pytest.mark.parametrize("change", [dict(hidden_size="wide"), dict(hidden_act="none such"), dict(num_attention_heads=5)])
+@pytest.mark.parametrize("change", [dict(hidden_size="wide"), dict(hidden_act="none such"),
+                                    dict(num_attention_heads=5)])
 def test_a_config_of_nonsense_is_named(change, tmp_path):
     path: Path = lumina_folder(tmp_path / "lumina") / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

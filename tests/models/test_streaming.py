@@ -1,4 +1,6 @@
-"""Under ZeRO-3 no rank holds the whole policy while it is loaded, and what is loaded is what the files hold."""
+"""Under ZeRO-3 no rank holds the whole policy while it is loaded, and what is loaded is what the
+files hold.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +34,22 @@ def write_small(folder: Path, dtype: torch.dtype, **changes) -> None:
 
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory) -> SimpleNamespace:
-    """Three folders, loaded by two processes under ZeRO-3: `facts[rank][name]`, `saved(name, rank)`, `bytes` of the big one."""
+    """Three folders, loaded by two processes under ZeRO-3: `facts[rank][name]`,
+    `saved(name, rank)`, `bytes` of the big one.
+    """
     sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
     try:
         from benchmark_loading import make_checkpoint
     finally:
         sys.path.remove(str(ROOT / "scripts" / "benchmarks"))
     folder = tmp_path_factory.mktemp("streamed")
-    parameters = make_checkpoint(folder / "big", SimpleNamespace(hidden_size=640, num_hidden_layers=6, vocab_size=16384))
+    parameters = make_checkpoint(folder / "big",
+                                 SimpleNamespace(hidden_size=640, num_hidden_layers=6, vocab_size=16384))
     write_small(folder / "small", torch.bfloat16, vocab_size=103)
     write_small(folder / "tied", torch.float32, vocab_size=101, tie_word_embeddings=True)
     run = start([sys.executable, "scripts/tools/torchrun.py", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-                 f"--master_port={free_port()}", str(Path(__file__).parent / "streaming_worker.py"), str(folder)],
+                 f"--master_port={free_port()}", str(Path(__file__).parent / "streaming_worker.py"),
+                 str(folder)],
                 folder / "log.txt", {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'scripts' / 'benchmarks'}"})
     assert run.finish() == 0, run.output()[-6000:]
     (folder / "big" / "model.safetensors").unlink()

@@ -1,4 +1,5 @@
-"""Advice holds: what it calls largest fits and one more doesn't, and following it makes a run fit."""
+"""Advice holds: what it calls largest fits and one more doesn't, and following it makes a run fit.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from realsr_r1.planning.workload import Sharding
 @pytest.fixture
 def seven_billion(make_work):
     """The paper's run, on six GPUs."""
-    return make_work(hidden=4096, intermediate=11_008, layers=32, heads=32, kv_heads=32, vocabulary=73_728, prompt=4214,
-                     completion=7000, expected=5800, images=(276, 1060, 4164), span=7000, generations=5, micro=5, weight_bytes=2,
-                     sharding=Sharding(3), world=6, checkpointing=True, triton=True, flash=True)
+    return make_work(hidden=4096, intermediate=11_008, layers=32, heads=32, kv_heads=32, vocabulary=73_728,
+                     prompt=4214, completion=7000, expected=5800, images=(276, 1060, 4164), span=7000,
+                     generations=5, micro=5, weight_bytes=2, sharding=Sharding(3), world=6,
+                     checkpointing=True, triton=True, flash=True)
 
 
 def gpu(gib: float):
@@ -45,5 +47,7 @@ def test_what_is_said_to_fit_alone_does(seven_billion):
 def test_every_way_says_what_it_needs_and_whether_it_fits(seven_billion):
     found = {way.name: way for way in ways(seven_billion, gpu(80))}
     assert len(found) == 6 and all(way.fits == (way.bytes <= 0.9 * 80 * GIB) for way in found.values())
-    assert found["all weights, ZeRO-3"].bytes == peak(replace(seven_billion, sharding=Sharding(3, overlap=True)))[1]
-    assert found["QLoRA (4 bits), ZeRO-2"].bytes < found["LoRA, ZeRO-2"].bytes < found["all weights, ZeRO-2"].bytes
+    assert found["all weights, ZeRO-3"].bytes == peak(replace(seven_billion,
+                                                              sharding=Sharding(3, overlap=True)))[1]
+    assert found["QLoRA (4 bits), ZeRO-2"].bytes < found["LoRA, ZeRO-2"].bytes < found[
+        "all weights, ZeRO-2"].bytes

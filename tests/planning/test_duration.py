@@ -10,31 +10,36 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.utils import add_fused_lm_head
 
-from realsr_r1.models.lumina.decoder import Decoder
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import Decoder, PackedRow
 from realsr_r1.planning import duration
 from realsr_r1.planning.machines import machine
 from realsr_r1.planning.workload import Sharding, TokenizerShape
 
-ONE_FLOP = machine(None, measured={"memory_gib": 1, "tflops": 1e-12, "bandwidth_gb": 1e-9})  # seconds are operations, or bytes
+# Seconds are operations, or bytes
+ONE_FLOP = machine(None, measured={"memory_gib": 1, "tflops": 1e-12, "bandwidth_gb": 1e-9})
 
 
 def write(work, policy, steps: int, in_image: int, counter) -> Decoder:
-    """What the engine does with the decoder for `steps` tokens, the first `in_image` of them codes with guidance."""
+    """What the engine does with the decoder for `steps` tokens, the first `in_image` of them codes
+    with guidance.
+    """
     rows, codes = work.generations, torch.arange(4, 4 + work.tokenizer.codes)
     prompt = [3] * work.prompt
-    decoder = Decoder(policy, [prompt], torch.zeros(rows, dtype=torch.int64), steps, max(in_image, 1), codes)
+    decoder = policy.make_decoder([prompt], torch.zeros(rows, dtype=torch.int64), steps, max(in_image, 1),
+                                  codes)
     everyone = torch.arange(rows)
     with counter:
         for step in range(steps):
             inside = everyone if step < in_image else everyone[:0]
-            states, free = decoder.step(torch.full((rows,), 5), inside, torch.full((len(inside),), step), step + 1)
+            states, free = decoder.step(torch.full((rows,), 5), inside, torch.full((len(inside),), step),
+                                        step + 1)
             decoder.code_logits(torch.cat((states, free))) if len(inside) else decoder.logits(states)
     return decoder
 
 
 def test_a_rollouts_operations_are_torchs(make_work, make_policy):
-    work = make_work(expected=16, images=(10,), span=10, prompt=80, tokenizer=TokenizerShape(0, (0, 0), 100, 8, 0.0))
+    work = make_work(expected=16, images=(10,), span=10, prompt=80,
+                     tokenizer=TokenizerShape(0, (0, 0), 100, 8, 0.0))
     counter = FlopCounterMode(display=False)
     write(work, make_policy(work).eval(), 16, 10, counter)
     part = duration.rollout(work, ONE_FLOP)
@@ -42,14 +47,17 @@ def test_a_rollouts_operations_are_torchs(make_work, make_policy):
 
 
 def product(own, left, right, **_) -> int:
-    """Operations of `own += left @ right`, from shapes: torch's counter knows it under its other name only."""
+    """Operations of `own += left @ right`, from shapes: torch's counter knows it under its other
+    name only.
+    """
     return 2 * left[0] * left[1] * right[1]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_losss_operations_are_torchs(checkpointing, make_work, make_policy):
     # Short beside its widths: the counter doesn't know CPU's fused attention.
-    work = make_work(checkpointing=checkpointing, intermediate=1600, prompt=20, expected=15, vocabulary=4096, layers=3)
+    work = make_work(checkpointing=checkpointing, intermediate=1600, prompt=20, expected=15, vocabulary=4096,
+                     layers=3)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product})
     with FakeTensorMode():
         policy = make_policy(work).train()
@@ -58,11 +66,12 @@ def test_the_losss_operations_are_torchs(checkpointing, make_work, make_policy):
         add_fused_lm_head(policy, outputs=("log_probs", "entropy"))
         tokens = torch.randint(2, 9, (1, work.packed(14)))
         with counter:
-            policy(input_ids=tokens, shared_prompts=SharedPrompts(((20, 3),), 14), fused_lm_head=True,
+            policy(input_ids=tokens, shared_prompts=PackedRow(((20, 3),), 14), fused_lm_head=True,
                    shift_labels=torch.randint(2, 9, (3, 15))).log_probs.sum().backward()
     # Recomputing may stop before a layer's last product, and the plan takes it whole.
     tolerance = 0.15 if checkpointing else 0.05
-    assert duration.loss(work, ONE_FLOP).limits["compute"] == pytest.approx(counter.get_total_flops(), rel=tolerance)
+    assert duration.loss(work, ONE_FLOP).limits["compute"] == pytest.approx(counter.get_total_flops(),
+                                                                            rel=tolerance)
 
 
 def test_the_operations_that_are_started_are_the_decoders(make_work, make_policy, live_bytes):
@@ -88,7 +97,9 @@ def test_the_slowest_resource_limits_a_part(make_work):
 
 
 def test_what_is_sent_follows_zero(make_work):
-    """Section 7 of arXiv 1910.02054: twice the weights for forward and backward, once the gradients, by (n - 1) / n."""
+    """Section 7 of arXiv 1910.02054: twice the weights for forward and backward, once the
+    gradients, by (n - 1) / n.
+    """
     work = make_work(sharding=Sharding(3), world=4, weight_bytes=2, micro=1)
     four = replace(ONE_FLOP, gpus=4, link=1.0)
     share = 2 * work.policy.parameters * 3 / 4
@@ -100,5 +111,6 @@ def test_what_is_sent_follows_zero(make_work):
 
 def test_more_completions_cost_less_than_their_number_while_weights_are_what_is_read(make_work):
     work = make_work(hidden=1024, intermediate=4096, expected=100, images=(20, 30, 40), weight_bytes=2)
-    one, five = (duration.rollout(replace(work, generations=count), machine("a100-80gb")).seconds for count in (1, 5))
+    one, five = (duration.rollout(replace(work, generations=count), machine("a100-80gb")).seconds
+                 for count in (1, 5))
     assert one <= five < 1.5 * one

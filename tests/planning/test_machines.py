@@ -12,7 +12,8 @@ from realsr_r1.planning.machines import BANDWIDTH_SHARE, COMPUTE_SHARE, GIB, GPU
 def test_a_named_gpu_has_its_data_sheets_numbers(name):
     sheet, found = GPUS[name], machine(name.upper(), gpus=6)
     assert found.memory == sheet.memory_gib * GIB and found.flops == sheet.tflops * 1e12 * COMPUTE_SHARE
-    assert found.bandwidth == sheet.bandwidth_gb * 1e9 * BANDWIDTH_SHARE and found.world == 6 and sheet.source in found.source
+    assert found.bandwidth == sheet.bandwidth_gb * 1e9 * BANDWIDTH_SHARE
+    assert found.world == 6 and sheet.source in found.source
 
 
 def test_measured_numbers_are_taken_as_they_are_and_win(tmp_path):
@@ -29,8 +30,9 @@ def test_several_machines_are_as_fast_as_their_network():
 
 
 @pytest.mark.parametrize("values, named", [
-    ({"gpu": "a1000"}, "--gpu a1000"), ({"gpu": None}, "--memory_gib"), ({"gpu": "h200", "gpus": 0}, "--gpus 0"),
-    ({"gpu": "h200", "measured": {"speed": 3}}, "speed"), ({"gpu": "h200", "measured": {"tflops": -1}}, "tflops"),
+    ({"gpu": "a1000"}, "--gpu a1000"), ({"gpu": None}, "--memory_gib"),
+    ({"gpu": "h200", "gpus": 0}, "--gpus 0"), ({"gpu": "h200", "measured": {"speed": 3}}, "speed"),
+    ({"gpu": "h200", "measured": {"tflops": -1}}, "tflops"),
     ({"gpu": "h200", "measured": {"tflops": "fast"}}, "tflops")])
 def test_what_is_unknown_or_missing_is_named(values, named):
     with pytest.raises(UserError, match=named):

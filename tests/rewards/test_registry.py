@@ -9,7 +9,7 @@ import pytest
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.rewards import degradation_reward, format_reward, load_reward_funcs, understanding_reward
-from realsr_r1.rewards.registry import required_columns
+from realsr_r1.rewards.registry import REWARDS, required_columns
 
 OWN = """
 def length_reward(completions, images, caption, weight=1.0, **columns):
@@ -45,7 +45,7 @@ def test_an_unknown_reward_is_refused_with_the_list_of_known_ones(name):
     for load in (load_reward_funcs, required_columns):
         with pytest.raises(UserError) as caught:
             load(["format", name])
-        assert all(known in str(caught.value) for known in (*REWARD_NAMES, repr(name)))
+        assert all(known in str(caught.value) for known in (*(reward.name for reward in REWARDS), repr(name)))
 
 
 @pytest.mark.parametrize("name, message", [("no_such_module:f", "no module"), ("own_rewards:absent", "no function")])

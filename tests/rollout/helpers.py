@@ -11,24 +11,29 @@ CODES = tuple(range(10, 26))
 
 
 def make_layout(codes: tuple[int, ...] = CODES, untagged: tuple[float | None, ...] = ()) -> TokenLayout:
-    """44 ids: specials 0-9, 16 codes, text 26-37, tags 38-43. Image units of 2 codes; code n isn't the n-th id.
+    """44 ids: specials 0-9, 16 codes, text 26-37, tags 38-43.
+    Image units of 2 codes; code n isn't the n-th id.
 
-    `untagged`: the shares of a chain of its own (None: a text), without tags; by default the published chain's form.
+    `untagged`: the shares of a chain of its own (None: a text), without tags; by default the
+    published chain's form.
     """
-    sections = []
-    for number, share in enumerate((None, None, 0.25, None, 0.5, None, 1.0)):
-        sections.append(SectionForm((38, 39 + number % 3), (42, 39 + number % 3, 43), share))
-    sections = [SectionForm((), (), share) for share in untagged] or sections
-    return TokenLayout(bos=0, pad=1, end_of_turn=2, image_start=3, image_end=4, new_line=5, size_ids={1: 6, 2: 7, 3: 8},
-                       code_ids=codes[::-1], vocab_size=44, grid_unit_px=8, downsample=4,
-                       chain_form=ChainForm(tuple(sections), tuple(range(26, 38))))
+    shares = (None, None, 0.25, None, 0.5, None, 1.0)
+    sections = [SectionForm((), (), share) for share in untagged] or [
+        SectionForm((38, 39 + number % 3), (42, 39 + number % 3, 43), share)
+        for number, share in enumerate(shares)]
+    return TokenLayout(bos=0, pad=1, end_of_turn=2, image_start=3, image_end=4, new_line=5,
+                       size_ids={1: 6, 2: 7, 3: 8}, code_ids=codes[::-1], vocab_size=44, grid_unit_px=8,
+                       downsample=4, chain_form=ChainForm(tuple(sections), tuple(range(26, 38))))
 
 
-def make_policy(seed: int = 0, dtype: torch.dtype = torch.float64, spread: float = 0.3, **changes) -> LuminaPolicy:
-    """A random policy whose choices are far from even; 46 logits, two more than the layout has ids."""
+def make_policy(seed: int = 0, dtype: torch.dtype = torch.float64, spread: float = 0.3,
+                **changes) -> LuminaPolicy:
+    """A random policy whose choices are far from even; 46 logits, two more than the layout has ids.
+    """
     torch.manual_seed(seed)
-    shape = dict(vocab_size=46, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=2, pad_token_id=1)
+    shape = dict(vocab_size=46, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0,
+                 eos_token_id=2, pad_token_id=1)
     policy = LuminaPolicy(LuminaConfig(**{**shape, **changes}))
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=spread)

@@ -1,6 +1,8 @@
-"""The rollout as simply as it can be said: one row, one token, one whole forward without cache, plain Python.
+"""The rollout as simply as it can be said: one row, one token, one whole forward without cache,
+plain Python.
 
-The truth the engine is compared with. Random numbers, grammar and sampling are written a second time here on purpose.
+The truth the engine is compared with. Random numbers, grammar and sampling are written a second
+time here on purpose.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def uniform(seed: int, step: int, row: int, position: int) -> float:
 def distribution(scores: list[float], k: int, temperature: float) -> list[float]:
     """Top-k with ties kept, then temperature: scores to probabilities."""
     smallest = sorted(scores, reverse=True)[min(k, len(scores)) - 1]
-    weights = [math.exp((score - max(scores)) / temperature) if score >= smallest else 0.0 for score in scores]
+    weights = [math.exp((score - max(scores)) / temperature) if score >= smallest else 0.0
+               for score in scores]
     return [weight / sum(weights) for weight in weights]
 
 
@@ -46,8 +49,11 @@ class ReferenceEngine:
     def __init__(self, policy, layout, config):
         self.policy, self.layout, self.config = policy.eval(), layout, config
 
-    def generate(self, prompt: list[int], step: int = 0, row: int = 0) -> tuple[list[int], list[int], list[float]]:
-        """One completion of one prompt: ids, sampled mask, and the log-probability each token was drawn with (forced: 0)."""
+    def generate(self, prompt: list[int], step: int = 0,
+                 row: int = 0) -> tuple[list[int], list[int], list[float]]:
+        """One completion of one prompt: ids, sampled mask, and the log-probability each token was
+        drawn with (forced: 0).
+        """
         ids, sampled, log_q = [], [], []
         while len(ids) < self.config.max_new_tokens:
             choices = self.choices(prompt, ids)
@@ -93,11 +99,13 @@ class ReferenceEngine:
 
     def choices(self, prompt: list[int], ids: list[int]) -> list[int]:
         """The ids the grammar leaves, ascending."""
-        start = max((index for index, token in enumerate(ids) if token == self.layout.image_start), default=None)
+        start = max((index for index, token in enumerate(ids) if token == self.layout.image_start),
+                    default=None)
         span = ids[start:] if start is not None and self.layout.image_end not in ids[start:] else None
         if self.config.grammar == "chain":
             return self._chain_choices(prompt, ids)
-        return self._text_choices(len(ids)) if span is None else self._span_choices(span, len(ids) - len(span))
+        return self._text_choices(len(ids)) if span is None else self._span_choices(span,
+                                                                                    len(ids) - len(span))
 
     def _text_choices(self, written: int) -> list[int]:
         layout = self.layout
@@ -165,7 +173,8 @@ class ReferenceEngine:
                     rest = len(section.close_ids) + 1 + sum(
                         len(later.open_ids) + len(later.close_ids) for later in form.sections[number + 1:])
                     rest += sum(layout.span_length(*size) for size in sizes)
-                    if body == self.config.max_text_tokens or len(ids) + 1 + rest > self.config.max_new_tokens:
+                    is_full = len(ids) + 1 + rest > self.config.max_new_tokens
+                    if body == self.config.max_text_tokens or is_full:
                         return [end]
                     return sorted({*form.body_ids, end})
             for token in section.close_ids:

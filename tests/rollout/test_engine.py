@@ -16,8 +16,8 @@ from .reference import ReferenceEngine
 
 LAYOUT = make_layout()
 PROMPTS = make_prompts(LAYOUT)
-CHAIN = RolloutConfig(num_generations=2, max_new_tokens=135, image_top_k_max=200, grammar="chain", max_text_tokens=6,
-                      seed=11)
+CHAIN = RolloutConfig(num_generations=2, max_new_tokens=135, image_top_k_max=200, grammar="chain",
+                      max_text_tokens=6, seed=11)
 
 
 def compare(policy, config, prompts, step=0):
@@ -25,7 +25,8 @@ def compare(policy, config, prompts, step=0):
     rollout = RolloutEngine(policy, LAYOUT, config).generate(prompts, step=step)
     reference = ReferenceEngine(policy, LAYOUT, config)
     assert len(rollout.completion_ids) == len(prompts) * config.num_generations
-    for row, (ids, mask, log_q) in enumerate(zip(rollout.completion_ids, rollout.sampled_mask, rollout.log_q, strict=True)):
+    for row, (ids, mask, log_q) in enumerate(zip(rollout.completion_ids, rollout.sampled_mask, rollout.log_q,
+                                                 strict=True)):
         expected, sampled, drawn_with = reference.generate(prompts[row // config.num_generations], step, row)
         assert ids == expected, row
         assert mask == sampled, row
@@ -36,8 +37,9 @@ def compare(policy, config, prompts, step=0):
 @pytest.mark.parametrize("guidance", [0.8, 1.0, 3.0])
 @pytest.mark.parametrize("grammar", ["image", "chain"])
 def test_at_top_k_1_the_engine_equals_the_reference_in_mixed_batches(grammar, guidance):
-    config = RolloutConfig(num_generations=1, max_new_tokens=60 if grammar == "image" else 135, guidance_scale=guidance,
-                           text_top_k=1, image_top_k_max=1, grammar=grammar, max_text_tokens=6)
+    config = RolloutConfig(num_generations=1, max_new_tokens=60 if grammar == "image" else 135,
+                           guidance_scale=guidance, text_top_k=1, image_top_k_max=1, grammar=grammar,
+                           max_text_tokens=6)
     policy, prompts = make_policy(7), PROMPTS
     if grammar == "image":
         prompts = [*PROMPTS, *([LAYOUT.bos, 26 + number, 30, LAYOUT.end_of_turn] for number in range(3))]
@@ -50,7 +52,9 @@ def test_at_top_k_1_the_engine_equals_the_reference_in_mixed_batches(grammar, gu
 
 
 def states_at_once(rollout) -> list[set]:
-    """What the rows of a batch are in at each position: "text", an image's (height, width), or "done"."""
+    """What the rows of a batch are in at each position: "text", an image's (height, width), or
+    "done".
+    """
     longest, rows = max(map(len, rollout.completion_ids)), []
     for ids in rollout.completion_ids:
         states = ["text"] * len(ids) + ["done"] * (longest - len(ids))
@@ -80,7 +84,8 @@ def test_rows_that_end_early_leave_the_batch_and_the_others_go_on_unchanged():
 
 def test_the_other_layer_order_shared_norms_and_untied_heads_are_followed_too():
     policy = make_policy(3, swin_norm=True, model_parallel_size=2)
-    compare(policy, dataclasses.replace(CHAIN, num_generations=1, image_sizes=[(1, 1), (1, 2), (1, 1)]), PROMPTS[:2])
+    compare(policy, dataclasses.replace(CHAIN, num_generations=1, image_sizes=[(1, 1), (1, 2), (1, 1)]),
+            PROMPTS[:2])
 
 
 def test_a_completion_does_not_depend_on_its_neighbours():
@@ -117,7 +122,8 @@ def test_the_policys_modes_come_back_and_gradient_checkpointing_changes_nothing(
     with pytest.raises(UserError):
         RolloutEngine(policy, LAYOUT, dataclasses.replace(CHAIN, max_new_tokens=5)).generate(PROMPTS[0])
     assert policy.training and policy.model.layers[1].training and not policy.model.layers[0].training
-    assert policy.is_activation_checkpointing and all(parameter.requires_grad for parameter in policy.parameters())
+    assert policy.is_activation_checkpointing and all(parameter.requires_grad
+                                                      for parameter in policy.parameters())
 
 
 def test_a_lora_policy_writes_what_its_merged_policy_writes():
@@ -129,7 +135,8 @@ def test_a_lora_policy_writes_what_its_merged_policy_writes():
             torch.nn.init.normal_(parameter, std=0.5)
     policy = policy.double()
     written = RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[:2])
-    assert written.completion_ids == RolloutEngine(policy.merge_and_unload(), LAYOUT, CHAIN).generate(PROMPTS[:2]).completion_ids
+    assert written.completion_ids == RolloutEngine(policy.merge_and_unload(), LAYOUT,
+                                                   CHAIN).generate(PROMPTS[:2]).completion_ids
 
 
 def test_bfloat16_policies_write_well_formed_chains():

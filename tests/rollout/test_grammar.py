@@ -127,7 +127,8 @@ def test_a_size_that_is_the_only_one_to_fit_is_not_counted_as_sampled():
     ({"temperature": 0}, "temperature"),
     ({"text_top_k": 0}, "text_top_k"), ({"image_top_k_min": 0}, "image_top_k_min"),
     ({"image_top_k_max": 1, "image_top_k_min": 2}, "image_top_k_max"), ({"grammar": "free"}, "image, chain"),
-    ({"image_sizes": [(1, 1)]}, "three"), ({"image_sizes": [(1, 1), (0, 1), (1, 1)]}, "image_sizes"),
+    ({"image_sizes": []}, "for each image"),
+    ({"image_sizes": [(1, 1), (0, 1), (1, 1)]}, "image_sizes"),
     ({"guidance_scale": float("nan")}, "guidance_scale"), ({"max_text_tokens": -1}, "max_text_tokens"),
 ])
 def test_settings_that_make_no_sense_are_named(changes, words):

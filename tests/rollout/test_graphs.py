@@ -1,8 +1,8 @@
 """Recorded steps: the same completions, and nothing in a step that a graph could not repeat.
 
-No CUDA here: where it would record a graph, a step is traced into its tensor operations, with every number that Python
-computed fixed, and the trace is run instead. So a step that asked the device for a number, or that took one along from
-its first token, would fail or write something else.
+No CUDA here: where it would record a graph, a step is traced into its tensor operations, with every
+number that Python computed fixed, and the trace is run instead. So a step that asked the device for
+a number, or that took one along from its first token, would fail or write something else.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from realsr_r1.rollout import RolloutConfig, RolloutEngine
 from .helpers import make_layout, make_policy, make_prompts
 
 LAYOUT = make_layout()
-CHAIN = RolloutConfig(num_generations=2, max_new_tokens=135, image_top_k_max=200, grammar="chain", max_text_tokens=6, seed=11)
+CHAIN = RolloutConfig(num_generations=2, max_new_tokens=135, image_top_k_max=200, grammar="chain",
+                      max_text_tokens=6, seed=11)
 IMAGE = RolloutConfig(num_generations=3, max_new_tokens=60, image_top_k_max=200, seed=5)
 
 
 @pytest.fixture
 def traces(monkeypatch) -> list[int]:
-    """Trace steps where they would be recorded; how often each trace was run. Short reaches, so that a run has several."""
+    """Trace steps where they would be recorded; how often each trace was run.
+
+    Short steps of columns, so that a run has several.
+    """
     runs: list[int] = []
 
     def trace(step, inputs, pool):
@@ -38,19 +42,21 @@ def traces(monkeypatch) -> list[int]:
         return repeat
 
     monkeypatch.setattr(graphs, "record", trace)
-    monkeypatch.setattr(graphs, "REACH_STEP", 64)
+    monkeypatch.setattr(graphs, "COLUMN_STEP", 64)
     return runs
 
 
 @pytest.mark.parametrize("config", [CHAIN, dataclasses.replace(CHAIN, guidance_scale=1.0), IMAGE,
-                                    dataclasses.replace(CHAIN, jacobi=4)], ids=["chain", "unguided", "image", "jacobi"])
+                                    dataclasses.replace(CHAIN, jacobi=4)],
+                         ids=["chain", "unguided", "image", "jacobi"])
 def test_completions_are_the_same_with_recorded_steps(config, traces):
     engine = RolloutEngine(make_policy(3), LAYOUT, config)
     expected = engine.generate(make_prompts(LAYOUT))
     engine.config = dataclasses.replace(config, cuda_graphs=True)
     found = engine.generate(make_prompts(LAYOUT))
     assert found.completion_ids == expected.completion_ids and found.forwards == expected.forwards
-    assert [value for row in found.log_q for value in row] == pytest.approx([value for row in expected.log_q for value in row])
+    assert [value for row in found.log_q
+            for value in row] == pytest.approx([value for row in expected.log_q for value in row])
     assert len(traces) > 1 and sum(traces) > len(traces)
 
 

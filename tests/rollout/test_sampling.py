@@ -38,7 +38,8 @@ def test_text_is_drawn_from_the_references_distribution(top_k):
     truth = reference.ReferenceEngine(policy, LAYOUT, config)
     choices = truth.choices(PROMPT, [])
     probabilities = truth.probabilities(truth.logits(PROMPT), [], choices)
-    assert_drawn_from([ids[0] for ids in rollout.completion_ids], dict(zip(choices, probabilities, strict=True)))
+    assert_drawn_from([ids[0] for ids in rollout.completion_ids],
+                      dict(zip(choices, probabilities, strict=True)))
 
 
 @pytest.mark.parametrize("guidance", [0.8, 1.0, 3.0])
@@ -56,7 +57,8 @@ def test_codes_are_drawn_from_the_references_distribution(guidance):
     choices = truth.choices(PROMPT, before)
     probabilities = truth.probabilities(truth.logits(PROMPT + before), before, choices)
     assert 0 < sum(value > 0 for value in probabilities) < len(choices)
-    assert_drawn_from([ids[5] for ids in rollout.completion_ids], dict(zip(choices, probabilities, strict=True)))
+    assert_drawn_from([ids[5] for ids in rollout.completion_ids],
+                      dict(zip(choices, probabilities, strict=True)))
 
 
 def test_drafts_of_one_distribution_become_draws_from_another_and_few_change():
@@ -85,7 +87,8 @@ def test_random_numbers_are_the_references_uniform_and_without_visible_order():
     assert many.min() >= 0 and many.max() < 1
     assert kstest(many.flatten().numpy(), "uniform").pvalue > 0.001
     several = uniforms(7, 3, torch.arange(5, 9), 6, draws=50)
-    assert several.shape == (4, 6, 50) and len({*several.flatten().tolist(), *numbers.flatten().tolist()}) == 4 * 6 * 51
+    assert several.shape == (4, 6, 50) and len({*several.flatten().tolist(),
+                                                *numbers.flatten().tolist()}) == 4 * 6 * 51
     assert kstest(several.flatten().numpy(), "uniform").pvalue > 0.001
     shifted = torch.stack([many[:-1, :-1].flatten(), many[1:, :-1].flatten(), many[:-1, 1:].flatten()])
     assert (torch.corrcoef(shifted) - torch.eye(3)).abs().max() < 0.02

@@ -1,4 +1,6 @@
-"""LoRA and QLoRA: flags become adapters on the right layers, and only adapters are trained, in GRPO and SFT alike."""
+"""LoRA and QLoRA: flags become adapters on the right layers, and only adapters are trained, in GRPO
+and SFT alike.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from realsr_r1 import export, grpo, sft
 from realsr_r1.core.errors import UserError
 from realsr_r1.models import load_policy
 from realsr_r1.models.loading import tensor_shapes
-from realsr_r1.training.adapters import LAYERS, adapter_config, quantization_config
+from realsr_r1.models.protocol import LAYER_MATRICES
+from realsr_r1.training.adapters import adapter_config, quantization_config
 
 from ..end_to_end.policies import random_policy
 from ..small import exit_code, write_dataset
@@ -26,7 +29,9 @@ QUANTISED = {"load_in_4bit": ["--load_in_4bit", "--use_bnb_nested_quant"], "load
 
 @pytest.fixture(scope="module")
 def model(processor, tmp_path_factory) -> Path:
-    """A random policy whose matrices are multiples of 64 wide: bitsandbytes quantises blocks of that size."""
+    """A random policy whose matrices are multiples of 64 wide: bitsandbytes quantises blocks of
+    that size.
+    """
     return random_policy(tmp_path_factory.mktemp("model"), processor)
 
 
@@ -37,12 +42,13 @@ def records(tmp_path_factory) -> Path:
 
 def train(main: Any, model: Path, records: Path, output: Path, *more: str) -> list[dict[str, float]]:
     """A run of two steps; returns what it logged at each."""
-    argv = ["--dataset_name", str(records), "--model_name_or_path", str(model), "--output_dir", str(output), "--max_steps", "2",
-            "--learning_rate", "1e-2", "--warmup_steps", "0", "--report_to", "none", "--logging_steps", "1",
-            "--save_strategy", "no", "--disable_tqdm", "true", "--lr_scheduler_type", "constant", *more]
+    argv = ["--dataset_name", str(records), "--model_name_or_path", str(model), "--output_dir", str(output),
+            "--max_steps", "2", "--learning_rate", "1e-2", "--warmup_steps", "0", "--report_to", "none",
+            "--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "true", "--lr_scheduler_type",
+            "constant", *more]
     if main is grpo.main:
-        argv += ["--max_completion_length", "40", "--num_generations", "3", "--reward_funcs", f"{__name__}:vowels",
-                 "--rollout_temperature", "2", "--sample_steps", "0"]
+        argv += ["--max_completion_length", "40", "--num_generations", "3", "--reward_funcs",
+                 f"{__name__}:vowels", "--rollout_temperature", "2", "--sample_steps", "0"]
     assert exit_code(main, argv) == 0
     lines = [json.loads(line) for line in (output / "log_history.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
@@ -54,8 +60,8 @@ def vowels(completions: list[str], **columns: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("given, expected", [
-    (None, LAYERS), ("all-linear", "all-linear"), (["all-linear"], "all-linear"), (["q_proj"], ["q_proj"]),
-    (["q_proj", "down_proj"], ["q_proj", "down_proj"])])
+    (None, LAYER_MATRICES), ("all-linear", "all-linear"), (["all-linear"], "all-linear"),
+    (["q_proj"], ["q_proj"]), (["q_proj", "down_proj"], ["q_proj", "down_proj"])])
 def test_adapters_go_on_all_matrices_of_the_layers_or_on_those_named(given, expected):
     config = adapter_config(ModelConfig(use_peft=True, lora_r=8, lora_alpha=4, lora_target_modules=given))
     assert config.target_modules == (set(expected) if isinstance(expected, list) else expected)
@@ -68,7 +74,8 @@ def test_without_use_peft_there_is_no_adapter():
 
 
 @pytest.mark.parametrize("flags, message", [
-    (dict(use_peft=True, lora_target_modules=["q_proj", "query"]), "--lora_target_modules query: .* have q_proj, k_proj"),
+    (dict(use_peft=True, lora_target_modules=["q_proj", "query"]), "--lora_target_modules query: .* have "
+                                                                   "q_proj, k_proj"),
     # The loss reads the head's weight directly, past an adapter.
     (dict(use_peft=True, lora_target_modules=["lm_head"]), "--lora_target_modules lm_head"),
     (dict(load_in_4bit=True), "--load_in_4bit .* need --use_peft true"),
@@ -98,8 +105,8 @@ def test_adapters_need_a_policy(tiny_model, records, tmp_path, capsys):
     for file in tiny_model.iterdir():
         if file.name not in ("model.safetensors", "config.json"):
             (tmp_path / "tokenizers" / file.name).symlink_to(file)
-    argv = ["--dataset_name", str(records), "--model_name_or_path", str(tmp_path / "tokenizers"), "--output_dir",
-            str(tmp_path / "run"), "--report_to", "none", "--use_peft"]
+    argv = ["--dataset_name", str(records), "--model_name_or_path", str(tmp_path / "tokenizers"),
+            "--output_dir", str(tmp_path / "run"), "--report_to", "none", "--use_peft"]
     assert exit_code(sft.main, argv) == 2
     assert "holds no policy" in capsys.readouterr().err
 
@@ -118,7 +125,8 @@ def test_a_rollout_leaves_the_gradients_of_a_policy_of_four_bits_as_they_were(mo
 
     def gradient() -> torch.Tensor:
         policy.train()
-        return torch.autograd.grad(policy(inputs_embeds=embeddings).logits.float().square().mean(), embeddings)[0]
+        return torch.autograd.grad(policy(inputs_embeds=embeddings).logits.float().square().mean(),
+                                   embeddings)[0]
 
     before = gradient()
     policy.eval()
@@ -136,10 +144,12 @@ def test_only_adapters_are_trained_and_saved(main, flags, model, records, tmp_pa
     logged = train(main, model, records, tmp_path / "run", "--use_peft", "--lora_r", "4", *flags, *more)
     adapters = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    changed = [name for name, tensor in adapters.items() if "lora_B" in name and tensor.any()]  # they begin at 0
-    assert len(changed) == len(adapters) / 2 == 2 * len(LAYERS)  # of a policy of two layers
+    # They begin at 0
+    changed = [name for name, tensor in adapters.items() if "lora_B" in name and tensor.any()]
+    assert len(changed) == len(adapters) / 2 == 2 * len(LAYER_MATRICES)  # of a policy of two layers
     if main is grpo.main:
-        assert abs(logged[0]["kl"]) < 1e-6 < logged[1]["kl"]  # the reference is the policy with its adapters off
+        # The reference is the policy with its adapters off
+        assert abs(logged[0]["kl"]) < 1e-6 < logged[1]["kl"]
     else:
         assert logged[1]["loss"] < logged[0]["loss"]
 
@@ -147,4 +157,4 @@ def test_only_adapters_are_trained_and_saved(main, flags, model, records, tmp_pa
     base, merged = load_policy(model).state_dict(), load_policy(tmp_path / "model").state_dict()
     assert tensor_shapes(tmp_path / "model") == tensor_shapes(model)
     different = {name for name in base if not torch.equal(base[name], merged[name])}
-    assert different == {name for name in base if any(f"{layer}.weight" in name for layer in LAYERS)}
+    assert different == {name for name in base if any(f"{layer}.weight" in name for layer in LAYER_MATRICES)}

@@ -11,7 +11,8 @@ from realsr_r1.training.config import ChainGRPOConfig, ColdStartConfig
 @pytest.fixture
 def config(tmp_path):
     """A function that makes a `ChainGRPOConfig` from the fields that matter."""
-    return lambda **fields: ChainGRPOConfig(output_dir=str(tmp_path), dataset_name="data", report_to="none", **fields)
+    return lambda **fields: ChainGRPOConfig(output_dir=str(tmp_path), dataset_name="data", report_to="none",
+                                            **fields)
 
 
 @pytest.mark.parametrize("prompts, group, micro, accumulation, expected", [
@@ -23,19 +24,23 @@ def config(tmp_path):
 def test_prompts_become_completions(config, prompts, group, micro, accumulation, expected):
     args = config(per_device_train_batch_size=prompts, num_generations=group, loss_batch_size=micro,
                   gradient_accumulation_steps=accumulation)
-    assert (args.per_device_train_batch_size, args.steps_per_generation, args.gradient_accumulation_steps) == expected
+    assert (args.per_device_train_batch_size, args.steps_per_generation,
+            args.gradient_accumulation_steps) == expected
     assert args.per_device_train_batch_size * args.steps_per_generation == prompts * group
 
 
 def test_completions_stay_completions(config):
-    args = config(batch_unit="completions", per_device_train_batch_size=4, num_generations=4, gradient_accumulation_steps=2)
+    args = config(batch_unit="completions", per_device_train_batch_size=4, num_generations=4,
+                  gradient_accumulation_steps=2)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 2)
 
 
 def test_the_defaults_are_the_seeds(config):
     args = config()
-    assert (args.loss_type, args.scale_rewards, args.beta, args.temperature, args.num_generations) == ("grpo", "group", 0.0, 1.0, 5)
-    assert (args.rollout_temperature, args.guidance_scale, args.image_top_k_min, args.image_top_k_max) == (0.9, 0.8, 1, 2000)
+    assert (args.loss_type, args.scale_rewards, args.beta, args.temperature,
+            args.num_generations) == ("grpo", "group", 0.0, 1.0, 5)
+    assert (args.rollout_temperature, args.guidance_scale, args.image_top_k_min,
+            args.image_top_k_max) == (0.9, 0.8, 1, 2000)
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -47,7 +52,8 @@ def test_the_defaults_are_the_seeds(config):
     ({"grammar": "free"}, "'free'"),
     ({"rollout_temperature": 0.0}, "temperature"),
     ({"image_top_k_max": 0}, "image_top_k_max"),
-    ({"batch_unit": "completions", "per_device_train_batch_size": 3, "num_generations": 5}, "num_generations"),
+    ({"batch_unit": "completions", "per_device_train_batch_size": 3, "num_generations": 5},
+     "num_generations"),
 ])
 def test_values_that_cannot_work_are_refused(config, fields, message):
     with pytest.raises(UserError, match=message):

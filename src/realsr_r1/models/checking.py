@@ -1,6 +1,8 @@
-"""What the safetensors files of a folder hold, read from their headers, and how that differs from what a model expects.
+"""What the safetensors files of a folder hold, read from their headers, and how that differs from
+what a model expects.
 
-transformers says nothing of wrong keys under ZeRO-3, so loading compares headers first, in every mode. Loads no tensor.
+transformers says nothing of wrong keys under ZeRO-3, so loading compares headers first, in every
+mode. Loads no tensor.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ class TensorHeader(NamedTuple):
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or the shards its index names. Raises `UserError` where there are none."""
+    """The safetensors files of a folder: one, or the shards its index names.
+
+    Raises `UserError` where there are none.
+    """
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if not (path / WEIGHTS_INDEX).is_file():
@@ -48,11 +53,15 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def file_headers(file: Path) -> dict[str, TensorHeader]:
-    """Name -> header of every tensor in one file. Raises `UserError` naming a file that is missing or damaged."""
+    """Name -> header of every tensor in one file.
+
+    Raises `UserError` naming a file that is missing or damaged.
+    """
     try:
         with safe_open(file, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}
-            return {name: TensorHeader(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+            return {name: TensorHeader(tuple(part.get_shape()), part.get_dtype())
+                    for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} can't be read as safetensors ({error}); copy it again") from error
 
@@ -68,7 +77,10 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def stored_dtypes(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, torch.dtype]:
-    """Name -> type of every tensor. Raises `UserError` naming one that is no plain floating point tensor."""
+    """Name -> type of every tensor.
+
+    Raises `UserError` naming one that is no plain floating point tensor.
+    """
     for name, header in headers.items():
         if header.dtype not in STORED_DTYPES:
             raise UserError(f"{path}: tensor {name} is stored as {header.dtype}; a policy is one of "
@@ -76,17 +88,20 @@ def stored_dtypes(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, 
     return {name: STORED_DTYPES[header.dtype] for name, header in headers.items()}
 
 
-def check_tensors(path: Path, found: Shapes, expected: Shapes, optional: Collection[str] = (), why: str = "") -> None:
+def check_tensors(path: Path, found: Shapes, expected: Shapes, optional: Collection[str] = (),
+                  why: str = "") -> None:
     """Raise `UserError` naming the first tensor that is missing, of a wrong shape, or unexpected.
 
-    `optional`: names that may be missing; `why`: where the expected shapes come from, for the message.
+    `optional`: names that may be missing; `why`: where the expected shapes come from, for the
+    message.
     """
     for name, shape in expected.items():
         if name not in found:
             if name not in optional:
                 raise UserError(f"{path}: tensor {name} is missing{why}")
         elif tuple(found[name]) != tuple(shape):
-            raise UserError(f"{path}: tensor {name} has shape {list(found[name])}, expected {list(shape)}{why}")
+            raise UserError(f"{path}: tensor {name} has shape {list(found[name])}, expected "
+                            f"{list(shape)}{why}")
     unexpected = sorted(set(found) - set(expected))
     if unexpected:
         raise UserError(f"{path}: unexpected tensor {unexpected[0]} ({len(unexpected)} in all){why}")

@@ -1,7 +1,9 @@
-"""The image tokenizer: LlamaGen's and Chameleon's VQ architecture on the convolutional parts of `JanusVQVAE`.
+"""The image tokenizer: LlamaGen's and Chameleon's VQ architecture on the convolutional parts of
+`JanusVQVAE`.
 
-Only the quantizer is ours: transformers' own doesn't l2-normalise what it encodes and decodes one square grid only.
-Knows pixels and codes; what a code is called in a vocabulary is for `realsr_r1.chain.tokens`, files are for `models.loading`.
+Only the quantizer is ours: transformers' own doesn't l2-normalise what it encodes and decodes one
+square grid only. Knows pixels and codes; what a code is called in a vocabulary is for
+`realsr_r1.chain.tokens`, files are for `models.loading`.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ MAX_SIMILARITIES = 2**25  # latents x codes that are compared at a time: 128 MiB
 class ImageTokenizerConfig(JanusVQVAEConfig):
     """`JanusVQVAEConfig`, under a `model_type` of our own.
 
-    What matters: `num_embeddings` (codes), `embed_dim` (size of a code), `base_channels` (a multiple of 32),
-    `channel_multiplier` (one entry a level: n levels down-sample by 2^(n-1)), `num_res_blocks`, `latent_channels`.
-    LlamaGen (arXiv 2406.06525) l2-normalises codes and has attention after each residual block of the deepest level;
-    Chameleon (arXiv 2405.09818) does neither. `attention_levels`: the levels with attention, 0 = full resolution (None:
-    the deepest one); `middle_attention`: whether there is one between the two residual blocks in the middle.
+    What matters: `num_embeddings` (codes), `embed_dim` (size of a code), `base_channels` (a
+    multiple of 32), `channel_multiplier` (one entry a level: n levels down-sample by 2^(n-1)),
+    `num_res_blocks`, `latent_channels`. LlamaGen (arXiv 2406.06525) l2-normalises codes and has
+    attention after each residual block of the deepest level; Chameleon (arXiv 2405.09818) does
+    neither. `attention_levels`: the levels with attention, 0 = full resolution (None: the deepest
+    one); `middle_attention`: whether there is one between the two residual blocks in the middle.
     """
 
     model_type = "realsr_r1_image_tokenizer"
@@ -35,7 +38,9 @@ class ImageTokenizerConfig(JanusVQVAEConfig):
 
 
 class Quantizer(nn.Module):
-    """Nearest code by distance; with `normalised`, latents and codes are both l2-normalised first (LlamaGen)."""
+    """Nearest code by distance; with `normalised`, latents and codes are both l2-normalised first
+    (LlamaGen).
+    """
 
     def __init__(self, num_embeddings: int, embed_dim: int, normalised: bool):
         super().__init__()
@@ -61,7 +66,9 @@ class Quantizer(nn.Module):
         return self.scaled(self.embedding(ids)).permute(0, 3, 1, 2)
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents (B, C, h, w) -> straight-through codes, ids, codebook + commitment loss (for training)."""
+        """Latents (B, C, h, w) -> straight-through codes, ids, codebook + commitment loss (for
+        training).
+        """
         latents = latents.float()  # distances of bfloat16 latents would tie
         ids = self.nearest(latents)
         codes = self.lookup(ids)
@@ -73,8 +80,9 @@ class Quantizer(nn.Module):
 class ImageTokenizer(PreTrainedModel):
     """Pixels to codes and back, on a grid of any height and width.
 
-    `encode(pixels (B, 3, H, W) in [-1, 1]) -> ids (B, H/f, W/f)`, `decode(ids (B, h, w)) -> pixels (B, 3, h*f, w*f)`
-    with f = `downsample`. Both run without gradients; training calls the module itself.
+    `encode(pixels (B, 3, H, W) in [-1, 1]) -> ids (B, H/f, W/f)`,
+    `decode(ids (B, h, w)) -> pixels (B, 3, h*f, w*f)` with f = `downsample`. Both run without
+    gradients; training calls the module itself.
     """
 
     config_class = ImageTokenizerConfig
@@ -92,7 +100,9 @@ class ImageTokenizer(PreTrainedModel):
         self.post_init()
 
     def _place_attention(self) -> None:
-        """Attention where the config wants it; transformers' parts have it in the deepest level and in the middle."""
+        """Attention where the config wants it; transformers' parts have it in the deepest level and
+        in the middle.
+        """
         levels = self.config.attention_levels
         if levels is not None:
             for number, level in [*enumerate(self.encoder.down), *enumerate(reversed(self.decoder.up))]:
@@ -102,7 +112,9 @@ class ImageTokenizer(PreTrainedModel):
             self.encoder.mid.attn_1 = self.decoder.mid.attn_1 = nn.Identity()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Convolutions and norms keep torch's own start (a VQ trained from scratch learns faster from it)."""
+        """Convolutions and norms keep torch's own start (a VQ trained from scratch learns faster
+        from it).
+        """
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
         elif isinstance(module, nn.Conv2d | nn.GroupNorm):
@@ -123,7 +135,8 @@ class ImageTokenizer(PreTrainedModel):
 
         Raises `ValueError` on a wrong shape.
         """
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(side % self.downsample for side in pixels.shape[2:]):
+        fits = pixels.ndim == 4 and pixels.shape[1] == 3
+        if not fits or any(side % self.downsample for side in pixels.shape[2:]):
             raise ValueError(f"pixels must be (B, 3, H, W) with H and W multiples of {self.downsample}, "
                              f"not {tuple(pixels.shape)}")
         return self.quant_conv(self.encoder(pixels))
@@ -139,7 +152,9 @@ class ImageTokenizer(PreTrainedModel):
         return self.decoder(self.post_quant_conv(self.quantize.lookup(ids.to(self.device))))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One training pass: pixels -> (reconstruction, ids, quantizer loss, latents), with gradients."""
+        """One training pass: pixels -> (reconstruction, ids, quantizer loss, latents), with
+        gradients.
+        """
         latents = self.latents(pixels)
         codes, ids, loss = self.quantize(latents)
         return self.decoder(self.post_quant_conv(codes)), ids, loss, latents

@@ -1,7 +1,9 @@
-"""Reading policies and image tokenizers from disk: our own folders and the layouts they are published in.
+"""Reading policies and image tokenizers from disk: our own folders and the layouts they are
+published in.
 
-A policy keeps the layout it was stored in, so heads that shared a norm go on sharing it. Tensors are compared with what
-the model expects before any is loaded (`models.checking`). Knows files and tensors; no tokens.
+A policy keeps the layout it was stored in, so heads that shared a norm go on sharing it. Tensors
+are compared with what the model expects before any is loaded (`models.checking`). Knows files and
+tensors; no tokens.
 """
 
 from __future__ import annotations
@@ -30,42 +32,39 @@ from realsr_r1.models.checking import (
     tensor_headers,
     tensor_shapes,
 )
+from realsr_r1.models.families import FAMILIES, known_types
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.protocol import Family, PolicyConfig
 from realsr_r1.models.published import published_image_tokenizer
 from realsr_r1.models.streaming import empty_policy, fill, fill_partitioned
 
-PUBLISHED_MODEL_TYPE = "chameleon"  # of Lumina-mGPT, PURE and transformers' Chameleon alike
-# Keys of a published config.json that are not the decoder's: its own VQ model and its vocabulary. They are kept with all
-# others in `LuminaConfig.published_config`.
-FOREIGN_CONFIG_KEYS = ("model_type", "architectures", "vq_config", "vocabulary_map", "torch_dtype", "dtype",
-                       "transformers_version", "image_token_id")
-IMAGE_ENCODER = "model.vqmodel."  # transformers' Chameleon folders hold one; it can't decode, so it is left out
-QUERY_NORM, KEY_NORM = (f"model.layers.0.self_attn.{name}_norm.weight" for name in "qk")
-
-__all__ = ["WEIGHTS", "WEIGHTS_INDEX", "load_image_tokenizer", "load_policy", "policy_config", "tensor_shapes",
-           "usable_attention"]
+__all__ = ["WEIGHTS", "WEIGHTS_INDEX", "load_image_tokenizer", "load_policy", "policy_config",
+           "tensor_shapes", "usable_attention"]
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # of loading and saving: one bar a file says nothing
 
 
 def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
-                attn_implementation: str | None = None, quantization_config: Any | None = None) -> PreTrainedModel:
-    """Load a policy from one of our folders, or from one in Lumina-mGPT's or in transformers' Chameleon layout.
+                attn_implementation: str | None = None,
+                quantization_config: Any | None = None) -> PreTrainedModel:
+    """Load a policy from one of our folders, or from one as its family is published (Lumina-mGPT's
+    and transformers' layout).
 
-    `dtype`: of the parameters (a torch dtype or its name); the file's own by default, the widest where it holds several.
-    `attn_implementation`: as in transformers; `flash_attention_2` becomes `sdpa`, with one warning, where it can't run.
-    `quantization_config`: a `BitsAndBytesConfig`, to hold the layers in 4 or 8 bits (QLoRA). Under an active DeepSpeed
-    ZeRO-3 config the parameters are partitioned while they are read, in DeepSpeed's type. One line, at level
-    info and on rank 0 only, says what was loaded. Raises `UserError` that names a missing folder, another architecture,
-    and the first tensor that is missing, unexpected or of a wrong shape.
+    `dtype`: of the parameters (a torch dtype or its name); the file's own by default, the widest
+    where it holds several. `attn_implementation`: as in transformers; `flash_attention_2` becomes
+    `sdpa`, with one warning, where it can't run. `quantization_config`: a `BitsAndBytesConfig`, to
+    hold the layers in 4 or 8 bits (QLoRA). Under an active DeepSpeed ZeRO-3 config the parameters
+    are partitioned while they are read, in DeepSpeed's type. One line, at level info and on rank 0
+    only, says what was loaded. Raises `UserError` that names a missing folder, another
+    architecture, and the first tensor that is missing, unexpected or of a wrong shape.
     """
     path = Path(path)
-    policy = _empty_policy(path, usable_attention(attn_implementation) if attn_implementation else None)
+    attention = usable_attention(attn_implementation) if attn_implementation else None
+    family, policy = _empty_policy(path, attention)
     config = policy.config
     found = tensor_headers(path)
-    headers = {name: header for name, header in found.items() if not name.startswith(IMAGE_ENCODER)}
+    headers = {name: header for name, header in found.items() if not name.startswith(family.left_out)}
     check_tensors(path, {name: header.shape for name, header in headers.items()},
                   {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
                   optional=("lm_head.weight",) if config.tie_word_embeddings else ())
@@ -74,7 +73,8 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
         dtype = stored.pop() if len(stored) == 1 else torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if quantization_config is not None:
-        policy = LuminaPolicy.from_pretrained(path, config=config, dtype=dtype, quantization_config=quantization_config)
+        policy = family.policy.from_pretrained(path, config=config, dtype=dtype,
+                                               quantization_config=quantization_config)
         _keep_backward(policy)
     elif is_deepspeed_zero3_enabled():
         fill_partitioned(policy, path)
@@ -86,20 +86,21 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
     return policy
 
 
-def _keep_backward(policy: LuminaPolicy) -> None:
-    """At the first forward without gradients on a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights into a form that
-    has no backward, for good: a rollout would spoil every gradient after it.
+def _keep_backward(policy: PreTrainedModel) -> None:
+    """At the first forward without gradients on a CPU with AVX512-BF16 bitsandbytes repacks 4-bit
+    weights into a form that has no backward, for good: a rollout would spoil every gradient after
+    it.
     """
     for module in policy.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def _summary(path: Path, policy: LuminaPolicy, headers: Mapping[str, TensorHeader], left_out: int) -> str:
-    config, parameters = policy.config, sum(header.numel for header in headers.values())
-    rows, dtype = config.model_parallel_size, str(policy.dtype).removeprefix("torch.")
-    return (f"{path}: a policy of {parameters:,} parameters, {config.num_hidden_layers} layers, vocabulary {config.vocab_size:,}, "
-            f"{rows} q-norm row{'s' * (rows > 1)} for {config.num_attention_heads} heads, {dtype}"
+def _summary(path: Path, policy: PreTrainedModel, headers: Mapping[str, TensorHeader], left_out: int) -> str:
+    shape, parameters = policy.config.shape, sum(header.numel for header in headers.values())
+    rows, dtype = shape.query_norm_rows, str(policy.dtype).removeprefix("torch.")
+    return (f"{path}: a policy of {parameters:,} parameters, {shape.layers} layers, vocabulary "
+            f"{shape.vocabulary:,}, {rows} q-norm row{'s' * (rows > 1)} for {shape.heads} heads, {dtype}"
             + (f"; the {left_out} tensors of its image encoder are left out" if left_out else ""))
 
 
@@ -108,64 +109,53 @@ def usable_attention(name: str) -> str:
     if name == "flash_attention_2" and not (torch.cuda.is_available() and is_flash_attn_2_available()):
         import warnings
 
-        warnings.warn("flash_attention_2 needs a CUDA GPU and the flash-attn package; using sdpa instead", stacklevel=3)
+        warnings.warn("flash_attention_2 needs a CUDA GPU and the flash-attn package; using sdpa instead",
+                      stacklevel=3)
         return "sdpa"
     return name
 
 
-def policy_config(path: Path) -> LuminaConfig:
-    """The decoder's config of a folder, ours or published. Raises `UserError` for another architecture.
+def policy_config(path: Path) -> PolicyConfig:
+    """The policy's config of a folder, ours or published.
 
-    Of a published folder all keys are kept, in `published_config`. How many rows its q/k norms have is taken from its
-    files: Lumina-mGPT stores `model_parallel_size` of them, transformers one a head under whatever the config says.
+    Raises `UserError` for another architecture.
     """
-    return _empty_policy(path).config
+    return _empty_policy(path)[1].config
 
 
-def _empty_policy(path: Path, attn_implementation: str | None = None) -> LuminaPolicy:
+def _empty_policy(path: Path, attn_implementation: str | None = None) -> tuple[Family, PreTrainedModel]:
     if not path.is_dir():
         raise UserError(f"no such model folder: {path}")
     file = path / "config.json"
     if not file.is_file() and (path / ADAPTER_CONFIG_NAME).is_file():
-        raise UserError(f"{path} holds a LoRA adapter without its policy; merge them with realsr-r1 export --checkpoint {path} "
-                        "--output DIR, and use that folder")
+        raise UserError(f"{path} holds a LoRA adapter without its policy; merge them with realsr-r1 export "
+                        f"--checkpoint {path} --output DIR, and use that folder")
     raw = read_json(file)
     kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if kind not in (LuminaConfig.model_type, PUBLISHED_MODEL_TYPE):
-        raise UserError(f"{file} describes a model of type {kind!r}; known are {LuminaConfig.model_type} and "
-                        f"{PUBLISHED_MODEL_TYPE} (Lumina-mGPT)")
-    values = {key: value for key, value in raw.items() if key not in FOREIGN_CONFIG_KEYS}
-    if values.get("num_key_value_heads", 0) is None:  # as older configs say "as many as heads"
-        values["num_key_value_heads"] = values.get("num_attention_heads", LuminaConfig.num_attention_heads)
-    if kind == PUBLISHED_MODEL_TYPE:
-        values |= {"published_config": raw, **_norm_rows(path)}
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        raise UserError(f"{file} describes a model of type {kind!r}; known are {known_types()}")
+    # A config may stand alone, as in configs/models; one of ours says all by itself.
+    is_stored = kind in family.published and any((path / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX))
+    shapes = tensor_shapes(path) if is_stored else {}
     try:
-        config = LuminaConfig(**values)
+        config = family.config.from_folder(raw, shapes)
         if attn_implementation:
             config._attn_implementation = attn_implementation
-        return empty_policy(config)
+        return family, empty_policy(family.policy, config)
     except Exception as error:  # a value of a wrong type or size can fail anywhere in transformers
         raise UserError(f"{file} describes no policy that can be built: {_one_line(error)}") from error
-
-
-def _norm_rows(path: Path) -> dict[str, int]:
-    if not any((path / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX)):
-        return {}  # a config alone, as in configs/models
-    shapes = tensor_shapes(path)
-    rows = [shapes[name][0] for name in (QUERY_NORM, KEY_NORM) if len(shapes.get(name, ())) == 2]
-    if len(rows) < 2:
-        return {}  # the comparison of all tensors will name what is missing or of another shape
-    return {"model_parallel_size": rows[0], **({"key_norm_rows": rows[1]} if rows[1] != rows[0] else {})}
 
 
 def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: torch.dtype | str | None = None,
                          **overrides: Any) -> ImageTokenizer:
     """Load an image tokenizer onto the CPU: a folder that we saved, or a published file.
 
-    A file is a pickle (`.pt`, `.pth`, `.ckpt`; read as data only) or `.safetensors`. `family`: what it is, one of
-    `published.FAMILIES`; by default told by its tensor names. Its shape is told by a `.yaml` of the same name beside it,
-    else by its tensors. `dtype`: of the parameters (a torch dtype or its name), float32 by default. `overrides`: keys of
-    `ImageTokenizerConfig` that win over all that. Raises `UserError` naming the file or tensor at fault.
+    A file is a pickle (`.pt`, `.pth`, `.ckpt`; read as data only) or `.safetensors`. `family`: what
+    it is, one of `published.FAMILIES`; by default told by its tensor names. Its shape is told by a
+    `.yaml` of the same name beside it, else by its tensors. `dtype`: of the parameters (a torch
+    dtype or its name), float32 by default. `overrides`: keys of `ImageTokenizerConfig` that win
+    over all that. Raises `UserError` naming the file or tensor at fault.
     """
     path = Path(path)
     for key in overrides:
@@ -173,10 +163,12 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
             raise UserError(f"an image tokenizer's config has no key {key!r}")
     if path.is_dir():
         if family is not None:
-            raise UserError(f"{path} is a folder, which says what it is; family={family!r} is for published files")
+            raise UserError(f"{path} is a folder, which says what it is; family={family!r} is for published "
+                            "files")
         values = read_json(path / "config.json")
         if values.get("model_type") != ImageTokenizerConfig.model_type:
-            raise UserError(f"{path} holds a model of type {values.get('model_type')!r}, not an image tokenizer")
+            raise UserError(f"{path} holds a model of type {values.get('model_type')!r}, not an image "
+                            "tokenizer")
         if not (path / WEIGHTS).is_file():
             raise UserError(f"{path} has no {WEIGHTS}")
         file_headers(path / WEIGHTS)  # names a damaged file
@@ -188,12 +180,14 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
     try:
         config = ImageTokenizerConfig.from_dict({**values, **overrides})
         with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in ImageTokenizer(config).state_dict().items()}
+            expected = {name: tuple(tensor.shape)
+                        for name, tensor in ImageTokenizer(config).state_dict().items()}
     except Exception as error:  # as for a policy's config
         raise UserError(f"{path}: these shapes make no image tokenizer{why}: {_one_line(error)}") from error
     check_tensors(path, {name: tuple(tensor.shape) for name, tensor in state.items()},
                   {stored_name(name): shape for name, shape in expected.items()}, why=why)
-    # Not from_pretrained: under ZeRO-3 that would partition this model too, and it stays whole on every rank.
+    # Not from_pretrained: under ZeRO-3 that would partition this model too, and it stays whole on
+    # every rank.
     model = ImageTokenizer(config)
     model.load_state_dict({name: state[stored_name(name)].float() for name in expected})
     target = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32

@@ -1,7 +1,9 @@
-"""Filling a policy with the weights of a folder, one tensor at a time, whole or partitioned over ranks (DeepSpeed ZeRO-3).
+"""Filling a policy with the weights of a folder, one tensor at a time, whole or partitioned over
+ranks (DeepSpeed ZeRO-3).
 
-transformers does the same in four times the time, and under ZeRO-3 with up to twice the checkpoint's bytes on a rank;
-with this a rank takes its own share and one tensor. Knows files and tensors that were compared with the policy before.
+transformers does the same in four times the time, and under ZeRO-3 with up to twice the
+checkpoint's bytes on a rank; with this a rank takes its own share and one tensor. Knows files and
+tensors that were compared with the policy before.
 """
 
 from __future__ import annotations
@@ -15,23 +17,27 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations import deepspeed_config
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from realsr_r1.models.checking import weight_files
-from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.protocol import PolicyConfig
 
 
-def empty_policy(config: LuminaConfig) -> LuminaPolicy:
-    """A policy whose parameters are on the meta device, to be filled; its buffers (rotary frequencies) are real."""
+def empty_policy(policy_class: type[PreTrainedModel], config: PolicyConfig) -> PreTrainedModel:
+    """A policy whose parameters are on the meta device, to be filled; its buffers (rotary
+    frequencies) are real.
+    """
     with no_init_weights(), init_empty_weights(include_buffers=False):
-        return LuminaPolicy(config)
+        return policy_class(config)
 
 
-def fill(policy: LuminaPolicy, path: Path, dtype: torch.dtype) -> None:
-    """Give an empty policy the weights in folder `path`, as `dtype`; where that is the files' own they are only mapped."""
+def fill(policy: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
+    """Give an empty policy the weights in folder `path`, as `dtype`; where that is the files' own
+    they are only mapped.
+    """
     with _readers(path) as reader_of:
         for name, placeholder in list(policy.named_parameters()):
             if name in reader_of:  # else tied to another
@@ -39,11 +45,11 @@ def fill(policy: LuminaPolicy, path: Path, dtype: torch.dtype) -> None:
     _finish(policy, path, dtype)
 
 
-def fill_partitioned(policy: LuminaPolicy, path: Path) -> None:
+def fill_partitioned(policy: PreTrainedModel, path: Path) -> None:
     """The same under ZeRO-3, partitioned over all ranks; every rank must call this.
 
-    Rank 0 reads, and DeepSpeed broadcasts and partitions. The parameters' type is DeepSpeed's own: bfloat16 or float16
-    where its config enables that, else float32.
+    Rank 0 reads, and DeepSpeed broadcasts and partitions. The parameters' type is DeepSpeed's own:
+    bfloat16 or float16 where its config enables that, else float32.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -52,13 +58,15 @@ def fill_partitioned(policy: LuminaPolicy, path: Path) -> None:
     dtype = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=deepspeed_config()).dtype
     whole = torch.empty(0, dtype=dtype, device=device)  # where a tensor is whole on every rank, for a moment
     with _readers(path) as reader_of:
-        # The largest first, while there is little else, and one buffer for many: a new one each would leave gaps that
-        # partitions don't fit into (measured: half as much memory again).
-        for name, placeholder in sorted(policy.named_parameters(), key=lambda item: (-item[1].numel(), item[0])):
+        # The largest first, while there is little else, and one buffer for many: a new one each
+        # would leave gaps that partitions don't fit into (measured: half as much memory again).
+        for name, placeholder in sorted(policy.named_parameters(),
+                                        key=lambda item: (-item[1].numel(), item[0])):
             if name not in reader_of:
                 continue
             if not placeholder.numel() <= whole.numel() <= 2 * placeholder.numel():
-                whole = torch.empty(0, dtype=dtype, device=device)  # frees the old one before there is a new one
+                # Frees the old one before there is a new one
+                whole = torch.empty(0, dtype=dtype, device=device)
                 whole = torch.empty(placeholder.numel(), dtype=dtype, device=device)
             tensor = whole[:placeholder.numel()].view(placeholder.shape)
             if torch.distributed.get_rank() == 0:
@@ -68,7 +76,8 @@ def fill_partitioned(policy: LuminaPolicy, path: Path) -> None:
             deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=deepspeed_config())
     for module in policy.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device), persistent=False)  # DeepSpeed leaves them where they are
+            # DeepSpeed leaves them where they are
+            module.register_buffer(name, buffer.to(device), persistent=False)
     _finish(policy, path, dtype)
 
 
@@ -80,14 +89,14 @@ def _readers(path: Path) -> Iterator[dict[str, Any]]:
         yield {name: reader for reader in readers for name in reader.keys()}
 
 
-def _put(policy: LuminaPolicy, name: str, tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
+def _put(policy: PreTrainedModel, name: str, tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
     module_name, _, own_name = name.rpartition(".")
     parameter = nn.Parameter(tensor, requires_grad=requires_grad)
     setattr(policy.get_submodule(module_name), own_name, parameter)
     return parameter
 
 
-def _finish(policy: LuminaPolicy, path: Path, dtype: torch.dtype) -> None:
+def _finish(policy: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
     policy.tie_weights()
     policy.name_or_path = policy.config.name_or_path = str(path)
     policy.config.dtype = dtype

@@ -1,4 +1,5 @@
-"""What would fit on a machine: the largest groups and batches, other ways to train, and the first change that helps.
+"""What would fit on a machine: the largest groups and batches, other ways to train, and the first
+change that helps.
 
 Asks `memory` again with one setting changed at a time.
 """
@@ -13,7 +14,8 @@ from realsr_r1.planning.machines import GIB, Machine
 from realsr_r1.planning.memory import peak, phases
 from realsr_r1.planning.workload import Sharding, Workload
 
-# torch's allocator loses some memory to blocks that don't fit what is asked next, and these formulas are no measurement.
+# torch's allocator loses some memory to blocks that don't fit what is asked next, and these
+# formulas are no measurement.
 USABLE = 0.9
 LORA_RANK = 32  # of configs/recipes/lora_grpo.yaml
 MOST = 64       # largest group and number of prompts that is looked for
@@ -26,7 +28,9 @@ def fits(work: Workload, machine: Machine) -> bool:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to train: what it is called, the flags that choose it, its peak in bytes and phase, whether it fits."""
+    """A way to train: what it is called, the flags that choose it, its peak in bytes and phase,
+    whether it fits.
+    """
 
     name: str
     flags: str
@@ -36,8 +40,11 @@ class Way:
 
 
 def ways(work: Workload, machine: Machine) -> list[Way]:
-    """All weights or adapters, on each of local_scripts' ways to spread them, with the rest of the settings as they are."""
-    full = replace(work, trained=work.policy.parameters, adapters=0, quantised_bits=0, weight_bytes=2, autocast=False)
+    """All weights or adapters, on each of local_scripts' ways to spread them, with the rest of the
+    settings as they are.
+    """
+    full = replace(work, trained=work.policy.parameters, adapters=0, quantised_bits=0, weight_bytes=2,
+                   autocast=False)
     rank = sum(sum(shape) for shape in work.policy.matrices.values()) * work.policy.layers * LORA_RANK
     lora = replace(full, trained=work.adapters or rank, adapters=work.adapters or rank)
     zero2, zero3 = Sharding(2, overlap=True), Sharding(3, overlap=True)
@@ -46,7 +53,8 @@ def ways(work: Workload, machine: Machine) -> list[Way]:
     found = []
     for name, flags, candidate in (
             ("all weights, ZeRO-3", "--deepspeed local_scripts/zero3.json", replace(full, sharding=zero3)),
-            ("all weights, ZeRO-3 with offload", "--deepspeed local_scripts/zero3_offload.json", replace(full, sharding=offload)),
+            ("all weights, ZeRO-3 with offload", "--deepspeed local_scripts/zero3_offload.json",
+             replace(full, sharding=offload)),
             ("all weights, ZeRO-2", "--deepspeed local_scripts/zero2.json", replace(full, sharding=zero2)),
             ("LoRA, ZeRO-3", recipe.format("lora", "zero3"), replace(lora, sharding=zero3)),
             ("LoRA, ZeRO-2", recipe.format("lora", "zero2"), replace(lora, sharding=zero2)),
@@ -58,9 +66,12 @@ def ways(work: Workload, machine: Machine) -> list[Way]:
 
 
 def largest(work: Workload, machine: Machine) -> dict[str, int | None]:
-    """The largest value of one setting that fits, the others as they are; None where not even the smallest does."""
+    """The largest value of one setting that fits, the others as they are; None where not even the
+    smallest does.
+    """
     def group(count: int) -> Workload:
-        return replace(work, generations=count, micro=count if work.micro == work.generations else min(work.micro, count))
+        micro = count if work.micro == work.generations else min(work.micro, count)
+        return replace(work, generations=count, micro=micro)
 
     def prompts(count: int) -> Workload:
         return replace(work, prompts=count)
@@ -84,14 +95,17 @@ def _largest(change: Callable[[int], Workload], candidates: Sequence[int], machi
 
 
 def advice(work: Workload, machine: Machine) -> list[str]:
-    """Sentences: whether it fits; if not, each single change that makes it fit; where room is left, what to use it for."""
+    """Sentences: whether it fits; if not, each single change that makes it fit; where room is left,
+    what to use it for.
+    """
     phase, count = peak(work)
     room = f"{count / GIB:.1f} of {machine.memory / GIB:.0f} GiB at its peak ({phase})"
     if fits(work, machine):
         return [f"It fits: {room}.", *_use_of_room(work, machine)]
     verdict = "It is too close to the limit to count on" if count <= machine.memory else "It doesn't fit"
     changes = _remedies(work)
-    helps = [f"{name} ({peak(change(work))[1] / GIB:.1f} GiB)" for name, change in changes if fits(change(work), machine)]
+    helps = [f"{name} ({peak(change(work))[1] / GIB:.1f} GiB)" for name, change in changes
+             if fits(change(work), machine)]
     if helps:
         return [f"{verdict}: {room}.", "Each of these alone makes it fit: " + "; ".join(helps) + "."]
     together, changed = [], work
@@ -100,11 +114,14 @@ def advice(work: Workload, machine: Machine) -> list[str]:
             together, changed = [*together, name], change(changed)
         if fits(changed, machine):
             needed = f"{peak(changed)[1] / GIB:.1f} GiB"
-            return [f"{verdict}: {room}.", f"Together these make it fit ({needed}): " + "; ".join(together) + "."]
+            changes_needed = "; ".join(together)
+            return [f"{verdict}: {room}.", f"Together these make it fit ({needed}): {changes_needed}."]
     possible = [way for way in ways(work, machine) if way.fits]
     if possible:
-        return [f"{verdict}: {room}.", f"No change of these settings is enough; {possible[0].name} fits: {possible[0].flags}."]
-    return [f"{verdict}: {room}.", "No change of settings is enough: it takes more memory a GPU, more GPUs, or adapters with "
+        return [f"{verdict}: {room}.",
+                f"No change of these settings is enough; {possible[0].name} fits: {possible[0].flags}."]
+    return [f"{verdict}: {room}.", "No change of settings is enough: it takes more memory a GPU, more GPUs, "
+                                   "or adapters with "
             "shorter completions (--max_completion_length)."]
 
 
@@ -117,7 +134,8 @@ def _remedies(work: Workload) -> list[tuple[str, Callable[[Workload], Workload]]
     if not work.checkpointing:
         found.append(("--gradient_checkpointing true", lambda of: replace(of, checkpointing=True)))
     if work.span > final:
-        found.append(("--grammar chain (its caches end at the final image)", lambda of: replace(of, span=final)))
+        found.append(("--grammar chain (its caches end at the final image)",
+                      lambda of: replace(of, span=final)))
     if work.expected < work.completion:
         found.append((f"--max_completion_length {work.expected} (a whole chain)",
                       lambda of: replace(of, completion=of.expected, span=min(of.span, of.expected))))
@@ -143,6 +161,6 @@ def _use_of_room(work: Workload, machine: Machine) -> list[str]:
                      f"{best['loss_batch_size']} completions, and weights are sent for fewer microbatches.")
     unconditional = phases(work)["rollout"].get("cache: unconditional", 0)
     if work.span > work.images[-1] and unconditional > 0.1 * machine.memory:
-        lines.append(f"The unconditional caches ({unconditional / GIB:.1f} GiB) are made for the longest image that fits the "
-                     "budget; --grammar chain makes them for the final image.")
+        lines.append(f"The unconditional caches ({unconditional / GIB:.1f} GiB) are made for the longest "
+                     "image that fits the budget; --grammar chain makes them for the final image.")
     return lines

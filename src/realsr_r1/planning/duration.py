@@ -1,7 +1,9 @@
-"""Time of one rollout and what is learned from it, by part, and what limits each part: a roofline (Williams et al. 2009).
+"""Time of one rollout and what is learned from it, by part, and what limits each part: a roofline
+(Williams et al. 2009).
 
-A part takes as long as the slowest of four: operations, bytes of the GPU's memory, bytes over links, operations to be
-started by the CPU. They are taken to overlap, so what comes out is a bound from below at the rates given.
+A part takes as long as the slowest of four: operations, bytes of the GPU's memory, bytes over
+links, operations to be started by the CPU. They are taken to overlap, so what comes out is a bound
+from below at the rates given.
 """
 
 from __future__ import annotations
@@ -13,15 +15,18 @@ from realsr_r1.planning.machines import HOST_BANDWIDTH_GB, Machine
 from realsr_r1.planning.memory import cache_bytes_a_token, trained_size, whole_weights
 from realsr_r1.planning.workload import Workload
 
-# Operations that torch starts in `Decoder.step`: for a layer with and without unconditional rows, and for choosing a
-# token (grammar, guidance, top-k, draw); counted, see tests/planning/test_duration.py.
+# Operations that torch starts in a decoder's `step`: for a layer with and without unconditional
+# rows, and for choosing a token (grammar, guidance, top-k, draw); counted, see
+# tests/planning/test_duration.py.
 STEP_OPERATIONS_A_LAYER, STEP_OPERATIONS = 49, 120
 TRAINING_OPERATIONS_A_LAYER = 60  # of a layer's forward; small beside its work at these lengths
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a step: seconds, and what they would be if only one thing limited it (thing -> seconds)."""
+class StepPart:
+    """A part of a step: seconds, and what they would be if only one thing limited it (thing ->
+    seconds).
+    """
 
     name: str
     limits: dict[str, float]
@@ -36,34 +41,44 @@ class Part:
         return max(self.limits, key=self.limits.get)
 
 
-def parts(work: Workload, machine: Machine) -> list[Part]:
-    """The parts of one rollout on every GPU and of learning from it, in order; those that take no time left out."""
-    found = [gather(work, machine), prefill(work, machine), rollout(work, machine), decode_and_score(work, machine),
-             *scores_before(work, machine), loss(work, machine), update(work, machine)]
+def parts(work: Workload, machine: Machine) -> list[StepPart]:
+    """The parts of one rollout on every GPU and of learning from it, in order; those that take no
+    time left out.
+    """
+    found = [gather(work, machine), prefill(work, machine), rollout(work, machine),
+             decode_and_score(work, machine), *scores_before(work, machine), loss(work, machine),
+             update(work, machine)]
     return [part for part in found if part.seconds > 0]
 
 
-def _part(name: str, machine: Machine, flops: float = 0.0, moved: float = 0.0, sent: float = 0.0, started: float = 0.0,
-          host: float = 0.0) -> Part:
-    return Part(name, {"compute": flops / machine.flops, "memory bandwidth": moved / machine.bandwidth,
-                       "communication": sent / machine.gather_rate, "starting operations": started * machine.launch,
-                       "transfers to the CPU": host / machine.host})
+def _part(name: str, machine: Machine, flops: float = 0.0, moved: float = 0.0, sent: float = 0.0,
+          started: float = 0.0, host: float = 0.0) -> StepPart:
+    return StepPart(name, {
+        "compute": flops / machine.flops, "memory bandwidth": moved / machine.bandwidth,
+        "communication": sent / machine.gather_rate, "starting operations": started * machine.launch,
+        "transfers to the CPU": host / machine.host})
 
 
 def _others(work: Workload) -> float:
-    """Share of a whole that a process gets from the others in an all-gather, or gives in a reduce-scatter."""
+    """Share of a whole that a process gets from the others in an all-gather, or gives in a
+    reduce-scatter.
+    """
     return (work.world - 1) / work.world
 
 
-def gather(work: Workload, machine: Machine) -> Part:
-    """Under ZeRO-3, all weights are gathered once a rollout; offloaded ones come from the CPU first."""
+def gather(work: Workload, machine: Machine) -> StepPart:
+    """Under ZeRO-3, all weights are gathered once a rollout; offloaded ones come from the CPU
+    first.
+    """
     whole = whole_weights(work) if work.sharding.stage == 3 else 0.0
     return _part("gather weights", machine, sent=whole * _others(work),
                  host=whole / work.world if work.sharding.offload_parameters else 0.0)
 
 
 def _read_weights(work: Workload) -> float:
-    """Bytes moved to multiply a small batch with all layers. bitsandbytes unpacks matrices for it: reads, writes, reads."""
+    """Bytes moved to multiply a small batch with all layers. bitsandbytes unpacks matrices for it:
+    reads, writes, reads.
+    """
     matrices = work.policy.matrix_parameters
     if work.quantised_bits == 4:
         return matrices * (0.5 + 2 * work.weight_bytes) + work.adapters * trained_size(work)
@@ -71,44 +86,52 @@ def _read_weights(work: Workload) -> float:
 
 
 def _forward_flops(work: Workload, tokens: float, pairs: float) -> float:
-    """2 operations a weight and token; attention 4 a width and pair of (query, key), in every layer."""
+    """2 operations a weight and token; attention 4 a width and pair of (query, key), in every
+    layer.
+    """
     policy = work.policy
     return 2 * (policy.matrix_parameters + work.adapters) * tokens + 4 * policy.layers * policy.hidden * pairs
 
 
-def prefill(work: Workload, machine: Machine) -> Part:
+def prefill(work: Workload, machine: Machine) -> StepPart:
     """Each distinct prompt once."""
     tokens = work.prompts * work.prompt
     return _part("prefill", machine, flops=_forward_flops(work, tokens, tokens * work.prompt / 2),
-                 moved=work.prompts * _read_weights(work), started=work.prompts * TRAINING_OPERATIONS_A_LAYER * work.policy.layers)
+                 moved=work.prompts * _read_weights(work),
+                 started=work.prompts * TRAINING_OPERATIONS_A_LAYER * work.policy.layers)
 
 
-def rollout(work: Workload, machine: Machine) -> Part:
+def rollout(work: Workload, machine: Machine) -> StepPart:
     """One step a token, R rows at once, and inside images R unconditional ones more.
 
-    Each step reads the layers' weights, the head's rows (all of them in text, the codes' in images), the prompts' cache
-    once, and what the rows' own caches hold so far.
+    Each step reads the layers' weights, the head's rows (all of them in text, the codes' in
+    images), the prompts' cache once, and what the rows' own caches hold so far.
     """
     policy, rows, steps, token = work.policy, work.rows, work.expected, cache_bytes_a_token(work)
     in_images = min(sum(work.images), steps)
     twice = in_images if work.span else 0
-    codes, words = in_images * work.tokenizer.codes, (steps - in_images) * policy.vocabulary  # rows of the head, over all steps
+    # Rows of the head, over all steps
+    codes, words = in_images * work.tokenizer.codes, (steps - in_images) * policy.vocabulary
     own = rows * steps**2 / 2 + (rows * sum(span**2 for span in work.images) / 2 if work.span else 0)
     row_steps = rows * (steps + twice)
     pairs = rows * steps * work.prompt + own
-    flops = _forward_flops(work, row_steps, pairs) + 2 * policy.hidden * rows * ((2 if work.span else 1) * codes + words)
+    of_head = 2 * policy.hidden * rows * ((2 if work.span else 1) * codes + words)
+    flops = _forward_flops(work, row_steps, pairs) + of_head
     moved = (steps * (_read_weights(work) + work.prompts * work.prompt * token)
              + (codes + words) * policy.hidden * work.weight_bytes + own * token)
     operations = steps * (STEP_OPERATIONS_A_LAYER * policy.layers + STEP_OPERATIONS)
     if work.adapters:
-        operations += steps * policy.layers * len(policy.matrices) * 4  # two products, a scale and a sum a matrix
+        # Two products, a scale and a sum a matrix
+        operations += steps * policy.layers * len(policy.matrices) * 4
     return _part("rollout", machine, flops=flops, moved=moved, started=operations)
 
 
-def decode_and_score(work: Workload, machine: Machine) -> Part:
-    """Decoding the final images (the smaller ones: 5/16 of them more) and all experts on the final ones, in float32.
+def decode_and_score(work: Workload, machine: Machine) -> StepPart:
+    """Decoding the final images (the smaller ones: 5/16 of them more) and all experts on the final
+    ones, in float32.
 
-    Tensor cores multiply float32 at about a half (TF32) of bfloat16's rate at best, so the rate is halved here.
+    Tensor cores multiply float32 at about a half (TF32) of bfloat16's rate at best, so the rate is
+    halved here.
     """
     decoded = work.tokenizer.decode_flops * (1 + 1 / 4 + 1 / 16)
     scored = sum(expert_cost(name).image_flops for name in work.experts) * (work.largest_px / 512)**2
@@ -116,14 +139,16 @@ def decode_and_score(work: Workload, machine: Machine) -> Part:
 
 
 def _scoring_pass(work: Workload) -> tuple[float, float]:
-    """Operations of the layers' and of the head's forward over a rollout, at the expected length."""
+    """Operations of the layers' and of the head's forward over a rollout, at the expected length.
+    """
     tokens = work.packed(work.expected)
     pairs = 0.0
     for prompts, count in work.groups_of_micro:
         own = work.expected
         pairs += prompts * work.prompt**2 / 2 + count * (own * work.prompt + own**2 / 2)
     microbatches = work.rows / work.micro
-    return (microbatches * _forward_flops(work, tokens, pairs), work.rows * 2.0 * work.expected * work.policy.head_parameters)
+    return (microbatches * _forward_flops(work, tokens, pairs),
+            work.rows * 2.0 * work.expected * work.policy.head_parameters)
 
 
 def _weights_sent(work: Workload) -> float:
@@ -131,20 +156,23 @@ def _weights_sent(work: Workload) -> float:
     return whole_weights(work) * _others(work) if work.sharding.stage == 3 else 0.0
 
 
-def scores_before(work: Workload, machine: Machine) -> list[Part]:
-    """One more forward for the reference (`beta` above 0), and one where TRL scores a rollout before learning."""
+def scores_before(work: Workload, machine: Machine) -> list[StepPart]:
+    """One more forward for the reference (`beta` above 0), and one where TRL scores a rollout
+    before learning.
+    """
     layers, scores = _scoring_pass(work)
     sent = _weights_sent(work) * work.rows / work.micro
     names = ["reference"] * work.reference + ["log-probabilities before"] * work.old_scores
     return [_part(name, machine, flops=layers + scores, sent=sent) for name in names]
 
 
-def loss(work: Workload, machine: Machine) -> Part:
+def loss(work: Workload, machine: Machine) -> StepPart:
     """Forward and backward of all microbatches, as often as a rollout is learned from.
 
-    A backward is two forwards, one where only adapters are trained; checkpointing computes the layers' forward once
-    more. The head: forward, its tiles again, and two products in the backward (one where the head isn't trained). ZeRO
-    sends weights for the forward and for the backward, and gradients once (arXiv 1910.02054, section 7): each microbatch.
+    A backward is two forwards, one where only adapters are trained; checkpointing computes the
+    layers' forward once more. The head: forward, its tiles again, and two products in the backward
+    (one where the head isn't trained). ZeRO sends weights for the forward and for the backward, and
+    gradients once (arXiv 1910.02054, section 7): each microbatch.
     """
     layers, scores = _scoring_pass(work)
     passes = (2 if work.adapters else 3) + work.checkpointing
@@ -158,10 +186,12 @@ def loss(work: Workload, machine: Machine) -> Part:
                  sent=work.iterations * microbatches * sent, host=work.iterations * microbatches * host)
 
 
-def update(work: Workload, machine: Machine) -> Part:
-    """AdamW reads and writes its states and weights, 28 bytes a parameter; offloaded ones in the CPU's memory."""
+def update(work: Workload, machine: Machine) -> StepPart:
+    """AdamW reads and writes its states and weights, 28 bytes a parameter; offloaded ones in the
+    CPU's memory.
+    """
     moved = work.updates * 28.0 * work.trained / (work.world if work.sharding.stage else 1)
     if not work.sharding.offload_optimizer:
         return _part("update", machine, moved=moved)
     on_host = moved * machine.gpus / (HOST_BANDWIDTH_GB * 1e9)  # the GPUs of a machine share its CPU
-    return Part("update", {"the CPU's memory": on_host})
+    return StepPart("update", {"the CPU's memory": on_host})

@@ -1,4 +1,6 @@
-"""What the visual experts cost, by name: measured once on random weights, so that planning downloads nothing."""
+"""What the visual experts cost, by name: measured once on random weights, so that planning
+downloads nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ExpertCost:
-    """`parameters` (float32); `image_bytes`, `image_flops`: activations and operations for one image of 512 x 512 px."""
+    """`parameters` (float32); `image_bytes`, `image_flops`: activations and operations for one
+    image of 512 x 512 px.
+    """
 
     parameters: float
     image_bytes: float
     image_flops: float
 
 
-# pyiqa 0.1.16's networks, float32, one image of 512 px: parameters counted, bytes as live tensors at the peak of the
-# forward (scripts/benchmarks/live_bytes.py), operations by torch's FlopCounterMode. Two images take twice the bytes and operations of
-# one (CLIP's text, 58e9 operations once a call, is left out).
+# pyiqa 0.1.16's networks, float32, one image of 512 px: parameters counted, bytes as live tensors
+# at the peak of the forward (scripts/benchmarks/live_bytes.py), operations by torch's
+# FlopCounterMode. Two images take twice the bytes and operations of one (CLIP's text, 58e9
+# operations once a call, is left out).
 COSTS = {
     "topiq_nr": ExpertCost(45.2e6, 122e6, 74e9),
     "musiq": ExpertCost(27.1e6, 109e6, 35e9),

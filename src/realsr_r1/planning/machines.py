@@ -1,4 +1,5 @@
-"""Machines that a run is planned for: GPUs by name, from public data sheets, or by numbers of one's own.
+"""Machines that a run is planned for: GPUs by name, from public data sheets, or by numbers of one's
+own.
 
 Knows numbers of hardware; what a run does with them is for `memory` and `duration`.
 """
@@ -20,8 +21,9 @@ GIB, GB = 2**30, 1e9  # cards are labelled in GiB (an "80 GB" A100 has 81,920 Mi
 class Gpu:
     """A GPU by its data sheet.
 
-    `memory_gib`; `tflops`: bfloat16 on tensor cores, dense, with float32 accumulation; `bandwidth_gb`: of its memory,
-    GB/s; `link_gb`: to the other GPUs of its machine in one direction, GB/s; `host_gb`: PCIe in one direction, GB/s.
+    `memory_gib`; `tflops`: bfloat16 on tensor cores, dense, with float32 accumulation;
+    `bandwidth_gb`: of its memory, GB/s; `link_gb`: to the other GPUs of its machine in one
+    direction, GB/s; `host_gb`: PCIe in one direction, GB/s.
     """
 
     memory_gib: float
@@ -32,8 +34,8 @@ class Gpu:
     source: str
 
 
-# NVLink and PCIe are printed for both directions together: half of that is here. Where a sheet prints rates with
-# sparsity, half of that is here, too.
+# NVLink and PCIe are printed for both directions together: half of that is here. Where a sheet
+# prints rates with sparsity, half of that is here, too.
 GPUS = {
     "a100-40gb": Gpu(40, 312, 1555, 300, 32, "NVIDIA A100 data sheet, 40 GB SXM"),
     "a100-80gb": Gpu(80, 312, 2039, 300, 32, "NVIDIA A100 data sheet, 80 GB SXM"),
@@ -47,20 +49,24 @@ GPUS = {
     "rtx4090": Gpu(24, 165, 1008, 32, 32, "NVIDIA Ada GPU architecture white paper, RTX 4090"),
     "rtx3090": Gpu(24, 71, 936, 32, 32, "NVIDIA Ampere GA102 white paper, RTX 3090"),
 }
-# Shares of a data sheet's rates that well-made code reaches. Compute: 0.46 to 0.52 were reported for training large
-# models (PaLM, arXiv 2204.02311; Megatron-LM on A100, arXiv 2104.04473). Memory and links: copies reach 0.8 to 0.9.
+# Shares of a data sheet's rates that well-made code reaches. Compute: 0.46 to 0.52 were reported
+# for training large models (PaLM, arXiv 2204.02311; Megatron-LM on A100, arXiv 2104.04473). Memory
+# and links: copies reach 0.8 to 0.9.
 COMPUTE_SHARE, BANDWIDTH_SHARE, LINK_SHARE = 0.45, 0.8, 0.7
-LAUNCH_SECONDS = 6e-6  # of one operation of PyTorch on an idle GPU, Python included: some microseconds, by the CPU
+# Of one operation of PyTorch on an idle GPU, Python included: some microseconds, by the CPU
+LAUNCH_SECONDS = 6e-6
 NETWORK_GB = 25.0      # between machines, GB/s a machine and direction: one adapter of 200 Gb/s
-HOST_BANDWIDTH_GB = 150.0  # of the CPU's memory, GB/s: what an offloaded optimizer works from (8 channels of DDR4-3200: 205)
+# Of the CPU's memory, GB/s: what an offloaded optimizer works from (8 channels of DDR4-3200: 205)
+HOST_BANDWIDTH_GB = 150.0
 
 
 @dataclass(frozen=True)
 class Machine:
     """What a run gets: bytes of one GPU, and rates that it really reaches.
 
-    `flops`: operations/s; `bandwidth`, `link`, `host`: bytes/s of a GPU's memory, to its neighbours, to the CPU;
-    `network`: bytes/s between machines, of a whole machine; `launch`: seconds that starting an operation takes.
+    `flops`: operations/s; `bandwidth`, `link`, `host`: bytes/s of a GPU's memory, to its
+    neighbours, to the CPU; `network`: bytes/s between machines, of a whole machine; `launch`:
+    seconds that starting an operation takes.
     """
 
     name: str
@@ -82,21 +88,26 @@ class Machine:
 
     @property
     def gather_rate(self) -> float:
-        """Bytes/s at which one GPU takes part in a collective: its links', or its share of the network's."""
+        """Bytes/s at which one GPU takes part in a collective: its links', or its share of the
+        network's.
+        """
         return self.link if self.nodes == 1 else min(self.link, self.network / self.gpus)
 
 
 # Numbers of one's own -> the field of `Machine` they become, and the unit they are given in.
-MEASURED = {"memory_gib": ("memory", GIB), "tflops": ("flops", 1e12), "bandwidth_gb": ("bandwidth", GB), "link_gb": ("link", GB),
-            "host_gb": ("host", GB), "network_gb": ("network", GB), "launch_us": ("launch", 1e-6)}
+MEASURED = {"memory_gib": ("memory", GIB), "tflops": ("flops", 1e12), "bandwidth_gb": ("bandwidth", GB),
+            "link_gb": ("link", GB), "host_gb": ("host", GB), "network_gb": ("network", GB),
+            "launch_us": ("launch", 1e-6)}
 
 
-def machine(gpu: str | None, gpus: int = 1, nodes: int = 1, measured: Mapping[str, float] | None = None) -> Machine:
+def machine(gpu: str | None, gpus: int = 1, nodes: int = 1,
+            measured: Mapping[str, float] | None = None) -> Machine:
     """A machine of `nodes` times `gpus` GPUs.
 
-    `gpu`: a name of `GPUS`, whose rates are taken at the shares above; `measured`: keys of `MEASURED`, taken as they are
-    and winning over the data sheet. Without `gpu`, memory, tflops and bandwidth must be among them. Raises `UserError`
-    that names what is unknown, missing or not above 0.
+    `gpu`: a name of `GPUS`, whose rates are taken at the shares above; `measured`: keys of
+    `MEASURED`, taken as they are and winning over the data sheet. Without `gpu`, memory, tflops and
+    bandwidth must be among them. Raises `UserError` that names what is unknown, missing or not
+    above 0.
     """
     measured = dict(measured or {})
     if gpus < 1 or nodes < 1:
@@ -107,24 +118,29 @@ def machine(gpu: str | None, gpus: int = 1, nodes: int = 1, measured: Mapping[st
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise UserError(f"{key} of the machine is {value!r}; it must be a number above 0")
     if gpu is not None and gpu.lower() not in GPUS:
-        raise UserError(f"--gpu {gpu} is unknown; known are {', '.join(GPUS)}, or give --memory_gib, --tflops and --bandwidth_gb")
+        raise UserError(f"--gpu {gpu} is unknown; known are {', '.join(GPUS)}, or give --memory_gib, "
+                        "--tflops and --bandwidth_gb")
     missing = [key for key in ("memory_gib", "tflops", "bandwidth_gb") if key not in measured]
     if gpu is None and missing:
         raise UserError(f"name a GPU with --gpu ({', '.join(GPUS)}), or give --{missing[0]} as well")
-    fields: dict[str, Any] = {"link": 32 * GB * LINK_SHARE, "host": 32 * GB * LINK_SHARE, "network": NETWORK_GB * GB * LINK_SHARE}
+    fields: dict[str, Any] = {"link": 32 * GB * LINK_SHARE, "host": 32 * GB * LINK_SHARE,
+                              "network": NETWORK_GB * GB * LINK_SHARE}
     source = "your numbers"
     if gpu is not None:
         sheet = GPUS[gpu.lower()]
         fields |= {"memory": sheet.memory_gib * GIB, "flops": sheet.tflops * 1e12 * COMPUTE_SHARE,
-                   "bandwidth": sheet.bandwidth_gb * GB * BANDWIDTH_SHARE, "link": sheet.link_gb * GB * LINK_SHARE,
-                   "host": sheet.host_gb * GB * LINK_SHARE}
+                   "bandwidth": sheet.bandwidth_gb * GB * BANDWIDTH_SHARE,
+                   "link": sheet.link_gb * GB * LINK_SHARE, "host": sheet.host_gb * GB * LINK_SHARE}
         source = sheet.source + (f"; measured: {', '.join(measured)}" if measured else "")
     fields |= {MEASURED[key][0]: value * MEASURED[key][1] for key, value in measured.items()}
     return Machine(gpu.lower() if gpu else "own", source, gpus, nodes, **fields)
 
 
 def read_measured(path: str | Path) -> dict[str, float]:
-    """A YAML or JSON file of `MEASURED` numbers. Raises `UserError` that names a missing or broken file."""
+    """A YAML or JSON file of `MEASURED` numbers.
+
+    Raises `UserError` that names a missing or broken file.
+    """
     values = read_yaml(path, "--machine")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines; known numbers are {', '.join(MEASURED)}")

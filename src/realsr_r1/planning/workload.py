@@ -1,6 +1,8 @@
-"""What a GRPO run computes, in numbers: shapes of its models, lengths, batches, types, and how it is spread over GPUs.
+"""What a GRPO run computes, in numbers: shapes of its models, lengths, batches, types, and how it
+is spread over GPUs.
 
-Reads them from a run's settings and a model's config files, no weights. What they cost is for `memory` and `duration`.
+Reads them from a run's settings and a model's config files, no weights. What they cost is for
+`memory` and `duration`.
 """
 
 from __future__ import annotations
@@ -13,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
+from realsr_r1.models.protocol import PolicyShape
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
     from realsr_r1.chain.settings import ChainSettings
-    from realsr_r1.models.lumina.policy import LuminaConfig
     from realsr_r1.training.config import ChainGRPOConfig
 
 QUESTION_TOKENS = 50  # of a prompt beside its photo: the question and the turn's ends
 # What a published vocabulary says of the image tokenizer that belongs to it: codes, their size, and
-# the encoder's width multipliers. LlamaGen (arXiv 2406.06525) and Chameleon (arXiv 2405.09818) have 128 base channels,
-# 2 residual blocks a level and 256 latent channels.
+# the encoder's width multipliers. LlamaGen (arXiv 2406.06525) and Chameleon (arXiv 2405.09818) have
+# 128 base channels, 2 residual blocks a level and 256 latent channels.
 PUBLISHED_TOKENIZERS: dict[int, dict[str, Any]] = {
     73_728: {"num_embeddings": 16_384, "embed_dim": 8, "channel_multiplier": [1, 2, 2, 4]},
     65_536: {"num_embeddings": 8192, "embed_dim": 256, "channel_multiplier": [1, 1, 2, 2, 4]},
@@ -32,67 +34,10 @@ PUBLISHED_TOKENIZERS: dict[int, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class PolicyShape:
-    """Sizes of a policy (`LuminaConfig`'s)."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    query_norm_rows: int = 1
-    key_norm_rows: int = 1
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    tied: bool = False
-
-    @classmethod
-    def of(cls, config: LuminaConfig) -> PolicyShape:
-        """The sizes in a policy's config."""
-        return cls(config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
-                   config.num_key_value_heads, config.vocab_size, config.model_parallel_size,
-                   config.key_norm_rows or config.model_parallel_size, config.attention_bias, config.mlp_bias,
-                   bool(config.tie_word_embeddings))
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-    @property
-    def kv_width(self) -> int:
-        """Width of a token's keys, and of its values."""
-        return self.kv_heads * self.head_dim
-
-    @property
-    def matrices(self) -> dict[str, tuple[int, int]]:
-        """The matrices of one layer: name -> (inputs, outputs)."""
-        width, wide, narrow = self.hidden, self.intermediate, self.kv_width
-        return {"q_proj": (width, width), "k_proj": (width, narrow), "v_proj": (width, narrow), "o_proj": (width, width),
-                "gate_proj": (width, wide), "up_proj": (width, wide), "down_proj": (wide, width)}
-
-    @property
-    def matrix_parameters(self) -> int:
-        """Weights of all layers' matrices: what a token is multiplied with, but for the head."""
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.matrices.values())
-
-    @property
-    def head_parameters(self) -> int:
-        return self.vocabulary * self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All of them: matrices, norms and biases of the layers, the last norm, embedding and head."""
-        norms = 2 * self.hidden + 2 * self.head_dim * (self.query_norm_rows + self.key_norm_rows)
-        biases = (self.attention_bias * 2 * (self.hidden + self.kv_width)
-                  + self.mlp_bias * (2 * self.intermediate + self.hidden))
-        return (self.matrix_parameters + self.layers * (norms + biases) + self.hidden
-                + self.head_parameters * (1 if self.tied else 2))
-
-
-@dataclass(frozen=True)
 class TokenizerShape:
-    """Sizes of an image tokenizer: its parameters, channels at full and at half resolution, codes, pixels a code's side."""
+    """Sizes of an image tokenizer: its parameters, channels at full and at half resolution, codes,
+    pixels a code's side.
+    """
 
     parameters: int
     channels: tuple[int, int]
@@ -102,7 +47,10 @@ class TokenizerShape:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], px: int) -> TokenizerShape:
-        """From keys of `ImageTokenizerConfig`; counted on torch's meta device. `px`: side of the largest image."""
+        """From keys of `ImageTokenizerConfig`; counted on torch's meta device.
+
+        `px`: side of the largest image.
+        """
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -115,16 +63,17 @@ class TokenizerShape:
                 model.decode(torch.zeros(1, side, side, dtype=torch.int64))
         multipliers = [*config.channel_multiplier, config.channel_multiplier[-1]]
         return cls(sum(parameter.numel() for parameter in model.parameters()),
-                   (config.base_channels * multipliers[0], config.base_channels * multipliers[1]), model.codebook_size,
-                   model.downsample, counter.get_total_flops())
+                   (config.base_channels * multipliers[0], config.base_channels * multipliers[1]),
+                   model.codebook_size, model.downsample, counter.get_total_flops())
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """What DeepSpeed spreads over the GPUs: `stage` 2 or 3 of ZeRO (arXiv 1910.02054), 0 without DeepSpeed.
+    """What DeepSpeed spreads over the GPUs: `stage` 2 or 3 of ZeRO (arXiv 1910.02054), 0 without
+    DeepSpeed.
 
-    Elements, not bytes: `max_live` gathered at a time (stage 3), `bucket` reduced at a time (None: hidden size squared),
-    `sub_group` updated at a time (stage 3). See local_scripts/README.md.
+    Elements, not bytes: `max_live` gathered at a time (stage 3), `bucket` reduced at a time (None:
+    hidden size squared), `sub_group` updated at a time (stage 3). See local_scripts/README.md.
     """
 
     stage: int = 0
@@ -141,8 +90,8 @@ class Sharding:
         values = read_json(path)
         zero = values.get("zero_optimization") if isinstance(values, dict) else None
         if not isinstance(zero, dict) or zero.get("stage") not in (2, 3):
-            raise UserError(f"{path} is no DeepSpeed file with zero_optimization of stage 2 or 3; take one of local_scripts, "
-                            "or --deepspeed none")
+            raise UserError(f"{path} is no DeepSpeed file with zero_optimization of stage 2 or 3; take one "
+                            "of local_scripts, or --deepspeed none")
 
         def number(key: str, default: float | None) -> float | None:
             value = zero.get(key, default)
@@ -152,17 +101,18 @@ class Sharding:
             return isinstance(zero.get(key), dict) and zero[key].get("device") not in (None, "none")
 
         return cls(zero["stage"], is_offloaded("offload_optimizer"), is_offloaded("offload_param"),
-                   number("stage3_max_live_parameters", 1e9), number("reduce_bucket_size", None), number("sub_group_size", 1e9),
-                   bool(zero.get("overlap_comm")))
+                   number("stage3_max_live_parameters", 1e9), number("reduce_bucket_size", None),
+                   number("sub_group_size", 1e9), bool(zero.get("overlap_comm")))
 
 
 @dataclass(frozen=True)
 class Workload:
     """A run, of one process. Lengths in tokens.
 
-    `completion`: what caches are made for, and the longest there can be; `expected`: what a whole chain takes;
-    `images`: tokens of its three images; `prompts`: distinct ones in a rollout, each with `generations` completions;
-    `micro`: completions in one forward and backward; `trained`: parameters that are; `weight_bytes`: of a parameter.
+    `completion`: what caches are made for, and the longest there can be; `expected`: what a whole
+    chain takes; `images`: tokens of its three images; `prompts`: distinct ones in a rollout, each
+    with `generations` completions; `micro`: completions in one forward and backward; `trained`:
+    parameters that are; `weight_bytes`: of a parameter.
     """
 
     policy: PolicyShape
@@ -201,7 +151,9 @@ class Workload:
 
     @property
     def groups_of_micro(self) -> list[tuple[int, int]]:
-        """For each prompt in a microbatch's packed row, (times the prompt is there, completions that share it)."""
+        """For each prompt in a microbatch's packed row, (times the prompt is there, completions
+        that share it).
+        """
         whole, rest = divmod(self.micro, self.generations)
         groups = [(1, self.generations)] * whole + [(1, rest)] * bool(rest)
         return groups if self.share_prompts else [(count, count) for _, count in groups]
@@ -211,11 +163,12 @@ class Workload:
         return sum(prompts * self.prompt + count * completion for prompts, count in self.groups_of_micro)
 
 
-def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape, tokenizer: TokenizerShape, chain: ChainSettings,
-             sharding: Sharding, world: int, text_tokens: int) -> Workload:
+def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape, tokenizer: TokenizerShape,
+             chain: ChainSettings, sharding: Sharding, world: int, text_tokens: int) -> Workload:
     """The numbers of a run with these settings (already in TRL's units) on `world` processes.
 
-    `text_tokens`: of a chain beside its images. Raises `UserError` for settings that grpo would refuse, too.
+    `text_tokens`: of a chain beside its images. Raises `UserError` for settings that grpo would
+    refuse, too.
     """
     from realsr_r1.training.adapters import adapter_config
 
@@ -226,7 +179,8 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
                         "--deepspeed local_scripts/zero2.json or --deepspeed none")
     units = max(1, chain.target_px // chain.grid_unit_px)
     # Only geometry is asked of it: no ids.
-    layout = TokenLayout(0, 0, 0, 0, 0, 0, {}, (), policy.vocabulary, chain.grid_unit_px, tokenizer.downsample)
+    layout = TokenLayout(0, 0, 0, 0, 0, 0, {}, (), policy.vocabulary, chain.grid_unit_px,
+                         tokenizer.downsample)
     images = tuple(layout.span_length(*size) for size in chain.chain.image_sizes(units, units))
     made = args.per_device_train_batch_size * args.steps_per_generation
     span = 0
@@ -236,10 +190,12 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
     passes = args.steps_per_generation * args.num_iterations
     return Workload(
         policy, tokenizer, sharding, world,
-        prompt=min(images[-1] + QUESTION_TOKENS, args.max_prompt_length), completion=args.max_completion_length,
+        prompt=min(images[-1] + QUESTION_TOKENS, args.max_prompt_length),
+        completion=args.max_completion_length,
         expected=min(sum(images) + text_tokens, args.max_completion_length), images=images,
-        largest_px=units * chain.grid_unit_px, prompts=max(1, made // args.num_generations), generations=args.num_generations,
-        micro=args.per_device_train_batch_size, iterations=args.num_iterations, updates=passes / args.gradient_accumulation_steps,
+        largest_px=units * chain.grid_unit_px, prompts=max(1, made // args.num_generations),
+        generations=args.num_generations, micro=args.per_device_train_batch_size,
+        iterations=args.num_iterations, updates=passes / args.gradient_accumulation_steps,
         span=min(span, args.max_completion_length), checkpointing=bool(args.gradient_checkpointing),
         share_prompts=args.share_prompts, flash=(model_args.attn_implementation or "").startswith("flash"),
         weight_bytes=2 if is_half else 4, autocast=bool(args.bf16) and not is_half,
@@ -258,7 +214,8 @@ def _adapter_parameters(policy: PolicyShape, config: Any | None) -> int:
 
 
 def tokenizer_values(model: Path, policy: PolicyShape) -> dict[str, Any]:
-    """Keys of `ImageTokenizerConfig` for the image tokenizer in a model folder, or the one its vocabulary was published with.
+    """Keys of `ImageTokenizerConfig` for the image tokenizer in a model folder, or the one its
+    vocabulary was published with.
 
     Raises `UserError` where neither tells.
     """
@@ -266,6 +223,7 @@ def tokenizer_values(model: Path, policy: PolicyShape) -> dict[str, Any]:
     if file.is_file():
         return read_json(file)
     if policy.vocabulary not in PUBLISHED_TOKENIZERS:
-        raise UserError(f"{model} has no image_tokenizer folder, and a vocabulary of {policy.vocabulary:,} is no published one; "
-                        "plan with a folder that realsr-r1 export or sft made")
-    return {"base_channels": 128, "num_res_blocks": 2, "latent_channels": 256, **PUBLISHED_TOKENIZERS[policy.vocabulary]}
+        raise UserError(f"{model} has no image_tokenizer folder, and a vocabulary of {policy.vocabulary:,} "
+                        "is no published one; plan with a folder that realsr-r1 export or sft made")
+    return {"base_channels": 128, "num_res_blocks": 2, "latent_channels": 256,
+            **PUBLISHED_TOKENIZERS[policy.vocabulary]}

@@ -1,52 +1,60 @@
-"""Settings of a rollout: how many completions, how they are drawn, and what grammar they follow. Knows no torch."""
+"""Settings of a rollout, in one place: defaults, help texts, checks.
+
+GRPO, restore and samples take them from here.
+
+Knows no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
 
 from realsr_r1.core.errors import UserError
 
 GRAMMARS = ("image", "chain")
 
 
+def _setting(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, **({"choices": list(choices)} if choices else {})})
+
+
 @dataclass
 class RolloutConfig:
     """How completions are sampled. Raises `UserError` naming the field when a value makes no sense.
 
-    Defaults are the published code's, except the text top-k, which is Lumina-mGPT's: with the published 1 all
-    completions of a group write the same text, and the text's rewards teach nothing.
-
-    Args:
-        num_generations: completions a prompt (G), at least 1.
-        max_new_tokens: tokens a completion, its end-of-turn included.
-        temperature: divides the scores after top-k; above 0.
-        guidance_scale: s of `uncond + s * (cond - uncond)` at image codes; 1.0 switches the unconditional branch off.
-        text_top_k: how many of the likeliest tokens may be drawn in text and for sizes; ties are kept.
-        image_top_k_min, image_top_k_max: top-k at image codes, from the first (sure) to the second (unsure) by entropy.
-        grammar: "image" constrains image spans only; "chain" forces the whole chain: every completion is well formed.
-        image_sizes: for "chain", (rows, columns) in grid units of the rough, middle and final image; None takes a
-            quarter, a half and the whole of each side of the prompt's last image.
-        max_text_tokens: for "chain", longest body of a text section, its closing tag not counted.
-        jacobi: tokens of a row fed in one forward pass inside images (Speculative Jacobi Decoding); completions have the
-            same distribution, but are others for a seed. 0 or 1: one after another.
-        cuda_graphs: record the decoder's steps as CUDA graphs (`graphs`); changes nothing but the time, on CUDA only.
-        seed: of the random numbers; a completion is a function of (seed, step, row, position).
+    Defaults are the published code's, except two. The text top-k is Lumina-mGPT's: with the
+    published 1 all completions of a group write the same text, and the text's rewards teach
+    nothing. `max_text_tokens` belongs to grammar "chain", which the published code hasn't.
     """
 
-    num_generations: int = 5
-    max_new_tokens: int = 7000
-    temperature: float = 0.9
-    guidance_scale: float = 0.8
-    text_top_k: int = 10
-    image_top_k_min: int = 1
-    image_top_k_max: int = 2000
-    grammar: str = "image"
-    image_sizes: Sequence[Sequence[int]] | None = None
-    max_text_tokens: int = 300
-    jacobi: int = 1
-    cuda_graphs: bool = False
-    seed: int = 0
+    num_generations: int = _setting(5, "Completions a prompt (G), at least 1.")
+    max_new_tokens: int = _setting(7000, "Longest completion in tokens, its end-of-turn included.")
+    temperature: float = _setting(0.9, "Divides the scores after top-k when a token is drawn; above 0. (What "
+                                       "GRPO's loss divides by is a setting of its own.)")
+    guidance_scale: float = _setting(0.8, "Classifier-free guidance inside images: uncond + scale * (cond - "
+                                          "uncond); 1 = none.")
+    text_top_k: int = _setting(10, "How many of the likeliest tokens may be drawn in text and for sizes "
+                                   "(Lumina-mGPT: 10, published code: 1); ties are kept.")
+    image_top_k_min: int = _setting(1, "Top-k of image codes at entropy 0.")
+    image_top_k_max: int = _setting(2000, "Top-k of image codes at entropy 10 nats.")
+    grammar: str = _setting("image", "image: image spans are constrained, as in the published code; chain: "
+                                     "the whole chain is, so every completion is well formed.", GRAMMARS)
+    image_sizes: Sequence[Sequence[int]] | None = _setting(
+        None, "With grammar chain: (rows, columns) in grid units of each image of the chain, in order; by "
+              "default they follow from the prompt's last image.")
+    max_text_tokens: int = _setting(256, "With grammar chain: tokens a text section has at most, its closing "
+                                         "tag not counted.")
+    jacobi: int = _setting(1, "Tokens of a row fed in one forward pass inside images (Speculative Jacobi "
+                              "Decoding): fewer passes, other completions of the same distribution; 0 or 1: "
+                              "one after another; try 8.")
+    cuda_graphs: bool = _setting(False, "Record the policy's steps as CUDA graphs: less time between "
+                                        "kernels, where Python sets the pace; changes nothing but the time, "
+                                        "on CUDA only.")
+    seed: int = _setting(0, "Of the random numbers; a completion is a function of (seed, step, row, "
+                            "position).")
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "max_new_tokens", "text_top_k", "image_top_k_min"):
@@ -59,12 +67,62 @@ class RolloutConfig:
             raise UserError(f"image_top_k_max {self.image_top_k_max} is smaller than image_top_k_min "
                             f"{self.image_top_k_min}")
         if not 0 < self.temperature < float("inf"):
-            raise UserError(f"temperature is {self.temperature}; it must be above 0 (for the likeliest tokens set the "
-                            "top-k settings to 1)")
+            raise UserError(f"temperature is {self.temperature}; it must be above 0 (for the likeliest "
+                            "tokens set the top-k settings to 1)")
         if not -float("inf") < self.guidance_scale < float("inf"):
-            raise UserError(f"guidance_scale is {self.guidance_scale}; it must be a finite number (1 is no guidance)")
+            raise UserError(f"guidance_scale is {self.guidance_scale}; it must be a finite number (1 is no "
+                            "guidance)")
         if self.grammar not in GRAMMARS:
             raise UserError(f"grammar is {self.grammar!r}; it must be one of {', '.join(GRAMMARS)}")
-        if self.image_sizes is not None and not (len(self.image_sizes) == 3 and all(
+        if self.image_sizes is not None and not (len(self.image_sizes) and all(
                 len(size) == 2 and min(size) >= 1 for size in self.image_sizes)):
-            raise UserError(f"image_sizes is {self.image_sizes}; it must be three (rows, columns) pairs in grid units")
+            raise UserError(f"image_sizes is {self.image_sizes}; it must be one (rows, columns) pair in grid "
+                            "units for each image of the chain")
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], source: str, **flags: Any) -> RolloutConfig:
+        """The sampling settings of a model folder, under `flags` (None: not given, so the folder's
+        counts).
+
+        `source`: where `settings` are from. Raises `UserError` for a key that is no field, and for
+        bad values; it names the source where the fault is there.
+        """
+        known = {item.name for item in fields(cls)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise UserError(f"{source}: unknown sampling setting {unknown[0]!r}; known are "
+                            f"{', '.join(sorted(known))}")
+        try:
+            cls(**settings)
+        except (UserError, TypeError) as error:  # a TypeError: text where a number belongs
+            raise UserError(f"{source}: bad sampling settings: {error}") from error
+        return cls(**{**settings, **{name: value for name, value in flags.items() if value is not None}})
+
+
+def rollout_field(name: str) -> Any:
+    """A field of `RolloutConfig` for another dataclass of settings: the same default, help and
+    choices.
+    """
+    setting = _field(name)
+    return field(default=setting.default, metadata=dict(setting.metadata))
+
+
+def add_rollout_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add a flag `--NAME` for each of these fields of `RolloutConfig`; one that isn't given is
+    None.
+
+    So the value comes from elsewhere: `RolloutConfig.from_settings` takes it from a model folder's
+    chain settings.
+    """
+    for name in names:
+        setting = _field(name)
+        text = setting.metadata["help"].replace("%", "%%") + " (default: the model folder's chain settings)"
+        if setting.type == "bool":
+            parser.add_argument(f"--{name}", action="store_true", default=None, help=text)
+        else:
+            kind = {"int": int, "float": float, "str": str}[setting.type]
+            parser.add_argument(f"--{name}", type=kind, help=text, choices=setting.metadata.get("choices"))
+
+
+def _field(name: str) -> Field:
+    return next(item for item in fields(RolloutConfig) if item.name == name)

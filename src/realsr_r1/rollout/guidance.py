@@ -1,7 +1,8 @@
 """Classifier-free guidance for a batch whose rows enter and leave images at different times.
 
-A row has an unconditional branch while it is in an image span; the branch sees only the tokens from the image start on,
-at positions from 0. Knows row numbers and scores; the policy's caches are the decoder's.
+A row has an unconditional branch while it is in an image span; the branch sees only the tokens from
+the image start on, at positions from 0. Knows row numbers and scores; the policy's caches are the
+decoder's.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import torch
 
 
 class UnconditionalRows:
-    """Which rows have an unconditional branch now: `rows` (U,) int64, slot -> row; `slot_of_row` (R,) its inverse."""
+    """Which rows have an unconditional branch now: `rows` (U,) int64, slot -> row; `slot_of_row`
+    (R,) its inverse.
+    """
 
     def __init__(self, batch: int, device: torch.device):
         self.rows = torch.empty(0, dtype=torch.int64, device=device)
         self.slot_of_row = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def update(self, inside: torch.Tensor) -> torch.Tensor | None:
-        """Follow `inside` (R,) bool: slots of rows that left go, slots of rows that came are added at the end.
+        """Follow `inside` (R,) bool: slots of rows that left go, slots of rows that came are added
+        at the end.
 
         Returns the old slots that stay, in their new order, or None when none went.
         """
@@ -31,7 +35,10 @@ class UnconditionalRows:
         return stays.nonzero()[:, 0] if gone else None
 
     def keep(self, rows: torch.Tensor) -> torch.Tensor:
-        """The batch goes on with `rows` (n,) int64 only, renumbered. Returns the slots that stay."""
+        """The batch goes on with `rows` (n,) int64 only, renumbered.
+
+        Returns the slots that stay.
+        """
         new_number = torch.full_like(self.slot_of_row, -1)
         new_number[rows] = torch.arange(len(rows), device=rows.device)
         renumbered = new_number[self.rows]
@@ -43,5 +50,7 @@ class UnconditionalRows:
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
-    """`uncond + scale * (cond - uncond)`, for scores of one shape (after Ho and Salimans, arXiv 2207.12598)."""
+    """`uncond + scale * (cond - uncond)`, for scores of one shape (after Ho and Salimans, arXiv
+    2207.12598).
+    """
     return torch.lerp(unconditional, conditional, scale)

@@ -1,128 +1,140 @@
-"""Speculative Jacobi Decoding (Teng et al., arXiv 2410.01699): several tokens a row in one forward, same distribution.
+"""Speculative Jacobi Decoding (Teng et al., arXiv 2410.01699): several tokens a row in one forward,
+same distribution.
 
-A row looks ahead over a window of tokens. Forced ones are known; of every code there is a draft, and the distribution it
-was drawn from. One forward over the drafts gives every code a new distribution, and its draft stays, or is drawn again,
-by the rule of speculative sampling (`couple`), which makes it a draw from that one. Up to the first draft that had to go,
-and what came in its place, tokens are final: their distributions were computed from final tokens. The rest are the drafts
-of the next forward.
+A row looks ahead over a window of tokens. Forced ones are known; of every code there is a draft,
+and the distribution it was drawn from. One forward over the drafts gives every code a new
+distribution, and its draft stays, or is drawn again, by the rule of speculative sampling, which
+makes it a draw from that one. Up to the first draft that had to go, and what came in its place,
+tokens are final: their distributions were computed from final tokens. The rest are the drafts of
+the next forward.
 
-Why it is exact: drafts depend on what stands before them, never on what stands behind. So, whatever came before, a draft
-is a draw from the distribution kept beside it, as long as each of its updates has a random number of its own: a hash of
-seed, step, row, position and place in the window, so that rows don't depend on their neighbours.
+Why it is exact: drafts depend on what stands before them, never on what stands behind. So, whatever
+came before, a draft is a draw from the distribution kept beside it, as long as each of its updates
+has a random number of its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import nn
 
-from realsr_r1.chain.tokens import TokenLayout
-from realsr_r1.rollout.config import RolloutConfig
 from realsr_r1.rollout.grammar import FREE
-from realsr_r1.rollout.run import Rollout, Run
-from realsr_r1.rollout.sampling import BELOW_ONE, couple, invert, uniforms, weights
+from realsr_r1.rollout.state import Rollout, RolloutState
 
 
-class JacobiRun(Run):
-    """A `Run` whose rows go on at their own pace: by one token in text, by one or more in tags and images.
+@dataclass
+class Drafts:
+    """Of the n rows in the batch, what may come next: `codes` (n, N) by number, `drawn_from` (n, N,
+    C) float64, rows of sum 1.
 
-    `config.jacobi` is N, the tokens of a row fed in one forward. Drafts and their distributions move along with the rows:
-    column j belongs to the j-th token from a row's next on, in text and tags, too, where nobody asks for them.
+    N is `config.jacobi`, the tokens of a row fed in one forward. Column j belongs to the j-th token
+    from a row's next on, in text and tags, too, where nobody asks for it.
     """
 
-    def __init__(self, policy: nn.Module, layout: TokenLayout, config: RolloutConfig, prompts: list[tuple[int, ...]],
-                 step: int, first_row: int):
-        super().__init__(policy, layout, config, prompts, step, first_row)
-        self.window, rows, codes = config.jacobi, len(self.rows), len(self.code_ids)
-        # A position's numbers: one for its update at each place in the window, the last for its first draft.
-        self.noise = uniforms(config.seed, step, self.rows + first_row, config.max_new_tokens + self.window,
-                              draws=self.window + 1)
-        self.drafts = (self.noise[:, :self.window, -1] * codes).long()  # numbers of codes, (R, N)
-        self.drawn_from = torch.full((rows, self.window, codes), 1 / codes, dtype=torch.float64, device=self.device)
-        self.forwards = torch.ones_like(self.rows)
+    codes: torch.Tensor
+    drawn_from: torch.Tensor
 
-    def finish(self) -> Rollout:
-        """Write every completion to its end."""
-        self._plan()
-        tokens = self._choose_first()
-        self.tokens[:, 0] = tokens
-        self._advance(tokens, torch.ones_like(tokens))
-        while not self.grammar.done.all():
-            tokens = self._leave_out_done(tokens)
-            self._plan()
-            tokens = self._look_ahead(tokens)
-        return self._rollout(self.forwards)
+    @classmethod
+    def start(cls, state: RolloutState) -> Drafts:
+        """Before anything is known all codes are alike."""
+        codes = len(state.code_ids)
+        drafts = state.sampler.first_drafts(codes)
+        shape = (*drafts.shape, codes)
+        return cls(drafts, torch.full(shape, 1 / codes, dtype=torch.float64, device=drafts.device))
 
-    def _look_ahead(self, last: torch.Tensor) -> torch.Tensor:
-        """One forward from the rows' last tokens (R,) on. Returns their new last tokens."""
-        grammar, start, has_ended = self.grammar, self.lengths[self.rows], self.grammar.done
-        window = grammar.steady_steps().clamp(max=self.window).masked_fill(has_ended, 1)
-        # In images always N: what drafts behind a row's window become must not depend on its neighbours' windows.
-        n = self.window if self.image_rows[1] else int(window.max())
-        ahead = torch.arange(n, device=self.device)
-        forced = grammar.upcoming(n)
-        is_free = forced == FREE
-        drafts = torch.where(is_free, self.code_ids[self.drafts[:, :n]], forced)
-        self.reach += n - 1
-        states, free_states = self.decoder.feed(
-            torch.cat((last[:, None], drafts[:, :-1]), dim=1), start - 1, int(start.max()) - 1 + n, self.unconditional.rows,
-            grammar.offset[self.unconditional.rows] - 1, self.reach)
-        self.forwards[self.rows] += ~has_ended
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only, (n,) int64."""
+        self.codes, self.drawn_from = self.codes[rows], self.drawn_from[rows]
 
-        tokens, has_choice = drafts.clone(), torch.zeros_like(is_free)
-        log_q = torch.zeros(tokens.shape, dtype=torch.float64, device=self.device)
-        rows, count = self.text_rows  # their window is one token
-        if count:
-            uniform = self.uniforms[self.rows, start][rows]
-            tokens[rows, 0], log_q[rows, 0], has_choice[rows, 0] = self._choose_text(states[:, 0], rows, uniform)
-        rows, count = self.image_rows
-        if count:
-            tokens[rows], log_q[rows] = self._update_drafts(states[rows], free_states, rows)
-            has_choice[rows] = len(self.code_ids) > 1
-        tokens, has_choice = torch.where(is_free, tokens, forced), has_choice & is_free
+    def update(self, state: RolloutState, states: torch.Tensor, branch_states: torch.Tensor,
+               rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let the first m drafts of `rows` follow the distributions at `states` (rows, m, hidden).
 
-        stands = (tokens == drafts) & (ahead < window[:, None] - 1)
-        count = (stands.cumprod(-1).sum(-1) + 1).masked_fill(has_ended, 0)
-        row, place = (ahead < count[:, None]).nonzero(as_tuple=True)
-        target = self.rows[row], start[row] + place
-        self.tokens[target], self.sampled[target] = tokens[row, place], has_choice[row, place].long()
-        self.log_q[target] = log_q.masked_fill(~has_choice, 0.0)[row, place]
-        self._advance(tokens[:, 0], count)
-        return tokens.gather(1, (count - 1).clamp(min=0)[:, None])[:, 0]
-
-    def _update_drafts(self, states: torch.Tensor, free_states: torch.Tensor,
-                       rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Let the first n drafts of `rows` follow the distributions at `states` (rows, n, hidden).
-
-        Returns ids and log-probabilities, (rows, n). Forced places and those behind an image's end are updated with the
-        others: nobody asks for them, and they stay draws from what is kept beside them.
+        Returns ids and log-probabilities, (rows, m). Forced places and those behind an image's end
+        are updated with the others: nobody asks for them, and they stay draws from what is kept
+        beside them.
         """
-        config, n = self.config, states.shape[1]
-        scores, k = self._code_scores(states, free_states, rows)
-        target = weights(scores, k, config.temperature, config.image_top_k_max)
-        target /= target.sum(-1, keepdim=True)
-        ahead = torch.arange(n, device=self.device)
-        uniform = self.noise[self.rows[rows, None], self.lengths[self.rows][rows, None] + ahead, ahead]
-        choice = couple(self.drafts[rows, :n].flatten(), self.drawn_from[rows, :n].flatten(0, 1), target, uniform.flatten())
-        log_q = target.gather(1, choice[:, None]).log_()
-        self.drafts[rows, :n], self.drawn_from[rows, :n] = choice.view(-1, n), target.view(-1, n, len(self.code_ids))
-        return self.code_ids[choice].view(-1, n), log_q.view(-1, n)
+        m, numbers = states.shape[1], state.rows[rows]
+        scores = state.code_scores(states, branch_states, rows)
+        codes, drawn_from, log_q = state.sampler.update_drafts(
+            self.codes[rows, :m], self.drawn_from[rows, :m], *scores, numbers, state.lengths[numbers])
+        self.codes[rows, :m], self.drawn_from[rows, :m] = codes, drawn_from
+        return state.code_ids[codes], log_q
 
-    def _advance(self, tokens: torch.Tensor, count: torch.Tensor) -> None:
-        """Every row took `count` (R,) tokens, the first of them in `tokens` (R,): its drafts move up by as many.
-
-        New ones come from the distribution of the last.
+    def move_up(self, state: RolloutState, count: torch.Tensor) -> None:
+        """Rows took `count` (n,) tokens, so their drafts move up by as many; new ones are drawn
+        from the last distribution.
         """
-        self.lengths[self.rows] += count
-        self.grammar.advance(tokens, count)
-        places = torch.arange(self.window, device=self.device)
-        source = places + count[:, None]
-        uniform = self.noise[self.rows[:, None], self.lengths[self.rows, None] + places, -1]
-        fresh = invert(self.drawn_from[:, -1].cumsum(-1), uniform.clamp(max=BELOW_ONE))
-        is_fresh, source = source >= self.window, source.clamp(max=self.window - 1)
-        self.drafts = torch.where(is_fresh, fresh, self.drafts.gather(1, source))
+        window = self.codes.shape[1]
+        source = torch.arange(window, device=count.device) + count[:, None]
+        fresh = state.sampler.draw_drafts(self.drawn_from[:, -1], state.rows, state.lengths[state.rows])
+        is_fresh, source = source >= window, source.clamp(max=window - 1)
+        self.codes = torch.where(is_fresh, fresh, self.codes.gather(1, source))
         self.drawn_from = self.drawn_from.gather(1, source[..., None].expand_as(self.drawn_from))
 
-    def _keep(self, rows: torch.Tensor) -> None:
-        super()._keep(rows)
-        self.drafts, self.drawn_from = self.drafts[rows], self.drawn_from[rows]
+
+def look_ahead(state: RolloutState) -> Rollout:
+    """Write every completion to its end; rows go on at their own pace: by one token in text, by
+    more in tags and images.
+    """
+    drafts, forwards = Drafts.start(state), torch.ones_like(state.rows)
+    last = state.choose_first()
+    state.tokens[:, 0] = last
+    _advance(state, drafts, last, torch.ones_like(last))
+    while not state.grammar.done.all():
+        staying = state.leave_out_done()
+        if staying is not None:
+            last = last[staying]
+            drafts.keep(staying)
+        state.sort_rows()
+        forwards[state.rows] += ~state.grammar.done
+        last = _one_forward(state, drafts, last)
+    return state.rollout(forwards)
+
+
+def _one_forward(state: RolloutState, drafts: Drafts, last: torch.Tensor) -> torch.Tensor:
+    """One forward from the rows' last tokens (n,) on. Returns their new last tokens."""
+    grammar, start, has_ended = state.grammar, state.lengths[state.rows], state.grammar.done
+    window = grammar.steady_steps().clamp(max=state.config.jacobi).masked_fill(has_ended, 1)
+    # In images always N: what drafts behind a row's window become must not depend on its
+    # neighbours' windows.
+    m = state.config.jacobi if state.image_rows[1] else int(window.max())
+    ahead = torch.arange(m, device=window.device)
+    forced = grammar.upcoming(m)
+    is_free = forced == FREE
+    drafted = torch.where(is_free, state.code_ids[drafts.codes[:, :m]], forced)
+    branched = state.branches.rows
+    state.branch_columns += m - 1
+    states, branch_states = state.decoder.feed(
+        torch.cat((last[:, None], drafted[:, :-1]), dim=1), start - 1, int(start.max()) - 1 + m, branched,
+        grammar.offset[branched] - 1, state.branch_columns)
+
+    tokens, has_choice = drafted.clone(), torch.zeros_like(is_free)
+    log_q = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+    rows, count = state.text_rows  # their window is one token
+    if count:
+        uniform = state.sampler.numbers(state.rows, start)[rows]
+        drawn = state.choose_text(states[rows, 0], rows, uniform)
+        tokens[rows, 0], log_q[rows, 0], has_choice[rows, 0] = drawn
+    rows, count = state.image_rows
+    if count:
+        tokens[rows], log_q[rows] = drafts.update(state, states[rows], branch_states, rows)
+        has_choice[rows] = len(state.code_ids) > 1
+    tokens, has_choice = torch.where(is_free, tokens, forced), has_choice & is_free
+
+    stands = (tokens == drafted) & (ahead < window[:, None] - 1)
+    count = (stands.cumprod(-1).sum(-1) + 1).masked_fill(has_ended, 0)
+    row, place = (ahead < count[:, None]).nonzero(as_tuple=True)
+    target = state.rows[row], start[row] + place
+    state.tokens[target], state.sampled[target] = tokens[row, place], has_choice[row, place].long()
+    state.log_q[target] = log_q.masked_fill(~has_choice, 0.0)[row, place]
+    _advance(state, drafts, tokens[:, 0], count)
+    return tokens.gather(1, (count - 1).clamp(min=0)[:, None])[:, 0]
+
+
+def _advance(state: RolloutState, drafts: Drafts, tokens: torch.Tensor, count: torch.Tensor) -> None:
+    """Every row took `count` (n,) tokens, the first of them in `tokens` (n,)."""
+    state.lengths[state.rows] += count
+    state.grammar.advance(tokens, count)
+    drafts.move_up(state, count)

@@ -1,14 +1,20 @@
-"""Drawing tokens: random numbers as a function of their place, top-k with ties kept, inverse-CDF draws.
+"""How tokens are drawn: the `Sampler` of a rollout, which a new rule touches alone, and the
+functions it is made of.
 
-Also the rule by which drafts are kept or drawn again. Everything works on a batch of rows as tensors. Knows scores and
-counters; no grammar, no policy.
+Random numbers as a function of their place, top-k with ties kept, inverse-CDF draws, and the rule
+by which drafts are kept or drawn again. Everything works on a batch of rows as tensors. Knows
+scores and counters; no grammar, no policy.
 """
 
 from __future__ import annotations
 
 import torch
 
-# splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), as signed 64-bit integers.
+from realsr_r1.rollout.config import RolloutConfig
+from realsr_r1.rollout.guidance import guide
+
+# splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), as
+# signed 64-bit integers.
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
@@ -17,11 +23,96 @@ BELOW_ONE = 1 - 2.0**-52  # times a total, in float64, this is always less than 
 ENTROPY_MAX, ENTROPY_MIDDLE = 10.0, 5.0  # nats; the published code's
 
 
-def uniforms(seed: int, step: int, rows: torch.Tensor, positions: int, draws: int | None = None) -> torch.Tensor:
-    """Uniform numbers in [0, 1), (len(rows), positions) float64, each a hash of (seed, step, row, position).
+class Sampler:
+    """Every draw of a rollout: its random numbers, and the rules for text, for image codes, and for
+    drafts of codes.
 
-    `rows` (R,) int64: rows of the whole batch. With `draws`, (len(rows), positions, draws): that many numbers a position,
-    others than the one without. Integer arithmetic only, so every device gives the same numbers.
+    `rows` (R,) int64: numbers of the rollout's rows in the whole batch. What a row draws is a
+    function of (seed, step, row, position), and for drafts of their place in the window: it depends
+    on no neighbour. The rows of the methods below are places in `rows`.
+    """
+
+    def __init__(self, config: RolloutConfig, step: int, rows: torch.Tensor):
+        self.config = config
+        self.is_guided = config.guidance_scale != 1.0
+        self._uniforms = uniforms(config.seed, step, rows, config.max_new_tokens)
+        # A position's numbers for drafts: one for its update at each place in the window, the last
+        # for its first draft.
+        self._draft_uniforms = None
+        if config.jacobi > 1:
+            positions = config.max_new_tokens + config.jacobi
+            self._draft_uniforms = uniforms(config.seed, step, rows, positions, draws=config.jacobi + 1)
+
+    def numbers(self, rows: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+        """The uniform numbers of `rows` (n,) at their `positions`, (n,) float64."""
+        return self._uniforms[rows, positions]
+
+    def draw_text(self, scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text and sizes: fixed top-k, temperature, draw.
+
+        Scores (n, V), -inf where a token is not allowed; see `draw`.
+        """
+        return draw(scores, self.config.text_top_k, self.config.temperature, uniform)
+
+    def draw_codes(self, scores: torch.Tensor, unconditional: torch.Tensor | None,
+                   uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image codes by number: guidance, top-k by entropy, temperature, draw.
+
+        Scores (n, C); `uniform` (n,); see `draw`.
+        """
+        scores, k = self._guided(scores, unconditional)
+        return draw(scores, k, self.config.temperature, uniform, self.config.image_top_k_max)
+
+    def _guided(self, scores: torch.Tensor,
+                unconditional: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores after guidance, and their top-k, (n,)."""
+        if unconditional is not None:
+            scores = guide(scores, unconditional, self.config.guidance_scale)
+        return scores, entropy_top_k(scores, self.config.image_top_k_min, self.config.image_top_k_max)
+
+    def first_drafts(self, codes: int) -> torch.Tensor:
+        """A draft of every row at each place of its window, (R, jacobi) int64, uniform among
+        numbers of `codes` codes.
+        """
+        return (self._draft_uniforms[:, :self.config.jacobi, -1] * codes).long()
+
+    def draw_drafts(self, drawn_from: torch.Tensor, rows: torch.Tensor,
+                    positions: torch.Tensor) -> torch.Tensor:
+        """Drafts for the window of `rows` (n,) from their `positions` (n,) on, drawn from
+        `drawn_from` (n, C); (n, jacobi).
+        """
+        places = torch.arange(self.config.jacobi, device=rows.device)
+        uniform = self._draft_uniforms[rows[:, None], positions[:, None] + places, -1]
+        return invert(drawn_from.cumsum(-1), uniform.clamp(max=BELOW_ONE))
+
+    def update_drafts(self, drafts: torch.Tensor, drawn_from: torch.Tensor, scores: torch.Tensor,
+                      unconditional: torch.Tensor | None, rows: torch.Tensor,
+                      positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Turn drafts (n, m) into draws from what `draw_codes` draws from, changing as few as can
+        be (`couple`).
+
+        `drawn_from` (n, m, C): what they were drawn from; `scores` (n * m, C); `positions` (n,): of
+        the first drafts of `rows` (n,). Returns the codes, what they are drawn from now, and their
+        log-probabilities, (n, m).
+        """
+        scores, k = self._guided(scores, unconditional)
+        target = weights(scores, k, self.config.temperature, self.config.image_top_k_max)
+        target /= target.sum(-1, keepdim=True)
+        places = torch.arange(drafts.shape[1], device=rows.device)
+        uniform = self._draft_uniforms[rows[:, None], positions[:, None] + places, places]
+        codes = couple(drafts.flatten(), drawn_from.flatten(0, 1), target, uniform.flatten())
+        log_q = target.gather(1, codes[:, None]).log_()
+        return codes.view_as(drafts), target.view_as(drawn_from), log_q.view_as(drafts)
+
+
+def uniforms(seed: int, step: int, rows: torch.Tensor, positions: int,
+             draws: int | None = None) -> torch.Tensor:
+    """Uniform numbers in [0, 1), (len(rows), positions) float64, each a hash of (seed, step, row,
+    position).
+
+    `rows` (R,) int64: rows of the whole batch. With `draws`, (len(rows), positions, draws): that
+    many numbers a position, others than the one without. Integer arithmetic only, so every device
+    gives the same numbers.
     """
     key = torch.zeros((), dtype=torch.int64, device=rows.device)
     for counter in (torch.full_like(key, _signed(seed)), torch.full_like(key, _signed(step)), rows[:, None],
@@ -48,7 +139,8 @@ def _shift(key: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def entropy_top_k(scores: torch.Tensor, k_min: int, k_max: int) -> torch.Tensor:
-    """How many of a row's likeliest choices may be drawn, (R,) int64, from the entropy of `scores` (R, C), all finite.
+    """How many of a row's likeliest choices may be drawn, (R,) int64, from the entropy of `scores`
+    (R, C), all finite.
 
     k_min + (k_max - k_min) * sigmoid(H - 5), H in nats within [0, 10], at least 1 and at most C.
     """
@@ -60,10 +152,12 @@ def entropy_top_k(scores: torch.Tensor, k_min: int, k_max: int) -> torch.Tensor:
 
 def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, uniform: torch.Tensor,
          k_max: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw from every row: top-k with ties kept, then temperature, then the inverse CDF at `uniform`.
+    """Draw from every row: top-k with ties kept, then temperature, then the inverse CDF at
+    `uniform`.
 
-    `scores`, `k` and `k_max`: see `weights`; `uniform` (R,) or, for several draws a row, (R, m), float64. Returns the
-    choices, int64, and the log-probability each was drawn with, float64 (NaN where the scores are), shaped as `uniform`.
+    `scores`, `k` and `k_max`: see `weights`; `uniform` (R,) or, for several draws a row, (R, m),
+    float64. Returns the choices, int64, and the log-probability each was drawn with, float64 (NaN
+    where the scores are), shaped as `uniform`.
     """
     kept = weights(scores, k, temperature, k_max)
     cumulative = kept.cumsum(-1)
@@ -73,11 +167,13 @@ def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, unifor
     return choice.view(uniform.shape), log_q.view(uniform.shape)
 
 
-def weights(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, k_max: int | None = None) -> torch.Tensor:
-    """What choices are drawn in proportion to, (R, C) float64: top-k with ties kept, then temperature.
+def weights(scores: torch.Tensor, k: int | torch.Tensor, temperature: float,
+            k_max: int | None = None) -> torch.Tensor:
+    """What choices are drawn in proportion to, (R, C) float64: top-k with ties kept, then
+    temperature.
 
-    `scores` (R, C), -inf where a choice is not allowed; `k` one number, or (R,) int64 and then at most `k_max` (C by
-    default).
+    `scores` (R, C), -inf where a choice is not allowed; `k` one number, or (R,) int64 and then at
+    most `k_max` (C by default).
     """
     k_max = k if isinstance(k, int) else k_max or scores.shape[-1]
     ranked = scores.topk(min(k_max, scores.shape[-1])).values
@@ -86,22 +182,28 @@ def weights(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, k_m
 
 
 def invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The choices at `uniform` (R, m), of sums of weights (R, C) whose last is their total; (R, m) int64."""
+    """The choices at `uniform` (R, m), of sums of weights (R, C) whose last is their total; (R, m)
+    int64.
+    """
     choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return choice.clamp_(max=cumulative.shape[-1] - 1)  # NaN scores would give an index past the end
 
 
-def couple(drafts: torch.Tensor, drawn_from: torch.Tensor, target: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Turn drafts that were drawn from one distribution into draws from another, changing as few as can be; (R,) int64.
+def couple(drafts: torch.Tensor, drawn_from: torch.Tensor, target: torch.Tensor,
+           uniform: torch.Tensor) -> torch.Tensor:
+    """Turn drafts that were drawn from one distribution into draws from another, changing as few as
+    can be; (R,) int64.
 
-    A draft stays with probability min(1, target / drawn_from) at it; another is drawn from what `target` has more than
-    `drawn_from` (the rule of speculative sampling: Leviathan, Kalman and Matias, arXiv 2211.17192). `drafts` (R,) int64;
-    `drawn_from`, `target` (R, C) float64, rows of sum 1; `uniform` (R,) float64, independent of the drafts.
+    A draft stays with probability min(1, target / drawn_from) at it; another is drawn from what
+    `target` has more than `drawn_from` (the rule of speculative sampling: Leviathan, Kalman and
+    Matias, arXiv 2211.17192). `drafts` (R,) int64; `drawn_from`, `target` (R, C) float64, rows of
+    sum 1; `uniform` (R,) float64, independent of the drafts.
     """
     before, now = (table.gather(1, drafts[:, None])[:, 0] for table in (drawn_from, target))
     kept = (now / before).clamp(max=1.0)
     excess = (target - drawn_from).clamp_(min=0.0).cumsum_(-1)
-    # Given that a draft goes, what is left of its random number is uniform again, and independent of it.
+    # Given that a draft goes, what is left of its random number is uniform again, and independent
+    # of it.
     left = ((uniform - kept) / (1 - kept)).clamp_(0.0, BELOW_ONE)
     others = invert(excess, left[:, None])[:, 0]
     stays = (uniform < kept) | (excess[:, -1] <= 0)  # without excess the two differ by rounding only

@@ -1,4 +1,5 @@
-"""LoRA and QLoRA: TRL's `--use_peft`, `--lora_*` and `--load_in_4bit` as peft's and bitsandbytes' settings.
+"""LoRA and QLoRA: TRL's `--use_peft`, `--lora_*` and `--load_in_4bit` as peft's and bitsandbytes'
+settings.
 
 Knows names of the policy's layers and what goes together; the adapters themselves are peft's.
 """
@@ -9,35 +10,38 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError
+from realsr_r1.models.protocol import LAYER_MATRICES
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig, TrainingArguments
     from trl import ModelConfig
 
-# What gets an adapter where --lora_target_modules names nothing: every matrix of the decoder's layers (arXiv 2305.14314
-# found that it takes all of them to match full training).
-LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
 
 def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
-    """The LoRA settings of a run, or None for full training. Raises `UserError` for flags that don't go together."""
+    """The LoRA settings of a run, or None for full training.
+
+    Raises `UserError` for flags that don't go together.
+    """
     from trl import get_peft_config
 
     if not model_args.use_peft:
         if model_args.load_in_4bit or model_args.load_in_8bit:
-            raise UserError("--load_in_4bit and --load_in_8bit need --use_peft true: weights of so few bits are not trained, "
-                            "adapters on them are")
+            raise UserError("--load_in_4bit and --load_in_8bit need --use_peft true: weights of so few bits "
+                            "are not trained, adapters on them are")
         return None
     if model_args.lora_r < 1:
         raise UserError(f"--lora_r {model_args.lora_r} must be at least 1")
     config = get_peft_config(model_args)
-    targets = model_args.lora_target_modules or LAYERS
+    # By default every matrix of the layers: arXiv 2305.14314 found that it takes all of them to
+    # match full training.
+    targets = model_args.lora_target_modules or list(LAYER_MATRICES)
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else targets  # ModelConfig unpacks a list of one
-        unknown = [name for name in targets if name not in LAYERS]
+        unknown = [name for name in targets if name not in LAYER_MATRICES]
         if unknown:
-            raise UserError(f"--lora_target_modules {unknown[0]}: the policy's layers have {', '.join(LAYERS)} (or all-linear)")
+            raise UserError(f"--lora_target_modules {unknown[0]}: the policy's layers have "
+                            f"{', '.join(LAYER_MATRICES)} (or all-linear)")
         config.target_modules = set(targets)
     return config
 
@@ -50,22 +54,28 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
     if not (model_args.load_in_4bit or model_args.load_in_8bit):
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--load_in_4bit and --load_in_8bit need the bitsandbytes package: pip install bitsandbytes")
+        raise UserError("--load_in_4bit and --load_in_8bit need the bitsandbytes package: pip install "
+                        "bitsandbytes")
     if is_deepspeed_zero3_enabled():
-        raise UserError("--load_in_4bit and --load_in_8bit don't go with DeepSpeed ZeRO-3: every GPU holds the whole quantised "
-                        "policy (4 GB for 7B in 4 bits); use ZeRO-2 (local_scripts/zero2.json), or leave --deepspeed out")
+        raise UserError("--load_in_4bit and --load_in_8bit don't go with DeepSpeed ZeRO-3: every GPU holds "
+                        "the whole quantised policy (4 GB for 7B in 4 bits); use ZeRO-2 "
+                        "(local_scripts/zero2.json), or leave --deepspeed out")
     return get_quantization_config(model_args)
 
 
 def with_adapter(policy: Any, config: PeftConfig, args: TrainingArguments) -> Any:
-    """`policy` with new adapters for a plain `Trainer`, its own weights frozen. (TRL's trainers do this themselves.)"""
+    """`policy` with new adapters for a plain `Trainer`, its own weights frozen. (TRL's trainers do
+    this themselves.)
+    """
     from peft import get_peft_model
     from transformers import set_seed
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     set_seed(args.seed)  # adapters begin at random
-    # ZeRO-3 gathers parameters of one type together, so adapters can't be float32 on a bfloat16 policy.
+    # ZeRO-3 gathers parameters of one type together, so adapters can't be float32 on a bfloat16
+    # policy.
     policy = get_peft_model(policy, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if args.gradient_checkpointing:
-        policy.enable_input_require_grads()  # the embedding is frozen: without this nothing in a checkpoint needs gradients
+        # The embedding is frozen: without this nothing in a checkpoint needs gradients
+        policy.enable_input_require_grads()
     return policy

@@ -11,55 +11,65 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.rollout import RolloutConfig
+from realsr_r1.rollout.config import RolloutConfig, rollout_field
 
 
 @dataclass
 class ColdStartConfig(TrainingArguments):
-    """What `realsr-r1 sft` takes: every field of `TrainingArguments`, and these. The model's are in TRL's `ModelConfig`."""
+    """What `realsr-r1 sft` takes: every field of `TrainingArguments`, and these.
+
+    The model's are in TRL's `ModelConfig`.
+    """
 
     dataset_name: str = field(default="", metadata={
-        "help": "Folder of a prepared dataset (realsr-r1 create-json), of its tokens (realsr-r1 pretokenise), or a JSON of "
-                "conversations in Lumina-mGPT's format."})
-    max_samples: int | None = field(default=None, metadata={"help": "Train on this many records only, drawn with --seed."})
+        "help": "Folder of a prepared dataset (realsr-r1 create-json), of its tokens (realsr-r1 "
+                "pretokenise), or a JSON of conversations in Lumina-mGPT's format."})
+    max_samples: int | None = field(default=None, metadata={
+        "help": "Train on this many records only, drawn with --seed."})
     chain_settings: str | None = field(default=None, metadata={
-        "help": "YAML or JSON file of chain settings (configs/chain) that count instead of the model folder's: sections, sizes, "
-                "and the question, which is then asked whatever the dataset's records ask."})
+        "help": "YAML or JSON file of chain settings (configs/chain) that count instead of the model "
+                "folder's: sections, sizes, and the question, which is then asked whatever the dataset's "
+                "records ask."})
     z_loss: float = field(default=0.0, metadata={"help": "Weight of the mean of log²Z (Lumina-mGPT: 1e-5)."})
     dropout: float = field(default=0.0, metadata={
         "help": "Of what attention and MLP add to the residual stream (Lumina-mGPT and PURE: 0.05)."})
     sample_steps: int = field(default=500, metadata={
         "help": "Steps between chains that are written and decoded into output_dir/samples; 0 = none."})
     peak_tflops: float | None = field(default=None, metadata={
-        "help": "Peak of one device in TFLOP/s, for MFU (A100: 312, H100: 989); by default measured with a matrix product."})
-    max_length: int = field(default=11776, metadata={"help": "Longest prompt + chain, in tokens (PURE: 11,776)."})
+        "help": "Peak of one device in TFLOP/s, for MFU (A100: 312, H100: 989); by default measured with a "
+                "matrix product."})
+    max_length: int = field(default=11776, metadata={
+        "help": "Longest prompt + chain, in tokens (PURE: 11,776)."})
     hidden_size: int = field(default=256, metadata={"help": "New policy only: width."})
     intermediate_size: int = field(default=512, metadata={"help": "New policy only: width of the MLP."})
     num_hidden_layers: int = field(default=6, metadata={"help": "New policy only: decoder layers."})
     num_attention_heads: int = field(default=4, metadata={"help": "New policy only: attention heads."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep false: the collator needs all columns."})
+    remove_unused_columns: bool = field(default=False, metadata={
+        "help": "Keep false: the collator needs all columns."})
 
     def __post_init__(self) -> None:
         """Raises `UserError` when the dataset is missing, and for values that can't work."""
         _require_dataset(self.dataset_name)
         _require_finite(self)
-        _require_at_least_1(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                            "max_samples", "max_length", "hidden_size", "intermediate_size", "num_hidden_layers",
-                            "num_attention_heads")
+        _require_at_least_1(self, "per_device_train_batch_size", "per_device_eval_batch_size",
+                            "gradient_accumulation_steps", "max_samples", "max_length", "hidden_size",
+                            "intermediate_size", "num_hidden_layers", "num_attention_heads")
         if self.hidden_size % (2 * self.num_attention_heads):
-            raise UserError(f"--hidden_size {self.hidden_size} must be a multiple of twice the --num_attention_heads "
-                            f"{self.num_attention_heads}")
+            raise UserError(f"--hidden_size {self.hidden_size} must be a multiple of twice the "
+                            f"--num_attention_heads {self.num_attention_heads}")
         if self.remove_unused_columns or self.label_smoothing_factor:
-            raise UserError("--remove_unused_columns true and --label_smoothing_factor are not for the cold start: leave them out")
+            raise UserError("--remove_unused_columns true and --label_smoothing_factor are not for the cold "
+                            "start: leave them out")
         if self.z_loss < 0 or not 0 <= self.dropout < 1 or self.sample_steps < 0:
-            raise UserError(f"--z_loss {self.z_loss} and --sample_steps {self.sample_steps} must be 0 or more, --dropout "
-                            f"{self.dropout} from 0 to below 1")
+            raise UserError(f"--z_loss {self.z_loss} and --sample_steps {self.sample_steps} must be 0 or "
+                            f"more, --dropout {self.dropout} from 0 to below 1")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise UserError(f"--peak_tflops {self.peak_tflops} must be above 0")
         if self.train_sampling_strategy == "batch_rebalance":
-            raise UserError("--train_sampling_strategy batch_rebalance: a resumed run would not find its order again; use "
-                            "group_by_length, or random")
-        self.use_cpu = self.use_cpu or not torch.cuda.is_available()  # transformers refuses bf16 on CPU without it
+            raise UserError("--train_sampling_strategy batch_rebalance: a resumed run would not find its "
+                            "order again; use group_by_length, or random")
+        # transformers refuses bf16 on CPU without it
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         super().__post_init__()
         _require_trackers(self)
 
@@ -68,89 +78,107 @@ class ColdStartConfig(TrainingArguments):
 class ChainGRPOConfig(GRPOConfig):
     """What `realsr-r1 grpo` takes: every field of TRL's `GRPOConfig`, and these.
 
-    The defaults are the published code's, but for `text_top_k`, which it has at 1: then all
-    completions of a group write the same text and two of the four rewards teach nothing. `per_device_train_batch_size`
-    counts prompts, as in the published launch line (`batch_unit`).
+    The defaults are the published code's; those of rollouts stand in `RolloutConfig`.
+    `per_device_train_batch_size` counts prompts, as in the published launch line (`batch_unit`).
     """
 
-    dataset_name: str = field(default="", metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
+    dataset_name: str = field(default="", metadata={
+        "help": "Folder of a prepared dataset (realsr-r1 create-json)."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test_crops", metadata={"help": "Split that --eval_strategy measures."})
-    max_samples: int | None = field(default=None, metadata={"help": "Train on this many records only, drawn with --seed."})
+    dataset_test_split: str = field(default="test_crops", metadata={
+        "help": "Split that --eval_strategy measures."})
+    max_samples: int | None = field(default=None, metadata={
+        "help": "Train on this many records only, drawn with --seed."})
     chain_settings: str | None = field(default=None, metadata={
-        "help": "YAML or JSON file of chain settings (configs/chain) that count instead of the model folder's: sections, sizes, "
-                "and the question, which is then asked whatever the dataset's records ask."})
-    reward_funcs: list[str] = field(default_factory=lambda: ["format", "degradation", "understanding", "generation"],
-                                    metadata={"help": "Rewards by name, or package.module:function."})
+        "help": "YAML or JSON file of chain settings (configs/chain) that count instead of the model "
+                "folder's: sections, sizes, and the question, which is then asked whatever the dataset's "
+                "records ask."})
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["format", "degradation", "understanding", "generation"],
+        metadata={"help": "Rewards by name, or package.module:function."})
     experts: list[str] | None = field(default=None, metadata={
-        "help": "Visual experts of the generation reward; by default those in the model folder's chain settings."})
+        "help": "Visual experts of the generation reward; by default those in the model folder's chain "
+                "settings."})
 
-    num_generations: int = field(default=5, metadata={"help": "G, completions a prompt."})
-    max_prompt_length: int = field(default=5000, metadata={"help": "Longest prompt in tokens; a longer one is an error."})
-    max_completion_length: int = field(default=7000, metadata={"help": "Longest completion in tokens."})
+    num_generations: int = rollout_field("num_generations")
+    max_prompt_length: int = field(default=5000, metadata={
+        "help": "Longest prompt in tokens; a longer one is an error."})
+    max_completion_length: int = rollout_field("max_new_tokens")
     per_device_train_batch_size: int = field(default=1, metadata={
         "help": "Prompts a device and rollout (completions with --batch_unit completions)."})
     per_device_eval_batch_size: int = field(default=1, metadata={
         "help": "Prompts a device and evaluation step (completions with --batch_unit completions)."})
     batch_unit: str = field(default="prompts", metadata={
-        "help": "What per_device_train_batch_size counts: prompts (as the published code) or completions (as TRL).",
+        "help": "What per_device_train_batch_size counts: prompts (as the published code) or completions (as "
+                "TRL).",
         "choices": ["prompts", "completions"]})
     loss_batch_size: int | None = field(default=None, metadata={
-        "help": "With --batch_unit prompts: completions in one forward and backward of the loss; by default a group."})
+        "help": "With --batch_unit prompts: completions in one forward and backward of the loss; by default "
+                "a group."})
 
-    rollout_temperature: float = field(default=0.9, metadata={"help": "Of sampling (the loss uses --temperature)."})
-    guidance_scale: float = field(default=0.8, metadata={"help": "Classifier-free guidance inside images; 1 = none."})
-    text_top_k: int = field(default=10, metadata={"help": "Top-k of text tokens (Lumina-mGPT: 10, published code: 1)."})
-    image_top_k_min: int = field(default=1, metadata={"help": "Top-k of image codes at entropy 0."})
-    image_top_k_max: int = field(default=2000, metadata={"help": "Top-k of image codes at entropy 10 nats."})
-    grammar: str = field(default="image", metadata={
-        "help": "image: image spans are constrained, as in the published code; chain: the whole chain is.",
-        "choices": ["image", "chain"]})
-    max_text_tokens: int = field(default=256, metadata={"help": "With --grammar chain: tokens a text section has at most."})
-    cuda_graphs: bool = field(default=False, metadata={
-        "help": "Rollouts record the policy's steps as CUDA graphs: less time between kernels, where Python sets the pace."})
+    rollout_temperature: float = rollout_field("temperature")
+    guidance_scale: float = rollout_field("guidance_scale")
+    text_top_k: int = rollout_field("text_top_k")
+    image_top_k_min: int = rollout_field("image_top_k_min")
+    image_top_k_max: int = rollout_field("image_top_k_max")
+    grammar: str = rollout_field("grammar")
+    max_text_tokens: int = rollout_field("max_text_tokens")
+    cuda_graphs: bool = rollout_field("cuda_graphs")
     train_forced_tokens: bool = field(default=False, metadata={
         "help": "Score tokens that the grammar forced, too (as the published code does)."})
     share_prompts: bool = field(default=True, metadata={
         "help": "The loss computes a prompt once for its completions in a microbatch, not once for each."})
 
-    sample_steps: int = field(default=50, metadata={"help": "Steps between saved samples of one group; 0 = none."})
+    sample_steps: int = field(default=50, metadata={
+        "help": "Steps between saved samples of one group; 0 = none."})
     max_pixels: int | None = field(default=None, metadata={
         "help": "Accepted for the published launch line; this policy's image size is in its chain settings."})
 
-    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 (mixed precision; DeepSpeed keeps float32 masters)."})
-    temperature: float = field(default=1.0, metadata={"help": "Divides the logits in the loss (published code: 1)."})
-    loss_type: str = field(default="grpo", metadata={"help": "TRL's loss; grpo: mean over sequences of token means."})
-    scale_rewards: str = field(default="group", metadata={"help": "What advantages are divided by (published: group)."})
+    bf16: bool = field(default=False, metadata={
+        "help": "Train in bfloat16 (mixed precision; DeepSpeed keeps float32 masters)."})
+    temperature: float = field(default=1.0, metadata={
+        "help": "Divides the logits in the loss (published code: 1)."})
+    loss_type: str = field(default="grpo", metadata={
+        "help": "TRL's loss; grpo: mean over sequences of token means."})
+    scale_rewards: str = field(default="group", metadata={
+        "help": "What advantages are divided by (published: group)."})
     learning_rate: float = field(default=2e-6, metadata={"help": "Of AdamW (published code: 2e-6)."})
-    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the prompts (published code: 2)."})
-    beta: float = field(default=0.0, metadata={"help": "Weight of the KL term to the reference policy (published code: 0)."})
+    num_train_epochs: float = field(default=2.0, metadata={
+        "help": "Passes over the prompts (published code: 2)."})
+    beta: float = field(default=0.0, metadata={
+        "help": "Weight of the KL term to the reference policy (published code: 0)."})
 
     def __post_init__(self) -> None:
-        """Translate prompts into TRL's batch numbers. Raises `UserError` for values that can't work."""
+        """Translate prompts into TRL's batch numbers.
+
+        Raises `UserError` for values that can't work.
+        """
         _require_dataset(self.dataset_name)
         _require_finite(self)
         if self.num_generations < 2:
-            raise UserError(f"--num_generations {self.num_generations}: a group needs at least 2 completions to compare")
-        _require_at_least_1(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                            "max_samples")
+            raise UserError(f"--num_generations {self.num_generations}: a group needs at least 2 completions "
+                            "to compare")
+        _require_at_least_1(self, "per_device_train_batch_size", "per_device_eval_batch_size",
+                            "gradient_accumulation_steps", "max_samples")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
-            raise UserError(f"--reward_weights has {len(self.reward_weights)} values for {len(self.reward_funcs)} --reward_funcs")
+            raise UserError(f"--reward_weights has {len(self.reward_weights)} values for "
+                            f"{len(self.reward_funcs)} --reward_funcs")
         if not self.ds3_gather_for_generation:
-            raise UserError("--ds3_gather_for_generation false: rollouts need whole parameters; leave it true")
+            raise UserError("--ds3_gather_for_generation false: rollouts need whole parameters; leave it "
+                            "true")
         if self.sample_steps < 0:
             raise UserError(f"--sample_steps {self.sample_steps} must be 0 or more")
         self.rollout_config(self.num_generations)  # says now what the first rollout would
         if self.batch_unit == "prompts":
             if self.steps_per_generation is not None:
-                raise UserError("--steps_per_generation goes with --batch_unit completions; with prompts it follows from "
-                                "--per_device_train_batch_size and --loss_batch_size")
+                raise UserError("--steps_per_generation goes with --batch_unit completions; with prompts it "
+                                "follows from --per_device_train_batch_size and --loss_batch_size")
             self.per_device_eval_batch_size *= self.num_generations_eval or self.num_generations
             completions = self.per_device_train_batch_size * self.num_generations
             micro = self.num_generations if self.loss_batch_size is None else self.loss_batch_size
             if micro < 1 or completions % micro:
-                raise UserError(f"--loss_batch_size {micro} must divide the {completions} completions a device makes "
-                                "(--per_device_train_batch_size times --num_generations)")
+                raise UserError(f"--loss_batch_size {micro} must divide the {completions} completions a "
+                                "device makes (--per_device_train_batch_size times --num_generations)")
             self.per_device_train_batch_size = micro
             self.steps_per_generation = completions // micro
             self.gradient_accumulation_steps *= completions // micro
@@ -158,7 +186,8 @@ class ChainGRPOConfig(GRPOConfig):
         elif self.loss_batch_size is not None:
             raise UserError("--loss_batch_size goes with --batch_unit prompts; with completions, "
                             "--per_device_train_batch_size is that number")
-        self.use_cpu = self.use_cpu or not torch.cuda.is_available()  # transformers refuses bf16 on CPU without it
+        # transformers refuses bf16 on CPU without it
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         try:
             super().__post_init__()
         except ValueError as error:
@@ -167,10 +196,14 @@ class ChainGRPOConfig(GRPOConfig):
         self._require_whole_groups()
 
     def rollout_config(self, num_generations: int) -> RolloutConfig:
-        """The engine's settings for groups of `num_generations`. Raises `UserError` for values out of range."""
+        """The engine's settings for groups of `num_generations`.
+
+        Raises `UserError` for values out of range.
+        """
         return RolloutConfig(
-            num_generations=num_generations, max_new_tokens=self.max_completion_length, temperature=self.rollout_temperature,
-            guidance_scale=self.guidance_scale, text_top_k=self.text_top_k, image_top_k_min=self.image_top_k_min,
+            num_generations=num_generations, max_new_tokens=self.max_completion_length,
+            temperature=self.rollout_temperature, guidance_scale=self.guidance_scale,
+            text_top_k=self.text_top_k, image_top_k_min=self.image_top_k_min,
             image_top_k_max=self.image_top_k_max, grammar=self.grammar, max_text_tokens=self.max_text_tokens,
             cuda_graphs=self.cuda_graphs, seed=self.seed)
 
@@ -178,17 +211,19 @@ class ChainGRPOConfig(GRPOConfig):
         """A group is made on one device."""
         made, group = self.per_device_train_batch_size * self.steps_per_generation, self.num_generations
         if made % group:
-            raise UserError(f"a device makes {made} completions a rollout (--per_device_train_batch_size times "
-                            f"--steps_per_generation), which is not a multiple of --num_generations {group}")
+            raise UserError(f"a device makes {made} completions a rollout (--per_device_train_batch_size "
+                            "times --steps_per_generation), which is not a multiple of --num_generations "
+                            f"{group}")
         group = self.num_generations_eval or self.num_generations
         if self.eval_strategy != "no" and self.per_device_eval_batch_size % group:
-            raise UserError(f"--per_device_eval_batch_size {self.per_device_eval_batch_size} is not a multiple of the {group} "
-                            "completions of a group")
+            raise UserError(f"--per_device_eval_batch_size {self.per_device_eval_batch_size} is not a "
+                            f"multiple of the {group} completions of a group")
 
 
 def _require_dataset(folder: str) -> None:
     if not folder:
-        raise UserError("--dataset_name must name the folder of a prepared dataset (realsr-r1 create-json makes one)")
+        raise UserError("--dataset_name must name the folder of a prepared dataset (realsr-r1 create-json "
+                        "makes one)")
 
 
 def _require_at_least_1(args: TrainingArguments, *names: str) -> None:
@@ -203,7 +238,8 @@ def _require_at_least_1(args: TrainingArguments, *names: str) -> None:
 def _require_finite(args: TrainingArguments) -> None:
     for name in (item.name for item in fields(args)):
         value = getattr(args, name)
-        if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
+        is_free = (name, value) == ("max_grad_norm", math.inf)
+        if isinstance(value, float) and not math.isfinite(value) and not is_free:
             raise UserError(f"--{name} is {value}; it must be a finite number")
     if args.learning_rate < 0:
         raise UserError(f"--learning_rate {args.learning_rate} must be 0 or more")
@@ -212,4 +248,5 @@ def _require_finite(args: TrainingArguments) -> None:
 def _require_trackers(args: TrainingArguments) -> None:
     unknown = sorted(set(args.report_to) - set(INTEGRATION_TO_CALLBACK))
     if unknown:
-        raise UserError(f"--report_to {unknown[0]}: the known ones are none, all, {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+        raise UserError(f"--report_to {unknown[0]}: the known ones are none, all, "
+                        f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}")

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from transformers.models.chameleon.modeling_chameleon import ChameleonAttention, apply_rotary_pos_emb
 
 from realsr_r1.models.lumina.attention import LuminaAttention, rotate
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 
 from .test_packed_row import make_policy
 
@@ -23,14 +23,17 @@ def test_rotation_and_its_gradient_are_transformers_bit_for_bit():
     expected = apply_rotary_pos_emb(states[None], states[None], cos[None], sin[None], unsqueeze_dim=2)[0][0]
     found = rotate(states, cos[:, None], sin[:, None])
     assert torch.equal(found, expected)
-    assert torch.equal(*(torch.autograd.grad((rotated * weights).sum(), states)[0] for rotated in (found, expected)))
+    assert torch.equal(*(torch.autograd.grad((rotated * weights).sum(), states)[0]
+                         for rotated in (found, expected)))
 
 
 def test_a_layers_attention_is_built_once(monkeypatch):
-    """A second one takes time, and random numbers: a seed would no longer give the weights it gave."""
+    """A second one takes time, and random numbers: a seed would no longer give the weights it gave.
+    """
     built = []
     build = ChameleonAttention.__init__
-    monkeypatch.setattr(ChameleonAttention, "__init__", lambda self, *args, **named: built.append(1) or build(self, *args, **named))
+    monkeypatch.setattr(ChameleonAttention, "__init__", lambda self, *args, **named: built.append(1)
+                        or build(self, *args, **named))
     policy = make_policy()
     assert len(built) == policy.config.num_hidden_layers
     assert {type(layer.self_attn) for layer in policy.model.layers} == {LuminaAttention}
@@ -45,7 +48,7 @@ def test_attention_dropout_drops_in_training_what_a_plain_forward_drops(attentio
         torch.manual_seed(0)
         return policy(input_ids=ids, use_cache=False, **kwargs).logits
 
-    layout = SharedPrompts.of_samples([20])
+    layout = PackedRow.of_samples([20])
     dropped = logits(shared_prompts=layout)
     assert torch.equal(dropped, logits())
     policy.eval()
@@ -54,7 +57,7 @@ def test_attention_dropout_drops_in_training_what_a_plain_forward_drops(attentio
 
 def test_a_cache_beside_a_packed_row_is_refused():
     with pytest.raises(ValueError, match="past_key_values"):
-        make_policy()(input_ids=torch.arange(5, 25)[None], shared_prompts=SharedPrompts.of_samples([20]),
+        make_policy()(input_ids=torch.arange(5, 25)[None], shared_prompts=PackedRow.of_samples([20]),
                       past_key_values=DynamicCache())
 
 
@@ -63,5 +66,5 @@ def test_a_cache_beside_a_packed_row_is_refused():
 def test_a_sample_in_float32_has_the_states_of_a_plain_forward(attention, changes):
     policy = make_policy(attention, **changes)
     ids = torch.arange(5, 25)[None]
-    packed = policy(input_ids=ids, shared_prompts=SharedPrompts.of_samples([20]), use_cache=False).logits
+    packed = policy(input_ids=ids, shared_prompts=PackedRow.of_samples([20]), use_cache=False).logits
     assert torch.equal(packed, policy(input_ids=ids).logits)

@@ -1,11 +1,13 @@
-"""Converting a layer's input once instead of once a matrix changes neither values nor, beyond rounding, gradients."""
+"""Converting a layer's input once instead of once a matrix changes neither values nor, beyond
+rounding, gradients.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from realsr_r1.models.lumina.autocasting import convert_inputs_once
+from realsr_r1.models.lumina.layers import convert_inputs_once
 
 from .test_packed_row import make_policy
 

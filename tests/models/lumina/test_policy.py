@@ -1,4 +1,6 @@
-"""The policy is Chameleon's decoder with shared q/k norms and image logits: it agrees with transformers' own class."""
+"""The policy is Chameleon's decoder with shared q/k norms and image logits: it agrees with
+transformers' own class.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,12 @@ def make_policy(attn_implementation: str = "sdpa", **changes) -> LuminaPolicy:
 
 def published_class(policy: LuminaPolicy, attn_implementation: str = "sdpa",
                     **changes) -> ChameleonForConditionalGeneration:
-    """transformers' class with the policy's weights: each norm repeated for the heads that share it."""
+    """transformers' class with the policy's weights: each norm repeated for the heads that share
+    it.
+    """
     vocabulary = {code_name(code): token for code, token in enumerate(IMAGE_TOKENS)}
-    image_tokenizer = dict(base_channels=32, channel_multiplier=[1], num_res_blocks=1, latent_channels=8, embed_dim=8,
-                           num_embeddings=32)
+    image_tokenizer = dict(base_channels=32, channel_multiplier=[1], num_res_blocks=1, latent_channels=8,
+                           embed_dim=8, num_embeddings=32)
     config = ChameleonConfig(**{**SHAPE, **changes}, attn_implementation=attn_implementation,
                              vocabulary_map={"<image>": 7, **vocabulary}, vq_config=image_tokenizer)
     model = ChameleonForConditionalGeneration(config)
@@ -56,7 +60,9 @@ def left_padded_batch() -> dict[str, torch.Tensor]:
 
 
 def compare(policy: LuminaPolicy, published: ChameleonForConditionalGeneration) -> None:
-    """Logits of real tokens agree; transformers' image logits are masked, so there its hidden states are projected."""
+    """Logits of real tokens agree; transformers' image logits are masked, so there its hidden
+    states are projected.
+    """
     batch = left_padded_batch()
     with torch.no_grad():
         ours, theirs = policy(**batch).logits, published(**batch).logits
@@ -88,7 +94,8 @@ def test_heads_that_share_a_norm_share_it_after_training_too(rows):
     policy = make_policy(model_parallel_size=rows)
     norms = {name: parameter for name, parameter in policy.named_parameters()
              if ".q_norm." in name or ".k_norm." in name}
-    assert len(norms) == 2 * 2 * 2 and all(parameter.shape == (rows, HEAD_DIM) for parameter in norms.values())
+    assert len(norms) == 2 * 2 * 2 and all(parameter.shape == (rows, HEAD_DIM)
+                                           for parameter in norms.values())
     before = {name: parameter.detach().clone() for name, parameter in norms.items()}
     ids = left_padded_batch()["input_ids"]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.01)

@@ -1,4 +1,6 @@
-"""The cold start's trainer: packing changes no loss, losses are counted by section, orders come back after a resume."""
+"""The cold start's trainer: packing changes no loss, losses are counted by section, orders come
+back after a resume.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ import torch
 from datasets import Dataset
 
 from realsr_r1.chain.processor import ChainProcessor
-from realsr_r1.data.tokens.cold_start import encode_records
 from realsr_r1.chain.spec import ChainSpec
+from realsr_r1.data.tokens.cold_start import encode_records
 from realsr_r1.data.tokens.samples import QUESTION
 from realsr_r1.models import load_policy
-from realsr_r1.models.lumina.dropout import add_dropout
+from realsr_r1.models.lumina.layers import add_dropout
 from realsr_r1.training.cold_start.samplers import EpochSampler
 from realsr_r1.training.cold_start.throughput import Throughput
 from realsr_r1.training.cold_start.trainer import IGNORED, ROW_TILE, TILE, ColdStartTrainer, pack_samples
@@ -43,18 +45,23 @@ def samples(processor) -> Dataset:
     for column in (encoded[1].input_ids, encoded[1].sections):
         del column[encoded[1].sections.count(QUESTION) + 20:]
     return Dataset.from_dict({
-        "input_ids": [sample.input_ids for sample in encoded], "sections": [sample.sections for sample in encoded],
+        "input_ids": [sample.input_ids for sample in encoded],
+        "sections": [sample.sections for sample in encoded],
         "length": [len(sample.input_ids) for sample in encoded]}).with_format("numpy")
 
 
-def make_trainer(model: Path, processor: ChainProcessor, samples: Dataset, output: Path, **settings: Any) -> ColdStartTrainer:
-    args = ColdStartConfig(output_dir=str(output), dataset_name="unused", report_to="none", disable_tqdm=True, logging_steps=1,
-                           save_strategy="no", **{"peak_tflops": 1.0, **settings})
+def make_trainer(model: Path, processor: ChainProcessor, samples: Dataset, output: Path,
+                 **settings: Any) -> ColdStartTrainer:
+    args = ColdStartConfig(output_dir=str(output), dataset_name="unused", report_to="none",
+                           disable_tqdm=True, logging_steps=1, save_strategy="no",
+                           **{"peak_tflops": 1.0, **settings})
     return ColdStartTrainer(load_policy(model), processor, args, samples)
 
 
 def alone(policy: torch.nn.Module, sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a sample on its own, by transformers' usual forward: each scored token's negative log-likelihood and log Z."""
+    """Of a sample on its own, by transformers' usual forward: each scored token's negative
+    log-likelihood and log Z.
+    """
     ids = torch.from_numpy(sample["input_ids"]).long()
     logits = policy(input_ids=ids[None]).logits[0, :-1]
     scored = torch.from_numpy(sample["sections"])[1:] != QUESTION
@@ -71,8 +78,10 @@ def test_packing_changes_no_samples_loss(model, processor, samples, tmp_path):
     assert batch["input_ids"].shape == (1, -(-tokens // ROW_TILE) * ROW_TILE) and tokens % ROW_TILE
     policy = trainer.model.eval()
     with torch.no_grad():
-        logits = policy(input_ids=batch["input_ids"], shared_prompts=batch["layout"], logits_to_keep=batch["where"]).logits[0]
-        packed = torch.nn.functional.cross_entropy(logits, batch["labels"][0, batch["where"] + 1], reduction="none")
+        logits = policy(input_ids=batch["input_ids"], shared_prompts=batch["layout"],
+                        logits_to_keep=batch["where"]).logits[0]
+        packed = torch.nn.functional.cross_entropy(logits, batch["labels"][0, batch["where"] + 1],
+                                                   reduction="none")
         expected = [alone(policy, row)[0] for row in rows]
         assert len(packed) == int((batch["labels"] != IGNORED).sum())
         for number, own in enumerate(expected):
@@ -100,18 +109,21 @@ def test_operations_are_counted_where_they_are_made(model):
         throughput.add([10], scored)
         found.append(throughput.operations)
     last = policy.model.layers[-1]
-    weights = sum(module.weight.numel() for module in (policy.lm_head, last.self_attn.o_proj, last.mlp.gate_proj, last.mlp.up_proj,
+    weights = sum(module.weight.numel() for module in (policy.lm_head, last.self_attn.o_proj,
+                                                       last.mlp.gate_proj, last.mlp.up_proj,
                                                        last.mlp.down_proj))
     assert found[1] - found[0] == 3 * 6 * weights  # forward, and the gradients of input and weights
 
 
 def test_a_step_logs_losses_by_section_and_throughput(model, processor, samples, tmp_path):
-    make_trainer(model, processor, samples, tmp_path, z_loss=Z_WEIGHT, max_steps=1, per_device_train_batch_size=2,
-                 gradient_accumulation_steps=3, learning_rate=0.0).train()
-    line = next(line for line in map(json.loads, (tmp_path / "log_history.jsonl").read_text().splitlines()) if "loss" in line)
+    make_trainer(model, processor, samples, tmp_path, z_loss=Z_WEIGHT, max_steps=1,
+                 per_device_train_batch_size=2, gradient_accumulation_steps=3, learning_rate=0.0).train()
+    line = next(line for line in map(json.loads, (tmp_path / "log_history.jsonl").read_text().splitlines())
+                if "loss" in line)
     policy = load_policy(model)
     with torch.no_grad():
-        nll, log_z = (torch.cat(values) for values in zip(*(alone(policy, row) for row in samples), strict=True))
+        nll, log_z = (torch.cat(values) for values in zip(*(alone(policy, row) for row in samples),
+                                                          strict=True))
     sections = torch.cat([torch.from_numpy(row["sections"]) for row in samples])
     sections = sections[sections != QUESTION]
     assert line["nll"] == pytest.approx(float(nll.mean()), abs=1e-4)
@@ -156,7 +168,8 @@ def test_length_grouping_puts_similar_lengths_into_a_batch():
     lengths = [(7 * number) % 401 for number in range(400)]
 
     def spread(group: int | None) -> float:
-        order = torch.tensor([lengths[number] for number in EpochSampler(lengths, 0, lambda: 0, group)]).view(-1, 4)
+        order = torch.tensor([lengths[number] for number in EpochSampler(lengths, 0, lambda: 0, group)]).view(
+            -1, 4)
         return float((order.max(1).values - order.min(1).values).float().mean())
 
     assert spread(4) < spread(None) / 5

@@ -1,6 +1,8 @@
-"""The policy's attention: transformers' Chameleon's, with q/k norms in the published layout, and on packed rows a way of its own.
+"""The policy's attention: transformers' Chameleon's, with q/k norms in the published layout, and on
+packed rows a way of its own.
 
-Knows states and positions; which tokens of a packed row see which is said in `realsr_r1.models.lumina.packed_row`.
+Knows states and positions; which tokens of a packed row see which is said in
+`realsr_r1.models.lumina.packed_row`.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.models.chameleon.modeling_chameleon import ChameleonAttention
 
-from realsr_r1.models.lumina.packed_row import SharedPrompts, attend
+from realsr_r1.models.lumina.config import LuminaConfig
+from realsr_r1.models.lumina.packed_row import attend
+from realsr_r1.models.protocol import PackedRow
 
 QK_NORM_EPS = 1e-5  # Chameleon's layer norm over a head
 
 
 class SharedHeadNorm(nn.Module):
-    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by `num_heads / rows` heads each.
+    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by
+    `num_heads / rows` heads each.
 
-    The published checkpoints hold a row for each model-parallel shard. Kept so, and not one a head as transformers does, the heads
-    of a row stay tied in training and the weights can be written back as they were.
+    The published checkpoints hold a row for each model-parallel shard. Kept so, and not one a head
+    as transformers does, the heads of a row stay tied in training and the weights can be written
+    back as they were.
     """
 
     def __init__(self, rows: int, num_heads: int, head_dim: int):
@@ -41,28 +47,27 @@ class SharedHeadNorm(nn.Module):
 
 
 class LuminaAttention(ChameleonAttention):
-    """Chameleon's attention with a `SharedHeadNorm` each for queries and keys. A layer's own becomes one by `adopt`.
+    """Chameleon's attention with a `SharedHeadNorm` each for queries and keys.
 
-    With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and `shared_masks` its masks; `places` (K,) are
-    those in the row whose result is asked for.
+    With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and
+    `shared_masks` its masks; `places` (K,) are those in the row whose result is asked for.
     """
 
-    @classmethod
-    def adopt(cls, attention: ChameleonAttention) -> None:
-        """Make a layer's attention one of these. Its projections stay: others would take time, and random numbers from a seed."""
-        config = attention.config
+    def __init__(self, config: LuminaConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
         query_rows, key_rows = config.model_parallel_size, config.key_norm_rows or config.model_parallel_size
-        attention.__class__ = cls
-        attention.q_norm = SharedHeadNorm(query_rows, attention.num_heads, attention.head_dim)
-        attention.k_norm = SharedHeadNorm(key_rows, attention.num_key_value_heads, attention.head_dim)
+        self.q_norm = SharedHeadNorm(query_rows, self.num_heads, self.head_dim)
+        self.k_norm = SharedHeadNorm(key_rows, self.num_key_value_heads, self.head_dim)
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: SharedPrompts | None = None,
+    def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: PackedRow | None = None,
                 shared_masks: Any = None, places: torch.Tensor | None = None, **kwargs: Any
                 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """States -> attended states, and weights as transformers gives them (of a packed row None)."""
+        """States -> attended states, and weights as transformers gives them (of a packed row None).
+        """
         if shared_prompts is None:
             return super().forward(hidden_states, *args, **kwargs)
-        query, key, value = (projection(hidden_states)[0].unflatten(-1, (-1, self.head_dim))  # (T, heads, head_dim)
+        # (T, heads, head_dim)
+        query, key, value = (projection(hidden_states)[0].unflatten(-1, (-1, self.head_dim))
                              for projection in (self.q_proj, self.k_proj, self.v_proj))
         cos, sin = (table[0, :, None] for table in kwargs["position_embeddings"])
         query, key = rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin)
@@ -71,8 +76,9 @@ class LuminaAttention(ChameleonAttention):
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864) as transformers computes them, bit for bit, in fewer passes over memory, for the
-    gradient less than half: there autograd fills each half up with zeros.
+    """Rotary positions (arXiv 2104.09864) as transformers computes them, bit for bit, in fewer
+    passes over memory, for the gradient less than half: there autograd fills each half up with
+    zeros.
 
     States (T, heads, head_dim); `cos` and `sin`, (T, 1, head_dim), need no gradient.
     """
@@ -80,7 +86,9 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 class _Rotation(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back: cos of either half is the same, and so is sin."""
+    """The gradient of a rotation is the rotation back: cos of either half is the same, and so is
+    sin.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,10 @@
-"""Causal attention of a row of short samples in bfloat16 on a CPU, by plain matrix products, in place of torch's flash kernel.
+"""Causal attention of a row of short samples in bfloat16 on a CPU, by plain matrix products, in
+place of torch's flash kernel.
 
-Queries are taken in blocks, which see the keys up to their last one: so little is computed of what the mask hides. The
-probabilities are kept for the backward pass, 2 bytes a head and pair of tokens: so for samples of up to `SHORT` tokens. Scores are
-rounded to bfloat16, as transformers' eager attention has them.
+Queries are taken in blocks, which see the keys up to their last one: so little is computed of what
+the mask hides. The probabilities are kept for the backward pass, 2 bytes a head and pair of tokens:
+so for samples of up to `SHORT` tokens. Scores are rounded to bfloat16, as transformers' eager
+attention has them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ def suits(value: torch.Tensor, longest: int) -> bool:
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: list[tuple[int, int]],
            scaling: float) -> torch.Tensor:
-    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) -> (T, heads, head_dim) bfloat16.
+    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) -> (T, heads, head_dim)
+    bfloat16.
 
     `runs`: tokens of a sample, and how many samples of that length come one after the other.
     """
@@ -37,13 +40,14 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: li
 class _Attention(torch.autograd.Function):
     """softmax(scaling * query key^T + mask) value, a block of all samples of a run in one product.
 
-    Autocast is off, which would copy scores to float32 for the softmax; norms leave queries and keys in float32 under it.
+    Autocast is off, which would copy scores to float32 for the softmax; norms leave queries and
+    keys in float32 under it.
     """
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: list[tuple[int, int]],
-                scaling: float) -> torch.Tensor:
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                runs: list[tuple[int, int]], scaling: float) -> torch.Tensor:
         longest = max(length for length, _ in runs)
         future = value.new_full((longest, longest), float("-inf")).triu(1)
         attended, kept = torch.empty_like(value), []
@@ -52,8 +56,8 @@ class _Attention(torch.autograd.Function):
             queries, keys, values = states
             kept += states if any(ctx.needs_input_grad) else []
             for start, stop in reversed(_blocks(length)):
-                scores = torch.baddbmm(future[start:stop, :stop].expand(len(queries), -1, -1), queries[:, start:stop],
-                                       keys[:, :stop].mT, alpha=scaling)
+                scores = torch.baddbmm(future[start:stop, :stop].expand(len(queries), -1, -1),
+                                       queries[:, start:stop], keys[:, :stop].mT, alpha=scaling)
                 weights = scores.softmax(-1)
                 place[:, :, start:stop] = (weights @ values[:, :stop]).unflatten(0, place.shape[:2])
                 kept += [weights] if any(ctx.needs_input_grad) else []
@@ -67,13 +71,15 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         kept = iter(ctx.saved_tensors)
         found = [torch.empty_like(gradient, dtype=dtype) for dtype in ctx.dtypes]
-        for (length, _), of_attended, *places in zip(ctx.runs, _copied(_runs(gradient, ctx.runs), gradient.dtype),
-                                                     *(_runs(states, ctx.runs) for states in found), strict=True):
+        of_runs = _copied(_runs(gradient, ctx.runs), gradient.dtype)
+        places_of_runs = (_runs(states, ctx.runs) for states in found)
+        for (length, _), of_attended, *places in zip(ctx.runs, of_runs, *places_of_runs, strict=True):
             (queries, keys, values), blocks = (next(kept) for _ in range(3)), _blocks(length)
             of_queries, of_keys, of_values = torch.empty_like(queries), None, None
             for start, stop in reversed(blocks):  # from the one that sees all keys
                 weights, of_block = next(kept), of_attended[:, start:stop]
-                of_scores = torch._softmax_backward_data(of_block @ values[:, :stop].mT, weights, -1, weights.dtype)
+                of_scores = torch._softmax_backward_data(of_block @ values[:, :stop].mT, weights, -1,
+                                                         weights.dtype)
                 of_queries[:, start:stop] = of_scores @ keys[:, :stop]
                 more = of_scores.mT @ queries[:, start:stop], weights.mT @ of_block
                 if of_keys is None:
@@ -97,7 +103,8 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 def _runs(states: torch.Tensor, runs: list[tuple[int, int]]) -> list[torch.Tensor]:
     """(T, heads, head_dim) -> a view of each run, (samples, heads, length, head_dim)."""
     pieces = states.split([length * count for length, count in runs])
-    return [piece.unflatten(0, (count, -1)).transpose(1, 2) for piece, (_, count) in zip(pieces, runs, strict=True)]
+    return [piece.unflatten(0, (count, -1)).transpose(1, 2)
+            for piece, (_, count) in zip(pieces, runs, strict=True)]
 
 
 def _copied(runs: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:

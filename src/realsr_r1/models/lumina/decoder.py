@@ -1,7 +1,8 @@
-"""The policy, one token or several a row at a time, with caches allocated once: prompts', completions', unconditional ones.
+"""The policy, one token or several a row at a time, with caches allocated once: prompts',
+completions', unconditional ones.
 
-Rows of one prompt share its keys and values. Conditional and unconditional rows go through the layers in one batch.
-Knows the layers of `LuminaPolicy`; no grammar, no sampling.
+Rows of one prompt share its keys and values. Conditional and unconditional rows go through the
+layers in one batch. Knows the policy's layers; no grammar, no sampling.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from transformers import DynamicCache
 from realsr_r1.models.lumina.attention import QK_NORM_EPS
 
 
-class Decoder:
-    """Steps a policy over R rows: all by one token each (`step`), or each by several from its own place on (`feed`).
+class LuminaDecoder:
+    """Steps a policy over R rows: all by one token each (`step`), or each by several from its own
+    place on (`feed`).
 
-    `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues. `max_new_tokens`: tokens a row
-    can be fed; `max_span`: tokens an unconditional branch can be fed (0: there will be none). `code_ids`: those of
-    the image codes, ascending.
+    `model`, `lm_head`: the policy's; the other arguments are those of
+    `realsr_r1.models.protocol.Policy.make_decoder`, and what the methods do is said in its
+    `Decoder`.
     """
 
-    def __init__(self, policy: nn.Module, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
-                 max_new_tokens: int, max_span: int, code_ids: torch.Tensor):
-        policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # a LoRA policy of peft
-        self.model, self.lm_head, self.code_ids = policy.model, policy.lm_head, code_ids
+    def __init__(self, model: nn.Module, lm_head: nn.Module, prompts: Sequence[Sequence[int]],
+                 prompt_of_row: torch.Tensor, max_new_tokens: int, max_span: int, code_ids: torch.Tensor):
+        self.model, self.lm_head, self.code_ids = model, lm_head, code_ids
         # The head's rows of the codes, side by side; an adapter on the head has no such rows.
-        self.code_head = policy.lm_head.weight[code_ids] if type(policy.lm_head) is nn.Linear else None
+        self.code_head = lm_head.weight[code_ids] if type(lm_head) is nn.Linear else None
         self.device = prompt_of_row.device
         self.steps = 0
         self.prompt_of_row = prompt_of_row
@@ -72,17 +73,20 @@ class Decoder:
     def _empty_cache(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         like = self.shared[0][0]
         shape = (rows, like.shape[1], length, like.shape[3])
-        # Zeros, because columns a row hasn't reached are weighted with 0, and 0 times garbage may be NaN.
+        # Zeros, because columns a row hasn't reached are weighted with 0, and 0 times garbage may
+        # be NaN.
         return like.new_zeros(shape), like.new_zeros(shape)
 
     def _rotary_table(self, length: int) -> None:
         positions = torch.arange(length, device=self.device)[None]
         cos, sin = self.model.rotary_emb(self.prompt_states, positions)
         half = sin.shape[-1] // 2
-        self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)  # the sign of rotate_half
+        # With the sign of transformers' rotate_half.
+        self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
 
     def _group_rows(self) -> None:
-        """Lay rows out as (prompts, largest group): `place` (prompts * largest,) -> row, `place_of_row` (R,) -> place.
+        """Lay rows out as (prompts, largest group): `place` (prompts * largest,) -> row,
+        `place_of_row` (R,) -> place.
 
         Both are None when the rows already lie so.
         """
@@ -105,7 +109,9 @@ class Decoder:
         return first if self.place is None else self.place[first]
 
     def by_prompt(self, values: torch.Tensor) -> torch.Tensor:
-        """A value a row (R,) -> a prompt's side by side, (prompts, largest group); what fills a small group means nothing."""
+        """A value a row (R,) -> a prompt's side by side, (prompts, largest group); what fills a
+        small group means nothing.
+        """
         return (values if self.place is None else values[self.place]).view(-1, self.largest)
 
     def by_row(self, values: torch.Tensor) -> torch.Tensor:
@@ -117,70 +123,71 @@ class Decoder:
         return _widened(self.lm_head(states))
 
     def code_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states (n, hidden) -> scores of the image codes only, (n, codes), in float32 at least."""
+        """Hidden states (n, hidden) -> scores of the image codes only, (n, codes), in float32 at
+        least.
+        """
         if self.code_head is None:
             return self.logits(states)[:, self.code_ids]
         return _widened(F.linear(states, self.code_head))
 
     def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
-             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feed every row its token (R,), and the unconditional branches of `rows` (U,) the same.
-
-        `places` (U,): positions of these tokens in their spans; `reach`: at least the largest place + 1. The branch of
-        `rows[i]` is in slot i. Returns hidden states (R, hidden) and (U, hidden).
-        """
+             branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row its token (R,), and the unconditional branches of `rows` (U,) the same."""
         count, column = len(tokens), self.steps
         self.steps += 1
         positions = self.prompt_lengths[self.prompt_of_row] + column
         if len(rows):
             tokens, positions = torch.cat((tokens, tokens[rows])), torch.cat((positions, places))
-            free_window = self._window(self.unconditional, places[:, None], reach)
+            branch_window = self._window(self.unconditional, places[:, None], branch_columns)
 
         def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             keys, values = self.own[index]
             keys[:, :, column], values[:, :, column] = key[:count], value[:count]
             attended = self._attend(index, query[:count], keys[:, :, :column + 1], values[:, :, :column + 1])
             if len(rows):
-                keys, values = free_window.write(self.unconditional[index], key[count:], value[count:])
-                attended = torch.cat((attended, _attend_own(query[count:], keys, values, free_window.hidden)))
+                keys, values = branch_window.write(self.unconditional[index], key[count:], value[count:])
+                of_branches = _attend_own(query[count:], keys, values, branch_window.hidden)
+                attended = torch.cat((attended, of_branches))
             return attended
 
         states = self._through_layers(tokens, positions, attend)
         return states[:count], states[count:]
 
-    def feed(self, tokens: torch.Tensor, columns: torch.Tensor, longest: int, rows: torch.Tensor, places: torch.Tensor,
-             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feed every row n tokens (R, n), its first at `columns` (R,) of its completion, and the branches of `rows` too.
-
-        What a row was fed from there on before is forgotten. `longest`: the largest column + n; `places` (U,): of the
-        first tokens in their spans; `reach`: at least the largest place + n. Don't mix with `step`. Returns hidden states
-        (R, n, hidden) and (U, n, hidden).
+    def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor,
+             places: torch.Tensor, branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row n tokens (R, n), its first at `starts` (R,) of its completion, and the
+        branches of `rows` too.
         """
-        (count, n), self.steps = tokens.shape, longest
+        (count, n), self.steps = tokens.shape, own_columns
         ahead = torch.arange(n, device=self.device)
-        columns, places = columns[:, None] + ahead, places[:, None] + ahead
+        columns, places = starts[:, None] + ahead, places[:, None] + ahead
         positions = torch.cat((self.prompt_lengths[self.prompt_of_row, None] + columns, places))
-        own_window = self._window(self.own, columns, longest)
-        free_window = self._window(self.unconditional, places, reach)
+        own_window = self._window(self.own, columns, own_columns)
+        branch_window = self._window(self.unconditional, places, branch_columns)
 
         def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            query = query.unflatten(0, (-1, n)).transpose(1, 2)  # (R + U, kv heads, n, heads / kv heads, head_dim)
+            # (R + U, kv heads, n, heads / kv heads, head_dim)
+            query = query.unflatten(0, (-1, n)).transpose(1, 2)
             together = query.flatten(2, 3)
             keys, values = own_window.write(self.own[index], key[:count * n], value[:count * n])
             attended = self._attend(index, together[:count], keys, values, own_window.hidden)
             if len(rows):
-                keys, values = free_window.write(self.unconditional[index], key[count * n:], value[count * n:])
-                attended = torch.cat((attended, _attend_own(together[count:], keys, values, free_window.hidden)))
+                cache = self.unconditional[index]
+                keys, values = branch_window.write(cache, key[count * n:], value[count * n:])
+                of_branches = _attend_own(together[count:], keys, values, branch_window.hidden)
+                attended = torch.cat((attended, of_branches))
             return attended.reshape(query.shape).transpose(1, 2)
 
-        states = self._through_layers(torch.cat((tokens, tokens[rows])).flatten(), positions.flatten(), attend)
+        tokens = torch.cat((tokens, tokens[rows])).flatten()
+        states = self._through_layers(tokens, positions.flatten(), attend)
         return states[:count * n].unflatten(0, (-1, n)), states[count * n:].unflatten(0, (-1, n))
 
     def _through_layers(self, tokens: torch.Tensor, positions: torch.Tensor,
                         attend: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Ids (B,) at their positions (B,) -> hidden states (B, hidden).
 
-        `attend(layer, query, key, value)` stores keys and values and attends; shapes are those of `_project`.
+        `attend(layer, query, key, value)` stores keys and values and attends; shapes are those of
+        `_project`.
         """
         states = self.model.embed_tokens(tokens)
         cos, sin = self.cos[positions, None], self.sin[positions, None]
@@ -196,12 +203,15 @@ class Decoder:
                 states = states + layer.mlp(layer.post_attention_layernorm(states))
         return self.model.norm(states)
 
-    def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor, reach: int) -> _Window:
-        """Where the tokens at `columns` (B, n) go in `caches`, and what of their first `reach` columns they can't see."""
+    def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor,
+                in_use: int) -> _Window:
+        """Where the tokens at `columns` (B, n) go in `caches`, and which of their `in_use` first
+        columns they can't see.
+        """
         _, heads, length, _ = caches[0][0].shape
         first = torch.arange(len(columns) * heads, device=self.device).view(-1, 1, heads) * length
         queries = columns.repeat_interleave(self.model.config.num_attention_heads // heads, dim=1)
-        hidden = torch.arange(reach, device=self.device) > queries[:, None, :, None]
+        hidden = torch.arange(in_use, device=self.device) > queries[:, None, :, None]
         return _Window((first + columns[..., None]).flatten(), hidden)
 
     def _project(self, index: int, states: torch.Tensor, cos: torch.Tensor,
@@ -211,8 +221,8 @@ class Decoder:
         """
         attention, norms = self.model.layers[index].self_attn, self.norms[index]
         batch, head_dim = len(states), attention.head_dim
-        both = torch.cat((attention.q_proj(states), attention.k_proj(states)), dim=-1).view(batch, -1, head_dim)
-        both = norms(both)
+        both = torch.cat((attention.q_proj(states), attention.k_proj(states)), dim=-1)
+        both = norms(both.view(batch, -1, head_dim))
         half = head_dim // 2
         swapped = torch.cat((both[..., half:], both[..., :half]), dim=-1)
         both = both * cos + swapped * sin
@@ -223,7 +233,9 @@ class Decoder:
 
     def _attend(self, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
                 hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values, without `hidden` ones."""
+        """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values,
+        without `hidden` ones.
+        """
         n = query.shape[2]
         prompt_keys, prompt_values = self.shared[index]
         length = prompt_keys.shape[2]
@@ -255,8 +267,9 @@ class Decoder:
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, (n,) int64."""
         used = self.steps
-        for keys, values in self.own:
-            keys[:len(rows), :, :used], values[:len(rows), :, :used] = keys[rows, :, :used], values[rows, :, :used]
+        for cache in self.own:
+            for tensor in cache:
+                tensor[:len(rows), :, :used] = tensor[rows, :, :used]
         self.own = [(keys[:len(rows)], values[:len(rows)]) for keys, values in self.own]
         prompts, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
         if len(prompts) < len(self.prompt_lengths):
@@ -266,16 +279,16 @@ class Decoder:
             self.prompt_mask = None if self.prompt_mask is None else self.prompt_mask[prompts]
         self._group_rows()
 
-    def keep_slots(self, slots: torch.Tensor, reach: int) -> None:
-        """Move the unconditional branches in `slots` (n,) to slots 0 to n-1; `reach`: columns in use."""
-        for keys, values in self.unconditional:
-            keys[:len(slots), :, :reach] = keys[slots, :, :reach]
-            values[:len(slots), :, :reach] = values[slots, :, :reach]
+    def keep_slots(self, slots: torch.Tensor, branch_columns: int) -> None:
+        """Move the unconditional branches in `slots` (n,) to slots 0 to n-1."""
+        for cache in self.unconditional:
+            for tensor in cache:
+                tensor[:len(slots), :, :branch_columns] = tensor[slots, :, :branch_columns]
 
 
 class _Window(NamedTuple):
-    """Where B rows' next n tokens go in a flattened cache, `places` (B * n * kv heads,), and columns they can't see,
-    `hidden` (B, 1, n * heads / kv heads, reach) bool.
+    """Where B rows' next n tokens go in a flattened cache, `places` (B * n * kv heads,), and
+    columns they can't see, `hidden` (B, 1, n * heads / kv heads, columns in use) bool.
     """
 
     places: torch.Tensor
@@ -283,14 +296,15 @@ class _Window(NamedTuple):
 
     def write(self, cache: tuple[torch.Tensor, torch.Tensor], key: torch.Tensor,
               value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values (B * n, kv heads, head_dim); returns the cache's columns in reach."""
+        """Store keys and values (B * n, kv heads, head_dim); returns the cache's columns in use."""
         for stored, new in zip(cache, (key, value), strict=True):
             stored.view(-1, stored.shape[-1]).index_copy_(0, self.places, new.flatten(0, 1).to(stored.dtype))
-        rows, _, _, reach = self.hidden.shape
-        return cache[0][:rows, :, :reach], cache[1][:rows, :, :reach]
+        rows, _, _, in_use = self.hidden.shape
+        return cache[0][:rows, :, :in_use], cache[1][:rows, :, :in_use]
 
 
-def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+                hidden: torch.Tensor) -> torch.Tensor:
     """Queries (B, kv heads, n, head_dim) over keys and values without `hidden` ones."""
     return _softmax((query @ keys.transpose(-1, -2)).masked_fill_(hidden, -float("inf"))) @ values
 
@@ -301,11 +315,14 @@ def _widened(scores: torch.Tensor) -> torch.Tensor:
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
     """Over the last dimension, in float32 at least."""
-    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=dtype).to(scores.dtype)
 
 
 class _HeadNorms:
-    """The q and k norms of a layer applied to queries and keys side by side, (B, heads + kv heads, head_dim)."""
+    """The q and k norms of a layer applied to queries and keys side by side, (B, heads + kv heads,
+    head_dim).
+    """
 
     def __init__(self, attention: nn.Module):
         norms = (attention.q_norm, attention.k_norm)

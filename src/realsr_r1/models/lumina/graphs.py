@@ -1,8 +1,10 @@
-"""A decoder whose steps are CUDA graphs: a step's kernels start together, where Python would start them one by one.
+"""A decoder whose steps are CUDA graphs: a step's kernels start together, where Python would start
+them one by one.
 
-At batch sizes of a group, starting some 30 kernels a layer takes about as long as reading the layer's weights. A graph
-repeats what was recorded, in the same memory; so a step is recorded once for each of its shapes, and what differs from
-token to token goes in through tensors. On other devices the same steps run, unrecorded.
+At batch sizes of a group, starting some 30 kernels a layer takes about as long as reading the
+layer's weights. A graph repeats what was recorded, in the same memory; so a step is recorded once
+for each of its shapes, and what differs from token to token goes in through tensors. On other
+devices the same steps run, unrecorded.
 """
 
 from __future__ import annotations
@@ -12,15 +14,16 @@ from functools import partial
 
 import torch
 
-from realsr_r1.models.lumina.decoder import Decoder
+from realsr_r1.models.lumina.decoder import LuminaDecoder
 
-REACH_STEP = 512  # columns: caches are read up to the next multiple, so that a step's shape holds for as many tokens
+COLUMN_STEP = 512  # caches are read up to the next multiple, so that a step's shape holds for as many tokens
 
 Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
-class GraphDecoder(Decoder):
-    """A `Decoder` that records a step when its shape comes for the second time, and repeats it from then on.
+class GraphDecoder(LuminaDecoder):
+    """A decoder that records a step when its shape comes for the second time, and repeats it from
+    then on.
 
     What it returns holds until the next step.
     """
@@ -30,58 +33,67 @@ class GraphDecoder(Decoder):
         self._forget()
 
     def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
-             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Decoder.step`."""
+             branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As of a plain decoder."""
         column = self.steps
-        states, free_states = self.feed(tokens[:, None], torch.full_like(tokens, column), column + 1, rows, places, reach)
-        return states[:, 0], free_states[:, 0]
+        states, branch_states = self.feed(tokens[:, None], torch.full_like(tokens, column), column + 1, rows,
+                                          places, branch_columns)
+        return states[:, 0], branch_states[:, 0]
 
-    def feed(self, tokens: torch.Tensor, columns: torch.Tensor, longest: int, rows: torch.Tensor, places: torch.Tensor,
-             reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Decoder.feed`."""
-        reads = self._rounded(longest, self.own), self._rounded(reach, self.unconditional) if len(rows) else 0
+    def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor,
+             places: torch.Tensor, branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As of a plain decoder."""
+        reads = (self._rounded(own_columns, self.own),
+                 self._rounded(branch_columns, self.unconditional) if len(rows) else 0)
         if reads[0] != self._reads:
             self._forget()
             self._reads = reads[0]
         shape = (*tokens.shape, len(rows), reads[1])
         step = partial(self._feed, *reads)
         if shape in self._seen:
-            self._seen[shape] = self._seen[shape] or record(step, (tokens, columns, rows, places), self._pool)
+            self._seen[shape] = self._seen[shape] or record(step, (tokens, starts, rows, places), self._pool)
             step = self._seen[shape]
         else:
-            self._seen[shape] = None  # many shapes come only once; and a library sets itself up in its first call
-        result = step(tokens, columns, rows, places)
-        self.steps = longest
+            # Many shapes come only once; and a library sets itself up in its first call
+            self._seen[shape] = None
+        result = step(tokens, starts, rows, places)
+        self.steps = own_columns
         return result
 
-    def _feed(self, longest: int, reach: int, tokens: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor,
-              places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return super().feed(tokens, columns, longest, rows, places, reach)
+    def _feed(self, own_columns: int, branch_columns: int, tokens: torch.Tensor, starts: torch.Tensor,
+              rows: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().feed(tokens, starts, own_columns, rows, places, branch_columns)
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """See `Decoder.keep_rows`."""
+        """As of a plain decoder."""
         super().keep_rows(rows)
         self._forget()
 
     def _forget(self) -> None:
-        """Drop all graphs: no step has their shape again. All, as they share memory, which goes with the last."""
+        """Drop all graphs: no step has their shape again.
+
+        All, as they share memory, which goes with the last.
+        """
         self._seen: dict[tuple[int, ...], Step | None] = {}
         self._reads = 0
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     @staticmethod
     def _rounded(columns: int, caches: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        return min(-(-columns // REACH_STEP) * REACH_STEP, caches[0][0].shape[2])
+        return min(-(-columns // COLUMN_STEP) * COLUMN_STEP, caches[0][0].shape[2])
 
 
 def record(step: Step, inputs: tuple[torch.Tensor, ...], pool: tuple[int, int] | None) -> Step:
-    """A function that does what `step` did with `inputs`, with others of their shapes: a CUDA graph, in `pool`'s memory."""
+    """A function that does what `step` did with `inputs`, with others of their shapes: a CUDA
+    graph, in `pool`'s memory.
+    """
     if inputs[0].device.type != "cuda":
         return step
     held = [tensor.clone() for tensor in inputs]
     graph = torch.cuda.CUDAGraph()
     # Other threads may use the device meanwhile (a data loader's, which pins memory).
-    with torch.cuda.device(held[0].device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with (torch.cuda.device(held[0].device),
+          torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")):
         result = step(*held)
 
     def repeat(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

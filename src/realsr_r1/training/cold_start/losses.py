@@ -1,7 +1,8 @@
-"""The cold start's losses: cross-entropy together with log Z, which z-loss needs, and their means by section.
+"""The cold start's losses: cross-entropy together with log Z, which z-loss needs, and their means
+by section.
 
-Cross-entropy here has one gradient of the size of the logits. Composed of torch's functions it would take four: a
-chain of 512 px has over a GiB of logits in float32.
+Cross-entropy here has one gradient of the size of the logits. Composed of torch's functions it
+would take four: a chain of 512 px has over a GiB of logits in float32.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from torch.autograd.function import once_differentiable
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (K, vocabulary) and labels (K,) -> each one's negative log-likelihood and log Z, (K,) float32."""
+    """Logits (K, vocabulary) and labels (K,) -> each one's negative log-likelihood and log Z, (K,)
+    float32.
+    """
     return _CrossEntropy.apply(logits, labels)
 
 
@@ -39,7 +42,8 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class SectionLosses:
-    """Sums of the answers' losses by part since the last reading: negative log-likelihood, tokens, log²Z.
+    """Sums of the answers' losses by part since the last reading: negative log-likelihood, tokens,
+    log²Z.
 
     `parts`: the names of an answer's parts (`ChainSpec.parts`), by their numbers.
     """
@@ -55,7 +59,8 @@ class SectionLosses:
         self.sums = sums if self.sums is None else self.sums + sums
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """Means over the tokens of all ranks, of every section there was; all ranks must call it."""
+        """Means over the tokens of all ranks, of every section there was; all ranks must call it.
+        """
         rows = accelerator.reduce(self.sums).tolist()
         self.sums = None
         tokens = sum(row[1] for row in rows)

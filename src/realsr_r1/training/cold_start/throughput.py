@@ -1,6 +1,8 @@
-"""How fast training goes: tokens a second, and the share of the device's arithmetic that the model needs (MFU).
+"""How fast training goes: tokens a second, and the share of the device's arithmetic that the model
+needs (MFU).
 
-Counts what the mathematics asks for (arXiv 2204.02311, appendix B): padding and recomputed activations earn nothing.
+Counts what the mathematics asks for (arXiv 2204.02311, appendix B): padding and recomputed
+activations earn nothing.
 """
 
 from __future__ import annotations
@@ -19,19 +21,19 @@ TRIALS = 5
 class Throughput:
     """Counts tokens and their floating-point operations between two readings.
 
-    `policy`: with `lm_head`, maybe inside peft's wrapper. `peak`: operations a second of one device; None leaves MFU out.
+    `policy`: maybe inside peft's wrapper. `peak`: operations a second of one device; None leaves
+    MFU out.
     """
 
     def __init__(self, policy: nn.Module, peak: float | None):
-        matrices = {name: module for name, module in policy.named_modules() if isinstance(module, nn.Linear)}
-        self.peak = peak
-        config = policy.config
-        last = f"layers.{config.num_hidden_layers - 1}."
-        # What runs only where an answer is predicted: the head, and in the last layer all after attention (models/lumina/last_layer.py).
-        scored = {name for name in matrices if "lm_head" in name or last in name and (".mlp." in name or ".o_proj" in name)}
-        self.layers, self.head = ([module for name, module in matrices.items() if (name in scored) == at_scored]
-                                  for at_scored in (False, True))
-        self.attention = 2 * config.hidden_size * config.num_hidden_layers  # forward, causal, times a sample's length squared
+        at_answers = {module for root in policy.answer_modules() for module in root.modules()}
+        matrices = [module for module in policy.modules() if isinstance(module, nn.Linear)]
+        # What runs at every token, and what runs only where an answer is predicted.
+        self.everywhere, self.at_answers = ([module for module in matrices
+                                             if (module in at_answers) == wanted]
+                                            for wanted in (False, True))
+        self.peak, shape = peak, policy.config.shape
+        self.attention = 2 * shape.hidden * shape.layers  # forward, causal, times a sample's length squared
         self.restart()
 
     def restart(self) -> None:
@@ -39,10 +41,11 @@ class Throughput:
         self.tokens, self.operations, self.since = 0, 0.0, time.perf_counter()
 
     def add(self, lengths: Sequence[int], scored: int) -> None:
-        """One forward and backward of samples of these lengths, with logits at `scored` positions."""
+        """One forward and backward of samples of these lengths, with logits at `scored` positions.
+        """
         tokens = sum(lengths)
         self.tokens += tokens
-        self.operations += (_products(self.layers) * tokens + _products(self.head) * scored
+        self.operations += (_products(self.everywhere) * tokens + _products(self.at_answers) * scored
                             + 3 * self.attention * sum(length * length for length in lengths))
 
     @contextlib.contextmanager
@@ -55,7 +58,9 @@ class Throughput:
             self.since += time.perf_counter() - began
 
     def read(self, tokens: float, operations: float, devices: int) -> dict[str, float]:
-        """`tokens_per_second` of all devices and `mfu`, from the sums over the devices; then counts anew."""
+        """`tokens_per_second` of all devices and `mfu`, from the sums over the devices; then counts
+        anew.
+        """
         seconds = time.perf_counter() - self.since
         self.restart()
         figures = {"tokens_per_second": tokens / seconds}
@@ -65,17 +70,22 @@ class Throughput:
 
 
 def _products(modules: Sequence[nn.Linear]) -> int:
-    """Operations a token: 2 a weight in the forward, 2 for the gradient of the input, 2 for that of a trained weight.
+    """Operations a token: 2 a weight in the forward, 2 for the gradient of the input, 2 for that of
+    a trained weight.
 
     From the features, not from the weight: under ZeRO-3 and in 4 bits it is not there in its shape.
     """
-    return sum(module.in_features * module.out_features * (6 if module.weight.requires_grad else 4) for module in modules)
+    return sum(module.in_features * module.out_features * (6 if module.weight.requires_grad else 4)
+               for module in modules)
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the best of a few large matrix products: what this device reaches, not what its maker says."""
+    """Operations a second of the best of a few large matrix products: what this device reaches, not
+    what its maker says.
+    """
     size = MATRIX_SIZE.get(device.type, 4096)
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in "ab")  # GPUs take constants faster
+    # GPUs take constants faster
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in "ab")
     seconds = []
     for _ in range(TRIALS):
         began = time.perf_counter()

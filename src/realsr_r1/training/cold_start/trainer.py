@@ -1,6 +1,8 @@
-"""The cold start's trainer: transformers' `Trainer` on packed rows, with losses by section, throughput and sample chains.
+"""The cold start's trainer: transformers' `Trainer` on packed rows, with losses by section,
+throughput and sample chains.
 
-Knows ids and sections of tokens; how chains become tokens is said in `realsr_r1.data.tokens.cold_start`.
+Knows ids and sections of tokens; how chains become tokens is said in
+`realsr_r1.data.tokens.cold_start`.
 """
 
 from __future__ import annotations
@@ -14,10 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from realsr_r1.chain.text import parse_chain
 from realsr_r1.data.tokens.samples import QUESTION
-from realsr_r1.models.lumina.autocasting import convert_inputs_once
-from realsr_r1.models.lumina.dropout import add_dropout
-from realsr_r1.models.lumina.norms import with_one_gradient
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
@@ -37,29 +36,30 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label that is not scored
 SAMPLE_CHAINS = 2
-# In tokens: few different shapes (oneDNN compiles for each), whole tiles of the processors' matrix units.
+# In tokens: few different shapes (oneDNN compiles for each), whole tiles of the processors' matrix
+# units.
 TILE, ROW_TILE = 16, 64
 
 
 class ColdStartTrainer(Trainer):
-    """Trains a policy on the answers of tokenised samples (`input_ids`, `sections`, `length`; `realsr_r1.data.tokens.token_store`).
+    """Trains a policy on the answers of tokenised samples (`input_ids`, `sections`, `length`;
+    `realsr_r1.data.tokens.token_store`).
 
-    The samples of a microbatch are laid one after the other into one row (`pack_samples`): attention stays inside each sample,
-    positions begin again, and the head runs only where an answer is predicted. The loss is the mean over the answers' tokens
-    of the whole step, plus `z_loss` times the mean of log²Z (arXiv 2204.02311).
+    The samples of a microbatch are laid one after the other into one row (`pack_samples`):
+    attention stays inside each sample, positions begin again, and the head runs only where an
+    answer is predicted. The loss is the mean over the answers' tokens of the whole step, plus
+    `z_loss` times the mean of log²Z (arXiv 2204.02311).
     """
 
     def __init__(self, model: Any, processor: ChainProcessor, args: ColdStartConfig, train_dataset: Dataset,
                  eval_dataset: Dataset | None = None, callbacks: Sequence[TrainerCallback] = ()):
         self.processor = processor
-        args._n_gpu = min(args.n_gpu, 1)  # a process has one device; torchrun starts more (DataParallel can't split a row)
-        convert_inputs_once(model)
-        with_one_gradient(model)
+        # A process has one device; torchrun starts more (DataParallel can't split a row)
+        args._n_gpu = min(args.n_gpu, 1)
+        model.prepare_for_cold_start(args.dropout)
         for config in (model.config, model.generation_config):  # else transformers does it with a warning
             config.bos_token_id, config.pad_token_id = processor.layout.bos, processor.layout.pad
             config.eos_token_id = processor.layout.end_of_turn
-        if args.dropout:
-            add_dropout(model, args.dropout)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
                          data_collator=pack_samples, processing_class=RenderingTokenizer.of(processor),
                          callbacks=[JsonLog(), CompletionMarker(), SampleChains(self), *callbacks])
@@ -78,8 +78,8 @@ class ColdStartTrainer(Trainer):
         if args.train_sampling_strategy not in ("random", "group_by_length"):
             return super()._get_train_sampler(train_dataset)
         together = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return EpochSampler(dataset["length"][:].tolist(), args.seed if args.data_seed is None else args.data_seed,
-                            lambda: int(self.state.epoch or 0),
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return EpochSampler(dataset["length"][:].tolist(), seed, lambda: int(self.state.epoch or 0),
                             together if args.train_sampling_strategy == "group_by_length" else None)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,8 +92,8 @@ class ColdStartTrainer(Trainer):
         """The loss of a packed row (`pack_samples`), over `num_items_in_batch` tokens."""
         layout, where, sections = inputs["layout"], inputs["where"], inputs["sections"]
         filling = where[-1:].expand(-len(where) % ROW_TILE)
-        outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout, logits_to_keep=torch.cat((where, filling)),
-                        use_cache=False)
+        outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout,
+                        logits_to_keep=torch.cat((where, filling)), use_cache=False)
         labels = inputs["labels"][0, where + 1]
         nll, log_z = cross_entropy(outputs.logits[0, :len(where)], labels)
         total = nll.sum()
@@ -101,7 +101,8 @@ class ColdStartTrainer(Trainer):
             total = total + self.args.z_loss * log_z.square().sum()
         loss = total / (len(where) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # the count is of all ranks, and their gradients are averaged
+            # The count is of all ranks, and their gradients are averaged
+            loss = loss * self.accelerator.num_processes
         lengths = inputs["lengths"]
         if self.model.training:
             self._losses["train"].add(nll.detach(), log_z.detach(), sections)
@@ -112,7 +113,9 @@ class ColdStartTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _first_seen(self, samples: int) -> int:
-        """How many of an evaluation batch's samples are no repeats, with which accelerate fills up the ranks' last round."""
+        """How many of an evaluation batch's samples are no repeats, with which accelerate fills up
+        the ranks' last round.
+        """
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return samples
@@ -122,13 +125,16 @@ class ColdStartTrainer(Trainer):
         """Adds losses by section, tokens a second and MFU to a training step's log."""
         if "loss" in logs and self._losses["train"].sums is not None:
             logs = {**logs, **self._losses["train"].read(self.accelerator)}
-            counted = torch.tensor([self._throughput.tokens, self._throughput.operations], dtype=torch.float64,
-                                   device=self.args.device)
-            logs |= self._throughput.read(*self.accelerator.reduce(counted).tolist(), self.accelerator.num_processes)
+            counted = torch.tensor([self._throughput.tokens, self._throughput.operations],
+                                   dtype=torch.float64, device=self.args.device)
+            logs |= self._throughput.read(*self.accelerator.reduce(counted).tolist(),
+                                          self.accelerator.num_processes)
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """`eval_loss` is the mean negative log-likelihood of all tokens, each counted once; adds each section's."""
+        """`eval_loss` is the mean negative log-likelihood of all tokens, each counted once; adds
+        each section's.
+        """
         with self._throughput.paused():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             losses = self._losses["eval"].read(self.accelerator)
@@ -141,16 +147,21 @@ class ColdStartTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def write_sample(self) -> None:
-        """Chains for the first sample's question, decoded into `output_dir/samples`. All ranks must call it (ZeRO-3)."""
+        """Chains for the first sample's question, decoded into `output_dir/samples`.
+
+        All ranks must call it (ZeRO-3).
+        """
         sample = (self.eval_dataset if self.eval_dataset is not None else self.train_dataset)[0]
         ids, sections = sample["input_ids"].tolist(), sample["sections"].tolist()
         prompt = ids[:next(place for place, section in enumerate(sections) if section != QUESTION)]
-        is_chain = set(range(len(self.processor.chain.sections))) <= set(sections)  # else a conversation, which may ask for anything
-        settings = {**self.processor.settings.sampling, "num_generations": SAMPLE_CHAINS, "seed": self.args.seed,
-                    "grammar": "chain" if is_chain else "image",
-                    "max_new_tokens": self.args.max_length - len(prompt) if is_chain else len(ids)}
+        # Else a conversation, which may ask for anything
+        is_chain = set(range(len(self.processor.chain.sections))) <= set(sections)
+        config = RolloutConfig.from_settings(
+            self.processor.settings.sampling, "the chain settings", num_generations=SAMPLE_CHAINS,
+            seed=self.args.seed, grammar="chain" if is_chain else "image",
+            max_new_tokens=self.args.max_length - len(prompt) if is_chain else len(ids))
         with self._throughput.paused(), whole_policy(self) as policy, self._agreement:  # faults stay inside
-            rollout = RolloutEngine(policy, self.processor, RolloutConfig(**settings)).generate(prompt)
+            rollout = RolloutEngine(policy, self.processor, config).generate(prompt)
         self._agreement.settle()
         with self._throughput.paused(), self._agreement:
             if self.is_world_process_zero():
@@ -159,8 +170,10 @@ class ColdStartTrainer(Trainer):
                 answer, answered = self.processor.decode(ids[len(prompt):])
                 chain = self.processor.chain
                 bodies = parse_chain(answer, chain).sections
-                labels = next((bodies[section.name] for section in chain.about("degradation") if section.name in bodies), None)
-                record = {"problem": question, "degradation": labels and [label.strip() for label in labels.split(",")],
+                labels = next((bodies[section.name] for section in chain.about("degradation")
+                               if section.name in bodies), None)
+                record = {"problem": question,
+                          "degradation": labels and [label.strip() for label in labels.split(",")],
                           "lq": next(iter(shown), None), "hq": next(reversed(answered), None)}
                 write_samples(self.args.output_dir, self.state.global_step, record, texts, images, {}, chain)
                 show_samples(self.callback_handler.callbacks, self.state.global_step, texts, images, chain)
@@ -173,29 +186,36 @@ class SampleChains(TrainerCallback):
     def __init__(self, trainer: ColdStartTrainer):
         self.trainer = trainer
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                    **kwargs: Any) -> None:
         if args.sample_steps and state.global_step % args.sample_steps == 0:
             self.trainer.write_sample()
 
 
 def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Samples -> one row, the shortest first: `input_ids` and `labels` (1, T), `layout`, and for the K tokens that are scored
-    `where` the states are that predict them, their `sections` and the numbers of their `samples`, (K,) each. `lengths`: tokens
-    of each sample, in the order given.
+    """Samples -> one row, the shortest first: `input_ids` and `labels` (1, T), `layout`, and for
+    the K tokens that are scored `where` the states are that predict them, their `sections` and the
+    numbers of their `samples`, (K,) each. `lengths`: tokens of each sample, in the order given.
 
-    Each is filled up to a multiple of `TILE` tokens, and the row to one of `ROW_TILE`, which nothing attends to and nothing scores.
+    Each is filled up to a multiple of `TILE` tokens, and the row to one of `ROW_TILE`, which
+    nothing attends to and nothing scores.
     """
     lengths = [len(sample["input_ids"]) for sample in samples]
-    order = sorted(range(len(samples)), key=lengths.__getitem__)  # neighbours of one length are attended to together
+    # Neighbours of one length are attended to together.
+    order = sorted(range(len(samples)), key=lengths.__getitem__)
     gaps = [-lengths[number] % TILE for number in order]
-    ids, sections = (torch.from_numpy(numpy.concatenate([numpy.pad(samples[number][key], (0, gap), constant_values=filling)
-                                                         for number, gap in zip(order, gaps, strict=True)])).long()
-                     for key, filling in (("input_ids", 0), ("sections", QUESTION)))
     filled = [lengths[number] + gap for number, gap in zip(order, gaps, strict=True)]
     rest = -sum(filled) % ROW_TILE
-    ids, sections = (torch.nn.functional.pad(row, (0, rest), value=filling) for row, filling in ((ids, 0), (sections, QUESTION)))
+
+    def row(key: str, filling: int) -> torch.Tensor:
+        pieces = [numpy.pad(samples[number][key], (0, gap), constant_values=filling)
+                  for number, gap in zip(order, gaps, strict=True)]
+        pieces.append(numpy.full(rest, filling))
+        return torch.from_numpy(numpy.concatenate(pieces)).long()
+
+    ids, sections = row("input_ids", 0), row("sections", QUESTION)
     scored = (sections != QUESTION).nonzero()[:, 0]
     return {"input_ids": ids[None], "labels": ids.masked_fill(sections == QUESTION, IGNORED)[None],
             "where": scored - 1, "sections": sections[scored],
             "samples": torch.tensor(order).repeat_interleave(torch.tensor(filled))[scored],
-            "layout": SharedPrompts.of_samples([*filled, rest] if rest else filled), "lengths": lengths}
+            "layout": PackedRow.of_samples([*filled, rest] if rest else filled), "lengths": lengths}

@@ -1,7 +1,7 @@
 """From TRL's padded microbatch to a packed row in which every group has its prompt once.
 
-Knows TRL's tensors (prompts padded at the left, completions at the right); what the row means to the layers is said in
-`realsr_r1.models.lumina.packed_row`.
+Knows TRL's tensors (prompts padded at the left, completions at the right); what the row means to
+the layers is said in `realsr_r1.models.protocol.PackedRow`.
 """
 
 from __future__ import annotations
@@ -10,27 +10,33 @@ from dataclasses import dataclass
 
 import torch
 
-from realsr_r1.models.lumina.packed_row import SharedPrompts
+from realsr_r1.models.protocol import PackedRow
 
 IGNORED = -100  # label that is not scored
 
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """`input_ids` (1, T), `labels` (B, longest completion) with `IGNORED` where a completion has ended, and the layout."""
+    """`input_ids` (1, T), `labels` (B, longest completion) with `IGNORED` where a completion has
+    ended, and the layout.
+    """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    layout: SharedPrompts
+    layout: PackedRow
 
 
-def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int) -> PackedGroups:
-    """Pack B rows of prompt + completion, (B, L) both; the last `completion_length` columns are the completions.
+def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor,
+                completion_length: int) -> PackedGroups:
+    """Pack B rows of prompt + completion, (B, L) both; the last `completion_length` columns are the
+    completions.
 
-    Neighbours with one prompt share it. A completion's last token is not fed: nothing is predicted from it.
+    Neighbours with one prompt share it. A completion's last token is not fed: nothing is predicted
+    from it.
     """
     prompts, completions = input_ids[:, :-completion_length], input_ids[:, -completion_length:]
-    prompt_mask, completion_mask = attention_mask[:, :-completion_length], attention_mask[:, -completion_length:]
+    prompt_mask = attention_mask[:, :-completion_length]
+    completion_mask = attention_mask[:, -completion_length:]
     differs = ((prompts[1:] != prompts[:-1]) | (prompt_mask[1:] != prompt_mask[:-1])).any(-1)
     # One question to the device for the whole microbatch.
     facts = torch.cat((differs.long(), prompt_mask.sum(-1), completion_mask.sum(-1).max()[None])).tolist()
@@ -43,4 +49,4 @@ def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor, completio
                    completions[start:stop, :longest - 1].flatten()]
         groups.append((prompt_lengths[start], stop - start))
     labels = completions.masked_fill(completion_mask == 0, IGNORED)[:, :longest]
-    return PackedGroups(torch.cat(pieces)[None], labels, SharedPrompts(tuple(groups), longest - 1))
+    return PackedGroups(torch.cat(pieces)[None], labels, PackedRow(tuple(groups), longest - 1))

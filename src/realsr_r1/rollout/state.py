@@ -1,0 +1,215 @@
+"""A rollout on its way: which rows are in the batch, what they have written, and what every loop
+over it does.
+
+Puts grammar, guidance, sampler and decoder together; nothing here loops over rows. The loops are
+`engine.one_by_one` and `jacobi.look_ahead`. Knows ids; no text, no images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from realsr_r1.chain.tokens import TokenLayout
+from realsr_r1.core.errors import UserError
+from realsr_r1.models.protocol import Decoder, Policy
+from realsr_r1.rollout.config import RolloutConfig
+from realsr_r1.rollout.grammar import FREE, ChainGrammar, ImageGrammar, chain_sizes
+from realsr_r1.rollout.guidance import UnconditionalRows
+from realsr_r1.rollout.sampling import Sampler
+
+# Tokens of n rows, the log-probabilities they were drawn with, and whether there was a choice.
+Choice = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | bool"]
+# Rows of the batch, for indexing (a slice where it is all of them), and how many they are.
+Rows = tuple["torch.Tensor | slice", int]
+COMPACT_SHARE = 0.25  # finished rows leave the batch when they are this share of it
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions of a batch, N prompts x G, grouped.
+
+    `completion_ids`: the end-of-turn included where it was written. `sampled_mask`: 1 where the
+    grammar left a choice, 0 where it left one id. `log_q`: log-probability each token was drawn
+    with (guidance, grammar, top-k and temperature applied), 0 where it left one id. `forwards`:
+    batched forward passes each completion took, its prompt's included.
+    """
+
+    completion_ids: list[list[int]]
+    sampled_mask: list[list[int]]
+    log_q: list[list[float]]
+    forwards: list[int]
+
+
+@dataclass
+class RolloutState:
+    """One call of `generate`: R completions, of which those in `rows` are still in the batch.
+
+    Args: config, grammar, decoder, sampler: what the rollout follows. code_ids: ids of the image
+        codes, ascending, (C,). rows: completions in the batch, (n,) int64; grammar, decoder and
+        `branches` know these only, as 0 to n-1. branches: which of them have an unconditional
+        branch. branch_columns: columns of the branches' caches that are in use. image_rows,
+        text_rows: which of the batch choose codes next, and which choose text or sizes. tokens,
+        sampled, log_q: what was written so far, (R, max_new_tokens) each; see `Rollout`. lengths:
+        tokens written, (R,) int64.
+    """
+
+    config: RolloutConfig
+    grammar: ChainGrammar | ImageGrammar
+    decoder: Decoder
+    sampler: Sampler
+    code_ids: torch.Tensor
+    rows: torch.Tensor
+    branches: UnconditionalRows
+    branch_columns: int
+    image_rows: Rows
+    text_rows: Rows
+    tokens: torch.Tensor
+    sampled: torch.Tensor
+    log_q: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def start(cls, policy: Policy, layout: TokenLayout, config: RolloutConfig, prompts: list[tuple[int, ...]],
+              step: int, first_row: int) -> RolloutState:
+        """The prompts are computed, and nothing is written; arguments are those of
+        `RolloutEngine.generate`.
+        """
+        embedding = policy.get_input_embeddings()
+        device, vocab_size = embedding.weight.device, embedding.num_embeddings
+        distinct = list(dict.fromkeys(prompts))
+        prompt_of_row = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
+        prompt_of_row = prompt_of_row.repeat_interleave(config.num_generations)
+        if config.grammar == "chain":
+            sizes = [config.image_sizes or chain_sizes(layout, prompt) for prompt in distinct]
+            grammar: ChainGrammar | ImageGrammar = ChainGrammar(
+                layout, sizes, prompt_of_row, config.max_new_tokens, config.max_text_tokens, vocab_size)
+        else:
+            grammar = ImageGrammar(layout, len(prompt_of_row), config.max_new_tokens, vocab_size, device)
+        rows = torch.arange(len(prompt_of_row), device=device)
+        sampler = Sampler(config, step, rows + first_row)
+        span = grammar.longest_span() if sampler.is_guided else 0
+        code_ids = torch.tensor(sorted(layout.code_ids), device=device)
+        ahead = max(config.jacobi - 1, 0)  # drafts are fed beyond a budget's, or an image's, end
+        decoder = policy.make_decoder(distinct, prompt_of_row, config.max_new_tokens + ahead,
+                                      span and span + ahead, code_ids, config.cuda_graphs)
+        tokens = torch.full((len(rows), config.max_new_tokens), layout.pad, device=device)
+        image_rows, text_rows = _sorted(grammar)
+        return cls(
+            config=config, grammar=grammar, decoder=decoder, sampler=sampler, code_ids=code_ids, rows=rows,
+            branches=UnconditionalRows(len(rows), device), branch_columns=0, image_rows=image_rows,
+            text_rows=text_rows, tokens=tokens, sampled=torch.zeros_like(tokens),
+            log_q=torch.zeros_like(tokens, dtype=torch.float64), lengths=torch.zeros_like(rows))
+
+    def sort_rows(self) -> None:
+        """Sort the batch's rows by what they do next, and let branches follow the images."""
+        self.image_rows, self.text_rows = _sorted(self.grammar)
+        if self.sampler.is_guided:
+            staying = self.branches.update(self.grammar.offset > 0)
+            self.branch_columns = int(self.grammar.offset.max())
+            if staying is not None:
+                self.decoder.keep_slots(staying, self.branch_columns)
+
+    def unchanged_steps(self) -> int:
+        """For how many tokens `sort_rows` holds: inside images the device need not be asked."""
+        return int(self.grammar.steady_steps().min())
+
+    def leave_out_done(self) -> torch.Tensor | None:
+        """Drop finished rows from the batch once they are many.
+
+        Returns which rows of it stay, (n,), or None for all.
+        """
+        staying = (~self.grammar.done).nonzero()[:, 0]
+        if len(staying) > (1 - COMPACT_SHARE) * len(self.rows):
+            return None
+        self.rows = self.rows[staying]
+        self.grammar.keep(staying)
+        self.decoder.keep_rows(staying)
+        self.decoder.keep_slots(self.branches.keep(staying), self.branch_columns)
+        return staying
+
+    def choose_first(self) -> torch.Tensor:
+        """The first token of every row, (R,).
+
+        Rows of a prompt draw from one distribution, which is computed once.
+        """
+        decoder = self.decoder
+
+        def choose_text(_: torch.Tensor | slice, uniform: torch.Tensor) -> Choice:
+            drawn = self.choose_text(decoder.prompt_states, decoder.first_rows, decoder.by_prompt(uniform))
+            token, log_q, several = drawn
+            return decoder.by_row(token), decoder.by_row(log_q), several[decoder.prompt_of_row]
+
+        return self._choose(0, choose_text, None)
+
+    def choose(self, position: int, states: torch.Tensor, branch_states: torch.Tensor) -> torch.Tensor:
+        """The token at `position` of every row in the batch, (n,), from hidden states of rows and
+        branches.
+        """
+        def choose_text(rows: torch.Tensor | slice, uniform: torch.Tensor) -> Choice:
+            return self.choose_text(states[rows], rows, uniform)
+
+        def choose_code(rows: torch.Tensor | slice, uniform: torch.Tensor) -> Choice:
+            scores = self.code_scores(states[rows], branch_states, rows)
+            code, log_q = self.sampler.draw_codes(*scores, uniform)
+            return self.code_ids[code], log_q, len(self.code_ids) > 1
+
+        return self._choose(position, choose_text, choose_code)
+
+    def _choose(self, position: int, choose_text: Callable[..., Choice],
+                choose_code: Callable[..., Choice] | None) -> torch.Tensor:
+        """What the grammar forces, or what is chosen; keeps count of what was sampled."""
+        forced = self.grammar.forced()
+        is_free, tokens, has_choice = forced == FREE, forced.clone(), torch.zeros_like(self.grammar.done)
+        uniform = self.sampler.numbers(self.rows, position)
+        log_q = torch.zeros_like(uniform)
+        for (rows, count), choose in ((self.image_rows, choose_code), (self.text_rows, choose_text)):
+            if count:
+                tokens[rows], log_q[rows], several = choose(rows, uniform[rows])
+                has_choice[rows] = several & is_free[rows]
+        self.sampled[self.rows, position] = has_choice.long()
+        self.log_q[self.rows, position] = log_q.masked_fill(~has_choice, 0.0)
+        return torch.where(is_free, tokens, forced)
+
+    def choose_text(self, states: torch.Tensor, rows: torch.Tensor | slice, uniform: torch.Tensor) -> Choice:
+        """Text and sizes among what the grammar allows, from hidden states of `rows` (n, hidden).
+
+        `uniform`: (n,), or (n, m) for m draws of each of `rows`.
+        """
+        allowed = self.grammar.allowed(rows)
+        scores = self.decoder.logits(states).masked_fill(~allowed, -float("inf"))
+        return *self.sampler.draw_text(scores, uniform), allowed.sum(-1) > 1
+
+    def code_scores(self, states: torch.Tensor, branch_states: torch.Tensor,
+                    rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores of the image codes at hidden states of `rows`, and at those of their branches
+        (None without guidance).
+
+        `states` (n, hidden) or (n, m, hidden), then there are n * m scores, (n * m, C);
+        `branch_states`: of all branches.
+        """
+        if not self.sampler.is_guided:
+            return self.decoder.code_logits(states.flatten(0, -2)), None
+        both = torch.cat((states, branch_states[self.branches.slot_of_row[rows]]))
+        conditional, unconditional = self.decoder.code_logits(both.flatten(0, -2)).chunk(2)
+        return conditional, unconditional
+
+    def rollout(self, forwards: torch.Tensor) -> Rollout:
+        """What was written. Raises `UserError` where the policy's scores were not finite."""
+        if not self.log_q.isfinite().all():
+            raise UserError("the policy's scores are not finite: its training has diverged (lower "
+                            "learning_rate, or go back to an earlier checkpoint) or its type is too narrow "
+                            "(use bfloat16 or float32)")
+        lengths = self.lengths.tolist()
+        return Rollout(*([row[:length] for row, length in zip(table.tolist(), lengths, strict=True)]
+                         for table in (self.tokens, self.sampled, self.log_q)), forwards.tolist())
+
+
+def _sorted(grammar: ChainGrammar | ImageGrammar) -> tuple[Rows, Rows]:
+    """Rows of the batch that choose codes next, and those that choose text or sizes."""
+    everything = slice(None)
+    image_rows, text_rows = ((everything if len(rows) == len(grammar.done) else rows, len(rows)) for rows in (
+        (grammar.offset >= 3).nonzero()[:, 0], grammar.chooses_text().nonzero()[:, 0]))
+    return image_rows, text_rows
