@@ -1,9 +1,21 @@
-"""Rollouts: completions sampled from the policy under a grammar, with guidance inside images.
+"""Rollouts: completions sampled from the policy under a grammar, with guidance inside images. Knows ids, no text."""
 
-Knows ids, no text.
-"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from realsr_r1.rollout.config import RolloutConfig
-from realsr_r1.rollout.engine import Rollout, RolloutEngine
+
+if TYPE_CHECKING:
+    from realsr_r1.rollout.engine import Rollout, RolloutEngine
 
 __all__ = ["Rollout", "RolloutConfig", "RolloutEngine"]
+
+
+def __getattr__(name: str) -> Any:
+    """The engine, when it is asked for: it needs torch, and a command line that reads settings doesn't."""
+    if name in ("Rollout", "RolloutEngine"):
+        from realsr_r1.rollout import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
