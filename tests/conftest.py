@@ -1,4 +1,6 @@
-"""What every test shares: an offline, single-threaded process, a folder of real photos, and the embedded model."""
+"""What every test shares: an offline, single-threaded process, a folder of real photos, and the
+embedded model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from xdist.scheduler import LoadFileScheduling
 ROOT = Path(__file__).resolve().parents[1]
 
 # Set before torch and the hub's client are imported: both read them once.
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false",
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="offline",
+                  TOKENIZERS_PARALLELISM="false",
                   OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 # file inside scikit-image -> its tags
@@ -26,7 +29,9 @@ PHOTOS = {
 
 
 class Scheduling(LoadFileScheduling):
-    """Which worker runs which tests: those of a file share one, for its fixtures, and so do all that start training runs."""
+    """Which worker runs which tests: those of a file share one, for its fixtures, and so do all
+    that start training runs.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
@@ -46,7 +51,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def photos_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five photographs as PNG, each with its tags beside it (`NAME.txt`). Shared by all tests: copy it to change it."""
+    """Five photographs as PNG, each with its tags beside it (`NAME.txt`).
+
+    Shared by all tests: copy it to change it.
+    """
     import skimage
     from PIL import Image
 
@@ -69,7 +77,10 @@ def tiny_model() -> Path:
 
 @pytest.fixture(scope="session")
 def published_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published policy with its tokenizers, as `published.write_published_files` has it. Copy it to change it."""
+    """A published policy with its tokenizers, as `published.write_published_files` has it.
+
+    Copy it to change it.
+    """
     from .published import write_published_files
 
     return write_published_files(tmp_path_factory.mktemp("published"))

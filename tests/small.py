@@ -16,7 +16,10 @@ LABELS = (["light blur", "downsample", "medium noise", "light compression", "ups
 
 
 def photo(name: str, px: int = 48, zoom: float = 1.0) -> Image.Image:
-    """A square from the middle of a photograph of scikit-image, `px` wide; `zoom` above 1 takes a smaller square."""
+    """A square from the middle of a photograph of scikit-image, `px` wide;
+
+    `zoom` above 1 takes a smaller square.
+    """
     path = next((Path(skimage.__file__).parent / "data").glob(f"{name}.*"))
     with Image.open(path) as image:
         image = image.convert("RGB")
@@ -35,7 +38,8 @@ def records(count: int, px: int = 48) -> dict[str, list[Any]]:
         "tag": [PHOTOS[name] for name in names],
         "degradation": [LABELS[index % len(LABELS)] for index in range(count)],
         "hq": hq,
-        "descriptions": [[f"A {PHOTOS[name][0]}.", f"A {PHOTOS[name][0]}, seen closer.", f"A sharp {PHOTOS[name][0]}."]
+        "descriptions": [[f"A {PHOTOS[name][0]}.", f"A {PHOTOS[name][0]}, seen closer.",
+                          f"A sharp {PHOTOS[name][0]}."]
                          for name in names],
         "source": [f"{name}.png" for name in names],
     }
@@ -64,11 +68,13 @@ def write_model(folder: Path, tokenizers: Path, target_px: int = 32, seed: int =
     from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 
     processor = ChainProcessor.from_pretrained(tokenizers)
-    processor.settings = dataclasses.replace(processor.settings, target_px=target_px, sampling={"max_text_tokens": 6})
+    processor.settings = dataclasses.replace(processor.settings, target_px=target_px,
+                                             sampling={"max_text_tokens": 6})
     layout = processor.layout
     torch.manual_seed(seed)
     policy = LuminaPolicy(LuminaConfig(
-        vocab_size=layout.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=layout.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=1024, pad_token_id=layout.pad, bos_token_id=layout.bos,
         eos_token_id=layout.end_of_turn))
     torch.nn.init.normal_(policy.lm_head.weight, std=0.5)  # so that choices are far from even

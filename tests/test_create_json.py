@@ -27,7 +27,8 @@ def photos(tmp_path):
     folders = {name: tmp_path / name for name in ("images", "tags", "descriptions")}
     for folder in folders.values():
         folder.mkdir()
-    for name, tags in (("chelsea.png", "cat, fur,"), ("coffee.png", "cup,spoon, coffee"), ("rocket.jpg", "rocket")):
+    for name, tags in (("chelsea.png", "cat, fur,"), ("coffee.png", "cup,spoon, coffee"),
+                       ("rocket.jpg", "rocket")):
         shutil.copy(PHOTOS / name, folders["images"])
         stem = Path(name).stem
         (folders["tags"] / f"{stem}.txt").write_text(tags + "\n")
@@ -56,17 +57,20 @@ def error_line(capsys):
 def reasons(output, file="rejected.jsonl"):
     """What the file lists, as `name: reason`."""
     items = [json.loads(line) for line in (output / file).read_text().splitlines()]
-    return [f"{item['name']}: {item['reason']}" if item["name"] not in item["reason"] else item["reason"] for item in items]
+    return [f"{item['name']}: {item['reason']}" if item["name"] not in item["reason"] else item["reason"]
+            for item in items]
 
 
 def files_of(folder):
     """Every file below the folder: its path -> its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()}
 
 
 def test_all_splits_and_columns_are_written(photos, tmp_path, capsys):
     output = tmp_path / "out"
-    assert exit_code(flags(photos, output, "--descriptions", str(photos["descriptions"]), "--crops_per_photo", "4",
+    assert exit_code(flags(photos, output, "--descriptions", str(photos["descriptions"]), "--crops_per_photo",
+                           "4",
                            "--test_crops_per_photo", "2", "--test_photos", "rocket")) == 0
     dataset = load_dataset_dict(output)
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 8, "test_crops": 4, "test": 2}
@@ -95,7 +99,8 @@ def test_json_has_the_seeds_format_and_names_files_beside_it(photos, tmp_path):
 
 def test_one_crop_is_the_largest_square_in_the_middle(photos, tmp_path):
     main(flags(photos, tmp_path / "out"))
-    crops = {record["source"]: record["crop"] for record in json.loads((tmp_path / "out/train.json").read_text())}
+    crops = {record["source"]: record["crop"]
+             for record in json.loads((tmp_path / "out/train.json").read_text())}
     assert crops["chelsea.png"] == [75, 0, 375, 300]  # 451 x 300
 
 
@@ -230,8 +235,10 @@ def test_when_every_item_is_bad_they_are_listed_and_nothing_else_is_written(phot
     for _ in range(2):  # the second time from what the first one found
         assert exit_code(flags(photos, tmp_path / "out", "--skip_bad")) == 2
         assert f"no good item among {len(paths)}" in (said := error_line(capsys)) and "out/rejected.jsonl" in said
-    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["create_json.json", "rejected.jsonl"]
-    assert {json.loads(line)["name"] for line in (tmp_path / "out/rejected.jsonl").open()} == {path.name for path in paths}
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["create_json.json",
+                                                                          "rejected.jsonl"]
+    assert {json.loads(line)["name"]
+            for line in (tmp_path / "out/rejected.jsonl").open()} == {path.name for path in paths}
     with pytest.raises(UserError, match="is not a DatasetDict"):
         load_dataset_dict(tmp_path / "out")
 
@@ -289,7 +296,8 @@ def test_a_list_in_the_seeds_format_becomes_a_train_split(photos, tmp_path):
 
 def test_our_own_list_can_be_read_back(photos, tmp_path):
     main(flags(photos, tmp_path / "first"))
-    main(["--json", str(tmp_path / "first/train.json"), "--output", str(tmp_path / "second"), "--num_proc", "1"])
+    main(["--json", str(tmp_path / "first/train.json"), "--output", str(tmp_path / "second"), "--num_proc",
+          "1"])
     first, second = (load_dataset_dict(tmp_path / name)["train"] for name in ("first", "second"))
     assert first.features == second.features
     assert list(first["degradation"]) == list(second["degradation"])
@@ -298,8 +306,10 @@ def test_our_own_list_can_be_read_back(photos, tmp_path):
 def test_malformed_records_of_a_list_are_listed_and_the_others_finish(photos, tmp_path, capsys):
     path, records = seed_list(photos, tmp_path)
     good, without_tag = records[0], {key: value for key, value in records[1].items() if key != "tag"}
-    path.write_text(json.dumps([good, without_tag, 3, {**good, "tag": None}, {**good, "crop": [0, 0, 9, 9]}, good,
-                                {**good, "problem": "<|image|> </degradation>"}, {**good, "problem": "x" * 100_000}]))
+    path.write_text(json.dumps([good, without_tag, 3, {**good, "tag": None}, {**good, "crop": [0, 0, 9, 9]},
+                                good,
+                                {**good, "problem": "<|image|> </degradation>"},
+                                {**good, "problem": "x" * 100_000}]))
     assert exit_code(["--json", str(path), "--output", str(tmp_path / "out"), "--num_proc", "1"]) == 2
     line = error_line(capsys)
     assert "record 1 of" in line and "list.json: it has no key 'tag'" in line
@@ -312,7 +322,8 @@ def test_a_list_whose_images_the_output_would_replace_is_refused(photos, tmp_pat
     main(flags(photos, tmp_path / "first"))
     before = files_of(tmp_path / "first")
     shutil.copy(tmp_path / "first/train.json", tmp_path / "list.json")
-    (tmp_path / "list.json").write_text((tmp_path / "list.json").read_text().replace("images/", "first/images/"))
+    (tmp_path / "list.json").write_text((tmp_path / "list.json").read_text().replace("images/",
+                                                                                     "first/images/"))
     assert exit_code(["--json", str(tmp_path / "list.json"), "--output", str(tmp_path / "first")]) == 2
     assert "lies inside --output" in error_line(capsys)
     assert files_of(tmp_path / "first") == before
@@ -341,7 +352,8 @@ def test_it_runs_as_a_module_with_one_line_and_exit_code_2(tmp_path):
 
 def test_a_changed_image_of_a_list_is_made_again(photos, tmp_path, capsys):
     main(flags(photos, tmp_path / "dataset"))
-    argv = ["--json", str(tmp_path / "dataset" / "train.json"), "--output", str(tmp_path / "again"), "--num_proc", "1"]
+    argv = ["--json", str(tmp_path / "dataset" / "train.json"), "--output", str(tmp_path / "again"),
+            "--num_proc", "1"]
     for change, says in ((False, "again: "), (False, "nothing to do"), (True, "made from other")):
         if change:
             record = json.loads((tmp_path / "dataset" / "train.json").read_text())[0]

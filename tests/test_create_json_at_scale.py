@@ -1,4 +1,6 @@
-"""Promises of realsr-r1 create-json for large jobs: sources, resuming after a kill, shards on several machines, near-duplicates."""
+"""Promises of realsr-r1 create-json for large jobs: sources, resuming after a kill, shards on
+several machines, near-duplicates.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def lines(tmp_path):
     """Tags and descriptions of the photos, one JSON line each."""
     path = tmp_path / "known.jsonl"
     photos = ("astronaut.png", "more/cats/chelsea.png", "more/coffee.png")
-    path.write_text("".join(json.dumps({"image": name, "tag": ["thing", Path(name).stem], **TEXTS}) + "\n" for name in photos))
+    path.write_text("".join(json.dumps({"image": name, "tag": ["thing", Path(name).stem], **TEXTS}) + "\n"
+                            for name in photos))
     return path
 
 
@@ -52,17 +55,20 @@ def flags(images, lines, output, *more):
 
 
 def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()}
 
 
 def left_out(output):
-    return {item["name"]: item["reason"] for item in map(json.loads, (output / "left_out.jsonl").read_text().splitlines())}
+    return {item["name"]: item["reason"]
+            for item in map(json.loads, (output / "left_out.jsonl").read_text().splitlines())}
 
 
 # --- sources ---
 
 def test_subfolders_and_json_lines(images, lines, tmp_path):
-    assert main(flags(images, lines, tmp_path / "out", "--descriptions", str(lines), "--test_photos", "chelsea")) == 0
+    assert main(flags(images, lines, tmp_path / "out", "--descriptions", str(lines), "--test_photos",
+                      "chelsea")) == 0
     dataset = load_dataset_dict(tmp_path / "out")
     assert list(dataset["train"]["source"]) == ["astronaut.png", "more/coffee.png"]
     assert list(dataset["test"]["source"]) == ["more/cats/chelsea.png"]
@@ -85,7 +91,8 @@ def test_tars_give_the_same_crops_as_folders_of_their_photos(photos_dir, tmp_pat
     for number, names in enumerate((NAMES[:2], NAMES[2:])):
         with tarfile.open(folder / f"part-{number}.tar", "w") as tar:
             for name in names:
-                for suffix, data in (("png", (photos_dir / f"{name}.png").read_bytes()), ("txt", f"{name}, thing".encode()),
+                for suffix, data in (("png", (photos_dir / f"{name}.png").read_bytes()),
+                                     ("txt", f"{name}, thing".encode()),
                                      ("json", json.dumps(TEXTS).encode())):
                     info = tarfile.TarInfo(f"{name}.{suffix}")
                     info.size = len(data)
@@ -99,20 +106,25 @@ def test_tars_give_the_same_crops_as_folders_of_their_photos(photos_dir, tmp_pat
     assert main([word for word in argv if word not in ("--tags", "")]) == 0
     assert main(flags(tmp_path / "unpacked", tmp_path / "tags", tmp_path / "from_files")) == 0
     one, other = (load_dataset_dict(tmp_path / name)["train"] for name in ("from_tars", "from_files"))
-    assert list(one["source"]) == list(other["source"]) == ["part-0/astronaut.png", "part-0/chelsea.png", "part-1/coffee.png"]
+    assert list(one["source"]) == list(other["source"]) == ["part-0/astronaut.png", "part-0/chelsea.png",
+                                                            "part-1/coffee.png"]
     assert list(one["tag"]) == list(other["tag"]) and one[0]["descriptions"] == list(TEXTS.values())
     images = [files_of(tmp_path / name / "images") for name in ("from_tars", "from_files")]
     assert images[0] == images[1] and len(images[0]) == 6
 
 
 def test_a_hugging_face_dataset_is_a_source(photos_dir, tmp_path):
-    rows = {"image": [str(photos_dir / f"{name}.png") for name in NAMES], "tags": [f"{name}, thing" for name in NAMES]}
-    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())}).save_to_disk(
+    rows = {"image": [str(photos_dir / f"{name}.png") for name in NAMES],
+            "tags": [f"{name}, thing" for name in NAMES]}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows).cast_column("image",
+                                                                                datasets.Image())}).save_to_disk(
         str(tmp_path / "hf"))
-    argv = ["--hf_dataset", str(tmp_path / "hf"), "--output", str(tmp_path / "out"), "--crop_px", "48", "--degradation", str(TINY)]
+    argv = ["--hf_dataset", str(tmp_path / "hf"), "--output", str(tmp_path / "out"), "--crop_px", "48",
+            "--degradation", str(TINY)]
     assert main([*argv, "--num_proc", "1"]) == 0
     train = load_dataset_dict(tmp_path / "out")["train"]
-    assert list(train["source"]) == ["00000000", "00000001", "00000002"] and train[1]["tag"] == ["chelsea", "thing"]
+    assert list(train["source"]) == ["00000000", "00000001", "00000002"] and train[1]["tag"] == ["chelsea",
+                                                                                                 "thing"]
     with pytest.raises(UserError, match="no split 'validation'; --hf_split is one of train"):
         main([*argv, "--hf_split", "validation"])
 
@@ -126,14 +138,17 @@ def test_killed_three_times_and_started_again_the_result_is_the_same_to_the_byte
     output = tmp_path / "out"
     finished_parts = lambda: len(list((tmp_path / ".out.making" / "parts").glob("0*/part.json")))  # noqa: E731
     for wanted in (1, 3, 4):
-        process = subprocess.Popen([sys.executable, "-m", "realsr_r1.create_json", *flags(images, lines, output, *more)],
-                                   env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-m", "realsr_r1.create_json",
+                                    *flags(images, lines, output, *more)],
+                                   env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+                                   stderr=subprocess.DEVNULL)
         while finished_parts() < wanted and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it was not killed in time"
         assert not output.exists()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / ".out.making" / "parts").glob("0*/part.json")}
+    kept = {path: path.stat().st_mtime_ns
+            for path in (tmp_path / ".out.making" / "parts").glob("0*/part.json")}
     assert len(kept) >= 4
     assert main(flags(images, lines, output, *more)) == 0
     assert files_of(output) == files_of(tmp_path / "whole")
@@ -146,14 +161,16 @@ def test_shards_of_several_machines_join_to_the_same_bytes(images, lines, tmp_pa
     output = tmp_path / "out"
     for index in (1, 3):
         assert main(flags(images, lines, output, *more, "--shard", f"{index}/3")) == 0
-    with pytest.raises(UserError, match="parts are missing in .*out.shards, which holds the shards 1-of-3, 3-of-3"):
+    with pytest.raises(UserError, match="parts are missing in .*out.shards, which holds the shards 1-of-3, "
+                                        "3-of-3"):
         main(["--merge", "--output", str(output)])
     assert main(flags(images, lines, output, *more, "--shard", "2/3")) == 0
     assert main(["--merge", "--output", str(output)]) == 0
     assert files_of(output) == files_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("file", ["images/train/astronaut/00000-hq.png", "parts/00000/train.arrow", "parts/00000/train.jsonl"])
+@pytest.mark.parametrize("file", ["images/train/astronaut/00000-hq.png", "parts/00000/train.arrow",
+                                  "parts/00000/train.jsonl"])
 @pytest.mark.parametrize("change", ["cut", "gone", "zeros"])
 def test_a_shard_that_was_not_copied_whole_is_named(images, lines, tmp_path, file, change):
     main(flags(images, lines, tmp_path / "out", "--shard", "1/1"))
@@ -215,7 +232,8 @@ def test_near_duplicates_of_evaluation_photos_are_kept_out_of_training(images, l
         photo.resize((420, 280)).save(images / "again.jpg", quality=40)
     with Image.open(images / "astronaut.png") as photo:
         (tmp_path / "benchmark").mkdir()
-        photo.point(lambda value: min(255, value + 12)).resize((300, 300)).save(tmp_path / "benchmark" / "portrait.png")
+        photo.point(lambda value: min(255, value
+                                      + 12)).resize((300, 300)).save(tmp_path / "benchmark" / "portrait.png")
     with open(lines, "a") as file:
         file.write('{"image": "again.jpg", "tag": "cup"}\n')
     assert main(flags(images, lines, tmp_path / "out", "--test_photos", "coffee", "--evaluation_photos",
@@ -223,8 +241,10 @@ def test_near_duplicates_of_evaluation_photos_are_kept_out_of_training(images, l
     dataset = load_dataset_dict(tmp_path / "out")
     assert list(dataset["train"]["source"]) == ["more/cats/chelsea.png"]
     assert list(dataset["test"]["source"]) == ["more/coffee.png"]
-    assert left_out(tmp_path / "out") == {"again.jpg": "a near-duplicate of the evaluation photo more/coffee.png",
-                                          "astronaut.png": "a near-duplicate of the evaluation photo portrait.png"}
+    assert left_out(tmp_path / "out") == {"again.jpg": "a near-duplicate of the evaluation photo "
+                                                       "more/coffee.png",
+                                          "astronaut.png": "a near-duplicate of the evaluation photo "
+                                                           "portrait.png"}
     assert "left out 2 photo(s)" in capsys.readouterr().out
     assert "near-duplicates of photos to evaluate on" in (tmp_path / "out" / "dataset.html").read_text()
 
@@ -245,7 +265,8 @@ def test_a_copy_of_a_photo_with_test_crops_is_not_trained_on(images, lines, tmp_
 def test_a_photo_that_is_not_used_displaces_none(images, lines, tmp_path, spoil):
     """`a.jpg`, a copy of coffee.png that comes before it."""
     with Image.open(images / "more" / "coffee.png") as photo:
-        photo.convert("RGB").resize((60, 40) if spoil == "too small" else photo.size).save(images / "a.jpg", quality=60)
+        photo.convert("RGB").resize((60, 40) if spoil == "too small" else photo.size).save(images / "a.jpg",
+                                                                                           quality=60)
     if spoil == "broken":
         os.truncate(images / "a.jpg", (images / "a.jpg").stat().st_size * 9 // 10)
     if spoil != "no tags":
@@ -269,7 +290,8 @@ def test_the_two_views_of_a_stereo_pair_are_one_photo(images, lines, photos_dir,
     for view in ("left", "right"):
         shutil.copy(photos_dir / "motorcycle_left.png", images / f"motorcycle_{view}.png")
     with open(lines, "a") as file:
-        file.writelines(f'{{"image": "motorcycle_{view}.png", "tag": "motorcycle"}}\n' for view in ("left", "right"))
+        file.writelines(f'{{"image": "motorcycle_{view}.png", "tag": "motorcycle"}}\n'
+                        for view in ("left", "right"))
     assert main(flags(images, lines, tmp_path / "out", "--test_photos", "motorcycle_right")) == 0
     dataset = load_dataset_dict(tmp_path / "out")
     assert list(dataset["test"]["source"]) == ["motorcycle_left.png"] and len(dataset["train"]) == 3
@@ -281,7 +303,8 @@ def test_the_two_views_of_a_stereo_pair_are_one_photo(images, lines, photos_dir,
 def test_every_drawn_value_is_stored_beside_the_records(images, lines, tmp_path):
     main(flags(images, lines, tmp_path / "out"))
     records = json.loads((tmp_path / "out" / "train.json").read_text())
-    drawn = [json.loads(line) for line in (tmp_path / "out" / "train.parameters.jsonl").read_text().splitlines()]
+    drawn = [json.loads(line)
+             for line in (tmp_path / "out" / "train.parameters.jsonl").read_text().splitlines()]
     assert [one["image_path"] for one in drawn] == [record["image_path"] for record in records]
     assert [one["second_resize"]["word"] for one in drawn] == [record["degradation"][4] for record in records]
 
@@ -290,6 +313,7 @@ def test_the_page_shows_counts_labels_tags_and_pairs(images, lines, tmp_path):
     main(flags(images, lines, tmp_path / "out", "--crops_per_photo", "3"))
     page = (tmp_path / "out" / "dataset.html").read_text()
     assert page.count("data:image/png") == 2 * 9
-    for text in ("records of train, from 3 photos", "second resize", ">thing<", ">chelsea<", "more/cats/chelsea.png",
+    for text in ("records of train, from 3 photos", "second resize", ">thing<", ">chelsea<",
+                 "more/cats/chelsea.png",
                  "Rejected: none"):
         assert text in page

@@ -1,4 +1,6 @@
-"""Promises of realsr-r1 create-json about bad photos, tags, lists and folders: the good items finish, the bad ones are listed."""
+"""Promises of realsr-r1 create-json about bad photos, tags, lists and folders: the good items
+finish, the bad ones are listed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def bomb(path):
 
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(1000))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
+                     + chunk(b"IEND", b""))
 
 
 @pytest.fixture
@@ -81,9 +84,12 @@ def test_good_photos_finish_and_every_bad_one_is_listed_with_its_reason(folder, 
     output = tmp_path / "out"
     assert exit_code(flags(folder, output)) == 2
     assert "8 bad item(s)" in capsys.readouterr().err
-    listed = {item["name"]: item["reason"] for item in map(json.loads, (output / "rejected.jsonl").read_text().splitlines())}
-    expected = {"corrupt.jpg": "can't be read", "text.jpg": "can't be read", "moving.gif": "2 frames", "dot.png": "1x1 px",
-                "bomb.png": "2500000000 pixels", "twin.png": "twin.bmp has the same name", "latin.png": "not UTF-8",
+    listed = {item["name"]: item["reason"]
+              for item in map(json.loads, (output / "rejected.jsonl").read_text().splitlines())}
+    expected = {"corrupt.jpg": "can't be read", "text.jpg": "can't be read", "moving.gif": "2 frames",
+                "dot.png": "1x1 px",
+                "bomb.png": "2500000000 pixels", "twin.png": "twin.bmp has the same name",
+                "latin.png": "not UTF-8",
                 "many.png": "10000 tags"}
     assert set(listed) == set(expected)
     assert all(part in listed[name] for name, part in expected.items())
@@ -95,7 +101,8 @@ def test_good_photos_finish_and_every_bad_one_is_listed_with_its_reason(folder, 
 
 def test_cmyk_sixteen_bits_and_turned_photos_look_like_the_photo(folder, tmp_path):
     exit_code(flags(folder, tmp_path / "out"))
-    hq = {row["source"]: np.asarray(row["hq"], dtype=float) for row in load_dataset_dict(tmp_path / "out")["train"]}
+    hq = {row["source"]: np.asarray(row["hq"], dtype=float)
+          for row in load_dataset_dict(tmp_path / "out")["train"]}
     assert np.abs(hq["cmyk.jpg"] - hq["good.png"]).mean() < 8
     assert np.abs(hq["sixteen.png"].mean(-1) - hq["good.png"].mean(-1)).mean() < 12
     assert np.abs(np.rot90(hq["turned.jpg"], 1) - hq["good.png"]).mean() < 8
@@ -106,7 +113,8 @@ def test_a_path_that_leaves_the_datasets_root_is_listed(folder, tmp_path, capsys
     root.mkdir()
     os.replace(folder[0] / "good.png", root / "good.png")
     paths = ["good.png", "../images/cmyk.jpg", str(folder[0] / "turned.jpg"), "gone.png", "a\0b.png"]
-    (root / "list.json").write_text(json.dumps([{"image_path": path, "problem": "p", "tag": ["cat"]} for path in paths]))
+    (root / "list.json").write_text(json.dumps([{"image_path": path, "problem": "p", "tag": ["cat"]}
+                                                for path in paths]))
     output = tmp_path / "out"
     assert exit_code(["--json", str(root / "list.json"), "--output", str(output), "--num_proc", "1"]) == 2
     reasons = [json.loads(line)["reason"] for line in (output / "rejected.jsonl").read_text().splitlines()]
@@ -124,7 +132,8 @@ def test_bad_lines_of_json_are_listed(folder, tmp_path):
     for name in [path.name for path in folder[0].iterdir() if path.name not in ("good.png", "cmyk.jpg")]:
         (folder[0] / name).unlink()
     assert exit_code(flags((folder[0], lines), tmp_path / "out")) == 2
-    listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
+    listed = {item["name"]: item["reason"]
+              for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
     assert set(listed) == {"cmyk.jpg", *(f"known.jsonl:{number}" for number in (2, 3, 4, 5, 6, 8))}
     assert "as line 1 is" in listed["known.jsonl:5"] and "isn't in" in listed["known.jsonl:6"] and "no tags" in listed["cmyk.jpg"]
     assert list(load_dataset_dict(tmp_path / "out")["train"]["source"]) == ["good.png"]
@@ -144,7 +153,8 @@ def test_text_that_utf8_cannot_hold_is_listed(folder, tmp_path):
                            (folder[1], {r"caf\udce9.png"})):
         output = tmp_path / f"out of {tags.stem}"
         assert exit_code(flags((tmp_path / "photos", tags), output)) == 2
-        listed = {item["name"] for item in map(json.loads, (output / "rejected.jsonl").read_text().splitlines())}
+        listed = {item["name"] for item in map(json.loads,
+                                               (output / "rejected.jsonl").read_text().splitlines())}
         assert expected <= listed
         assert "good.png" in load_dataset_dict(output)["train"]["source"]
 
@@ -153,7 +163,8 @@ def test_a_record_that_columns_cannot_hold_is_named(folder, tmp_path, capsys):
     for key, value in (("tag", "\ud800"), ("crop", [0, 0, 2**31, 1])):
         records = tmp_path / "list.json"
         records.write_text(json.dumps([{"image_path": "good.png", "problem": "p", "tag": "cat", key: value}]))
-        assert exit_code(["--json", str(records), "--images", str(folder[0]), "--output", str(tmp_path / "out")]) == 2
+        assert exit_code(["--json", str(records), "--images", str(folder[0]), "--output",
+                          str(tmp_path / "out")]) == 2
         assert f"record 0 of {records}: its '{key}' must be" in capsys.readouterr().err
 
 
@@ -228,7 +239,8 @@ def test_names_of_test_photos_in_a_file_may_hold_commas(folder, tmp_path):
         for path in place.glob("good.*"):
             os.replace(path, path.with_stem("good, really"))
     (tmp_path / "names.txt").write_text("good, really.png\n\n cmyk \n", encoding="utf-8-sig")
-    assert exit_code([*flags(folder, tmp_path / "out"), "--test_photos", f"@{tmp_path}/names.txt", "--skip_bad"]) == 0
+    assert exit_code([*flags(folder, tmp_path / "out"), "--test_photos", f"@{tmp_path}/names.txt",
+                      "--skip_bad"]) == 0
     assert set(load_dataset_dict(tmp_path / "out")["test"]["source"]) == {"good, really.png", "cmyk.jpg"}
 
 
@@ -239,7 +251,8 @@ def test_an_evaluation_photo_that_cannot_be_read_is_listed(folder, tmp_path):
     (tmp_path / "benchmark" / "torn.tar").write_bytes(b"no tar" * 200)
     argv = [*flags(folder, tmp_path / "out"), "--evaluation_photos", str(tmp_path / "benchmark")]
     assert exit_code(argv) == 2
-    listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
+    listed = {item["name"]: item["reason"]
+              for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
     for name in ("torn.jpg", r"caf\udce9.jpg"):
         assert "its copies can't be kept out of training" in listed[name]
     assert "can't be read to its end" in listed["torn.tar"]
@@ -248,7 +261,8 @@ def test_an_evaluation_photo_that_cannot_be_read_is_listed(folder, tmp_path):
 def test_evaluation_photos_that_are_none_are_named(folder, tmp_path, capsys):
     (tmp_path / "benchmark").mkdir()
     (tmp_path / "benchmark" / "photos.zip").write_bytes(b"PK")
-    assert exit_code([*flags(folder, tmp_path / "out"), "--evaluation_photos", str(tmp_path / "benchmark")]) == 2
+    assert exit_code([*flags(folder, tmp_path / "out"), "--evaluation_photos",
+                      str(tmp_path / "benchmark")]) == 2
     assert "benchmark (given by --evaluation_photos) has no images" in capsys.readouterr().err
 
 
@@ -271,7 +285,8 @@ def test_a_photo_whose_crops_have_too_long_a_path_is_listed(folder, tmp_path):
         if path.is_file() and path.name != "good.png":
             path.unlink()
     names = [str(path.relative_to(folder[0])) for path in (folder[0] / "good.png", deep / "deep.png")]
-    (tmp_path / "known.jsonl").write_text("".join(json.dumps({"image": name, "tag": "cat"}) + "\n" for name in names))
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps({"image": name, "tag": "cat"}) + "\n"
+                                                  for name in names))
     assert exit_code(flags((folder[0], tmp_path / "known.jsonl"), output)) == 2
     (item,) = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
     assert item["name"].endswith("deep.png") and "can't be written" in item["reason"]
@@ -281,12 +296,14 @@ def test_a_photo_whose_crops_have_too_long_a_path_is_listed(folder, tmp_path):
 def test_a_path_in_a_list_that_is_too_long_is_listed(folder, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps([{"image_path": path, "problem": "p", "tag": "cat"}
                                                     for path in ("n" * 300, "good.png")]))
-    argv = ["--json", str(tmp_path / "list.json"), "--images", str(folder[0]), "--output", str(tmp_path / "out"), "--num_proc", "1"]
+    argv = ["--json", str(tmp_path / "list.json"), "--images", str(folder[0]), "--output",
+            str(tmp_path / "out"), "--num_proc", "1"]
     assert exit_code(argv) == 2
     assert len(load_dataset_dict(tmp_path / "out")["train"]) == 1
 
 
-BAD_TAGS = {"empty": b"", "commas": b" , ,\n", "long": b"x" * 5000, "null": b"cat, a\0b", "image": b"cat, <|image|>",
+BAD_TAGS = {"empty": b"", "commas": b" , ,\n", "long": b"x" * 5000, "null": b"cat, a\0b",
+            "image": b"cat, <|image|>",
             "closing": b"fur</degradation>", "opening": b"<final_image>, cat"}
 
 
@@ -300,24 +317,32 @@ def test_tags_that_no_chain_can_hold_are_listed(folder, tmp_path):
         if path.stem not in {*BAD_TAGS, "fine"}:
             path.unlink()
     assert exit_code(flags((images, folder[1]), tmp_path / "out")) == 2
-    listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
-    expected = {"empty": "is empty", "commas": "is empty", "long": "a tag of 5000 characters", "null": "control character",
+    listed = {item["name"]: item["reason"]
+              for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
+    expected = {"empty": "is empty", "commas": "is empty", "long": "a tag of 5000 characters",
+                "null": "control character",
                 "image": "<|image|>", "closing": "</degradation>", "opening": "<final_image>"}
     assert set(listed) == {f"{name}.png" for name in expected}
-    assert all(part in listed[f"{name}.png"] and f"{name}.txt" in listed[f"{name}.png"] for name, part in expected.items())
+    assert all(part in listed[f"{name}.png"] and f"{name}.txt" in listed[f"{name}.png"]
+               for name, part in expected.items())
     assert load_dataset_dict(tmp_path / "out")["train"]["tag"][:] == [["less < more", "cat > dog", "café"]]
 
 
 def test_records_of_a_list_that_no_chain_can_hold_are_listed(folder, tmp_path):
-    labels, texts = ["light blur", "keep", "light noise", "light compression", "keep"], ["A cat.", "A cat.", "A cat."]
-    good = {"image_path": "good.png", "hq_path": "good.png", "problem": "p", "tag": "cat", "degradation": labels,
+    labels, texts = ["light blur", "keep", "light noise", "light compression", "keep"], ["A cat.", "A cat.",
+                                                                                         "A cat."]
+    good = {"image_path": "good.png", "hq_path": "good.png", "problem": "p", "tag": "cat",
+            "degradation": labels,
             "descriptions": texts}
-    changes = [{}, {"tag": ["cat", "</degradation>"]}, {"tag": "x" * 101}, {"degradation": ["foo", "</degradation>", *labels[2:]]},
+    changes = [{}, {"tag": ["cat", "</degradation>"]}, {"tag": "x" * 101},
+               {"degradation": ["foo", "</degradation>", *labels[2:]]},
                {"degradation": ["light blur, keep", *labels[1:]]}, {"degradation": ["", *labels[1:]]},
-               {"descriptions": ["A cat.", "See <|image|>", "A cat."]}, {"descriptions": ["A cat.", "y" * 2001, "A cat."]},
+               {"descriptions": ["A cat.", "See <|image|>", "A cat."]},
+               {"descriptions": ["A cat.", "y" * 2001, "A cat."]},
                {"tag": []}]
     (tmp_path / "list.json").write_text(json.dumps([{**good, **change} for change in changes]))
-    argv = ["--json", str(tmp_path / "list.json"), "--images", str(folder[0]), "--output", str(tmp_path / "out"), "--num_proc", "1"]
+    argv = ["--json", str(tmp_path / "list.json"), "--images", str(folder[0]), "--output",
+            str(tmp_path / "out"), "--num_proc", "1"]
     assert exit_code(argv) == 2
     names = [json.loads(line)["name"] for line in (tmp_path / "out/rejected.jsonl").open()]
     assert names == [f"list.json:{number}" for number in range(1, 8)]
@@ -334,14 +359,17 @@ def test_links_to_nothing_and_what_is_no_file_are_listed(folder, tmp_path):
     (images / "again").symlink_to(images)  # no folder is entered twice
     os.mkfifo(images / "pipe.jpg")
     assert exit_code(flags((images, folder[1]), tmp_path / "out")) == 2
-    listed = {item["name"]: item["reason"] for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
+    listed = {item["name"]: item["reason"]
+              for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
     assert {"gone.png", "holiday", "circle", "pipe.jpg"} <= set(listed) and "again" not in listed
     assert "nowhere.png): No such file" in listed["gone.png"] and "neither a file nor a folder" in listed["pipe.jpg"]
     assert list(load_dataset_dict(tmp_path / "out")["train"]["source"]) == ["good.png"]
 
 
-@pytest.mark.parametrize("place", ["/proc/dataset", "{folder}/good.txt/out", "{folder}/" + "n" * 300, "{folder}/" + "n" * 250,
-                                   "a\0b", "a\udcffb"], ids=["proc", "below a file", "long", "nearly too long", "null", "not text"])
+@pytest.mark.parametrize("place", ["/proc/dataset", "{folder}/good.txt/out", "{folder}/" + "n" * 300,
+                                   "{folder}/" + "n" * 250,
+                                   "a\0b", "a\udcffb"], ids=["proc", "below a file", "long",
+                                                             "nearly too long", "null", "not text"])
 def test_an_output_that_cannot_be_made_is_named(folder, tmp_path, capsys, place):
     (tmp_path / "photos").mkdir()
     shutil.copy(folder[0] / "good.png", tmp_path / "photos")
@@ -364,7 +392,8 @@ def test_an_empty_name_of_a_model_or_dataset_is_named(folder, tmp_path, capsys, 
 
 @pytest.mark.parametrize("text, says", [
     ("first: {resize_probabilities: [0.3333333, 0.3333333, 0.3333333]}", None),
-    ("first: {kernel_probabilities: [1, 0, 0, 0, 0, 0.0000001]}", None), ("scale: 1" + "0" * 400, "below 10000"),
+    ("first: {kernel_probabilities: [1, 0, 0, 0, 0, 0.0000001]}", None),
+    ("scale: 1" + "0" * 400, "below 10000"),
     ("first: {kernel_size: [7, 1000001]}", "below 10000"), ("second: {kernel_size: [7, 103]}", "up to 101"),
     ("first: {resize_range: [1, 200]}", "up to 8"), ("first: {blur_sigma: [1, .nan]}", "must hold numbers"),
     ("first: {x: 2020-13-45}", "not valid YAML")])

@@ -1,4 +1,6 @@
-"""What `realsr-r1 evaluate` promises: the field's PSNR and SSIM, files that agree, clear errors, no half results."""
+"""What `realsr-r1 evaluate` promises: the field's PSNR and SSIM, files that agree, clear errors, no
+half results.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def folders(tmp_path: Path) -> Path:
 def run(folder: Path, *more: str) -> dict:
     assert evaluate.main(["--restored", str(folder / "restored"), "--gt", str(folder / "gt"),
                           "--output", str(folder / "out"), *more]) == 0
-    return json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    return json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"),
+                      parse_constant=pytest.fail)
 
 
 def mean(result: dict, row: str, metric: str) -> float:
@@ -58,7 +61,8 @@ def test_psnr_and_ssim_are_those_of_luma(folders: Path) -> None:
         assert image["restored"]["psnr"] == pytest.approx(
             metrics.peak_signal_noise_ratio(original, restored, data_range=255), abs=0.05)
         original, restored = original.round(), restored.round()  # pyiqa's SSIM rounds Y, as MATLAB's does
-        whole = metrics.structural_similarity(original, restored, data_range=255, gaussian_weights=True, sigma=1.5,
+        whole = metrics.structural_similarity(original, restored, data_range=255, gaussian_weights=True,
+                                              sigma=1.5,
                                               use_sample_covariance=False, full=True)[1]
         assert image["restored"]["ssim"] == pytest.approx(whole[5:-5, 5:-5].mean(), abs=0.001)
         assert 0 <= image["restored"]["piqe"] <= 100
@@ -71,11 +75,13 @@ def test_an_identical_image_has_80_db(folders: Path) -> None:
     assert mean(result, "restored", "psnr") == pytest.approx(80) and mean(result, "restored", "ssim") == 1
 
 
-def test_rows_for_the_input_and_the_mean_colour_stand_beside(folders: Path, capsys: pytest.CaptureFixture) -> None:
+def test_rows_for_the_input_and_the_mean_colour_stand_beside(folders: Path,
+                                                             capsys: pytest.CaptureFixture) -> None:
     result = run(folders, "--lq", str(folders / "lq"))
     assert [row["name"] for row in result["rows"]] == ["LQ input", "mean colour", "restored"]
     flat = [metrics.peak_signal_noise_ratio(luma(pixels), luma(numpy.broadcast_to(
-        pixels.mean((0, 1)).round().astype("uint8"), pixels.shape)), data_range=255) for pixels in PHOTOS.values()]
+        pixels.mean((0, 1)).round().astype("uint8"), pixels.shape)), data_range=255)
+        for pixels in PHOTOS.values()]
     assert mean(result, "mean colour", "psnr") == pytest.approx(numpy.mean(flat), abs=0.05)
     assert 15 < mean(result, "LQ input", "psnr") < mean(result, "restored", "psnr")
     printed = capsys.readouterr().out
@@ -93,7 +99,8 @@ def test_json_and_csv_agree(folders: Path) -> None:
             assert float(rows[image["name"]][f"LQ input {metric}"]) == image["LQ input"][metric]
     for metric in result["metrics"]:
         values = [image["restored"][metric] for image in result["images"]]
-        assert float(rows["mean"][metric]) == mean(result, "restored", metric) == pytest.approx(numpy.mean(values))
+        assert float(rows["mean"][metric]) == mean(result, "restored",
+                                                   metric) == pytest.approx(numpy.mean(values))
     assert {name: metric["lower_better"] for name, metric in result["metrics"].items()} == {
         "psnr": False, "ssim": False, "piqe": True}
 
@@ -131,9 +138,11 @@ def test_metrics_without_weights_do_not_stop_the_rest(
 
     monkeypatch.setattr(pyiqa, "create_metric", create_offline)
     result = run(folders, "--metrics", "all")
-    assert asked == ["psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa-pipal", "clipiqa", "topiq_nr",
+    assert asked == ["psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa-pipal", "clipiqa",
+                     "topiq_nr",
                      "piqe"]
-    assert list(result["metrics"]) == ["psnr", "ssim", "fid", "piqe"] and mean(result, "restored", "fid") == 12.5
+    assert list(result["metrics"]) == ["psnr", "ssim", "fid", "piqe"] and mean(result, "restored",
+                                                                               "fid") == 12.5
     printed = capsys.readouterr().out
     for name in ("lpips", "dists", "niqe", "musiq", "maniqa-pipal", "clipiqa", "topiq_nr"):
         assert f"{name}: n/a (weights not available" in printed and name in result["unavailable"]
@@ -147,7 +156,8 @@ def test_photos_without_a_partner_are_named_and_left_out_on_request(folders: Pat
         run(folders)
     result = run(folders, "--skip_bad", "--metrics", "psnr")
     assert result["pairs"] == 2
-    assert any("coffee" in note for note in result["notes"]) and any("tea" in note for note in result["notes"])
+    assert any("coffee" in note for note in result["notes"]) and any("tea" in note
+                                                                     for note in result["notes"])
 
 
 def test_a_corrupt_image_is_named_and_left_out_on_request(folders: Path) -> None:
@@ -170,7 +180,8 @@ def test_a_corrupt_image_is_named_and_left_out_on_request(folders: Path) -> None
     (["--lq", "{0}/other", "--skip_bad"], "no pair has an LQ image"),
     (["--output", "{0}/gt/coffee.bmp"], "is not a folder"),
 ])
-def test_bad_input_is_one_error_and_nothing_is_written(folders: Path, arguments: list[str], words: str) -> None:
+def test_bad_input_is_one_error_and_nothing_is_written(folders: Path, arguments: list[str],
+                                                       words: str) -> None:
     for name in ("empty", "other", "twice"):
         (folders / name).mkdir()
     Image.fromarray(PHOTOS["coffee"]).save(folders / "other" / "tea.png")

@@ -48,7 +48,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_tensors(folder: Path, published: Path) -> None:
-    found, expected = tensors(folder), {name: tensor for name, tensor in tensors(published).items() if "vqmodel" not in name}
+    found, expected = tensors(folder), {name: tensor for name, tensor in tensors(published).items()
+                                        if "vqmodel" not in name}
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
@@ -66,7 +67,8 @@ def logits(policy: Any) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def ours(published_files, tmp_path_factory) -> Path:
     """The published files as a model folder."""
-    return exported(tmp_path_factory.mktemp("ours"), published_files / "lumina", *export_flags(published_files))
+    return exported(tmp_path_factory.mktemp("ours"), published_files / "lumina",
+                    *export_flags(published_files))
 
 
 # Published files -> a model folder
@@ -75,7 +77,8 @@ def test_published_files_become_a_folder_that_holds_everything(published_files, 
     assert_same_tensors(ours, published_files / "lumina")
     processor, policy = ChainProcessor.from_pretrained(ours), load_policy(ours)
     settings = yaml.safe_load(LUMINA.read_text())
-    assert {key: getattr(processor.settings, key) for key in settings} == {**settings, "experts": tuple(settings["experts"])}
+    assert {key: getattr(processor.settings, key)
+            for key in settings} == {**settings, "experts": tuple(settings["experts"])}
     assert torch.equal(logits(policy), logits(load_policy(published_files / "lumina")))
     pixels = torch.rand(1, 3, 64, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     published = load_image_tokenizer(published_files / "vqgan.ckpt")
@@ -87,7 +90,8 @@ def test_published_files_become_a_folder_that_holds_everything(published_files, 
 def test_that_folder_restores_a_photo(ours):
     processor = ChainProcessor.from_pretrained(ours)
     engine = RolloutEngine(load_policy(ours, dtype=torch.float32), processor, RolloutConfig(
-        num_generations=1, grammar="chain", image_sizes=[[1, 1]] * 3, max_text_tokens=3, max_new_tokens=400, guidance_scale=1.0))
+        num_generations=1, grammar="chain", image_sizes=[[1, 1]] * 3, max_text_tokens=3, max_new_tokens=400,
+        guidance_scale=1.0))
     prompt = processor.prompt_from_span(processor.encode_images([photo("coffee", 32)])[0])
     text, images = processor.decode(engine.generate([prompt]).completion_ids[0])
     assert len(images) == 3 and images[-1].size == (32, 32) and text.endswith("</final_image>")
@@ -105,19 +109,24 @@ def test_a_tokenizer_inside_the_published_folder_is_found(published_files, tmp_p
 def test_the_chain_settings_of_published_families_are_settings(name):
     file = ROOT / "configs" / "chain" / f"{name}.yaml"
     settings = ChainSettings.from_dict(read_yaml(file), str(file))
-    assert (settings.target_px, settings.grid_unit_px, settings.fit) == (512, 32, "crop" if name == "lumina" else "stretch")
+    assert (settings.target_px, settings.grid_unit_px,
+            settings.fit) == (512, 32, "crop" if name == "lumina" else "stretch")
     assert settings.experts == ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
     sampling = RolloutConfig(**settings.sampling)
-    assert (sampling.temperature, sampling.guidance_scale, sampling.text_top_k, sampling.image_top_k_max) == (0.9, 0.8, 1, 2000)
+    assert (sampling.temperature, sampling.guidance_scale, sampling.text_top_k,
+            sampling.image_top_k_max) == (0.9, 0.8, 1, 2000)
     assert settings.chain.question.startswith("Perceive") == (name == "pure_one_step")
 
 
 # What goes in comes out
 
 @pytest.mark.parametrize("changes", [
-    dict(), dict(dtype="bfloat16"), dict(dtype="bfloat16", max_shard_size="20KB"), dict(swin_norm=True, model_parallel_size=2),
-    dict(rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0}), dict(num_key_value_heads=2, model_parallel_size=2),
-    dict(apply_lora=False, temperature=0.7, architectures=["ChameleonXLLMXForConditionalGeneration"], mask_image_logits=True)],
+    dict(), dict(dtype="bfloat16"), dict(dtype="bfloat16", max_shard_size="20KB"),
+    dict(swin_norm=True, model_parallel_size=2),
+    dict(rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0}),
+    dict(num_key_value_heads=2, model_parallel_size=2),
+    dict(apply_lora=False, temperature=0.7, architectures=["ChameleonXLLMXForConditionalGeneration"],
+         mask_image_logits=True)],
     ids=str)
 def test_an_untouched_published_policy_comes_out_bit_for_bit_with_every_key(changes, tmp_path):
     published = lumina_folder(tmp_path / "published", **changes)
@@ -129,7 +138,8 @@ def test_an_untouched_published_policy_comes_out_bit_for_bit_with_every_key(chan
 
 def test_types_stay_tensor_by_tensor(tmp_path):
     published = lumina_folder(tmp_path / "published", "bfloat16")
-    mixed = {name: tensor.float() if "norm" in name else tensor for name, tensor in tensors(published).items()}
+    mixed = {name: tensor.float() if "norm" in name else tensor
+             for name, tensor in tensors(published).items()}
     save_file(mixed, published / "model.safetensors", {"format": "pt"})
     folder = exported(tmp_path, published, "--layout", "lumina")
     assert_same_tensors(folder, published)
@@ -148,7 +158,8 @@ def test_a_policy_of_transformers_goes_back_to_its_class(changes, tmp_path):
     model = transformers_chameleon(tmp_path / "published", **changes)
     folder = exported(tmp_path, tmp_path / "published", "--layout", "lumina")
     assert_same_tensors(folder, tmp_path / "published")
-    published = config_of(tmp_path / "published")  # Lumina-mGPT's code takes the rows of the norms from the config
+    # Lumina-mGPT's code takes the rows of the norms from the config
+    published = config_of(tmp_path / "published")
     assert config_of(folder) == {**published, "mask_image_logits": False, "model_parallel_size": HEADS}
     again = ChameleonForConditionalGeneration.from_pretrained(folder).eval()
     with torch.no_grad():
@@ -159,7 +170,8 @@ def test_a_policy_of_transformers_goes_back_to_its_class(changes, tmp_path):
 def test_a_policy_that_began_as_ours_gets_the_published_spelling(tiny_model, tmp_path):
     folder = exported(tmp_path, tiny_model, "--layout", "lumina")
     config, own = config_of(folder), config_of(tiny_model)
-    assert (config["model_type"], config["rope_theta"], config["rope_scaling"]) == ("chameleon", 10000.0, None)
+    assert (config["model_type"], config["rope_theta"], config["rope_scaling"]) == ("chameleon", 10000.0,
+                                                                                    None)
     assert config["torch_dtype"] == own["dtype"] and config["mask_image_logits"] is False
     assert config["vocabulary_map"] == ChainProcessor.from_pretrained(tiny_model).tokenizer.get_vocab()
     assert_same_tensors(folder, tiny_model)
@@ -182,7 +194,8 @@ def test_after_a_step_the_export_has_the_published_shapes_and_the_trained_logits
     policy.save_pretrained(tmp_path / "checkpoint")
     folder = exported(tmp_path, tmp_path / "checkpoint", "--layout", "lumina")
     old, new = tensors(published), tensors(folder)
-    assert {name: tensor.shape for name, tensor in new.items()} == {name: tensor.shape for name, tensor in old.items()}
+    assert {name: tensor.shape for name, tensor in new.items()} == {name: tensor.shape
+                                                                    for name, tensor in old.items()}
     assert all(not torch.equal(new[name], old[name]) for name in old if "_norm.weight" in name)
     assert config_of(folder) == config_of(published)
     torch.testing.assert_close(logits(load_policy(folder)), logits(policy), atol=1e-6, rtol=0)
@@ -201,7 +214,8 @@ def test_large_policies_are_written_in_shards(tmp_path, monkeypatch):
 
     published = lumina_folder(tmp_path / "published")
     save = LuminaPolicy.save_pretrained
-    monkeypatch.setattr(LuminaPolicy, "save_pretrained", lambda policy, folder, **rest: save(policy, folder, **{
+    monkeypatch.setattr(LuminaPolicy, "save_pretrained",
+                        lambda policy, folder, **rest: save(policy, folder, **{
         **rest, "max_shard_size": "20KB"}))
     folder = exported(tmp_path, published, "--layout", "lumina")
     assert len(list(folder.glob("*.safetensors"))) > 1

@@ -1,4 +1,6 @@
-"""`realsr-r1 export` refuses bad files with one line that names the file, and leaves nothing behind."""
+"""`realsr-r1 export` refuses bad files with one line that names the file, and leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,8 @@ def test_a_tokenizer_without_a_special_name_is_refused(bad, name):
 
 
 @pytest.mark.parametrize("codes, complaint_", [(8191, "more image codes than the image tokenizer's 8191"),
-                                               (8193, "image tokenizer has 8,193 codes and the text tokenizer names 8,192")])
+                                               (8193, "image tokenizer has 8,193 codes and the text "
+                                                      "tokenizer names 8,192")])
 def test_a_codebook_that_does_not_fit_is_refused(bad, codes, complaint_):
     def spoil(files: Path) -> None:
         state = published_state(image_tokenizer("chameleon", num_embeddings=codes), "chameleon")
@@ -102,7 +105,8 @@ def test_a_policy_that_is_smaller_than_its_vocabulary_is_refused(bad):
 
 @pytest.mark.parametrize("flag, message", [
     ("--tokenizer", "has no text tokenizer (tokenizer.json): name the file or its folder with --tokenizer"),
-    ("--image_tokenizer", "has no image_tokenizer: name one with --image_tokenizer (vqgan.ckpt for Lumina-mGPT"),
+    ("--image_tokenizer", "has no image_tokenizer: name one with --image_tokenizer (vqgan.ckpt for "
+                          "Lumina-mGPT"),
     ("--chain_settings", "has no chain_settings.json: name one with --chain_settings (configs/chain")])
 def test_what_a_published_folder_lacks_is_named_with_its_flag(bad, flag, message):
     assert message in bad(lambda files: None, without=flag)
@@ -110,17 +114,20 @@ def test_what_a_published_folder_lacks_is_named_with_its_flag(bad, flag, message
 
 @pytest.mark.parametrize("flag", ["--tokenizer", "--image_tokenizer", "--chain_settings", "--checkpoint"])
 def test_a_file_that_is_not_there_is_named(published_files, tmp_path, capsys, flag):
-    argv = ["--checkpoint", str(published_files / "lumina"), "--output", str(tmp_path / "out"), *export_flags(published_files)]
+    argv = ["--checkpoint", str(published_files / "lumina"), "--output", str(tmp_path / "out"),
+            *export_flags(published_files)]
     line = complaint([*argv, flag, str(tmp_path / "none")], capsys)
     assert str(tmp_path / "none") in line and flag in line
 
 
 @pytest.mark.parametrize("text, message", [
     ("target_px: [1", "not valid YAML"), ("fit: squeeze", "fit is 'squeeze'"), ("", "key: value"),
-    ("sampling: {heat: 1}", "unknown sampling setting 'heat'"), ("sampling: {temperature: 0}", "temperature is 0")])
+    ("sampling: {heat: 1}", "unknown sampling setting 'heat'"),
+    ("sampling: {temperature: 0}", "temperature is 0")])
 def test_bad_chain_settings_are_named(published_files, tmp_path, capsys, text, message):
     (tmp_path / "chain.yaml").write_text(text)
-    argv = ["--checkpoint", str(published_files / "lumina"), "--output", str(tmp_path / "out"), *export_flags(published_files)]
+    argv = ["--checkpoint", str(published_files / "lumina"), "--output", str(tmp_path / "out"),
+            *export_flags(published_files)]
     line = complaint([*argv, "--chain_settings", str(tmp_path / "chain.yaml")], capsys)
     assert f"{tmp_path / 'chain.yaml'}" in line and message in line
 
@@ -128,9 +135,11 @@ def test_bad_chain_settings_are_named(published_files, tmp_path, capsys, text, m
 def test_an_adapter_whose_base_is_gone_or_that_is_cut_is_refused(tmp_path, capsys):
     base = lumina_folder(tmp_path / "base")
     write_adapter(tmp_path / "adapter", base)
-    argv = ["--checkpoint", str(tmp_path / "adapter"), "--output", str(tmp_path / "out"), "--layout", "lumina"]
+    argv = ["--checkpoint", str(tmp_path / "adapter"), "--output", str(tmp_path / "out"), "--layout",
+            "lumina"]
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     assert "adapter_model.safetensors can't be read" in complaint(argv, capsys)
     base.rename(tmp_path / "moved")
-    assert f"adapter_config.json says that the adapter belongs to the model '{base}'" in complaint(argv, capsys)
+    assert f"adapter_config.json says that the adapter belongs to the model '{base}'" in complaint(argv,
+                                                                                                   capsys)

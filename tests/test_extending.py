@@ -43,7 +43,8 @@ def module(name: str) -> ModuleType:
 
 
 def test_the_page_has_its_examples_and_they_are_short():
-    assert set(EXAMPLES) == {"my_rewards.py", "my_experts.py", "my_degradation.yaml", "my_chain.yaml", "my_grpo.py", "my_base.py"}
+    assert set(EXAMPLES) == {"my_rewards.py", "my_experts.py", "my_degradation.yaml", "my_chain.yaml",
+                             "my_grpo.py", "my_base.py"}
     assert max(text.count("\n") for text in EXAMPLES.values()) < LONGEST
 
 
@@ -59,12 +60,15 @@ def test_the_expert_judges_images(written):
     sys.modules.pop("my_experts", None)
     expert, = create_experts(["my_experts:Sharpness"])
     sharp = photo("coffee")
-    assert score_images(expert, [sharp])[0] > score_images(expert, [sharp.resize((6, 6)).resize(sharp.size)])[0]
+    assert score_images(expert, [sharp])[0] > score_images(expert,
+                                                           [sharp.resize((6, 6)).resize(sharp.size)])[0]
 
 
 def test_the_degradation_makes_a_dataset(written, photos_dir):
-    assert not create_json.main(["--images", str(photos_dir), "--tags", str(photos_dir), "--crop_px", "48", "--num_proc", "1",
-                                 "--degradation", "my_degradation.yaml", "--output", str(written / "dataset")])
+    assert not create_json.main(["--images", str(photos_dir), "--tags", str(photos_dir), "--crop_px", "48",
+                                 "--num_proc", "1",
+                                 "--degradation", "my_degradation.yaml", "--output",
+                                 str(written / "dataset")])
     parameters = (written / "dataset" / "train.parameters.jsonl")
     assert not parameters.is_file() or "blur" in parameters.read_text()
     assert (written / "dataset" / "dataset_dict.json").is_file()
@@ -92,10 +96,14 @@ def test_the_loss_trains_a_policy(written, tiny_model):
             losses.append(super()._compute_loss(model, inputs))
             return losses[-1]
 
-    grpo.main(["--model_name_or_path", str(model), "--dataset_name", str(dataset), "--output_dir", str(written / "run"),
-               "--max_steps", "1", "--num_generations", "2", "--grammar", "chain", "--max_completion_length", "200",
-               "--reward_funcs", "format", "degradation", "generation", "--experts", "ssim", "--report_to", "none",
-               "--save_strategy", "no", "--learning_rate", "1e-3", "--guidance_scale", "1", "--max_text_tokens", "6"], Watched)
+    grpo.main(["--model_name_or_path", str(model), "--dataset_name", str(dataset), "--output_dir",
+               str(written / "run"),
+               "--max_steps", "1", "--num_generations", "2", "--grammar", "chain", "--max_completion_length",
+               "200",
+               "--reward_funcs", "format", "degradation", "generation", "--experts", "ssim", "--report_to",
+               "none",
+               "--save_strategy", "no", "--learning_rate", "1e-3", "--guidance_scale", "1",
+               "--max_text_tokens", "6"], Watched)
     assert losses and all(torch.isfinite(loss) for loss in losses)
     before, after = (load_policy(folder).state_dict() for folder in (model, written / "run"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -107,7 +115,8 @@ def test_the_base_model_is_saved_and_loaded_under_its_own_name(written, tiny_mod
     example = module("my_base")
     try:
         source = load_policy(tiny_model)
-        policy = example.OwnPolicy(example.OwnConfig(**{**source.config.to_dict(), "model_type": "own_model"}))
+        policy = example.OwnPolicy(example.OwnConfig(**{**source.config.to_dict(),
+                                                        "model_type": "own_model"}))
         policy.load_state_dict(source.state_dict())
         policy.save_pretrained(written / "own")
         loaded = load_policy(written / "own")

@@ -1,4 +1,6 @@
-"""`realsr-r1 plan`: tables, JSON and advice for recipes on machines, and errors that name what is wrong."""
+"""`realsr-r1 plan`: tables, JSON and advice for recipes on machines, and errors that name what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ GIB = 2**30
 
 def planned(tmp_path: Path, *flags: str, deepspeed: str = "zero3") -> dict:
     file = tmp_path / "plan.json"
-    main([*SEVEN_BILLION, "--deepspeed", str(ROOT / "local_scripts" / f"{deepspeed}.json"), "--json", str(file), *flags])
+    main([*SEVEN_BILLION, "--deepspeed", str(ROOT / "local_scripts" / f"{deepspeed}.json"), "--json",
+          str(file), *flags])
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -30,8 +33,8 @@ def six(tmp_path_factory) -> dict:
 
 
 def test_the_papers_run_on_six_a100s(six):
-    """By hand: 7.08e9 parameters of 2 bytes, a sixth on each GPU; 12 bytes of AdamW; 7,000 tokens of 2 x 32 x 4,096 x 2
-    bytes for each of 5 rows.
+    """By hand: 7.08e9 parameters of 2 bytes, a sixth on each GPU; 12 bytes of AdamW; 7,000 tokens
+    of 2 x 32 x 4,096 x 2 bytes for each of 5 rows.
     """
     rollout = six["memory_bytes"]["rollout"]
     assert six["parameters"] == {"policy": 7_080_267_776, "trained": 7_080_267_776}
@@ -43,7 +46,8 @@ def test_the_papers_run_on_six_a100s(six):
 
 def test_a_rollout_is_most_of_a_step_and_every_part_says_what_limits_it(six):
     seconds = {part["part"]: part["seconds"] for part in six["time"]}
-    assert max(seconds, key=seconds.get) == "rollout" and six["seconds"] == pytest.approx(sum(seconds.values()))
+    assert max(seconds,
+               key=seconds.get) == "rollout" and six["seconds"] == pytest.approx(sum(seconds.values()))
     assert all(part["seconds"] == pytest.approx(part["limits"][part["limit"]]) for part in six["time"])
 
 
@@ -73,8 +77,10 @@ def test_flags_change_the_plan_as_they_change_the_run(six, tmp_path):
         return planned(tmp_path, "--gpu", "a100-80gb", "--gpus", "6", *flags)["memory_bytes"]["rollout"]
 
     assert "cache: unconditional" not in rollout("--guidance_scale", "1")
-    assert rollout("--grammar", "chain")["cache: unconditional"] == 5 * 4164 * 2 * 32 * 4096 * 2  # the final image
-    assert rollout("--num_generations", "4")["cache: completions"] * 5 == six["memory_bytes"]["rollout"]["cache: completions"] * 4
+    # the final image
+    assert rollout("--grammar", "chain")["cache: unconditional"] == 5 * 4164 * 2 * 32 * 4096 * 2
+    assert rollout("--num_generations",
+                   "4")["cache: completions"] * 5 == six["memory_bytes"]["rollout"]["cache: completions"] * 4
     with_reference = rollout("--beta", "0.04")
     assert with_reference["reference"] == with_reference["weights"]
 
@@ -82,28 +88,33 @@ def test_flags_change_the_plan_as_they_change_the_run(six, tmp_path):
 def test_adapters_and_four_bits_need_less(tmp_path):
     def recipe(name: str, deepspeed: str) -> dict:
         file = tmp_path / "plan.json"
-        main(["--config", str(ROOT / "configs/recipes" / name), "--model_name_or_path", PURE, "--gpu", "a100-80gb", "--gpus", "2",
+        main(["--config", str(ROOT / "configs/recipes" / name), "--model_name_or_path", PURE, "--gpu",
+              "a100-80gb", "--gpus", "2",
               "--deepspeed", str(ROOT / "local_scripts" / deepspeed), "--json", str(file)])
         return json.loads(file.read_text(encoding="utf-8"))
 
     lora, qlora = recipe("lora_grpo.yaml", "zero2.json"), recipe("qlora_grpo.yaml", "zero2.json")
-    assert lora["parameters"]["trained"] == qlora["parameters"]["trained"] == 79_953_920  # the recipe's "80 million"
+    # the recipe's "80 million"
+    assert lora["parameters"]["trained"] == qlora["parameters"]["trained"] == 79_953_920
     assert qlora["memory_bytes"]["loss"]["weights"] < 0.35 * lora["memory_bytes"]["loss"]["weights"]
 
 
 def test_a_whole_model_folder_brings_its_own_image_tokenizer_and_sizes(tiny_model, tmp_path):
     file = tmp_path / "plan.json"
-    main(["--config", str(ROOT / "configs/recipes/tiny_grpo.yaml"), "--model_name_or_path", str(tiny_model), "--deepspeed", "none",
+    main(["--config", str(ROOT / "configs/recipes/tiny_grpo.yaml"), "--model_name_or_path", str(tiny_model),
+          "--deepspeed", "none",
           "--memory_gib", "8", "--tflops", "0.1", "--bandwidth_gb", "10", "--json", str(file)])
     result = json.loads(file.read_text(encoding="utf-8"))
     assert result["run"]["tokenizer"]["downsample"] == 4 and result["run"]["largest_px"] == 48 and result["peak"]["fits"]
 
 
 @pytest.mark.parametrize("flags, named", [
-    (["--gpu", "a1000"], "a1000"), ([], "--gpu"), (["--gpu", "h200", "--deepspeed", "nowhere.json"], "nowhere.json"),
+    (["--gpu", "a1000"], "a1000"), ([], "--gpu"),
+    (["--gpu", "h200", "--deepspeed", "nowhere.json"], "nowhere.json"),
     (["--gpu", "h200", "--deepspeed", "none", "--chain_settings", "nowhere.yaml"], "nowhere.yaml"),
     (["--gpu", "h200", "--deepspeed", "none", "--num_generations", "1"], "--num_generations 1"),
-    (["--gpu", "h200", "--deepspeed", str(ROOT / "local_scripts/zero3.json"), "--use_peft", "true", "--load_in_4bit", "true"],
+    (["--gpu", "h200", "--deepspeed", str(ROOT / "local_scripts/zero3.json"), "--use_peft", "true",
+      "--load_in_4bit", "true"],
      "zero2.json")])
 def test_bad_input_is_one_line_and_exit_code_2(flags, named, capsys):
     assert exit_code(main, [*SEVEN_BILLION, *flags]) == 2

@@ -1,4 +1,6 @@
-"""What `realsr-r1 report` promises: one page that needs nothing else, every part or how to make it, clear errors."""
+"""What `realsr-r1 report` promises: one page that needs nothing else, every part or how to make it,
+clear errors.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def noisy(pixels: numpy.ndarray, sigma: float) -> numpy.ndarray:
 
 def chain_text(name: str) -> str:
     return chain.render_chain({
-        "degradation": ", ".join(ANSWER), "rough_understand": f"A photo of {name}, with <b>bold</b> & soft light.",
+        "degradation": ", ".join(ANSWER), "rough_understand": f"A photo of {name}, with <b>bold</b> & soft "
+                                                              "light.",
         "middle_understand": f"The {name} is in the middle, before a blurred background.",
         "final_understand": f"A close photo of {name}: fine texture, warm colours, light from the left."})
 
@@ -68,7 +71,8 @@ def write_samples(run: Path, steps: tuple[int, ...] = (10, 20, 30, 40, 60)) -> N
         (folder / "completion-0.txt").write_text(chain_text(name), encoding="utf-8")
         rewards = {reward: [0.6, 0.2] for reward in REWARDS} | {"total": [2.4, 0.8]}
         (folder / "rewards.json").write_text(json.dumps(rewards), encoding="utf-8")
-        prompt = {"source": f"{name}.jpg", "tag": ["cat, warm light"], "degradation": TRUTH, "problem": ChainSpec.published().question}
+        prompt = {"source": f"{name}.jpg", "tag": ["cat, warm light"], "degradation": TRUTH,
+                  "problem": ChainSpec.published().question}
         (folder / "prompt.json").write_text(json.dumps(prompt), encoding="utf-8")
 
 
@@ -97,7 +101,8 @@ def write_results(folder: Path) -> None:
         result = {"label": label, "n": 256, "rewards": {
             name: {"mean": value, "ci95": [value - 0.03, value + 0.03]} for name, value in means.items()}}
         if shift:
-            result["paired"] = {name: {"difference": shift, "ci95": [shift - 0.02, shift + 0.02]} for name in means}
+            result["paired"] = {name: {"difference": shift, "ci95": [shift - 0.02, shift + 0.02]}
+                                for name in means}
         (folder / f"{label.split()[0]}.json").write_text(json.dumps(result), encoding="utf-8")
 
 
@@ -222,8 +227,10 @@ def test_a_completion_that_is_no_chain_and_lacks_pictures_is_shown_as_it_is(tmp_
     write_log(tmp_path)
     write_samples(tmp_path, steps=(5,))
     folder = tmp_path / "samples" / "step-000005"
-    (folder / "completion-0.txt").write_text("<degradation>light blur <script>alert(1)</script>", encoding="utf-8")
-    (folder / "rewards.json").write_text('{"format": [0.0], "understanding": [null], "total": [0.0]}', encoding="utf-8")
+    (folder / "completion-0.txt").write_text("<degradation>light blur <script>alert(1)</script>",
+                                             encoding="utf-8")
+    (folder / "rewards.json").write_text('{"format": [0.0], "understanding": [null], "total": [0.0]}',
+                                         encoding="utf-8")
     for name in ("hq.png", "completion-0-middle.png", "completion-0-final.png"):
         (folder / name).unlink()
     report.main(["--run", str(tmp_path)])

@@ -1,4 +1,6 @@
-"""realsr-r1 restore: photos in, restored photos and their chains out; bad photos named, the others done."""
+"""realsr-r1 restore: photos in, restored photos and their chains out; bad photos named, the others
+done.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def restored(model, photos, tmp_path_factory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()}
 
 
 def result(folder: Path, name: str) -> bytes:
@@ -55,7 +58,8 @@ def result(folder: Path, name: str) -> bytes:
 def test_a_folder_gives_a_png_and_a_chain_for_every_photo(restored):
     parts = ("chain.txt", "final.png", "lq.png", "made_with.json", "middle.png", "rough.png")
     assert sorted(contents(restored)) == sorted([f"{name}.png" for name in NAMES]
-                                                + [f"chains/{name}/{part}" for name in NAMES for part in parts])
+                                                + [f"chains/{name}/{part}" for name in NAMES
+                                                   for part in parts])
 
 
 def test_a_chain_is_whole_and_its_images_grow_to_the_photos_shape(restored):
@@ -91,7 +95,8 @@ def test_jacobi_takes_fewer_forward_passes_and_says_how_many(model, photos, tmp_
     assert contents(tmp_path / "once") == contents(tmp_path / "again")
 
 
-def test_a_run_that_is_started_again_does_the_rest_and_gives_the_same(model, photos, restored, tmp_path, capsys):
+def test_a_run_that_is_started_again_does_the_rest_and_gives_the_same(model, photos, restored, tmp_path,
+                                                                      capsys):
     output = tmp_path / "restored"
     shutil.copytree(restored, output)
     for name in ("astronaut", "coffee"):
@@ -103,7 +108,8 @@ def test_a_run_that_is_started_again_does_the_rest_and_gives_the_same(model, pho
     assert (output / "chelsea.png").stat().st_mtime_ns == kept
 
 
-def test_photos_of_another_model_or_of_other_flags_are_not_taken_for_done(model, tiny_model, photos, restored, tmp_path, capsys):
+def test_photos_of_another_model_or_of_other_flags_are_not_taken_for_done(model, tiny_model, photos, restored,
+                                                                          tmp_path, capsys):
     before = contents(restored)
     other_model = write_model(tmp_path / "other", tiny_model, seed=1)
     for other, *flags in ((other_model,), (model, "--seed", "7"), (model, "--grammar", "image")):
@@ -120,10 +126,12 @@ def test_a_stretched_photo_comes_back_in_its_shape(model, photos, tmp_path):
     # As many pixels as the policy's 32 x 32, and the aspects 40:40, 64:30, 33:33 and 30:70.
     sizes = [Image.open(tmp_path / "out" / f"{name}.png").size for name in NAMES]
     assert sizes == [(32, 32), (47, 22), (32, 32), (21, 49)]
-    assert all(Image.open(tmp_path / "out" / "chains" / name / "final.png").size == (32, 32) for name in NAMES)
+    assert all(Image.open(tmp_path / "out" / "chains" / name / "final.png").size == (32, 32)
+               for name in NAMES)
 
 
-def test_a_policy_with_the_wavelet_color_fix_gives_photos_their_own_colours(model, photos, restored, tmp_path):
+def test_a_policy_with_the_wavelet_color_fix_gives_photos_their_own_colours(model, photos, restored,
+                                                                            tmp_path):
     fixing = shutil.copytree(model, tmp_path / "model")
     settings = json.loads((fixing / "chain_settings.json").read_text())
     (fixing / "chain_settings.json").write_text(json.dumps({**settings, "color_fix": "wavelet"}))

@@ -1,4 +1,6 @@
-"""realsr-r1 score: the rewards a model earns, the same for the same seed, and fair pairs of two models."""
+"""realsr-r1 score: the rewards a model earns, the same for the same seed, and fair pairs of two
+models.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,10 @@ def recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def argv(dataset, recipe):
     """A function that makes the command line for a model and an output file."""
-    return lambda model, output, *more: ["--model", str(model), "--dataset_name", str(dataset), "--recipe", str(recipe),
-                                         "--samples", "5", "--grammar", "chain", "--output", str(output), *more]
+    return lambda model, output, *more: ["--model", str(model), "--dataset_name", str(dataset), "--recipe",
+                                         str(recipe),
+                                         "--samples", "5", "--grammar", "chain", "--output", str(output),
+                                         *more]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,8 @@ def read(path: Path) -> dict:
 
 def test_every_reward_has_a_score_for_every_prompt(result):
     scores = read(result)
-    assert (scores["label"], scores["n"], scores["split"], scores["grammar"]) == ("model-0", 5, "test_crops", "chain")
+    assert (scores["label"], scores["n"], scores["split"], scores["grammar"]) == ("model-0", 5, "test_crops",
+                                                                                  "chain")
     assert list(scores["rewards"]) == list(scores["scores"]) == [*REWARDS, "total"]
     for values in scores["scores"].values():
         assert len(values) == 5 and all(0 <= value <= 4 for value in values)
@@ -78,7 +83,8 @@ def test_the_same_seed_gives_the_same_scores_and_another_does_not(argv, models, 
 
 
 def test_a_model_paired_with_itself_differs_by_nothing(argv, models, result, tmp_path, capsys):
-    assert exit_code(main, argv(models[0], tmp_path / "self.json", "--compare", str(result), "--label", "same")) == 0
+    assert exit_code(main, argv(models[0], tmp_path / "self.json", "--compare", str(result), "--label",
+                                "same")) == 0
     paired = read(tmp_path / "self.json")["paired"]
     assert paired == {name: {"difference": 0.0, "ci95": [0.0, 0.0]} for name in [*REWARDS, "total"]}
     table = capsys.readouterr().out
@@ -88,7 +94,8 @@ def test_a_model_paired_with_itself_differs_by_nothing(argv, models, result, tmp
 def test_another_model_is_paired_prompt_by_prompt(argv, models, result, tmp_path):
     assert exit_code(main, argv(models[1], tmp_path / "second.json", "--compare", str(result))) == 0
     second, first = read(tmp_path / "second.json"), read(result)
-    differences = [new - old for old, new in zip(first["scores"]["total"], second["scores"]["total"], strict=True)]
+    differences = [new - old for old, new in zip(first["scores"]["total"], second["scores"]["total"],
+                                                 strict=True)]
     paired = second["paired"]["total"]
     assert paired["difference"] == pytest.approx(sum(differences) / 5)
     low, high = paired["ci95"]
@@ -116,10 +123,12 @@ def test_bad_input_is_named(argv, models, tmp_path, capsys):
     (tmp_path / "list.json").write_text("[1]")
     for more, named in ((["--split", "test"], "has no split 'test'; it has train, test_crops"),
                         (["--samples", "0"], "--samples"),
-                        (["--compare", str(tmp_path / "nowhere.json")], f"no such file: {tmp_path / 'nowhere.json'}"),
+                        (["--compare", str(tmp_path / "nowhere.json")],
+                         f"no such file: {tmp_path / 'nowhere.json'}"),
                         (["--compare", str(tmp_path / "list.json")], f"{tmp_path / 'list.json'} (--compare)"),
                         (["--recipe", "nowhere.yaml"], "no such file: nowhere.yaml"),
-                        (["--model", str(tmp_path / "nowhere")], f"no such model folder: {tmp_path / 'nowhere'}")):
+                        (["--model", str(tmp_path / "nowhere")],
+                         f"no such model folder: {tmp_path / 'nowhere'}")):
         assert exit_code(main, argv(models[0], tmp_path / "out.json", *more)) == 2, named
         assert named in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
@@ -128,7 +137,8 @@ def test_bad_input_is_named(argv, models, tmp_path, capsys):
 def test_intervals_are_those_of_the_mean():
     values = [0.0, 1.0] * 200
     low, high = bootstrap_interval(values)
-    assert low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.004) and high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.004)
+    assert low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.004) and high == pytest.approx(0.5 + 1.96 * 0.025,
+                                                                                         abs=0.004)
     assert bootstrap_interval([0.3, 0.3]) == pytest.approx([0.3, 0.3])
 
 

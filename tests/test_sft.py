@@ -18,9 +18,12 @@ from realsr_r1.sft import TOKENS_FOLDER, main
 
 from .small import LABELS, exit_code, photo, write_dataset
 
-SMALL = ["--max_steps", "10", "--save_steps", "5", "--logging_steps", "1", "--per_device_train_batch_size", "2",
-         "--max_length", "900", "--hidden_size", "32", "--intermediate_size", "64", "--num_hidden_layers", "1",
-         "--num_attention_heads", "2", "--learning_rate", "1e-2", "--report_to", "none", "--disable_tqdm", "true",
+SMALL = ["--max_steps", "10", "--save_steps", "5", "--logging_steps", "1", "--per_device_train_batch_size",
+         "2",
+         "--max_length", "900", "--hidden_size", "32", "--intermediate_size", "64", "--num_hidden_layers",
+         "1",
+         "--num_attention_heads", "2", "--learning_rate", "1e-2", "--report_to", "none", "--disable_tqdm",
+         "true",
          "--z_loss", "1e-5", "--train_sampling_strategy", "group_by_length"]  # 4 steps an epoch
 
 WATCHED = ["--eval_strategy", "steps", "--eval_steps", "4", "--sample_steps", "4", "--dropout", "0.05",
@@ -36,13 +39,15 @@ def dataset(tmp_path_factory) -> Path:
 def tokenizers(tiny_model, tmp_path_factory) -> Path:
     """The embedded model's tokenizers and settings, without its policy: a new one is made."""
     folder = tmp_path_factory.mktemp("tokenizers") / "folder"
-    shutil.copytree(tiny_model, folder, ignore=lambda path, names: {"model.safetensors", "config.json"} & set(names)
+    shutil.copytree(tiny_model, folder, ignore=lambda path, names: {"model.safetensors",
+                                                                    "config.json"} & set(names)
                     if Path(path) == tiny_model else set())
     return folder
 
 
 def flags(dataset: Path, model: Path, output: Path, *more: str) -> list[str]:
-    folders = ["--dataset_name", str(dataset), "--model_name_or_path", str(model), "--output_dir", str(output)]
+    folders = ["--dataset_name", str(dataset), "--model_name_or_path", str(model), "--output_dir",
+               str(output)]
     return [*folders, *SMALL, *more]
 
 
@@ -77,7 +82,8 @@ def test_sample_chains_are_decoded_to_images(trained):
         folder = trained / "samples" / f"step-{step:06d}"
         for number in (0, 1):
             assert parse_chain((folder / f"completion-{number}.txt").read_text()).is_well_formed
-            sizes = [Image.open(folder / f"completion-{number}-{name}.png").size for name in ("rough", "middle", "final")]
+            sizes = [Image.open(folder / f"completion-{number}-{name}.png").size
+                     for name in ("rough", "middle", "final")]
             assert sizes == [(16, 16), (32, 32), (48, 48)]
         assert Image.open(folder / "lq.png").size == Image.open(folder / "hq.png").size == (48, 48)
         prompt = json.loads((folder / "prompt.json").read_text())
@@ -87,8 +93,10 @@ def test_sample_chains_are_decoded_to_images(trained):
 def test_sample_chains_are_in_the_trackers_log(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = EventAccumulator(str(next(trained.rglob("events.out.tfevents.*")).parent), {"images": 0, "tensors": 0}).Reload()
-    assert log.Tags()["images"] == [f"samples/{number}-{name}" for number in (0, 1) for name in ("rough", "middle", "final")]
+    log = EventAccumulator(str(next(trained.rglob("events.out.tfevents.*")).parent),
+                           {"images": 0, "tensors": 0}).Reload()
+    assert log.Tags()["images"] == [f"samples/{number}-{name}" for number in (0, 1)
+                                    for name in ("rough", "middle", "final")]
     shown = [(event.step, event.width, event.height) for event in log.Images("samples/1-final")]
     assert shown == [(4, 48, 48), (8, 48, 48)]
     text = log.Tensors("samples/0/text_summary")[0].tensor_proto.string_val[0].decode()
@@ -124,7 +132,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, tokenizers, tra
     half_written = output / "checkpoint-7"
     shutil.copytree(trained / "checkpoint-10", half_written, ignore=shutil.ignore_patterns("complete"))
     shutil.copy(trained / "log_history.jsonl", output)
-    assert exit_code(main, flags(dataset, tokenizers, output, *WATCHED)) == 0  # from the middle of the second epoch
+    # from the middle of the second epoch
+    assert exit_code(main, flags(dataset, tokenizers, output, *WATCHED)) == 0
     resumed, uninterrupted = (load_file(folder / "model.safetensors") for folder in (output, trained))
     torch.testing.assert_close(resumed, uninterrupted, atol=1e-6, rtol=0)
     assert not half_written.exists()
@@ -132,11 +141,13 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, tokenizers, tra
 
 
 @pytest.mark.parametrize("changed, named", [
-    (["--use_peft"], "use_peft False, and this command has True"), (["--seed", "3"], "seed 42, and this command has 3"),
+    (["--use_peft"], "use_peft False, and this command has True"),
+    (["--seed", "3"], "seed 42, and this command has 3"),
     (["--per_device_train_batch_size", "4"], "samples_per_step 2, and this command has 4"),
     (["--optim", "adafactor"], "optim adamw_torch_fused, and this command has adafactor"),
     (["--hidden_size", "64"], "hidden_size 32, and this command has 64")])
-def test_a_run_goes_on_with_its_own_settings_only(dataset, tokenizers, trained, tmp_path, capsys, changed, named):
+def test_a_run_goes_on_with_its_own_settings_only(dataset, tokenizers, trained, tmp_path, capsys, changed,
+                                                  named):
     output = tmp_path / "run"
     for name in ("checkpoint-5", TOKENS_FOLDER):
         shutil.copytree(trained / name, output / name)
@@ -149,7 +160,8 @@ def test_a_run_goes_on_with_its_own_settings_only(dataset, tokenizers, trained, 
 
 
 def test_a_model_folder_is_trained_on(dataset, trained, tmp_path):
-    argv = flags(dataset, trained, tmp_path / "more", "--max_steps", "1", "--max_samples", "2", "--save_strategy", "no",
+    argv = flags(dataset, trained, tmp_path / "more", "--max_steps", "1", "--max_samples", "2",
+                 "--save_strategy", "no",
                  "--hidden_size", "64")
     assert exit_code(main, argv) == 0
     assert load_policy(tmp_path / "more").config.hidden_size == 32
@@ -160,7 +172,8 @@ def test_a_model_folder_is_trained_on(dataset, trained, tmp_path):
 
 def test_a_conversation_file_is_trained_on(tokenizers, trained, tmp_path):
     photo("coffee").save(tmp_path / "coffee.png")
-    talk = {"conversations": [{"from": "human", "value": "What is in <|image|>?"}, {"from": "gpt", "value": "A cup."}],
+    talk = {"conversations": [{"from": "human", "value": "What is in <|image|>?"},
+                              {"from": "gpt", "value": "A cup."}],
             "image": ["coffee.png"]}
     (tmp_path / "talk.json").write_text(json.dumps([talk, talk]))
     argv = flags(tmp_path / "talk.json", trained, tmp_path / "out", "--max_steps", "1", "--sample_steps", "1")
@@ -183,28 +196,39 @@ def test_bad_input_is_named(dataset, tokenizers, tmp_path, capsys):
     for argv, named in (
             (flags(nowhere, tokenizers, output), f"no such dataset folder: {nowhere}"),
             (flags(dataset, nowhere, output), f"no such model folder: {nowhere}"),
-            (flags(dataset, tokenizers, output, "--max_length", "100"), "8 of 8 chains of train have more tokens than"),
-            (flags(dataset, tokenizers, output, "--max_length", "522"), "1 of 8 chains of train have more tokens than --max_length "
+            (flags(dataset, tokenizers, output, "--max_length", "100"),
+             "8 of 8 chains of train have more tokens than"),
+            (flags(dataset, tokenizers, output, "--max_length", "522"),
+             "1 of 8 chains of train have more tokens than --max_length "
              "522, the longest: record 4 ("),
-            *((flags(dataset, tokenizers, output, "--learning_rate", rate), "--learning_rate") for rate in ("nan", "inf", "-1.0")),
+            *((flags(dataset, tokenizers, output, "--learning_rate", rate), "--learning_rate")
+              for rate in ("nan", "inf", "-1.0")),
             (flags(dataset, tokenizers, output, "--z_loss", "nan"), "--z_loss is nan"),
             (flags(dataset, tokenizers, "/proc/run"), "/proc/run (given by --output_dir) can't be written"),
-            (flags(dataset, tokenizers, tokenizers / "tokenizer.json" / "run"), "tokenizer.json is not a folder (given by"),
+            (flags(dataset, tokenizers, tokenizers / "tokenizer.json" / "run"),
+             "tokenizer.json is not a folder (given by"),
             (flags(dataset, tokenizers, tmp_path / ("n" * 300)), "File name too long"),
             (flags(dataset, tokenizers, output, "--max_samples", "many"), "--max_samples"),
             (["--output_dir", str(output)], "--dataset_name"),
-            (["--output_dir", str(output), "--dataset_name", str(dataset)], "--model_name_or_path must name a model folder"),
+            (["--output_dir", str(output), "--dataset_name", str(dataset)],
+             "--model_name_or_path must name a model folder"),
             (flags(dataset, tokenizers, output, "--load_in_4bit"), "need --use_peft true"),
             (flags(dataset, tokenizers, output, "--dropout", "1"), "--dropout 1.0 from 0 to below 1"),
             (flags(dataset, tokenizers, output, "--peak_tflops", "0"), "--peak_tflops 0.0"),
             (flags(dataset, tokenizers, output, "--max_samples", "0"), "--max_samples 0 must be at least 1"),
-            (flags(dataset, tokenizers, output, "--gradient_accumulation_steps", "0"), "--gradient_accumulation_steps 0"),
-            (flags(dataset, tokenizers, output, "--hidden_size", "30"), "--hidden_size 30 must be a multiple"),
-            (flags(dataset, tokenizers, output, "--use_peft", "--lora_r", "0"), "--lora_r 0 must be at least 1"),
+            (flags(dataset, tokenizers, output, "--gradient_accumulation_steps", "0"),
+             "--gradient_accumulation_steps 0"),
+            (flags(dataset, tokenizers, output, "--hidden_size", "30"),
+             "--hidden_size 30 must be a multiple"),
+            (flags(dataset, tokenizers, output, "--use_peft", "--lora_r", "0"),
+             "--lora_r 0 must be at least 1"),
             (flags(dataset, tokenizers, output, "--seed", "-1"), "--seed -1"),
-            (flags(dataset, tokenizers, output, "--label_smoothing_factor", "0.1"), "--label_smoothing_factor"),
-            (flags(dataset, tokenizers, output, "--report_to", "wandbb"), "--report_to wandbb: the known ones are"),
-            (flags(dataset, tokenizers, output, "--train_sampling_strategy", "batch_rebalance"), "batch_rebalance")):
+            (flags(dataset, tokenizers, output, "--label_smoothing_factor", "0.1"),
+             "--label_smoothing_factor"),
+            (flags(dataset, tokenizers, output, "--report_to", "wandbb"),
+             "--report_to wandbb: the known ones are"),
+            (flags(dataset, tokenizers, output, "--train_sampling_strategy", "batch_rebalance"),
+             "batch_rebalance")):
         assert exit_code(main, argv) == 2, named
         assert named in capsys.readouterr().err
     assert not (output / "model.safetensors").exists()
@@ -215,6 +239,7 @@ def test_an_evaluation_split_that_is_not_there_is_named(tokenizers, tmp_path, ca
 
     whole = datasets.load_from_disk(str(write_dataset(tmp_path / "whole", train=2, test=1)))
     datasets.DatasetDict({"train": whole["train"]}).save_to_disk(str(tmp_path / "train_only"))
-    argv = flags(tmp_path / "train_only", tokenizers, tmp_path / "out", "--eval_strategy", "steps", "--eval_steps", "5")
+    argv = flags(tmp_path / "train_only", tokenizers, tmp_path / "out", "--eval_strategy", "steps",
+                 "--eval_steps", "5")
     assert exit_code(main, argv) == 2
     assert "has no split 'test_crops'; it has train" in capsys.readouterr().err

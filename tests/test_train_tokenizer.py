@@ -1,4 +1,6 @@
-"""realsr-r1 train-tokenizer: a processor folder from a dataset, resumed where it was, and clear words for bad input."""
+"""realsr-r1 train-tokenizer: a processor folder from a dataset, resumed where it was, and clear
+words for bad input.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,8 @@ def test_a_folder_that_is_no_dataset_is_named(tmp_path, capsys):
 
 def test_codes_nobody_used_move_onto_latents_and_the_others_stay():
     torch.manual_seed(0)
-    model = ImageTokenizer(ImageTokenizerConfig(num_embeddings=8, embed_dim=4, base_channels=32, channel_multiplier=[1],
+    model = ImageTokenizer(ImageTokenizerConfig(num_embeddings=8, embed_dim=4, base_channels=32,
+                                                channel_multiplier=[1],
                                                 num_res_blocks=1, latent_channels=32))
     codes = model.quantize.embedding.weight
     before, used = codes.detach().clone(), torch.tensor([True, False] * 4)

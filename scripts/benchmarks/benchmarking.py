@@ -36,7 +36,8 @@ def chain_layout(chain: ChainSpec | None = None) -> TokenLayout:
 
     With bodies of five tokens the published chain has 63 tokens beside its images.
     """
-    sections = tuple(SectionForm((8_900, 8_901 + number, 8_910), (8_911, 8_901 + number, 8_910), section.share)
+    sections = tuple(SectionForm((8_900, 8_901 + number, 8_910), (8_911, 8_901 + number, 8_910),
+                                 section.share)
                      for number, section in enumerate((chain or ChainSpec.published()).sections))
     return TokenLayout(bos=0, pad=1, end_of_turn=8_710, image_start=8_197, image_end=8_196, new_line=8_803,
                        size_ids={units: 8_804 + units for units in range(1, 65)}, code_ids=CODES,

@@ -1,4 +1,6 @@
-"""Make the README's strip from restored photos: LQ, the chain's images, HQ; a row a photo, evenly spaced by name.
+"""Make the README's strip from restored photos:
+
+LQ, the chain's images, HQ; a row a photo, evenly spaced by name.
 
 python scripts/tools/make_figure.py --restored DIR --gt DIR --output figs/strip.png
 """
@@ -35,11 +37,14 @@ def main(argv: list[str] | None = None) -> None:
     columns = ("lq", *spec.labels)
     sheet = Image.new("RGB", ((len(columns) + 1) * (SIDE + GAP), HEADER + len(names) * (SIDE + GAP)), "white")
     for column, title in enumerate((*columns, "HQ")):
-        ImageDraw.Draw(sheet).text((column * (SIDE + GAP) + 2, 2), title.upper() if title == "lq" else title, fill="black")
+        ImageDraw.Draw(sheet).text((column * (SIDE + GAP) + 2, 2), title.upper() if title == "lq" else title,
+                                   fill="black")
     for row, name in enumerate(names):
-        images = [load_image(chains / name / f"{column}.png") for column in columns] + [load_image(Path(args.gt) / f"{name}.png")]
+        images = [load_image(chains / name / f"{column}.png")
+                  for column in columns] + [load_image(Path(args.gt) / f"{name}.png")]
         for column, image in enumerate(images):
-            sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (column * (SIDE + GAP), HEADER + row * (SIDE + GAP)))
+            sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC),
+                        (column * (SIDE + GAP), HEADER + row * (SIDE + GAP)))
     with atomic_file(args.output) as partial:
         sheet.save(partial, format="PNG")
 

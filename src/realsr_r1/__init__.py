@@ -1,3 +1,6 @@
-"""RealSR-R1: VLCoT-GRPO, reinforcement learning for a multimodal policy that restores photos step by step."""
+"""RealSR-R1:
+
+VLCoT-GRPO, reinforcement learning for a multimodal policy that restores photos step by step.
+"""
 
 __version__ = "0.1.0"

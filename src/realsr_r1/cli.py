@@ -15,7 +15,8 @@ from realsr_r1.core.errors import UserError, run
 COMMANDS = {
     "create-json": ("create_json", "photos and their tags -> a dataset of degraded crops with true labels"),
     "train-tokenizer": ("train_tokenizer", "photos -> an image tokenizer (VQ)"),
-    "pretokenise": ("pretokenise", "a dataset's chains -> shards of token ids, made once for any number of cold starts"),
+    "pretokenise": ("pretokenise", "a dataset's chains -> shards of token ids, made once for any number of "
+                                   "cold starts"),
     "sft": ("sft", "cold start: supervised training on chains"),
     "grpo": ("grpo", "reinforcement learning (VLCoT-GRPO) from a cold-started policy"),
     "export": ("export", "training checkpoint -> a model folder that needs nothing else"),
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def dispatch(argv: list[str] | None = None) -> int | None:
-    """Run the command that `argv` (default: the process's arguments) starts with, and return its exit code.
+    """Run the command that `argv` (default: the process's arguments) starts with, and return its
+    exit code.
 
     Raises `UserError` on an unknown command.
     """
@@ -55,7 +57,8 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(["usage: realsr-r1 <command> [options]", "", *lines, "",
-                      "realsr-r1 <command> --help lists a command's options; realsr-r1 --version prints the version."])
+                      "realsr-r1 <command> --help lists a command's options; realsr-r1 --version prints the "
+                      "version."])
 
 
 if __name__ == "__main__":

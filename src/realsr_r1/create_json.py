@@ -1,7 +1,9 @@
-"""realsr-r1 create-json: photos and what is known of them -> degraded crops, JSON lists in the published format, and a DatasetDict.
+"""realsr-r1 create-json: photos and what is known of them -> degraded crops, JSON lists in the
+published format, and a DatasetDict.
 
-With --json, an existing list becomes a DatasetDict as it is. Plans what data/building/arguments.py has read from the command line;
-data/building/build.py has the parts made and joined, data/building/jobs.py makes one.
+With --json, an existing list becomes a DatasetDict as it is. Plans what data/building/arguments.py
+has read from the command line; data/building/build.py has the parts made and joined,
+data/building/jobs.py makes one.
 """
 
 from __future__ import annotations
@@ -57,19 +59,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _exit_code(state: dict[str, Any], args: argparse.Namespace) -> int:
-    """Raises `UserError` where items were bad. What is bad in a shard is said by --merge, which alone has them all."""
+    """Raises `UserError` where items were bad.
+
+    What is bad in a shard is said by --merge, which alone has them all.
+    """
     from realsr_r1.data.building.assembly import LEFT_OUT_FILE, REJECTED_FILE
 
     if args.shard:
         return 0
-    files = [str(args.output / file) for count, file in (("bad_count", REJECTED_FILE), ("left_out_count", LEFT_OUT_FILE))
+    files = [str(args.output / file) for count, file in (("bad_count", REJECTED_FILE),
+                                                         ("left_out_count", LEFT_OUT_FILE))
              if state[count]]
     if not state["records"]:
-        raise UserError(f"no good item among {state['bad_count'] + state['left_out_count']}, the first: {state['bad'][0]}; all are "
-                        f"listed in {' and '.join(files)}")
+        raise UserError(f"no good item among {state['bad_count'] + state['left_out_count']}, the first: "
+                        f"{state['bad'][0]}; all are listed in {' and '.join(files)}")
     if state["bad_count"] and not args.skip_bad:
-        raise UserError(f"{state['bad_count']} bad item(s) left out, the first: {state['bad'][0]}; all are listed in "
-                        f"{files[0]}, the others are done (--skip_bad accepts that)")
+        raise UserError(f"{state['bad_count']} bad item(s) left out, the first: {state['bad'][0]}; all are "
+                        f"listed in {files[0]}, the others are done (--skip_bad accepts that)")
     return 0
 
 
@@ -81,7 +87,8 @@ def _finished_state(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] |
         return None
     state = read_json(folder / STATE_FILE)
     if isinstance(state, dict) and state.get("fingerprint") == made_from:
-        return state if state.get("records", 1) else None  # where nothing was good, nothing is lost by trying again
+        # where nothing was good, nothing is lost by trying again
+        return state if state.get("records", 1) else None
     print(f"{folder} was made from other arguments or files; making it again")
     return None
 
@@ -107,8 +114,10 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: Cha
     tags = None if args.tagger else reader(args.tags, "tag", listing.photos)
     levels = chain.levels
     if not levels and (args.captioner or args.descriptions):
-        raise UserError(f"the chain of {args.chain_settings} describes nothing; drop --captioner and --descriptions")
-    descriptions = (reader(args.descriptions, "description", listing.photos, levels) if levels and not args.captioner
+        raise UserError(f"the chain of {args.chain_settings} describes nothing; drop --captioner and "
+                        "--descriptions")
+    descriptions = (reader(args.descriptions, "description", listing.photos, levels) if levels
+                    and not args.captioner
                     else None)
     if listing.photos and tags is None and not args.tagger:
         also = f"; besides, {listing.rejected[0]}" if listing.rejected else ""
@@ -120,7 +129,8 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: Cha
     counts = {True: {"test": max(1, args.test_crops_per_photo)},
               False: {"train": args.crops_per_photo, "test_crops": args.test_crops_per_photo}}
     parts = plan_parts((photo, counts[photo.name in test]) for photo in listing.photos)
-    crop_plan = CropPlan(args.crop_px, args.scales, args.test_crops_per_photo > 0, args.seed, config, chain.question)
+    crop_plan = CropPlan(args.crop_px, args.scales, args.test_crops_per_photo > 0, args.seed, config,
+                         chain.question)
 
     of_others: list[Photo] = []
     for folder in args.evaluation_photos:
@@ -134,13 +144,16 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: Cha
         kept = [photo for photo in listing.photos if photo.name in test]
         evaluation = hash_photos(kept + of_others, work / "parts" / "evaluation", args.num_proc)
         job = PhotoJob(work, crop_plan, tags, descriptions, evaluation, {}, test)
-        others = [photo for photo in listing.photos if photo.name not in test] if args.test_crops_per_photo else []
-        usable = hash_photos(others, work / "parts" / "others", args.num_proc, lambda some: job.for_photos(some).usable)
+        others = [photo for photo in listing.photos
+                  if photo.name not in test] if args.test_crops_per_photo else []
+        usable = hash_photos(others, work / "parts" / "others", args.num_proc,
+                             lambda some: job.for_photos(some).usable)
         job = replace(job, twins=usable.twins())
         with models({"tag": args.tagger, "description": args.captioner}, asking, levels) as asked:
             make_missing_parts(job, parts, args.num_proc, annotating(parts, asked, asking, levels))
         return [Item(photo.name, f"its copies can't be kept out of training: {evaluation.unread[number]}")
-                for number, photo in enumerate(kept + of_others) if number >= len(kept) and number in evaluation.unread]
+                for number, photo in enumerate(kept + of_others) if number >= len(kept)
+                and number in evaluation.unread]
 
     return Plan(made_from, parts, rejected, listing.left_out, True, make)
 
@@ -149,13 +162,17 @@ def _with_orphans(args: argparse.Namespace, listing: Listing, readers: Sequence[
     """What is wrong with the listing: rejected photos, and sidecars that belong to none."""
     from realsr_r1.data.photos.sources import stem_of
 
-    stems = [stem_of(item.name) for item in listing.rejected + listing.left_out] + [photo.stem for photo in listing.photos]
+    stems = [stem_of(item.name) for item in listing.rejected
+             + listing.left_out] + [photo.stem for photo in listing.photos]
     source = str(args.images or args.hf_dataset)
-    return listing.rejected + [item for one in readers if one is not None for item in one.orphans(stems, source)]
+    return listing.rejected + [item for one in readers if one is not None
+                               for item in one.orphans(stems, source)]
 
 
 def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
-    """Names of the photos that --test_photos names: by name or file name, with or without suffix; by either view of a pair."""
+    """Names of the photos that --test_photos names: by name or file name, with or without suffix;
+    by either view of a pair.
+    """
     from realsr_r1.data.photos.sources import first_view, stem_of
 
     text = args.test_photos
@@ -193,7 +210,8 @@ def _plan_list(args: argparse.Namespace, made_from: dict[str, Any], chain: Chain
     _refuse_images_in_output(records, root, args.output)
 
     def make(work: Path, parts: Sequence[Part]) -> list[Item]:
-        make_missing_parts(ListJob(work, args.json, root, usual_keys(records), chain.levels), parts, args.num_proc)
+        make_missing_parts(ListJob(work, args.json, root, usual_keys(records), chain.levels), parts,
+                           args.num_proc)
         return []
 
     return Plan(made_from, plan_list(records), [], [], False, make)
@@ -208,8 +226,8 @@ def _refuse_images_in_output(records: Sequence[Any], root: Path, output: Path) -
         for key in COLUMN_OF_KEY:
             name = record.get(key) if isinstance(record, dict) else None
             if isinstance(name, str) and Path(os.path.normpath(root / name)).is_relative_to(output):
-                raise UserError(f"the list's image {name} lies inside --output {output}, which is written anew; give another "
-                                "--output")
+                raise UserError(f"the list's image {name} lies inside --output {output}, which is written "
+                                "anew; give another --output")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Turn published files or a training run into a self-contained model folder: `realsr-r1 export --checkpoint DIR --output DIR`.
+"""Turn published files or a training run into a self-contained model folder:
 
-Takes a finished run, a run that was stopped (its newest complete checkpoint), one checkpoint folder (with whole weights,
-with ZeRO shards only, or with a LoRA adapter, which is merged), or a published folder with the files that belong to it.
+`realsr-r1 export --checkpoint DIR --output DIR`.
+
+Takes a finished run, a run that was stopped (its newest complete checkpoint), one checkpoint folder
+(with whole weights, with ZeRO shards only, or with a LoRA adapter, which is merged), or a published
+folder with the files that belong to it.
 """
 
 from __future__ import annotations
@@ -38,16 +41,21 @@ DTYPES = ("float32", "bfloat16", "float16")
 def main(argv: list[str] | None = None) -> None:
     """Find the checkpoint and what belongs to it, load them, write the folder."""
     parser = argparse.ArgumentParser(prog="realsr-r1 export", description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint folder, model folder or published folder")
+    parser.add_argument("--checkpoint", required=True,
+                        help="run folder, checkpoint folder, model folder or published folder")
     parser.add_argument("--output", required=True, help="folder to make")
     parser.add_argument("--layout", choices=["ours", "lumina"], default="ours",
-                        help="ours: everything restore needs; lumina: the policy as Lumina-mGPT publishes it (default: ours)")
-    parser.add_argument("--image_tokenizer", help="a published image tokenizer (vqgan.ckpt, vq_ds8_c2i.pt, ...) or a folder of "
-                                                  "ours (default: the checkpoint's own)")
-    parser.add_argument("--tokenizer", help="text tokenizer: a tokenizer.json or a folder with one (default: the checkpoint's own)")
-    parser.add_argument("--chain_settings", help="YAML or JSON file, e.g. one of configs/chain (default: the checkpoint's own)")
+                        help="ours: everything restore needs; lumina: the policy as Lumina-mGPT publishes it "
+                             "(default: ours)")
+    parser.add_argument("--image_tokenizer", help="a published image tokenizer (vqgan.ckpt, vq_ds8_c2i.pt, "
+                                                  "...) or a folder of ours (default: the checkpoint's own)")
+    parser.add_argument("--tokenizer", help="text tokenizer: a tokenizer.json or a folder with one (default: "
+                                            "the checkpoint's own)")
+    parser.add_argument("--chain_settings", help="YAML or JSON file, e.g. one of configs/chain (default: the "
+                                                 "checkpoint's own)")
     parser.add_argument("--sampling", nargs="+", metavar="FIELD=VALUE", default=[],
-                        help="sampling settings that restore uses by default, e.g. temperature=0.5 image_top_k_max=100")
+                        help="sampling settings that restore uses by default, e.g. temperature=0.5 "
+                             "image_top_k_max=100")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
     args = parser.parse_args(argv)
     source = find_weights(existing_folder(args.checkpoint, "--checkpoint"))
@@ -79,16 +87,22 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def fingerprint(source: Path, args: argparse.Namespace) -> str:
-    """Of the weights in `source` and the flags that change what is written; the same command gives the same."""
+    """Of the weights in `source` and the flags that change what is written; the same command gives
+    the same.
+    """
     files = sorted(path for pattern in ("*.safetensors", "global_step*/*") for path in source.glob(pattern))
     parts = [Path(part) for part in (args.image_tokenizer, args.tokenizer, args.chain_settings) if part]
-    files += [file for part in parts for file in (sorted(part.rglob("*")) if part.is_dir() else [part]) if file.is_file()]
+    files += [file for part in parts for file in (sorted(part.rglob("*")) if part.is_dir() else [part])
+              if file.is_file()]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps([stats, args.layout, args.dtype, args.sampling]).encode()).hexdigest()
 
 
 def sampling_settings(assignments: list[str]) -> dict[str, Any]:
-    """`field=value` words -> fields of `RolloutConfig`. Raises `UserError` for an unknown field or a bad value."""
+    """`field=value` words -> fields of `RolloutConfig`.
+
+    Raises `UserError` for an unknown field or a bad value.
+    """
     import yaml
 
     from realsr_r1.rollout import RolloutConfig
@@ -99,7 +113,8 @@ def sampling_settings(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or name not in kinds:
-            raise UserError(f"--sampling {assignment}: use FIELD=VALUE with a field of {', '.join(sorted(kinds))}")
+            raise UserError(f"--sampling {assignment}: use FIELD=VALUE with a field of "
+                            f"{', '.join(sorted(kinds))}")
         try:
             values[name] = kinds[name](value)
         except (ValueError, yaml.YAMLError) as error:
@@ -111,7 +126,10 @@ def sampling_settings(assignments: list[str]) -> dict[str, Any]:
 # What goes in: a checkpoint and the parts that belong to it
 
 def find_weights(folder: Path) -> Path:
-    """The folder that holds weights: `folder` itself, or the newest complete checkpoint inside it."""
+    """The folder that holds weights:
+
+    `folder` itself, or the newest complete checkpoint inside it.
+    """
     if has_weights(folder) or (folder / ADAPTER).is_file() or any(folder.glob("global_step*")):
         return folder
     from realsr_r1.training.checkpoints import complete_checkpoints
@@ -130,18 +148,22 @@ def has_weights(folder: Path) -> bool:
 
 
 def base_of(source: Path) -> list[Path]:
-    """The folder of the policy that an adapter was trained on; none where `source` holds no adapter."""
+    """The folder of the policy that an adapter was trained on; none where `source` holds no
+    adapter.
+    """
     if not (source / ADAPTER).is_file():
         return []
     base = read_json(source / ADAPTER).get("base_model_name_or_path")
     if not base or not Path(base).is_dir():
-        raise UserError(f"{source / ADAPTER} says that the adapter belongs to the model {base!r}, and there is no such folder; "
-                        "put it back or correct base_model_name_or_path")
+        raise UserError(f"{source / ADAPTER} says that the adapter belongs to the model {base!r}, and there "
+                        "is no such folder; put it back or correct base_model_name_or_path")
     return [Path(base)]
 
 
 def check_architecture(folder: Path) -> None:
-    """Raise `UserError` for a policy of another kind or a damaged file, before anything large is read."""
+    """Raise `UserError` for a policy of another kind or a damaged file, before anything large is
+    read.
+    """
     from realsr_r1.models.checking import tensor_headers
     from realsr_r1.models.loading import policy_config
 
@@ -151,7 +173,9 @@ def check_architecture(folder: Path) -> None:
 
 
 def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProcessor:
-    """The processor of the checkpoint, or of its base, with the parts that flags name in place of its own."""
+    """The processor of the checkpoint, or of its base, with the parts that flags name in place of
+    its own.
+    """
     from realsr_r1.chain.processor import IMAGE_TOKENIZER_FOLDER, ChainProcessor
     from realsr_r1.chain.settings import SETTINGS_FILE, ChainSettings
     from realsr_r1.models import load_image_tokenizer
@@ -169,8 +193,10 @@ def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProces
     file = part("chain_settings", SETTINGS_FILE, "configs/chain has one for each published family")
     tokenizer = find_text_tokenizer(folders, args.tokenizer)
     if tokenizer is None:
-        raise UserError(f"{folders[0]} has no text tokenizer ({TOKENIZER}): name the file or its folder with --tokenizer")
-    image_tokenizer = load_image_tokenizer(part("image_tokenizer", IMAGE_TOKENIZER_FOLDER, "vqgan.ckpt for Lumina-mGPT, "
+        raise UserError(f"{folders[0]} has no text tokenizer ({TOKENIZER}): name the file or its folder with "
+                        "--tokenizer")
+    image_tokenizer = load_image_tokenizer(part("image_tokenizer", IMAGE_TOKENIZER_FOLDER,
+                                                "vqgan.ckpt for Lumina-mGPT, "
                                                                                            "vq_ds8_c2i.pt for PURE"))
     settings = ChainSettings.read(file)
     sampling = {**settings.sampling, **sampling_settings(args.sampling)}
@@ -179,16 +205,20 @@ def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProces
 
 
 def find_text_tokenizer(folders: list[Path], given: str | None) -> PreTrainedTokenizerBase | None:
-    """The text tokenizer `--tokenizer` names, else that of the first folder with one. Raises `UserError` for a bad one.
+    """The text tokenizer `--tokenizer` names, else that of the first folder with one.
 
-    The file alone counts: published folders name tokenizer classes that transformers would rebuild in its own way.
+    Raises `UserError` for a bad one.
+
+    The file alone counts: published folders name tokenizer classes that transformers would rebuild
+    in its own way.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     from realsr_r1.chain.tokens import BOS, EOS, PAD, UNK
 
-    files = [Path(given)] if given else [folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()]
+    files = [Path(given)] if given else [folder / TOKENIZER for folder in folders
+                                         if (folder / TOKENIZER).is_file()]
     if not files:
         return None
     file = files[0] / TOKENIZER if files[0].is_dir() else files[0]
@@ -199,22 +229,25 @@ def find_text_tokenizer(folders: list[Path], given: str | None) -> PreTrainedTok
     except Exception as error:  # tokenizers raises plain Exception
         raise UserError(f"{file} can't be read as a text tokenizer ({error})") from error
     roles = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
-    known = {role: name for role, name in roles.items() if tokenizer.token_to_id(name) is not None}  # others would be added
+    # others would be added
+    known = {role: name for role, name in roles.items() if tokenizer.token_to_id(name) is not None}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **known)
 
 
 def check_vocabulary(policy: PreTrainedModel, processor: ChainProcessor) -> None:
     """Raise `UserError` where the policy has no logit for a token of the tokenizer."""
     if processor.layout.vocab_size > policy.config.vocab_size:
-        raise UserError(f"the policy has a vocabulary of {policy.config.vocab_size:,} and its text tokenizer one of "
-                        f"{processor.layout.vocab_size:,}; they don't belong together")
+        raise UserError(f"the policy has a vocabulary of {policy.config.vocab_size:,} and its text tokenizer "
+                        f"one of {processor.layout.vocab_size:,}; they don't belong together")
 
 
 def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedModel, dict[str, torch.dtype]]:
-    """The policy of a checkpoint folder in `dtype` (by default that of its weights), and the types to write tensors in.
+    """The policy of a checkpoint folder in `dtype` (by default that of its weights), and the types
+    to write tensors in.
 
-    Whole weights are read as they are, ZeRO shards are put together, and an adapter is merged into its base in float32.
-    Types are given only where the weights have several: then the policy has the widest, and its tensors get their own back.
+    Whole weights are read as they are, ZeRO shards are put together, and an adapter is merged into
+    its base in float32. Types are given only where the weights have several: then the policy has
+    the widest, and its tensors get their own back.
     """
     import torch
 
@@ -236,7 +269,8 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedMode
         from peft import PeftModel
 
         file_headers(source / "adapter_model.safetensors")  # names a damaged file
-        policy = PeftModel.from_pretrained(load_policy(weights, dtype=torch.float32), source).merge_and_unload()
+        policy = PeftModel.from_pretrained(load_policy(weights, dtype=torch.float32),
+                                           source).merge_and_unload()
     if dtype:
         return policy.to(getattr(torch, dtype)), {}
     return (policy, dtypes) if len(set(dtypes.values())) > 1 else (policy.to(*set(dtypes.values())), {})
@@ -245,27 +279,35 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedMode
 # What comes out
 
 def save_weights(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], folder: Path) -> None:
-    """Config, generation config and weights, in shards where they are large; `dtypes` as `load_trained` gives them."""
-    state = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in policy.state_dict().items()} if dtypes else None
+    """Config, generation config and weights, in shards where they are large;
+
+    `dtypes` as `load_trained` gives them.
+    """
+    state = {name: tensor.to(dtypes.get(name, tensor.dtype))
+             for name, tensor in policy.state_dict().items()} if dtypes else None
     policy.save_pretrained(folder, state_dict=state)
 
 
-def save_ours(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], processor: ChainProcessor, folder: Path) -> None:
+def save_ours(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], processor: ChainProcessor,
+              folder: Path) -> None:
     """A self-contained model folder: policy, tokenizers, chain settings."""
     layout = processor.layout  # a published config may call id 1 the beginning, which is the padding
-    policy.generation_config.update(bos_token_id=layout.bos, pad_token_id=layout.pad, eos_token_id=layout.end_of_turn)
+    policy.generation_config.update(bos_token_id=layout.bos, pad_token_id=layout.pad,
+                                    eos_token_id=layout.end_of_turn)
     save_weights(policy, dtypes, folder)
     processor.save_pretrained(folder)
 
 
-def save_lumina(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], tokenizer: PreTrainedTokenizerBase | None,
+def save_lumina(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype],
+                tokenizer: PreTrainedTokenizerBase | None,
                 folder: Path) -> None:
     """The policy, and its text tokenizer where there is one, in Lumina-mGPT's layout."""
     save_weights(policy, dtypes, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     vocabulary = tokenizer.get_vocab() if tokenizer is not None else None
-    write_json(folder / "config.json", policy.config.as_published(None if dtypes else policy.dtype, vocabulary))
+    write_json(folder / "config.json", policy.config.as_published(None if dtypes else policy.dtype,
+                                                                  vocabulary))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""VLCoT-GRPO: fine-tune a cold-started policy with reinforcement learning. `torchrun ... grpo.py --config FILE.yaml`."""
+"""VLCoT-GRPO: fine-tune a cold-started policy with reinforcement learning.
+
+`torchrun ... grpo.py --config FILE.yaml`.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ if TYPE_CHECKING:
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
 PROMPTS_FOLDER = "prompts"
-LASTING = ("num_generations", "generation_batch_size", "seed", "optim", "use_peft", "lora_r")  # a run goes on with the same only
+# a run goes on with the same only
+LASTING = ("num_generations", "generation_batch_size", "seed", "optim", "use_peft", "lora_r")
 
 
 def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | None = None) -> None:
-    """Settings, process group, resume check, rewards, processor, data, policy, trainer, train, save.
+    """Settings, process group, resume check, rewards, processor, data, policy, trainer, train,
+    save.
 
     `trainer_class`: one's own, with a loss of its own for example (docs/extending.md).
     """
@@ -33,7 +38,8 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
 
     args, model_args = parse((ChainGRPOConfig, ModelConfig), argv, "realsr-r1 grpo")
     if args.max_pixels is not None and args.process_index == 0:
-        print(f"--max_pixels {args.max_pixels} has no effect: the image size is in the model folder's chain settings")
+        print(f"--max_pixels {args.max_pixels} has no effect: the image size is in the model folder's chain "
+              "settings")
     adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
     from realsr_r1.training.grpo.trl_hooks import check_hooks
@@ -52,7 +58,8 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
     if not model_args.model_name_or_path:
-        raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 sft or export)")
+        raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 "
+                        "sft or export)")
     output = Path(args.output_dir)
     if is_finished(output):
         if args.process_index == 0:
@@ -63,35 +70,43 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     settings = shown_settings(args, model_args)
     if checkpoint:
         require_same_run(output, settings, LASTING)
-    policy_config(Path(model_args.model_name_or_path))  # this and the next: a bad folder is said before anything is made
+    # this and the next: a bad folder is said before anything is made
+    policy_config(Path(model_args.model_name_or_path))
     tensor_shapes(Path(model_args.model_name_or_path))
-    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device), args.chain_settings)
+    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device),
+                                               args.chain_settings)
     experts = args.experts or list(processor.settings.experts)
     agreement = Agreement()  # a fault inside would leave the other ranks waiting for this one
-    with global_then_local_main_first(), agreement:  # one process first, for it may have to download their weights
-        reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device), chain=processor.chain)
+    # one process first, for it may have to download their weights
+    with global_then_local_main_first(), agreement:
+        reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device),
+                                         chain=processor.chain)
     agreement.settle()
     columns = required_columns(args.reward_funcs, experts, processor.chain)
 
     def prompts(split: str, max_samples: int | None) -> Any:
         return load_prompts(args.dataset_name, split, processor, columns, output / PROMPTS_FOLDER / split,
-                            args.max_prompt_length, max_samples, args.seed, args.process_index, args.world_size,
+                            args.max_prompt_length, max_samples, args.seed, args.process_index,
+                            args.world_size,
                             processor.chain.question if args.chain_settings else None)
 
     train = prompts(args.dataset_train_split, args.max_samples)
     evaluation = prompts(args.dataset_test_split, None) if args.eval_strategy != "no" else None
     wanted = args.generation_batch_size // args.num_generations
     if len(train) < wanted:
-        raise UserError(f"{args.dataset_name}: {args.dataset_train_split} has {len(train)} prompts, fewer than the {wanted} of one "
-                        "rollout over all devices; use more prompts or a smaller --per_device_train_batch_size")
+        raise UserError(f"{args.dataset_name}: {args.dataset_train_split} has {len(train)} prompts, fewer "
+                        f"than the {wanted} of one rollout over all devices; use more prompts or a smaller "
+                        "--per_device_train_batch_size")
     other = other_question(train, processor)
     if other is not None:  # the model folder keeps what its policy was trained with
         if args.process_index == 0:
-            print(f"{args.dataset_name} asks {other!r}, not the model folder's {processor.chain.question!r}: this run trains with the "
-                  "former, and its model folder asks it from here on (--chain_settings FILE would ask the file's)")
+            print(f"{args.dataset_name} asks {other!r}, not the model folder's {processor.chain.question!r}: "
+                  "this run trains with the former, and its model folder asks it from here on "
+                  "(--chain_settings FILE would ask the file's)")
         processor = processor.with_settings(processor.settings.asking(other))
     # In float32 unless --dtype says otherwise: DeepSpeed and autocast cast it themselves.
-    policy = load_policy(model_args.model_name_or_path, dtype=model_args.dtype, quantization_config=quantization,
+    policy = load_policy(model_args.model_name_or_path, dtype=model_args.dtype,
+                         quantization_config=quantization,
                          attn_implementation=model_args.attn_implementation)
     trainer = (trainer_class or ChainGRPOTrainer)(policy, processor, reward_funcs, args, train, evaluation,
                                reward_log=reward_log_path(), peft_config=adapters)
@@ -103,12 +118,17 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
 
 def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, Any]:
     """What the report says of a run: our own settings and the optimizer's, in plain values."""
-    names = ["run_name", "dataset_name", "reward_funcs", "reward_weights", "experts", "num_generations", "generation_batch_size",
-             "learning_rate", "max_steps", "num_train_epochs", "rollout_temperature", "guidance_scale", "text_top_k",
-             "image_top_k_max", "grammar", "train_forced_tokens", "loss_type", "beta", "bf16", "seed", "world_size"]
+    names = ["run_name", "dataset_name", "reward_funcs", "reward_weights", "experts", "num_generations",
+             "generation_batch_size",
+             "learning_rate", "max_steps", "num_train_epochs", "rollout_temperature", "guidance_scale",
+             "text_top_k",
+             "image_top_k_max", "grammar", "train_forced_tokens", "loss_type", "beta", "bf16", "seed",
+             "world_size"]
     adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
-    return {"model_name_or_path": model_args.model_name_or_path, **{name: getattr(args, name) for name in names},
-            "optim": args.optim.value, "use_peft": model_args.use_peft, **{name: getattr(model_args, name) for name in adapters}}
+    return {"model_name_or_path": model_args.model_name_or_path,
+            **{name: getattr(args, name) for name in names},
+            "optim": args.optim.value, "use_peft": model_args.use_peft,
+            **{name: getattr(model_args, name) for name in adapters}}
 
 
 def reward_log_path() -> str | None:

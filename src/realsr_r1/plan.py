@@ -131,7 +131,8 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     args, model_args = parse((ChainGRPOConfig, ModelConfig), ["--dataset_name", "none", *rest],
                              "realsr-r1 plan")
     if not model_args.model_name_or_path:
-        raise UserError("--model_name_or_path must name a model folder, or one with a config.json only (configs/models/pure_7b)")
+        raise UserError("--model_name_or_path must name a model folder, or one with a config.json only "
+                        "(configs/models/pure_7b)")
     model = Path(model_args.model_name_or_path)
     policy = policy_config(model).shape
     given = own.chain_settings or args.chain_settings

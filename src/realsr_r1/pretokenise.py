@@ -1,7 +1,10 @@
-"""Records to token ids, once, for any number of training runs. `realsr-r1 pretokenise --dataset_name DATASET ...`.
+"""Records to token ids, once, for any number of training runs.
 
-A command of its own, because it wants other machines than training does: many processes or GPUs with an image tokenizer each,
-no policy, no process group. `realsr-r1 sft` takes its folder as `--dataset_name` (or a dataset, and tokenises it itself).
+`realsr-r1 pretokenise --dataset_name DATASET ...`.
+
+A command of its own, because it wants other machines than training does: many processes or GPUs
+with an image tokenizer each, no policy, no process group. `realsr-r1 sft` takes its folder as
+`--dataset_name` (or a dataset, and tokenises it itself).
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ SPLITS = ("train", "test_crops")  # what the cold start trains on, and what it e
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Plan the shards, make those that are missing, say what there is. Raises `UserError` where records make no chain."""
+    """Plan the shards, make those that are missing, say what there is.
+
+    Raises `UserError` where records make no chain.
+    """
     args = _parser().parse_args(argv)
     part, parts = _part(args.shard)
     if args.num_proc is not None and args.num_proc < 1:
@@ -50,17 +56,20 @@ def main(argv: list[str] | None = None) -> None:
     fingerprint = tokenizer_fingerprint(processor)
     question = processor.chain.question if args.chain_settings else None
     is_json = Path(args.dataset_name).suffix == ".json"
-    splits = ["train"] if is_json else [split for split in SPLITS if split in load_dataset_dict(args.dataset_name)]
+    splits = ["train"] if is_json else [split for split in SPLITS
+                                        if split in load_dataset_dict(args.dataset_name)]
     if not splits:
         raise UserError(f"{args.dataset_name} has none of the splits {', '.join(SPLITS)}")
     sources = {split: open_source(args.dataset_name, split, args.seed, question=question) for split in splits}
-    missing = missing_shards(args.output_dir, sources, describe(sources, args.model_name_or_path, fingerprint))
+    missing = missing_shards(args.output_dir, sources,
+                             describe(sources, args.model_name_or_path, fingerprint))
     mine = [shard for shard in missing if shard.number % parts == part - 1]
     clear_partials(mine)
     processes = min(args.num_proc or _processes(), len(mine))
     if mine:
         made_with = args.model_name_or_path, args.chain_settings
-        _progress(mine, _in_processes(mine, made_with, processes) if processes > 1 else _here(mine, made_with))
+        _progress(mine, _in_processes(mine, made_with, processes) if processes > 1
+                  else _here(mine, made_with))
     counts = ", ".join(f"{split} {len(source.numbers)}" for split, source in sources.items())
     others = "" if len(mine) == len(missing) else f"; {len(missing) - len(mine)} shards are left to the other parts"
     print(f"{args.output_dir}: {counts} records, {len(mine)} shards made now{others}" if missing else
@@ -72,11 +81,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _complain_of(rejected: Sequence[Item], records: int, made_now: bool, args: argparse.Namespace) -> None:
-    """Raise `UserError` for records that make no chain, unless there are others and that is accepted."""
+    """Raise `UserError` for records that make no chain, unless there are others and that is
+    accepted.
+    """
     from realsr_r1.data.building.assembly import REJECTED_FILE
 
-    said = (f"{len(rejected)} of {records} records make no chain, the first: {rejected[0].reason}; all are listed in "
-            f"{args.output_dir / REJECTED_FILE}" + ("" if made_now else f"; remove {args.output_dir} to try them again"))
+    said = (f"{len(rejected)} of {records} records make no chain, the first: {rejected[0].reason}; all are "
+            f"listed in {args.output_dir / REJECTED_FILE}"
+            + ("" if made_now else f"; remove {args.output_dir} to try them again"))
     if len(rejected) == records:
         raise UserError(said)
     if not args.skip_bad:
@@ -86,26 +98,33 @@ def _complain_of(rejected: Sequence[Item], records: int, made_now: bool, args: a
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="realsr-r1 pretokenise", description=(
-        "Turn the chains of a dataset (its splits train and test_crops), or conversations in Lumina-mGPT's JSON, into shards of "
-        "token ids that realsr-r1 sft reads. Started again after an interruption it makes what is missing."))
+        "Turn the chains of a dataset (its splits train and test_crops), or conversations in Lumina-mGPT's "
+        "JSON, into shards of token ids that realsr-r1 sft reads. Started again after an interruption it "
+        "makes what is missing."))
     add = parser.add_argument
-    add("--dataset_name", required=True, help="folder of a prepared dataset (realsr-r1 create-json), or a conversation JSON")
-    add("--model_name_or_path", required=True, help="folder with the tokenizers: a model folder, or one of train-tokenizer")
-    add("--chain_settings", help="YAML or JSON file of chain settings (configs/chain) that count instead of the folder's: sections, "
-                                 "sizes, and the question, which is then asked of all records")
+    add("--dataset_name", required=True, help="folder of a prepared dataset (realsr-r1 create-json), or a "
+                                              "conversation JSON")
+    add("--model_name_or_path", required=True,
+        help="folder with the tokenizers: a model folder, or one of train-tokenizer")
+    add("--chain_settings", help="YAML or JSON file of chain settings (configs/chain) that count instead of "
+                                 "the folder's: sections, sizes, and the question, which is then asked of "
+                                 "all records")
     add("--output_dir", type=Path, required=True, help="folder to make")
     add("--seed", type=int, default=0, help="of the chains' wordings (default: 0)")
     add("--num_proc", type=int,
-        help="processes, dealt over the GPUs (default: one a GPU, or all cores); the result doesn't depend on it")
+        help="processes, dealt over the GPUs (default: one a GPU, or all cores); the result doesn't depend "
+             "on it")
     add("--skip_bad", action="store_true", help="exit 0 although records make no chain and were left out")
-    add("--shard", default="1/1", metavar="I/N", help="do part I of N, each on a machine of its own (default: 1/1)")
+    add("--shard", default="1/1", metavar="I/N",
+        help="do part I of N, each on a machine of its own (default: 1/1)")
     return parser
 
 
 def _processes() -> int:
     import torch
 
-    return torch.cuda.device_count() or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    return torch.cuda.device_count() or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                                         else 1)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -119,7 +138,8 @@ def _progress(shards: Sequence[Shard], done: Iterator[int]) -> None:
     """Show a bar of records while `done` yields how many were tokenised."""
     from tqdm import tqdm
 
-    with tqdm(total=sum(shard.stop - shard.start for shard in shards), unit=" records", desc="pretokenise") as bar:
+    with tqdm(total=sum(shard.stop - shard.start for shard in shards), unit=" records",
+              desc="pretokenise") as bar:
         for records in done:
             bar.update(records)
 
@@ -139,12 +159,16 @@ def _here(shards: Sequence[Shard], made_with: MadeWith, worker: int = 0) -> Iter
 
 
 def _in_processes(shards: Sequence[Shard], made_with: MadeWith, num_proc: int) -> Iterator[int]:
-    """Make shards in processes; yields the records of each shard. Raises `UserError` when one of them fails."""
+    """Make shards in processes; yields the records of each shard.
+
+    Raises `UserError` when one of them fails.
+    """
     context = multiprocessing.get_context("spawn")
     readers: dict[Connection, multiprocessing.process.BaseProcess] = {}
     for worker in range(num_proc):
         reader, writer = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(shards[worker::num_proc], made_with, worker, writer), daemon=True)
+        process = context.Process(target=_work, args=(shards[worker::num_proc], made_with, worker, writer),
+                                  daemon=True)
         process.start()
         writer.close()  # so that the reader sees the end when the process is gone
         readers[reader] = process
@@ -156,8 +180,9 @@ def _in_processes(shards: Sequence[Shard], made_with: MadeWith, num_proc: int) -
                 process = readers.pop(reader)
                 process.join()
                 if process.exitcode:
-                    raise UserError(f"a process of --num_proc ended with code {process.exitcode} (-9: killed, maybe out of "
-                                    "memory); the same command goes on from here, maybe with fewer processes") from None
+                    raise UserError(f"a process of --num_proc ended with code {process.exitcode} (-9: "
+                                    "killed, maybe out of memory); the same command goes on from here, maybe "
+                                    "with fewer processes") from None
                 continue
             if isinstance(said, str):
                 raise UserError(said)
@@ -172,7 +197,8 @@ def _work(shards: Sequence[Shard], made_with: MadeWith, worker: int, writer: Con
     try:
         for records in _here(shards, made_with, worker):
             writer.send(records)
-            if not multiprocessing.parent_process().is_alive():  # killed: its next run must find nobody at its shards
+            # killed: its next run must find nobody at its shards
+            if not multiprocessing.parent_process().is_alive():
                 return
     except UserError as error:
         writer.send(str(error))

@@ -1,8 +1,11 @@
-"""Restore photos with a model folder: `realsr-r1 restore --model DIR --input FILE|DIR --output DIR`.
+"""Restore photos with a model folder:
 
-Writes NAME.png for every photo, and in `chains/NAME/` its chain (text and the images on the way) and what it was made
-with. Photos that are done already are left as they are; a photo's noise depends on its place in the input only, so a
-resumed run gives the same (on a GPU: up to the rounding of batches of another size, which can tip a draw).
+`realsr-r1 restore --model DIR --input FILE|DIR --output DIR`.
+
+Writes NAME.png for every photo, and in `chains/NAME/` its chain (text and the images on the way)
+and what it was made with. Photos that are done already are left as they are; a photo's noise
+depends on its place in the input only, so a resumed run gives the same (on a GPU: up to the
+rounding of batches of another size, which can tip a draw).
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ if TYPE_CHECKING:
     from realsr_r1.rollout import RolloutEngine
 
 CHAINS_FOLDER, MADE_WITH_FILE, BAD_ITEMS_FILE = "chains", "made_with.json", "bad_items.txt"
-# Of `RolloutConfig`, what decides how a photo is restored; `cuda_graphs` changes nothing but the time.
-ENGINE_FLAGS = ("temperature", "guidance_scale", "text_top_k", "image_top_k_min", "image_top_k_max", "max_new_tokens",
+# Of `RolloutConfig`, what decides how a photo is restored; `cuda_graphs` changes nothing but the
+# time.
+ENGINE_FLAGS = ("temperature", "guidance_scale", "text_top_k", "image_top_k_min", "image_top_k_max",
+                "max_new_tokens",
                 "max_text_tokens", "seed", "jacobi")
 
 
@@ -59,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=POLICY_DTYPES,
                         help="of the policy (default: bfloat16 on CUDA, else float32)")
     parser.add_argument("--grammar", choices=["chain", "image"], default="chain",
-                        help="chain: every answer is a whole chain; image: only images are forced (default: chain)")
+                        help="chain: every answer is a whole chain; image: only images are forced (default: "
+                             "chain)")
     parser.add_argument("--skip_bad", action="store_true",
                         help="exit 0 although some photos could not be read or restored")
     add_rollout_flags(parser, (*ENGINE_FLAGS, "cuda_graphs"))
@@ -72,7 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     if output.resolve() == photos[0].parent.resolve():
         raise UserError(f"--output {output} is the folder of the photos themselves; name another one")
     made_with = settings_of(args)
-    todo = [Input(place, path) for place, path in enumerate(photos) if not is_restored(output, path.stem, made_with)]
+    todo = [Input(place, path) for place, path in enumerate(photos)
+            if not is_restored(output, path.stem, made_with)]
     if len(todo) < len(photos):
         print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
     bad = restore_all(todo, *load_engine(args), output, made_with, args.batch_size) if todo else []
@@ -89,7 +96,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def find_photos(source: Path) -> list[Path]:
-    """The photos to restore. Raises `UserError` for none, and for two that would get the same name."""
+    """The photos to restore.
+
+    Raises `UserError` for none, and for two that would get the same name.
+    """
     if not source.exists():
         raise UserError(f"no such file or folder: {source} (given by --input)")
     photos = list_images(source) if source.is_dir() else [source]
@@ -104,22 +114,29 @@ def find_photos(source: Path) -> list[Path]:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides how a photo is restored: the flags that were given, and the names, sizes and times of the model's files."""
+    """What decides how a photo is restored: the flags that were given, and the names, sizes and
+    times of the model's files.
+    """
     model = Path(args.model)
-    files = [(str(path.relative_to(model)), path.stat()) for path in sorted(model.rglob("*")) if path.is_file()]
+    files = [(str(path.relative_to(model)), path.stat()) for path in sorted(model.rglob("*"))
+             if path.is_file()]
     listed = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
-    flags = {name: getattr(args, name) for name in ("dtype", "grammar", *ENGINE_FLAGS) if getattr(args, name) is not None}
+    flags = {name: getattr(args, name) for name in ("dtype", "grammar", *ENGINE_FLAGS)
+             if getattr(args, name) is not None}
     return {"model": hashlib.sha256(listed.encode()).hexdigest()[:16], **flags}
 
 
 def is_restored(output: Path, name: str, made_with: dict[str, Any]) -> bool:
-    """Whether `output` holds photo `name` already. Raises `UserError` when it was made with something else."""
+    """Whether `output` holds photo `name` already.
+
+    Raises `UserError` when it was made with something else.
+    """
     if not (output / f"{name}.png").is_file():
         return False
     record = output / CHAINS_FOLDER / name / MADE_WITH_FILE
     if record.is_file() and read_json(record) != made_with:
-        raise UserError(f"{output / name}.png was restored by another model or with other flags ({record}); give another "
-                        "--output, or delete this one")
+        raise UserError(f"{output / name}.png was restored by another model or with other flags ({record}); "
+                        "give another --output, or delete this one")
     return True
 
 
@@ -133,7 +150,8 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
     processor = ChainProcessor.from_pretrained(args.model, device=device)
     policy = load_policy(args.model, dtype=args.dtype or policy_dtype(device)).to(device)
     flags = {name: getattr(args, name) for name in (*ENGINE_FLAGS, "grammar", "cuda_graphs")}
-    config = RolloutConfig.from_settings(processor.settings.sampling, f"{args.model}: {SETTINGS_FILE}", num_generations=1,
+    config = RolloutConfig.from_settings(processor.settings.sampling, f"{args.model}: {SETTINGS_FILE}",
+                                         num_generations=1,
                                          **flags)
     return processor, RolloutEngine(policy, processor, config)
 
@@ -157,16 +175,19 @@ def restore_all(photos: list[Input], processor: ChainProcessor, engine: RolloutE
             for part in neighbours(batch):
                 prompts = [processor.encode_prompt(item.lq) for item in part]
                 rollout = engine.generate(prompts, first_row=part[0].photo.place)
-                forwards, tokens = forwards + sum(rollout.forwards), tokens + sum(map(len, rollout.completion_ids))
+                forwards, tokens = forwards + sum(rollout.forwards), tokens + sum(map(len,
+                                                                                      rollout.completion_ids))
                 for (photo, lq, shape), ids in zip(part, rollout.completion_ids, strict=True):
                     text, found = processor.decode(ids)  # one by one: a batch can round a pixel another way
                     if found:
-                        write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found, processor.chain, made_with)
+                        write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found,
+                                    processor.chain, made_with)
                         write_photo(output / f"{photo.path.stem}.png", processor.finish(found[-1], lq, shape))
                     else:
-                        bad.append((photo.path, f"the policy wrote no image for {photo.path} in {len(ids)} tokens; try "
-                                                "another --seed, a larger --max_new_tokens or, if it was taught chains, "
-                                                "--grammar chain"))
+                        bad.append((photo.path,
+                                    f"the policy wrote no image for {photo.path} in {len(ids)} tokens; try "
+                                                "another --seed, a larger --max_new_tokens or, if it was "
+                                                "taught chains, --grammar chain"))
             progress.update(min(batch_size, len(photos) - start))
     if engine.config.jacobi > 1 and tokens:
         print(f"{forwards / tokens:.3f} forward passes a token (jacobi {engine.config.jacobi})")
@@ -174,7 +195,9 @@ def restore_all(photos: list[Input], processor: ChainProcessor, engine: RolloutE
 
 
 def neighbours(batch: list[Fitted]) -> Iterator[list[Fitted]]:
-    """Split a batch where a place is missing: the engine numbers the rows of a call, so their noise, without gaps."""
+    """Split a batch where a place is missing: the engine numbers the rows of a call, so their
+    noise, without gaps.
+    """
     part: list[Fitted] = []
     for item in batch:
         if part and item.photo.place != part[-1].photo.place + 1:
@@ -185,8 +208,11 @@ def neighbours(batch: list[Fitted]) -> Iterator[list[Fitted]]:
         yield part
 
 
-def write_chain(path: Path, lq: Image, text: str, images: list[Image], chain: ChainSpec, made_with: dict[str, Any]) -> None:
-    """The folder of a photo's chain: the input as the policy saw it, text and images as it wrote them, and what chain it is."""
+def write_chain(path: Path, lq: Image, text: str, images: list[Image], chain: ChainSpec,
+                made_with: dict[str, Any]) -> None:
+    """The folder of a photo's chain: the input as the policy saw it, text and images as it wrote
+    them, and what chain it is.
+    """
     with atomic_folder(path) as folder:
         lq.save(folder / "lq.png")
         (folder / "chain.txt").write_text(text + "\n", encoding="utf-8")

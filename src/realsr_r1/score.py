@@ -1,7 +1,9 @@
-"""Measure a model folder by the rewards it earns: `realsr-r1 score --model DIR --dataset_name DIR --output FILE.json`.
+"""Measure a model folder by the rewards it earns:
 
-One completion a prompt. With the same `--seed` two models get the same prompts and the same noise, so `--compare` pairs
-them; intervals are 95 % bootstrap percentiles over prompts.
+`realsr-r1 score --model DIR --dataset_name DIR --output FILE.json`.
+
+One completion a prompt. With the same `--seed` two models get the same prompts and the same noise,
+so `--compare` pairs them; intervals are 95 % bootstrap percentiles over prompts.
 """
 
 from __future__ import annotations
@@ -23,16 +25,21 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="realsr-r1 score", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--dataset_name", required=True, help="folder of a prepared dataset")
-    parser.add_argument("--split", default="test_crops", help="split to take prompts from (default: test_crops)")
+    parser.add_argument("--split", default="test_crops",
+                        help="split to take prompts from (default: test_crops)")
     parser.add_argument("--samples", type=int, default=256, help="prompts, drawn with --seed (default: 256)")
     parser.add_argument("--recipe",
-                        help="GRPO recipe whose rollout settings, rewards and experts count (default: GRPO's defaults)")
+                        help="GRPO recipe whose rollout settings, rewards and experts count (default: GRPO's "
+                             "defaults)")
     parser.add_argument("--grammar", choices=["image", "chain"], default="image", help="default: image")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts and of the noise (default: 0)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the choice of prompts and of the noise (default: 0)")
     parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time (default: 4)")
-    parser.add_argument("--dtype", choices=POLICY_DTYPES, help="of the policy (default: bfloat16 on CUDA, else float32)")
+    parser.add_argument("--dtype", choices=POLICY_DTYPES,
+                        help="of the policy (default: bfloat16 on CUDA, else float32)")
     parser.add_argument("--label", help="name in tables (default: the folder's)")
-    parser.add_argument("--compare", help="JSON of another model with the same prompts and noise, to pair with")
+    parser.add_argument("--compare", help="JSON of another model with the same prompts and noise, to pair "
+                                          "with")
     parser.add_argument("--output", required=True, help="JSON file to write")
     args = parser.parse_args(argv)
     if args.samples < 1 or args.batch_size < 1:
@@ -53,22 +60,27 @@ def main(argv: list[str] | None = None) -> None:
     }
     if other is not None:
         check_pair(other, {"sources": sources, "rewards": list(scores)}, args.compare)
-        result["paired"] = {name: paired_difference(other["scores"][name], values) for name, values in scores.items()}
+        result["paired"] = {name: paired_difference(other["scores"][name], values)
+                            for name, values in scores.items()}
     write_json(args.output, result)
     print_table(result, other)
 
 
 def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:
-    """Raise `UserError` unless another model's result, read from `path`, has the same prompts, noise and rewards."""
+    """Raise `UserError` unless another model's result, read from `path`, has the same prompts,
+    noise and rewards.
+    """
     for key, value in mine.items():
         theirs = other.get(key) if isinstance(other, dict) else None
         if (list(theirs) if isinstance(theirs, dict) else theirs) != value:
-            raise UserError(f"{path} (--compare) can't be paired: its {key} differs; score both models with the same "
-                            "dataset, --split, --samples, --seed, --grammar and --recipe")
+            raise UserError(f"{path} (--compare) can't be paired: its {key} differs; score both models with "
+                            "the same dataset, --split, --samples, --seed, --grammar and --recipe")
 
 
 def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list[str]]:
-    """Reward name -> score of each prompt's completion, with the weighted `total`; and each prompt's photo."""
+    """Reward name -> score of each prompt's completion, with the weighted `total`; and each
+    prompt's photo.
+    """
     from tqdm import tqdm
     from trl import ModelConfig
 
@@ -93,8 +105,10 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     records = select_records(args.dataset_name, args.split, needed_columns(columns), args.samples, args.seed)
     other = other_question(records, processor)
     if other is not None:
-        print(f"{args.dataset_name} asks {other!r}; this model is asked what it was trained with, {processor.chain.question!r}")
-    functions = load_reward_funcs(settings.reward_funcs, experts=experts, device=device, chain=processor.chain)
+        print(f"{args.dataset_name} asks {other!r}; this model is asked what it was trained with, "
+              f"{processor.chain.question!r}")
+    functions = load_reward_funcs(settings.reward_funcs, experts=experts, device=device,
+                                  chain=processor.chain)
     rewards = dict(zip(settings.reward_funcs, functions, strict=True))
     weights = settings.reward_weights or [1.0] * len(rewards)
     policy = load_policy(args.model, dtype=args.dtype or policy_dtype(device)).to(device)
@@ -102,13 +116,15 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
     for start in tqdm(range(0, len(records), args.batch_size), desc=f"scoring {Path(args.model).name}"):
         batch = records[start:start + args.batch_size]
-        prompts = encode_prompts({**batch, "problem": [processor.chain.question] * len(batch["image"])}, processor)["prompt"]
+        prompts = encode_prompts({**batch, "problem": [processor.chain.question] * len(batch["image"])},
+                                 processor)["prompt"]
         completions = engine.generate(prompts, first_row=start).completion_ids
         texts, images = processor.decode_batch(completions)
         truth = {key: batch[key] for key in batch if key != "image"}
         for name, reward in rewards.items():
             scores[name] += reward(completions=texts, images=images, **truth)
-    scores["total"] = [sum(weight * (scores[name][row] or 0.0) for name, weight in zip(rewards, weights, strict=True))
+    scores["total"] = [sum(weight * (scores[name][row] or 0.0)
+                           for name, weight in zip(rewards, weights, strict=True))
                        for row in range(len(records))]
     return scores, list(records["source"]) if "source" in records.column_names else ["all"] * len(records)
 
@@ -127,7 +143,8 @@ def mean_with_interval(values: Sequence[float | None]) -> dict[str, Any]:
 
 def paired_difference(before: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any]:
     """Mean of after - before over prompts where both are there, with its 95 % bootstrap interval."""
-    differences = [new - old for old, new in zip(before, after, strict=True) if old is not None and new is not None]
+    differences = [new - old for old, new in zip(before, after, strict=True) if old is not None
+                   and new is not None]
     return {"difference": mean(differences), "ci95": bootstrap_interval(differences) if differences else None}
 
 
@@ -148,14 +165,17 @@ def print_table(result: Mapping[str, Any], other: Mapping[str, Any] | None) -> N
     table = Table(title=f"{result['n']} prompts of {result['split']}, grammar {result['grammar']}, "
                         f"seed {result['seed']}")
     table.add_column("reward")
-    for label in [other["label"], result["label"], "difference", "95 % interval"] if other else [result["label"]]:
+    for label in [other["label"], result["label"], "difference",
+                  "95 % interval"] if other else [result["label"]]:
         table.add_column(label, justify="right")
     for name, entry in result["rewards"].items():
         cells = [_number(entry["mean"])]
         if other:
             paired = result["paired"][name]
-            cells = [_number(other["rewards"][name]["mean"]), *cells, _number(paired["difference"], sign=True),
-                     " to ".join(_number(limit, sign=True) for limit in paired["ci95"]) if paired["ci95"] else "-"]
+            cells = [_number(other["rewards"][name]["mean"]), *cells,
+                     _number(paired["difference"], sign=True),
+                     " to ".join(_number(limit, sign=True) for limit in paired["ci95"]) if paired["ci95"]
+                     else "-"]
         table.add_row(name, *cells)
     Console().print(table)
 

@@ -1,8 +1,10 @@
-"""Cold start: supervised fine-tuning of a policy on chains, the answer only. `realsr-r1 sft --config FILE.yaml`.
+"""Cold start: supervised fine-tuning of a policy on chains, the answer only.
 
-Takes a model folder (goes on from its policy) or a processor folder (`realsr-r1 train-tokenizer`; then a new policy of
-the shape in the recipe is made), and records (a dataset, its tokens from `realsr-r1 pretokenise`, or conversations). Leaves a
-complete model folder.
+`realsr-r1 sft --config FILE.yaml`.
+
+Takes a model folder (goes on from its policy) or a processor folder (`realsr-r1 train-tokenizer`;
+then a new policy of the shape in the recipe is made), and records (a dataset, its tokens from
+`realsr-r1 pretokenise`, or conversations). Leaves a complete model folder.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ TOKENS_FOLDER = "tokens"
 LOOKED_AT = 256  # samples, to see what they ask
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")  # of a new policy
 # A run goes on with the same only:
-LASTING = ("records", "max_samples", "samples_per_step", "train_sampling_strategy", "seed", "data_seed", "optim", "use_peft",
+LASTING = ("records", "max_samples", "samples_per_step", "train_sampling_strategy", "seed", "data_seed",
+           "optim", "use_peft",
            "lora_r", *SHAPE)
 
 
@@ -39,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
 
     args, model_args = parse((ColdStartConfig, ModelConfig), argv, "realsr-r1 sft")
     if not model_args.model_name_or_path:
-        raise UserError("--model_name_or_path must name a model folder to go on from, or the tokenizers of a new policy "
-                        "(a folder from realsr-r1 train-tokenizer)")
+        raise UserError("--model_name_or_path must name a model folder to go on from, or the tokenizers of a "
+                        "new policy (a folder from realsr-r1 train-tokenizer)")
     adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
     from realsr_r1.chain.processor import ChainProcessor
@@ -54,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     check_new_folder(args.output_dir, "--output_dir")
     checkpoint = last_checkpoint(args.output_dir, set_aside=args.process_index == 0)
-    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device), args.chain_settings)
+    processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device),
+                                               args.chain_settings)
     train, evaluation, records = tokenised(args, model_args.model_name_or_path, processor)
     processor = asking_as_trained(processor, train, args)
     settings = {"records": records, **shown_settings(args, model_args)}
@@ -72,17 +76,21 @@ def main(argv: list[str] | None = None) -> None:
 
 def shown_settings(args: ColdStartConfig, model_args: ModelConfig) -> dict[str, Any]:
     """What a run was started with, in plain values."""
-    names = ["run_name", "dataset_name", "max_samples", "train_sampling_strategy", "seed", "data_seed", "learning_rate",
+    names = ["run_name", "dataset_name", "max_samples", "train_sampling_strategy", "seed", "data_seed",
+             "learning_rate",
              "max_steps", "num_train_epochs", "z_loss", "dropout", "bf16", "world_size"]
     if not (Path(model_args.model_name_or_path) / "config.json").is_file():
         names += SHAPE
     adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
-    return {"model_name_or_path": model_args.model_name_or_path, **{name: getattr(args, name) for name in names},
+    return {"model_name_or_path": model_args.model_name_or_path,
+            **{name: getattr(args, name) for name in names},
             "samples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "optim": args.optim.value, "use_peft": model_args.use_peft, **{name: getattr(model_args, name) for name in adapters}}
+            "optim": args.optim.value, "use_peft": model_args.use_peft,
+            **{name: getattr(model_args, name) for name in adapters}}
 
 
-def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: Any, processor: ChainProcessor) -> Any:
+def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: Any,
+                processor: ChainProcessor) -> Any:
     """The folder's policy, or a new one of the recipe's shape where the folder has none."""
     import torch
 
@@ -93,7 +101,8 @@ def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: An
         return load_policy(folder, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation,
                            quantization_config=quantization)
     if model_args.use_peft:
-        raise UserError(f"{folder} holds no policy, and --use_peft trains adapters on one; name a model folder")
+        raise UserError(f"{folder} holds no policy, and --use_peft trains adapters on one; name a model "
+                        "folder")
     layout = processor.layout
     torch.manual_seed(args.seed)
     return new_policy(new_config(
@@ -102,10 +111,12 @@ def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: An
         pad_token_id=layout.pad, bos_token_id=layout.bos, eos_token_id=layout.end_of_turn))
 
 
-def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> tuple[Dataset, Dataset | None, str]:
+def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> tuple[Dataset, Dataset | None,
+                                                                                     str]:
     """Tokens to train on, those to evaluate on (or None), and the name of the records to train on.
 
-    Read where `--dataset_name` is a folder of tokens; else made in `output_dir/tokens` first, by all ranks together.
+    Read where `--dataset_name` is a folder of tokens; else made in `output_dir/tokens` first, by
+    all ranks together.
     """
     from realsr_r1.data.tokens.token_store import (
         is_store,
@@ -130,7 +141,8 @@ def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> t
 
 
 def asking_as_trained(processor: ChainProcessor, tokens: Dataset, args: ColdStartConfig) -> ChainProcessor:
-    """The processor with the question that most of the tokens ask, so that the model folder keeps what its policy learns.
+    """The processor with the question that most of the tokens ask, so that the model folder keeps
+    what its policy learns.
 
     Conversations of other forms than a chain's leave it as it is.
     """
@@ -149,8 +161,9 @@ def asking_as_trained(processor: ChainProcessor, tokens: Dataset, args: ColdStar
     if question == processor.chain.question:
         return processor
     if args.process_index == 0:
-        print(f"{args.dataset_name} asks {question!r}, not the model folder's {processor.chain.question!r}: this run trains with the "
-              "former, and its model folder asks it from here on (--chain_settings FILE would ask the file's)")
+        print(f"{args.dataset_name} asks {question!r}, not the model folder's {processor.chain.question!r}: "
+              "this run trains with the former, and its model folder asks it from here on (--chain_settings "
+              "FILE would ask the file's)")
     return processor.with_settings(processor.settings.asking(question))
 
 
@@ -162,14 +175,20 @@ def _check_lengths(tokens: Dataset, split: str, max_length: int) -> None:
     too_long = numpy.flatnonzero(lengths > max_length)
     if len(too_long):
         worst = too_long[numpy.argsort(-lengths[too_long], kind="stable")[:5]]
-        named = ", ".join(f"record {record} ({length})" for record, length in zip(tokens["record"][:][worst], lengths[worst],
+        named = ", ".join(f"record {record} ({length})"
+                          for record, length in zip(tokens["record"][:][worst], lengths[worst],
                                                                                   strict=True))
-        raise UserError(f"{len(too_long)} of {len(tokens)} chains of {split} have more tokens than --max_length {max_length}, the "
-                        f"longest: {named}; give a larger one, or take their records out of the dataset")
+        raise UserError(f"{len(too_long)} of {len(tokens)} chains of {split} have more tokens than "
+                        f"--max_length {max_length}, the longest: {named}; give a larger one, or take their "
+                        "records out of the dataset")
 
 
-def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, str], processor: ChainProcessor) -> Path:
-    """Every rank makes its shards; returns the folder when all are there. Raises `UserError` where a record makes no chain."""
+def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, str],
+                 processor: ChainProcessor) -> Path:
+    """Every rank makes its shards; returns the folder when all are there.
+
+    Raises `UserError` where a record makes no chain.
+    """
     from realsr_r1.data.tokens.token_store import (
         clear_partials,
         describe,
@@ -184,7 +203,8 @@ def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, 
     agreement, folder = Agreement(), Path(args.output_dir)
     question = processor.chain.question if args.chain_settings else None
     with agreement:
-        sources = {split: open_source(args.dataset_name, split, args.seed, args.max_samples if split == "train" else None,
+        sources = {split: open_source(args.dataset_name, split, args.seed,
+                                      args.max_samples if split == "train" else None,
                                       question) for split in splits}
         description = describe(sources, tokenizer["folder"], tokenizer["fingerprint"])
         folder = folder / TOKENS_FOLDER / name_of(description)
@@ -197,8 +217,9 @@ def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, 
     agreement.settle()
     rejected = rejected_records(plan_shards(folder, sources))
     if rejected:
-        raise UserError(f"{len(rejected)} records of {args.dataset_name} make no chain, the first: {rejected[0].reason}; realsr-r1 "
-                        "pretokenise --skip_bad leaves them out, and its folder is a --dataset_name, too")
+        raise UserError(f"{len(rejected)} records of {args.dataset_name} make no chain, the first: "
+                        f"{rejected[0].reason}; realsr-r1 pretokenise --skip_bad leaves them out, and its "
+                        "folder is a --dataset_name, too")
     return folder
 
 

@@ -1,7 +1,9 @@
-"""Train the two tokenizers of a small model from a prepared dataset: a VQ image tokenizer and a BPE text tokenizer.
+"""Train the two tokenizers of a small model from a prepared dataset: a VQ image tokenizer and a BPE
+text tokenizer.
 
-Writes a processor folder (tokenizers + chain settings) that `realsr-r1 sft` starts a policy in. The published policies
-bring their own tokenizers and don't need this step. Reads the `train` split only; `test_crops` and `test` are measured.
+Writes a processor folder (tokenizers + chain settings) that `realsr-r1 sft` starts a policy in. The
+published policies bring their own tokenizers and don't need this step. Reads the `train` split
+only; `test_crops` and `test` are measured.
 """
 
 from __future__ import annotations
@@ -34,23 +36,28 @@ class TokenizerTrainingConfig:
     dataset_name: str = field(metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
     output_dir: str = field(metadata={
         "help": "Folder for tokenizers and chain settings. Started again there, it resumes."})
-    target_px: int = field(default=48, metadata={"help": "Photos and final images have about target_px^2 pixels."})
+    target_px: int = field(default=48,
+                           metadata={"help": "Photos and final images have about target_px^2 pixels."})
     grid_unit_px: int = field(default=16, metadata={"help": "Pixels one size unit stands for."})
     chain_settings: str | None = field(default=None, metadata={
-        "help": "YAML or JSON file whose problem and sections (configs/chain) are the chain; by default the published one."})
+        "help": "YAML or JSON file whose problem and sections (configs/chain) are the chain; by default the "
+                "published one."})
     max_units: int = field(default=16, metadata={"help": "Largest size, in grid units, that has a token."})
     experts: list[str] = field(default_factory=lambda: ["piqe", "ssim"],
                                metadata={"help": "Default experts of the generation reward."})
     text_vocab_size: int = field(default=768, metadata={"help": "Text tokens of the BPE tokenizer."})
     num_embeddings: int = field(default=512, metadata={"help": "Codes of the image tokenizer."})
     embed_dim: int = field(default=8, metadata={"help": "Dimension of a code (LlamaGen: 8)."})
-    base_channels: int = field(default=32, metadata={"help": "Channels of the first level, a multiple of 32."})
+    base_channels: int = field(default=32,
+                               metadata={"help": "Channels of the first level, a multiple of 32."})
     channel_multiplier: list[int] = field(default_factory=lambda: [1, 2, 2],
-                                          metadata={"help": "One entry a level; n levels down-sample by 2^(n-1)."})
+                                          metadata={"help": "One entry a level; n levels down-sample by "
+                                                            "2^(n-1)."})
     num_res_blocks: int = field(default=1, metadata={"help": "Residual blocks a level."})
     latent_channels: int = field(default=64, metadata={"help": "Channels between encoder and quantizer."})
     max_steps: int = field(default=4000, metadata={"help": "Training steps."})
-    batch_size: int = field(default=16, metadata={"help": "Images of target_px a step (more of the smaller sizes)."})
+    batch_size: int = field(default=16,
+                            metadata={"help": "Images of target_px a step (more of the smaller sizes)."})
     learning_rate: float = field(default=1e-3, metadata={
         "help": "Peak of AdamW's rate; warm-up of 100 steps, then cosine to 5 %."})
     lq_share: float = field(default=0.3, metadata={
@@ -63,14 +70,17 @@ class TokenizerTrainingConfig:
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and flips."})
 
     def __post_init__(self) -> None:
-        """Raises `UserError` for values that can't work, before hours of training rather than after."""
+        """Raises `UserError` for values that can't work, before hours of training rather than
+        after.
+        """
         downsample = 2 ** (len(self.channel_multiplier) - 1)
         if self.target_px < self.grid_unit_px or self.grid_unit_px % downsample:
-            raise UserError(f"--grid_unit_px {self.grid_unit_px} must be at most --target_px {self.target_px} and a "
-                            f"multiple of {downsample}, by which the {len(self.channel_multiplier)} levels of "
-                            "--channel_multiplier down-sample")
+            raise UserError(f"--grid_unit_px {self.grid_unit_px} must be at most --target_px "
+                            f"{self.target_px} and a multiple of {downsample}, by which the "
+                            f"{len(self.channel_multiplier)} levels of --channel_multiplier down-sample")
         if self.base_channels % 32:
-            raise UserError(f"--base_channels {self.base_channels} must be a multiple of 32 (the norms have 32 groups)")
+            raise UserError(f"--base_channels {self.base_channels} must be a multiple of 32 (the norms have "
+                            "32 groups)")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning_rate {self.learning_rate} must be a finite number above 0")
 
@@ -108,7 +118,8 @@ def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenize
 
     texts = dataset["train"].remove_columns(["hq", "image"])
     chain = chain_of(config)
-    chains = (render_chain(chain_texts(record, config.seed, index * WORDING_SAMPLES + sample, chain), chain) + record["problem"]
+    chains = (render_chain(chain_texts(record, config.seed, index * WORDING_SAMPLES + sample, chain), chain)
+              + record["problem"]
               for index, record in enumerate(texts) for sample in range(WORDING_SAMPLES))
     tokenizer = train_text_tokenizer(chains, config.text_vocab_size, config.num_embeddings, config.max_units)
     settings = ChainSettings(target_px=config.target_px, grid_unit_px=config.grid_unit_px, chain=chain,
@@ -124,7 +135,10 @@ def chain_of(config: TokenizerTrainingConfig) -> ChainSpec:
 
 
 def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output: Path) -> ImageTokenizer:
-    """Train the VQ model; resumes from the state saved in `output`. Prints PSNR on all splits at the end."""
+    """Train the VQ model; resumes from the state saved in `output`.
+
+    Prints PSNR on all splits at the end.
+    """
     import torch
     from tqdm import tqdm
 
@@ -136,8 +150,10 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
         num_embeddings=config.num_embeddings, embed_dim=config.embed_dim, base_channels=config.base_channels,
         channel_multiplier=config.channel_multiplier, num_res_blocks=config.num_res_blocks,
         latent_channels=config.latent_channels)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, config.max_steps))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95),
+                                  weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer,
+                                                 lambda step: learning_rate_share(step, config.max_steps))
     first = 0
     if (output / STATE_FILE).is_file():
         state = torch.load(output / STATE_FILE, weights_only=True, map_location="cpu")
@@ -165,7 +181,8 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
         if step % config.restart_every == 0:
             if step <= 0.8 * config.max_steps:
                 restart_dead_codes(model, used, latents.detach().float())
-            progress.set_postfix(psnr=f"{-10 * torch.log10(squared_error / 4).item():.2f}", codes=int(used.sum()))
+            progress.set_postfix(psnr=f"{-10 * torch.log10(squared_error / 4).item():.2f}",
+                                 codes=int(used.sum()))
             used.zero_()
         if step % config.save_steps == 0:
             with atomic_file(output / STATE_FILE) as partial:
@@ -186,11 +203,14 @@ def learning_rate_share(step: int, max_steps: int, warm_up: int = 100) -> float:
 
     if step < warm_up:
         return (step + 1) / warm_up
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, max_steps - warm_up))))
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0,
+                                                           (step - warm_up) / max(1, max_steps - warm_up))))
 
 
 def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> Iterator[torch.Tensor]:
-    """Pixels (B, 3, H, W) for the steps from `first` on; what a step gets is a function of (seed, step)."""
+    """Pixels (B, 3, H, W) for the steps from `first` on; what a step gets is a function of (seed,
+    step).
+    """
     import random
 
     from realsr_r1.core.images import fit_image, resize_to_cover, to_pixels
@@ -221,7 +241,9 @@ def restart_dead_codes(model: ImageTokenizer, used: torch.Tensor, latents: torch
 
 
 def measure(model: ImageTokenizer, split: Any, config: TokenizerTrainingConfig) -> tuple[float, int]:
-    """Mean PSNR in dB of reconstructed HQ images of a split (at most 256), and the number of codes they use."""
+    """Mean PSNR in dB of reconstructed HQ images of a split (at most 256), and the number of codes
+    they use.
+    """
     import torch
 
     from realsr_r1.core.images import fit_image, to_pixels

@@ -1,4 +1,6 @@
-"""Text and images to ids and back: the dialogue's layout, chains piece by piece, and no image where none is written."""
+"""Text and images to ids and back: the dialogue's layout, chains piece by piece, and no image where
+none is written.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from realsr_r1.core.errors import UserError
 from ..small import photo
 
 IMAGE_SECTIONS = tuple(section.name for section in ChainSpec.published().images)
-TEXTS = {"degradation": "light blur, keep, light noise, light compression, upsample", "rough_understand": "A cat.",
+TEXTS = {"degradation": "light blur, keep, light noise, light compression, upsample",
+         "rough_understand": "A cat.",
          "middle_understand": "A ginger cat.", "final_understand": "A ginger cat, each whisker sharp."}
 
 
@@ -106,8 +109,10 @@ def test_a_body_of_the_chain_grammar_can_hold_every_text_but_no_tag_nor_image(pr
     form, layout = processor.layout.chain_form, processor.layout
     for text in TEXTS.values():
         assert set(processor.encode_text(text)) <= set(form.body_ids)
-    forbidden = {layout.bos, layout.pad, layout.end_of_turn, layout.image_start, layout.image_end, layout.new_line,
-                 *layout.code_ids, *layout.size_ids.values(), *(section.close_ids[0] for section in form.sections)}
+    forbidden = {layout.bos, layout.pad, layout.end_of_turn, layout.image_start, layout.image_end,
+                 layout.new_line,
+                 *layout.code_ids, *layout.size_ids.values(),
+                 *(section.close_ids[0] for section in form.sections)}
     assert forbidden.isdisjoint(form.body_ids)
 
 
@@ -188,9 +193,11 @@ def test_an_unknown_chain_setting_is_named_with_its_file(tiny_model, tmp_path):
 
 def test_settings_that_do_not_fit_are_refused(processor):
     with pytest.raises(UserError, match="target_px 8 is smaller than grid_unit_px 16"):
-        ChainProcessor(processor.tokenizer, processor.image_tokenizer, ChainSettings(target_px=8, grid_unit_px=16))
+        ChainProcessor(processor.tokenizer, processor.image_tokenizer,
+                       ChainSettings(target_px=8, grid_unit_px=16))
     with pytest.raises(UserError, match="grid_unit_px 18"):
-        ChainProcessor(processor.tokenizer, processor.image_tokenizer, ChainSettings(target_px=48, grid_unit_px=18))
+        ChainProcessor(processor.tokenizer, processor.image_tokenizer,
+                       ChainSettings(target_px=48, grid_unit_px=18))
 
 
 def test_a_text_tokenizer_without_a_special_name_is_refused(processor):
@@ -198,7 +205,8 @@ def test_a_text_tokenizer_without_a_special_name_is_refused(processor):
         """The processor's tokenizer under a vocabulary that lacks a name."""
 
         def get_vocab(self):
-            return {name: token for name, token in processor.tokenizer.get_vocab().items() if name != IMAGE_START}
+            return {name: token for name, token in processor.tokenizer.get_vocab().items()
+                    if name != IMAGE_START}
 
     with pytest.raises(UserError, match=IMAGE_START):
         ChainProcessor(Renamed(), processor.image_tokenizer, processor.settings)

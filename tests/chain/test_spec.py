@@ -28,7 +28,8 @@ def bodies(spec: ChainSpec) -> dict[str, str]:
 
 def test_the_published_chain_is_the_default_and_has_its_seven_sections():
     spec = ChainSpec.published()
-    assert spec.names() == SECTIONS == ("degradation", "rough_understand", "rough_image", "middle_understand", "middle_image",
+    assert spec.names() == SECTIONS == ("degradation", "rough_understand", "rough_image", "middle_understand",
+                                        "middle_image",
                                         "final_understand", "final_image")
     assert spec == ChainSpec.from_yaml(CONFIGS / "vlcot.yaml")
     assert spec.levels == spec.labels == ("rough", "middle", "final")
@@ -55,7 +56,8 @@ def test_a_chain_survives_being_written_as_data_and_as_text(name):
 def test_a_chain_that_lacks_or_repeats_an_image_is_not_well_formed(name):
     spec = ChainSpec.from_yaml(CONFIGS / f"{name}.yaml")
     whole = render_chain(bodies(spec), spec)
-    for broken in (whole.replace(IMAGE, "", 1), whole.replace(IMAGE, IMAGE * 2, 1), whole + IMAGE, "x" + whole * 2, ""):
+    for broken in (whole.replace(IMAGE, "", 1), whole.replace(IMAGE, IMAGE * 2, 1), whole + IMAGE,
+                   "x" + whole * 2, ""):
         assert not parse_chain(broken, spec).is_well_formed, broken
 
 
@@ -63,12 +65,15 @@ def test_one_chain_is_not_another():
     specs = [ChainSpec.from_yaml(CONFIGS / f"{name}.yaml") for name in NAMES]
     for spec in specs:
         text = render_chain(bodies(spec), spec)
-        assert [parse_chain(text, other).is_well_formed for other in specs] == [other is spec for other in specs]
+        assert [parse_chain(text, other).is_well_formed for other in specs] == [other is spec
+                                                                                for other in specs]
 
 
 @pytest.mark.parametrize("text, sections", [
-    (f"A cat. {IMAGE}", {"understanding": "A cat.", "image": IMAGE}), (IMAGE, {"understanding": "", "image": IMAGE}),
-    ("A cat.", {"understanding": "A cat."}), (f"A cat. {IMAGE} More.", {"understanding": "A cat.", "image": IMAGE})])
+    (f"A cat. {IMAGE}", {"understanding": "A cat.", "image": IMAGE}),
+    (IMAGE, {"understanding": "", "image": IMAGE}),
+    ("A cat.", {"understanding": "A cat."}), (f"A cat. {IMAGE} More.",
+                                              {"understanding": "A cat.", "image": IMAGE})])
 def test_sections_without_tags_are_found_by_their_place(text, sections):
     found = parse_chain(text, ChainSpec.from_yaml(CONFIGS / "pure_one_step.yaml"))
     assert found.sections == sections
@@ -80,7 +85,8 @@ def test_tagged_and_untagged_sections_go_together():
                  {"name": "small", "kind": "image", "share": 0.5, "tagged": False}, PICTURE)
     text = f"<labels>a, b</labels> words {IMAGE} <picture>{IMAGE}</picture>"
     assert parse_chain(text, spec).is_well_formed
-    assert parse_chain(text, spec).sections == {"labels": "a, b", "words": "words", "small": IMAGE, "picture": IMAGE}
+    assert parse_chain(text, spec).sections == {"labels": "a, b", "words": "words", "small": IMAGE,
+                                                "picture": IMAGE}
     assert markup_in("x </labels>", spec) == "</labels>" and markup_in("<words>", spec) is None
 
 
@@ -91,16 +97,22 @@ def test_what_a_file_leaves_out_is_the_published_chains():
 
 
 @pytest.mark.parametrize("sections, said", [
-    ([], "at least one section"), ([TEXT], "no section is an image"), ([{**TEXT, "name": "A b"}], "section 1 needs a name"),
+    ([], "at least one section"), ([TEXT], "no section is an image"),
+    ([{**TEXT, "name": "A b"}], "section 1 needs a name"),
     ([PICTURE, PICTURE], "two sections are called 'picture'"), ([{**PICTURE, "share": 0.5}], "it must be 1"),
     ([{**PICTURE, "share": 0}], "share is 0"), ([{**PICTURE, "share": True}], "share is True"),
     ([{**PICTURE, "level": "rough"}], "'level'"), ([{**TEXT, "share": 1}, PICTURE], "'share'"),
-    ([{**TEXT, "about": "colour"}, PICTURE], "about is 'colour'"), ([{**TEXT, "kind": "sound"}], "kind is 'sound'"),
-    ([{**TEXT, "tagged": "no"}, PICTURE], "tagged is 'no'"), ([{**TEXT, "words": 1}, PICTURE], "unknown key 'words'"),
-    ([{**TEXT, "wordings": ["{colour}"]}, PICTURE], "{colour}"), ([{**TEXT, "wordings": ["{Text"]}, PICTURE], "filled in"),
-    ([{**TEXT, "wordings": ["{tags}"]}, PICTURE], "without tags"), ([{**TEXT, "tags_only": ["A photo."]}, PICTURE], "must have"),
+    ([{**TEXT, "about": "colour"}, PICTURE], "about is 'colour'"),
+    ([{**TEXT, "kind": "sound"}], "kind is 'sound'"),
+    ([{**TEXT, "tagged": "no"}, PICTURE], "tagged is 'no'"),
+    ([{**TEXT, "words": 1}, PICTURE], "unknown key 'words'"),
+    ([{**TEXT, "wordings": ["{colour}"]}, PICTURE], "{colour}"),
+    ([{**TEXT, "wordings": ["{Text"]}, PICTURE], "filled in"),
+    ([{**TEXT, "wordings": ["{tags}"]}, PICTURE], "without tags"),
+    ([{**TEXT, "tags_only": ["A photo."]}, PICTURE], "must have"),
     ([{**TEXT, "tagged": False}, {**TEXT, "name": "more", "tagged": False}, PICTURE], "side by side"),
-    ([{**PICTURE, "name": "lq_image"}], "two images would be called 'lq'"), (["picture"], "section 1 needs a name"),
+    ([{**PICTURE, "name": "lq_image"}], "two images would be called 'lq'"),
+    (["picture"], "section 1 needs a name"),
     ({"picture": 1}, "sections must be a list")])
 def test_a_chain_that_cannot_work_is_refused_by_the_file_and_the_section(sections, said):
     with pytest.raises(UserError, match="mine.yaml") as error:

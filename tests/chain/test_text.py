@@ -1,4 +1,6 @@
-"""A chain survives writing and reading; whatever departs from its form is seen; reading never raises."""
+"""A chain survives writing and reading; whatever departs from its form is seen; reading never
+raises.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def test_a_chain_survives_writing_and_reading():
 
 
 def test_white_space_around_sections_and_bodies_is_free():
-    chain = parse_chain("\n\n" + "\n \t".join(section(name, f"\n {body(name)} \n") for name in SECTIONS) + "  \n")
+    chain = parse_chain("\n\n" + "\n \t".join(section(name, f"\n {body(name)} \n") for name in SECTIONS)
+                        + "  \n")
     assert chain.is_well_formed
     assert chain.sections == {name: body(name) for name in SECTIONS}
 
@@ -94,7 +97,8 @@ def test_swapped_sections_are_seen(first):
 
 
 @pytest.mark.parametrize("name", IMAGE_SECTIONS)
-@pytest.mark.parametrize("content", ["", "  ", IMAGE * 2, f"{IMAGE} {IMAGE}", f"{IMAGE} a cat", "a cat", "<image>"])
+@pytest.mark.parametrize("content", ["", "  ", IMAGE * 2, f"{IMAGE} {IMAGE}", f"{IMAGE} a cat", "a cat",
+                                     "<image>"])
 def test_an_image_section_holds_exactly_one_image(name, content):
     assert not parse_chain(chain_with(**{name: section(name, content)})).is_well_formed
 
@@ -125,7 +129,8 @@ def test_a_section_inside_another_is_seen():
 @pytest.mark.parametrize("text", [
     "", " ", "\n", "\x00", "<", ">", "</", "<>", "</>", IMAGE, IMAGE * 100, "<degradation>", "</degradation>",
     "</degradation><degradation>", "<degradation" * 50, "<degradation>" * 200, "</final_image>" * 200,
-    "<final_image><rough_image></final_image></rough_image>", WHOLE[:-1], WHOLE[1:], WHOLE[::-1], WHOLE.upper(),
+    "<final_image><rough_image></final_image></rough_image>", WHOLE[:-1], WHOLE[1:], WHOLE[::-1],
+    WHOLE.upper(),
     WHOLE.replace("<", "< "), "\ud800", "雪" * 1000, "(" * 1000, "\\1\\g<0>", "%s{}{0}",
     "<degradation>" + "a" * 100_000, None, 3, b"bytes", ["<degradation>"],
 ], ids=lambda text: repr(text)[:24])

@@ -1,4 +1,6 @@
-"""The small text tokenizer: every text survives it, tags are single tokens, and it has the image vocabulary by name."""
+"""The small text tokenizer: every text survives it, tags are single tokens, and it has the image
+vocabulary by name.
+"""
 
 from __future__ import annotations
 

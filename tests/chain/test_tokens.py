@@ -22,7 +22,8 @@ SPECIALS = (BOS, PAD, END_OF_TURN, IMAGE_START, IMAGE_END, NEW_LINE)
 
 def vocabulary(codes: int = 12, units: int = 4) -> dict[str, int]:
     """Names scattered over ids, so that arithmetic on ids would be wrong."""
-    names = [*(size_name(n) for n in range(1, units + 1)), *(code_name(c) for c in range(codes)), *SPECIALS, "hello"]
+    names = [*(size_name(n) for n in range(1, units + 1)), *(code_name(c) for c in range(codes)), *SPECIALS,
+             "hello"]
     return {name: (7 * place + 3) % 101 for place, name in enumerate(names)}
 
 
@@ -32,7 +33,8 @@ def layout(codes: int = 12, units: int = 4, grid_unit_px: int = 8, downsample: i
 
 def grid(rows: int, columns: int, codes: int = 12) -> tuple[tuple[int, ...], ...]:
     """A grid of codes for an image of `rows` x `columns` units of two codes."""
-    return tuple(tuple((5 * row + column) % codes for column in range(2 * columns)) for row in range(2 * rows))
+    return tuple(tuple((5 * row + column) % codes for column in range(2 * columns))
+                 for row in range(2 * rows))
 
 
 def test_names_are_those_of_lumina():
@@ -43,7 +45,8 @@ def test_names_are_those_of_lumina():
 
 def test_every_id_is_looked_up_by_name():
     names, found = vocabulary(), layout()
-    assert (found.bos, found.pad, found.end_of_turn, found.image_start, found.image_end, found.new_line) == tuple(
+    assert (found.bos, found.pad, found.end_of_turn, found.image_start, found.image_end,
+            found.new_line) == tuple(
         names[name] for name in SPECIALS)
     assert found.code_ids == tuple(names[code_name(code)] for code in range(12))
     assert found.size_ids == {units: names[size_name(units)] for units in range(1, 5)}

@@ -1,4 +1,6 @@
-"""Every entry point ends with a clear line and exit code 2 on bad input, and keeps its traceback on a fault of ours."""
+"""Every entry point ends with a clear line and exit code 2 on bad input, and keeps its traceback on
+a fault of ours.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,8 @@ def test_a_file_without_the_right_to_it_is_one_line_and_exit_code_2(capsys, monk
     assert capsys.readouterr().err == f"realsr-r1: error: rank 3: {said}"
 
 
-@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), ValueError("a bug"), KeyError("a bug")])
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), ValueError("a bug"),
+                                   KeyError("a bug")])
 def test_other_errors_keep_their_traceback(error):
     def main(argv):
         raise error

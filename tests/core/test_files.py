@@ -1,4 +1,6 @@
-"""Outputs are whole or absent, whatever happens while they are written; unreadable inputs are named."""
+"""Outputs are whole or absent, whatever happens while they are written; unreadable inputs are
+named.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,8 @@ def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe\x00", b"9" * 5000, b"[" * 100_000], ids=range(6))
+@pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe\x00", b"9" * 5000, b"[" * 100_000],
+                         ids=range(6))
 def test_a_broken_json_is_named(tmp_path, content):
     path = tmp_path / "broken.json"
     path.write_bytes(content)

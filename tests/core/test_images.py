@@ -1,4 +1,6 @@
-"""Pictures are read as RGB or named with the reason, keep their pixels on the way through tensors, and fit the grid."""
+"""Pictures are read as RGB or named with the reason, keep their pixels on the way through tensors,
+and fit the grid.
+"""
 
 from __future__ import annotations
 
@@ -155,14 +157,17 @@ def test_pixels_beyond_the_range_are_clamped():
 
 
 def test_a_tint_goes_and_details_stay(photos_dir):
-    photo = numpy.asarray(load_image(photos_dir / "chelsea.png").crop((100, 50, 180, 120)), dtype=int) // 2 + 60
+    photo = numpy.asarray(load_image(photos_dir / "chelsea.png").crop((100, 50, 180, 120)),
+                          dtype=int) // 2 + 60
     stripes = numpy.arange(80)[None, :, None] % 2 * 20 - 10
     tinted = Image.fromarray((photo + stripes + [30, -25, 15]).astype(numpy.uint8))
     found = numpy.asarray(with_colors_of(Image.fromarray(photo.astype(numpy.uint8)), tinted), dtype=int)
-    middle = found[:, 2:-2] - (photo + stripes)[:, 2:-2]  # the edge's repeated column is a little colour of its own
+    # the edge's repeated column is a little colour of its own
+    middle = found[:, 2:-2] - (photo + stripes)[:, 2:-2]
     assert abs(middle).max() <= 2
     striped = Image.fromarray((photo + stripes).astype(numpy.uint8))
-    assert abs(numpy.asarray(with_colors_of(striped, Image.fromarray(photo.astype(numpy.uint8))), dtype=int) - photo).max() <= 2
+    assert abs(numpy.asarray(with_colors_of(striped, Image.fromarray(photo.astype(numpy.uint8))),
+                             dtype=int) - photo).max() <= 2
 
 
 def test_the_colours_of_a_smaller_image_do():

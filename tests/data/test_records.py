@@ -1,4 +1,6 @@
-"""Promises of the dataset's formats: what is checked, and which file, record and key an error names."""
+"""Promises of the dataset's formats: what is checked, and which file, record and key an error
+names.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ def test_a_key_that_most_records_have_not_is_named():
 
 
 @pytest.mark.parametrize("key, value", [
-    ("image_path", 3), ("tag", [1]), ("degradation", ["light blur"]), ("descriptions", "text"), ("crop", [1, 2, 3])])
+    ("image_path", 3), ("tag", [1]), ("degradation", ["light blur"]), ("descriptions", "text"),
+    ("crop", [1, 2, 3])])
 def test_a_wrong_value_is_named(key, value):
     with pytest.raises(UserError, match=f"its '{key}' must be"):
         check_record({**FULL, key: value}, usual_keys([FULL]))
@@ -82,11 +85,13 @@ def test_a_damaged_dataset_is_named(tmp_path):
 def test_missing_columns_are_named_with_their_reason():
     dataset = datasets.Dataset.from_dict({"tag": [["a"]], "problem": ["p"]})
     require_columns(dataset, ["tag"], "reward understanding")
-    with pytest.raises(UserError, match="no column 'degradation', which reward degradation needs; it has tag, problem"):
+    with pytest.raises(UserError, match="no column 'degradation', which reward degradation needs; it has "
+                                        "tag, problem"):
         require_columns(dataset, ["degradation"], "reward degradation")
 
 
 def test_label_balance_counts_every_item():
-    text = label_balance(label_counts([FULL, {**FULL, "degradation": ["heavy blur", *FULL["degradation"][1:]]}]))
+    text = label_balance(label_counts([FULL, {**FULL,
+                                              "degradation": ["heavy blur", *FULL["degradation"][1:]]}]))
     assert text.startswith("blur: light 50% medium 0% heavy 50%; resize: upsample 0% downsample 0% keep 100%;")
     assert label_counts([SEED]) == {} and label_balance({}) == ""

@@ -1,4 +1,6 @@
-"""A small dataset of real photos and model folders with small policies, made once for all end-to-end tests."""
+"""A small dataset of real photos and model folders with small policies, made once for all
+end-to-end tests.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from .two_processes import TwoProcesses, train
 
 @pytest.fixture(scope="session")
 def dataset(photos_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset folder as `realsr-r1 create-json` makes it: 16 crops of four photos to train on, one photo left out."""
+    """A dataset folder as `realsr-r1 create-json` makes it: 16 crops of four photos to train on,
+    one photo left out.
+    """
     from realsr_r1 import create_json
 
     folder = tmp_path_factory.mktemp("data") / "dataset"
@@ -42,7 +46,9 @@ def small_model(processor: ChainProcessor, tmp_path_factory: pytest.TempPathFact
 def trained(dataset, small_model, tmp_path_factory) -> TwoProcesses:
     """Two steps with the chain's four rewards and one from a module of one's own."""
     return train(tmp_path_factory.mktemp("two"), small_model, dataset, [
-        "--reward_funcs", "format", "degradation", "understanding", "generation", "probe:vowels", "--grammar", "chain",
+        "--reward_funcs", "format", "degradation", "understanding", "generation", "probe:vowels", "--grammar",
+        "chain",
         "--max_text_tokens", "6", "--max_completion_length", "400", "--num_generations", "3",
-        "--per_device_train_batch_size", "1", "--loss_batch_size", "3", "--save_steps", "1", "--sample_steps", "1"],
+        "--per_device_train_batch_size", "1", "--loss_batch_size", "3", "--save_steps", "1", "--sample_steps",
+        "1"],
         {"DEBUG_MODE": "true"})

@@ -1,4 +1,6 @@
-"""Starting real runs, waiting for them with a limit, and ending them: each with a log file, a free port and its own session."""
+"""Starting real runs, waiting for them with a limit, and ending them: each with a log file, a free
+port and its own session.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,15 @@ class Run:
             raise AssertionError(f"still running after {seconds} s:\n{self.output()[-4000:]}") from None
 
     def wait_for(self, ready: Callable[[], bool], seconds: float = START_LIMIT) -> None:
-        """Return once `ready()`; ends the run and fails when it is over before that, or after `seconds`."""
+        """Return once `ready()`; ends the run and fails when it is over before that, or after
+        `seconds`.
+        """
         limit = time.monotonic() + seconds
         while not ready():
             if self.process.poll() is not None or time.monotonic() > limit:
                 self.end()
-                raise AssertionError(f"did not get there (exit code {self.process.poll()}):\n{self.output()[-4000:]}")
+                raise AssertionError(f"did not get there (exit code "
+                                     f"{self.process.poll()}):\n{self.output()[-4000:]}")
             time.sleep(POLL)
 
     def kill(self) -> None:
@@ -62,8 +67,12 @@ class Run:
 
 
 def start(command: Sequence[str], log: Path, env: Mapping[str, str | None] | None = None) -> Run:
-    """Run `command` in the repository's folder. `env` is added to this process's; None takes a variable out."""
-    merged = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{Path(__file__).parent}", "PYTHON": sys.executable, **(env or {})}
+    """Run `command` in the repository's folder. `env` is added to this process's;
+
+    None takes a variable out.
+    """
+    merged = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{Path(__file__).parent}", "PYTHON": sys.executable,
+              **(env or {})}
     merged = {name: value for name, value in merged.items() if value is not None}
     with open(log, "ab") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=merged, stdout=file, stderr=subprocess.STDOUT,

@@ -1,8 +1,10 @@
-"""Several training runs, one after the other, in the two processes of one launch: starting processes takes longer than the runs.
+"""Several training runs, one after the other, in the two processes of one launch: starting
+processes takes longer than the runs.
 
-`several_runs.py FILE`: a JSON list of {"stage": "grpo" or "sft", "argv": its flags, "seen": folder for what the probe sees,
-"copy": [a checkpoint of an earlier run, where the run finds it]}, the last if it is to go on from there. Of a run with a
-reference policy, its weights are written before and after training, too. Run by torchrun.
+`several_runs.py FILE`: a JSON list of {"stage": "grpo" or "sft", "argv": its flags, "seen": folder
+for what the probe sees, "copy": [a checkpoint of an earlier run, where the run finds it]}, the last
+if it is to go on from there. Of a run with a reference policy, its weights are written before and
+after training, too. Run by torchrun.
 """
 
 from __future__ import annotations

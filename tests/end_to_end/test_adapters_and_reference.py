@@ -1,4 +1,7 @@
-"""Under ZeRO-3: GRPO with LoRA adapters, with a reference policy (`--beta 0.04`), with both; SFT with adapters, and evaluated."""
+"""Under ZeRO-3: GRPO with LoRA adapters, with a reference policy (`--beta 0.04`), with both;
+
+SFT with adapters, and evaluated.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from .two_processes import STEPS, TwoProcesses
 
 RUNS = {"lora": ["--use_peft"], "reference": ["--beta", "0.04"],
         "lora and reference": ["--use_peft", "--beta", "0.04", "--bf16", "--gradient_checkpointing"],
-        "sft lora": ["--use_peft", "--bf16", "--gradient_checkpointing", "--z_loss", "1e-5", "--dropout", "0.05",
+        "sft lora": ["--use_peft", "--bf16", "--gradient_checkpointing", "--z_loss", "1e-5", "--dropout",
+                     "0.05",
                      "--sample_steps", "1"]}
 LORA, WITH_KL = [name for name in RUNS if "lora" in name], [name for name in RUNS if "reference" in name]
 RESUMED = "lora, resumed from its first step"
@@ -29,7 +33,9 @@ PREFIX = "base_model.model."  # of a policy's parameters inside peft's
 
 @pytest.fixture(scope="module")
 def published_model(small_model, tmp_path_factory) -> Path:
-    """The small model under a config as Lumina-mGPT's, which names a class of transformers that can't hold it."""
+    """The small model under a config as Lumina-mGPT's, which names a class of transformers that
+    can't hold it.
+    """
     folder = tmp_path_factory.mktemp("published") / "model"
     shutil.copytree(small_model, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -45,31 +51,42 @@ def runs(dataset, published_model, tmp_path_factory) -> dict[str, TwoProcesses]:
     jobs = []
     for name, flags in {**RUNS, RESUMED: RUNS["lora"]}.items():
         stage = "sft" if name == "sft lora" else "grpo"
-        argv = ["--config", f"configs/recipes/tiny_{stage}.yaml", "--deepspeed", "local_scripts/zero3.json", "--output_dir",
-                str(folder / name / "run"), "--model_name_or_path", str(published_model), "--dataset_name", str(dataset),
-                "--max_steps", str(STEPS), "--learning_rate", "1e-3", "--warmup_steps", "0", "--per_device_train_batch_size", "1",
+        argv = ["--config", f"configs/recipes/tiny_{stage}.yaml", "--deepspeed", "local_scripts/zero3.json",
+                "--output_dir",
+                str(folder / name / "run"), "--model_name_or_path", str(published_model), "--dataset_name",
+                str(dataset),
+                "--max_steps", str(STEPS), "--learning_rate", "1e-3", "--warmup_steps", "0",
+                "--per_device_train_batch_size", "1",
                 "--save_steps", "1", *flags]
         if stage == "grpo":
-            argv += ["--reward_funcs", "probe:vowels", "--max_completion_length", "60", "--num_generations", "3",
+            argv += ["--reward_funcs", "probe:vowels", "--max_completion_length", "60", "--num_generations",
+                     "3",
                      "--loss_batch_size", "3", "--sample_steps", "0"]
         jobs.append({"stage": stage, "argv": argv, "seen": str(folder / name / "seen")})
         if name == RESUMED:
-            jobs[-1]["copy"] = [str(folder / "lora" / "run" / "checkpoint-1"), str(folder / RESUMED / "run" / "checkpoint-1")]
-    jobs.append({"stage": "sft", "argv": evaluating(published_model, folder), "seen": str(folder / EVALUATED / "seen")})
+            jobs[-1]["copy"] = [str(folder / "lora" / "run" / "checkpoint-1"),
+                                str(folder / RESUMED / "run" / "checkpoint-1")]
+    jobs.append({"stage": "sft", "argv": evaluating(published_model, folder),
+                 "seen": str(folder / EVALUATED / "seen")})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     run = start([sys.executable, "scripts/tools/torchrun.py", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-                 f"--master_port={free_port()}", str(Path(__file__).parent / "several_runs.py"), str(folder / "jobs.json")],
+                 f"--master_port={free_port()}", str(Path(__file__).parent / "several_runs.py"),
+                 str(folder / "jobs.json")],
                 folder / "log.txt", {"PYTHONPATH": f"{ROOT / 'src'}"})
     assert run.finish() == 0, run.output()[-6000:]
-    return {name: TwoProcesses(folder / name / "run", run.output(), folder / name / "seen") for name in (*RUNS, RESUMED, EVALUATED)}
+    return {name: TwoProcesses(folder / name / "run", run.output(), folder / name / "seen")
+            for name in (*RUNS, RESUMED, EVALUATED)}
 
 
 def evaluating(model: Path, folder: Path) -> list[str]:
     """Flags of a cold start that changes nothing, evaluated at its end."""
     dataset = write_dataset(folder / "three", train=2, test=3)
-    return ["--config", "configs/recipes/tiny_sft.yaml", "--output_dir", str(folder / EVALUATED / "run"), "--dataset_name",
-            str(dataset), "--model_name_or_path", str(model), "--max_steps", "1", "--learning_rate", "0", "--bf16", "false",
-            "--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "2", "--eval_strategy", "steps",
+    return ["--config", "configs/recipes/tiny_sft.yaml", "--output_dir", str(folder / EVALUATED / "run"),
+            "--dataset_name",
+            str(dataset), "--model_name_or_path", str(model), "--max_steps", "1", "--learning_rate", "0",
+            "--bf16", "false",
+            "--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "2", "--eval_strategy",
+            "steps",
             "--eval_steps", "1", "--logging_steps", "1"]
 
 
@@ -81,7 +98,9 @@ def logged(run: TwoProcesses, key: str) -> list[float]:
 @pytest.mark.parametrize("name", RUNS)
 def test_what_should_move_moves_and_nothing_else(runs, name):
     for before, after in (("begin", "step-1"), ("step-1", "step-2")):
-        old, new, elsewhere = runs[name].weights(before, 0), runs[name].weights(after, 0), runs[name].weights(after, 1)
+        old, new, elsewhere = runs[name].weights(before, 0), runs[name].weights(after,
+                                                                                0), runs[name].weights(after,
+                                                                                                       1)
         assert old.keys() == new.keys() == elsewhere.keys()
         moved = {key for key in old if not torch.equal(old[key], new[key])}
         assert all(torch.equal(new[key], elsewhere[key]) for key in new)
@@ -99,8 +118,10 @@ def test_what_should_move_moves_and_nothing_else(runs, name):
 def test_the_frozen_policy_is_the_folders_and_is_spread_over_the_ranks(runs, name, small_model):
     weights, parts = runs[name].weights("step-2", 1), runs[name].facts("begin", 0)["parts"]
     for key, parameter in load_policy(small_model).named_parameters():
-        key = PREFIX + key if PREFIX + key in weights else PREFIX + key.replace(".weight", ".base_layer.weight")
-        assert torch.equal(weights[key], parameter.bfloat16().float() if "--bf16" in RUNS[name] else parameter), key
+        key = PREFIX + key if PREFIX + key in weights else PREFIX + key.replace(".weight",
+                                                                                ".base_layer.weight")
+        assert torch.equal(weights[key], parameter.bfloat16().float() if "--bf16" in RUNS[name]
+                           else parameter), key
         assert parts[key]["here"] == -(-parameter.numel() // 2)
 
 
@@ -122,7 +143,8 @@ def test_the_reference_is_the_policy_at_the_start_and_stays_it(runs, small_model
             weights = runs["reference"].weights(f"reference-{when}", rank)
             assert weights.keys() == expected.keys()
             assert all(torch.equal(weights[key], parameter) for key, parameter in expected.items())
-    assert not list(runs["lora and reference"].seen.glob("weights-reference-*"))  # adapters off: no second policy
+    # adapters off: no second policy
+    assert not list(runs["lora and reference"].seen.glob("weights-reference-*"))
 
 
 def test_adapters_are_resumed_where_they_were(runs):
@@ -134,9 +156,11 @@ def test_adapters_are_resumed_where_they_were(runs):
             torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-6)
 
 
-def test_a_sample_that_fills_up_the_last_round_of_an_evaluation_isnt_counted_again(runs, published_model, tmp_path):
+def test_a_sample_that_fills_up_the_last_round_of_an_evaluation_isnt_counted_again(runs, published_model,
+                                                                                   tmp_path):
     sft.main(evaluating(published_model, tmp_path))
-    alone, together = (evaluation_losses(folder) for folder in (tmp_path / EVALUATED / "run", runs[EVALUATED].folder))
+    alone, together = (evaluation_losses(folder)
+                       for folder in (tmp_path / EVALUATED / "run", runs[EVALUATED].folder))
     assert len(alone) > 7
     assert together == pytest.approx(alone, abs=1e-5)
 
@@ -152,7 +176,8 @@ def test_the_export_of_a_run_is_the_policy_it_ended_with(runs, name, small_model
     export.main(["--checkpoint", str(runs[name].folder), "--output", str(tmp_path / "model")])
     for key, parameter in load_policy(tmp_path / "model").named_parameters():
         expected = base[key] if name in LORA else weights[key]
-        down, up = (weights.get(f"{PREFIX}{key.removesuffix('.weight')}.lora_{part}.default.weight") for part in "AB")
+        down, up = (weights.get(f"{PREFIX}{key.removesuffix('.weight')}.lora_{part}.default.weight")
+                    for part in "AB")
         if down is not None:
             expected = expected + 2 * up @ down  # lora_alpha / lora_r is 2
         torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-6)

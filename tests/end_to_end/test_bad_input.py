@@ -16,11 +16,13 @@ from realsr_r1.core.errors import run
 @pytest.fixture
 def flags(dataset, small_model, tmp_path) -> dict[str, str | None]:
     """Flags of a run that would work."""
-    return {"--output_dir": str(tmp_path / "run"), "--model_name_or_path": str(small_model), "--dataset_name": str(dataset),
+    return {"--output_dir": str(tmp_path / "run"), "--model_name_or_path": str(small_model),
+            "--dataset_name": str(dataset),
             "--reward_funcs": "format", "--report_to": "none"}
 
 
-def complaint(flags: dict[str, str | None], capsys: pytest.CaptureFixture[str], leaves: Sequence[str] = ()) -> str:
+def complaint(flags: dict[str, str | None], capsys: pytest.CaptureFixture[str],
+              leaves: Sequence[str] = ()) -> str:
     """Run `grpo`, check how it ends, and return its one line."""
     with pytest.raises(SystemExit) as exit_info:
         run(grpo.main, [word for flag, value in flags.items() if value is not None for word in (flag, value)])
@@ -52,7 +54,8 @@ def complaint(flags: dict[str, str | None], capsys: pytest.CaptureFixture[str], 
     ({"--lerning_rate": "1"}, ["--lerning_rate"]),
     ({"--config": "no/such.yaml"}, ["no such file: no/such.yaml", "--config"]),
     ({"--deepspeed": "no/such.json"}, ["no/such.json"]),
-], ids=lambda value: " ".join(f"{flag}={text}" for flag, text in value.items()) if isinstance(value, dict) else "")
+], ids=lambda value: " ".join(f"{flag}={text}" for flag, text in value.items()) if isinstance(value,
+                                                                                              dict) else "")
 def test_a_bad_flag_is_named_with_the_way_out(flags, changes, parts, capsys):
     line = complaint({**flags, **changes}, capsys)
     assert all(part in line for part in parts), line
@@ -73,18 +76,21 @@ def test_a_bad_config_file_is_named_with_its_fault(flags, text, parts, tmp_path,
     assert all(part in line for part in parts), line
 
 
-@pytest.mark.parametrize("missing", ["image_tokenizer", "tokenizer.json", "chain_settings.json", "config.json",
+@pytest.mark.parametrize("missing", ["image_tokenizer", "tokenizer.json", "chain_settings.json",
+                                     "config.json",
                                      "model.safetensors"])
 def test_a_model_folder_without_one_of_its_parts_is_refused(flags, missing, small_model, tmp_path, capsys):
     shutil.copytree(small_model, tmp_path / "model", ignore=shutil.ignore_patterns(missing))
     if missing in ("config.json", "model.safetensors"):  # the image tokenizer's own
-        shutil.copytree(small_model / "image_tokenizer", tmp_path / "model" / "image_tokenizer", dirs_exist_ok=True)
+        shutil.copytree(small_model / "image_tokenizer", tmp_path / "model" / "image_tokenizer",
+                        dirs_exist_ok=True)
     assert missing in complaint({**flags, "--model_name_or_path": str(tmp_path / "model")}, capsys)
 
 
 @pytest.mark.parametrize("reward, column", [("degradation", "degradation"), ("generation", "hq")])
 def test_a_dataset_without_a_column_that_a_reward_needs_is_refused(flags, reward, column, seed_form, capsys):
-    line = complaint({**flags, "--dataset_name": str(seed_form), "--reward_funcs": reward, "--experts": "ssim"}, capsys)
+    line = complaint({**flags, "--dataset_name": str(seed_form), "--reward_funcs": reward,
+                      "--experts": "ssim"}, capsys)
     assert reward in line and column in line
 
 
@@ -94,7 +100,8 @@ def seed_form(dataset, tmp_path_factory) -> Path:
     from realsr_r1 import create_json
 
     folder = tmp_path_factory.mktemp("seed_form")
-    records = [{"image_path": str(dataset / record["image_path"]), "problem": record["problem"], "tag": record["tag"]}
+    records = [{"image_path": str(dataset / record["image_path"]), "problem": record["problem"],
+                "tag": record["tag"]}
                for record in json.loads((dataset / "train.json").read_text())[:2]]
     (folder / "list.json").write_text(json.dumps(records))
     assert not create_json.main(["--json", str(folder / "list.json"), "--images", str(dataset),

@@ -1,4 +1,6 @@
-"""Chains of one's own, by a YAML file alone: from photos to a report, through two real processes; and PURE's one step."""
+"""Chains of one's own, by a YAML file alone: from photos to a report, through two real processes;
+and PURE's one step.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ SHORT = ["--max_text_tokens", "6", "--max_new_tokens", "500", "--guidance_scale"
 
 @dataclass
 class Chain:
-    """A chain, and what was made with it: `dataset`, cold start (`taught`; of PURE its export), GRPO `run`, `model`, `restored`."""
+    """A chain, and what was made with it:
+
+    `dataset`, cold start (`taught`; of PURE its export), GRPO `run`, `model`, `restored`.
+    """
 
     spec: ChainSpec
     folder: Path
@@ -58,12 +63,14 @@ def write_descriptions(folder: Path, photos: Path) -> Path:
 
 def export_pure(folder: Path) -> Path:
     """PURE's layout, small and random, exported with its one-step chain at 64 px."""
-    policy = lumina_folder(folder / "PURE", vocab_size=PURE_VOCABULARY, num_hidden_layers=1, max_position_embeddings=1024)
+    policy = lumina_folder(folder / "PURE", vocab_size=PURE_VOCABULARY, num_hidden_layers=1,
+                           max_position_embeddings=1024)
     text_tokenizer(16384).save_pretrained(folder / "tokenizer")
     tokenizer = image_tokenizer("llamagen-vq8")
     torch.save({"model": published_state(tokenizer, "llamagen-vq8")}, folder / "vq_ds8_c2i.pt")
     settings = yaml.safe_load((CONFIGS / "pure_one_step.yaml").read_text())
-    (folder / "chain.yaml").write_text(yaml.safe_dump({**settings, "target_px": 64, "experts": ["piqe", "ssim"]}))
+    (folder / "chain.yaml").write_text(yaml.safe_dump({**settings, "target_px": 64,
+                                                       "experts": ["piqe", "ssim"]}))
     export.main(["--checkpoint", str(policy), "--tokenizer", str(folder / "tokenizer"), "--image_tokenizer",
                  str(folder / "vq_ds8_c2i.pt"), "--chain_settings", str(folder / "chain.yaml"), "--output",
                  str(folder / "taught")])
@@ -71,16 +78,22 @@ def export_pure(folder: Path) -> Path:
 
 
 def grpo_flags(model: Path, dataset: Path, output: Path) -> list[str]:
-    return ["--config", "configs/recipes/tiny_grpo.yaml", "--deepspeed", "local_scripts/zero3.json", "--output_dir", str(output),
-            "--model_name_or_path", str(model), "--dataset_name", str(dataset), "--max_steps", "2", "--learning_rate", "1e-3",
-            "--warmup_steps", "0", "--per_device_train_batch_size", "1", "--num_generations", "3", "--loss_batch_size", "3",
-            "--grammar", "chain", "--max_text_tokens", "6", "--max_completion_length", "500", "--sample_steps", "1",
+    return ["--config", "configs/recipes/tiny_grpo.yaml", "--deepspeed", "local_scripts/zero3.json",
+            "--output_dir", str(output),
+            "--model_name_or_path", str(model), "--dataset_name", str(dataset), "--max_steps", "2",
+            "--learning_rate", "1e-3",
+            "--warmup_steps", "0", "--per_device_train_batch_size", "1", "--num_generations", "3",
+            "--loss_batch_size", "3",
+            "--grammar", "chain", "--max_text_tokens", "6", "--max_completion_length", "500",
+            "--sample_steps", "1",
             "--experts", "piqe", "ssim"]
 
 
 @pytest.fixture(scope="module")
 def chains(photos_dir, small_model, tmp_path_factory) -> dict[str, Chain]:
-    """Each chain from photos to restored photos and a report; cold starts and GRPO in one launch of two processes."""
+    """Each chain from photos to restored photos and a report; cold starts and GRPO in one launch of
+    two processes.
+    """
     root = tmp_path_factory.mktemp("chains")
     found = {name: Chain(ChainSpec.from_yaml(CONFIGS / f"{name}.yaml"), root / name) for name in OWN}
     found[PURE] = Chain(found["pure_one_step"].spec, root / "pure")
@@ -90,23 +103,29 @@ def chains(photos_dir, small_model, tmp_path_factory) -> dict[str, Chain]:
         file = CONFIGS / f"{name}.yaml"
         flags = ["--chain_settings", str(file)] if name != PURE else []  # any dataset will do for PURE
         assert not create_json.main([
-            "--images", str(photos_dir), "--tags", str(photos_dir), "--descriptions", str(descriptions), "--crop_px", "48",
+            "--images", str(photos_dir), "--tags", str(photos_dir), "--descriptions", str(descriptions),
+            "--crop_px", "48",
             "--test_photos", "rocket", "--num_proc", "1", "--output", str(chain.dataset), *flags])
         if name == PURE:
             export_pure(chain.folder)
-            flags = ["--reward_funcs", "generation", "understanding", "--chain_settings", str(chain.folder / "chain.yaml")]
+            flags = ["--reward_funcs", "generation", "understanding", "--chain_settings",
+                     str(chain.folder / "chain.yaml")]
         else:
             jobs.append({"stage": "sft", "seen": str(chain.folder / "seen"), "argv": [
-                "--config", "configs/recipes/tiny_sft.yaml", "--deepspeed", "local_scripts/zero3.json", "--output_dir",
-                str(chain.taught), "--dataset_name", str(chain.dataset), "--model_name_or_path", str(small_model),
-                "--max_steps", "1", "--bf16", "false", "--per_device_train_batch_size", "2", "--sample_steps", "1", *flags]})
+                "--config", "configs/recipes/tiny_sft.yaml", "--deepspeed", "local_scripts/zero3.json",
+                "--output_dir",
+                str(chain.taught), "--dataset_name", str(chain.dataset), "--model_name_or_path",
+                str(small_model),
+                "--max_steps", "1", "--bf16", "false", "--per_device_train_batch_size", "2", "--sample_steps",
+                "1", *flags]})
             rewards = ["format", "understanding", "generation", *(["degradation"] if "stage" in name else [])]
             flags = ["--reward_funcs", *rewards]
         jobs.append({"stage": "grpo", "seen": str(chain.folder / "seen"),
                      "argv": [*grpo_flags(chain.taught, chain.dataset, chain.run), *flags]})
     (root / "jobs.json").write_text(json.dumps(jobs))
     run = start([sys.executable, "scripts/tools/torchrun.py", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-                 f"--master_port={free_port()}", str(Path(__file__).parent / "several_runs.py"), str(root / "jobs.json")],
+                 f"--master_port={free_port()}", str(Path(__file__).parent / "several_runs.py"),
+                 str(root / "jobs.json")],
                 root / "log.txt", {"PYTHONPATH": f"{ROOT / 'src'}"})
     assert run.finish() == 0, run.output()[-6000:]
     with Image.open(photos_dir / "rocket.png") as photo:
@@ -114,7 +133,8 @@ def chains(photos_dir, small_model, tmp_path_factory) -> dict[str, Chain]:
         photo.resize((48, 48)).save(root / "lq" / "rocket.png")
     for chain in found.values():
         export.main(["--checkpoint", str(chain.run), "--output", str(chain.model)])
-        assert not restore.main(["--model", str(chain.model), "--input", str(root / "lq"), "--output", str(chain.restored), *SHORT])
+        assert not restore.main(["--model", str(chain.model), "--input", str(root / "lq"), "--output",
+                                 str(chain.restored), *SHORT])
         assert not report.main(["--run", str(chain.run), "--restored", str(chain.restored)])
     return found
 
@@ -133,12 +153,14 @@ def test_a_dataset_asks_the_chains_question_and_has_its_descriptions(chains, nam
     records = json.loads((chain.dataset / "train.json").read_text())
     assert {record["problem"] for record in records} == {chain.spec.question}
     for record in records:
-        assert record["descriptions"] == [f"The {Path(record['source']).stem}, seen {level}." for level in chain.spec.levels]
+        assert record["descriptions"] == [f"The {Path(record['source']).stem}, seen {level}."
+                                          for level in chain.spec.levels]
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_the_cold_start_learns_each_section_by_its_name(chains, name):
-    lines = [json.loads(line) for line in (chains[name].taught / "log_history.jsonl").read_text().splitlines()]
+    lines = [json.loads(line)
+             for line in (chains[name].taught / "log_history.jsonl").read_text().splitlines()]
     losses = {key.removeprefix("loss/") for line in lines for key in line if key.startswith("loss/")}
     assert losses == {*chains[name].spec.names(), "tags"}
 
@@ -182,8 +204,10 @@ def test_pure_comes_out_in_its_published_layout(chains, tmp_path):
     pure = chains[PURE]
     export.main(["--checkpoint", str(pure.run), "--output", str(tmp_path / "lumina"), "--layout", "lumina"])
     assert json.loads((tmp_path / "lumina" / "config.json").read_text())["model_type"] == "chameleon"
-    before, after = (load_policy(folder).state_dict() for folder in (pure.folder / "PURE", tmp_path / "lumina"))
-    assert {name: tensor.shape for name, tensor in before.items()} == {name: tensor.shape for name, tensor in after.items()}
+    before, after = (load_policy(folder).state_dict()
+                     for folder in (pure.folder / "PURE", tmp_path / "lumina"))
+    assert {name: tensor.shape for name, tensor in before.items()} == {name: tensor.shape
+                                                                       for name, tensor in after.items()}
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 

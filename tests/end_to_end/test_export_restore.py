@@ -41,7 +41,8 @@ def lq_photos(photos_dir, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def restored(exported, lq_photos, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("restored")
-    assert not restore.main(["--model", str(exported), "--input", str(lq_photos), "--output", str(folder), *FLAGS])
+    assert not restore.main(["--model", str(exported), "--input", str(lq_photos), "--output", str(folder),
+                             *FLAGS])
     return folder
 
 
@@ -66,7 +67,8 @@ def test_restore_needs_nothing_but_the_copied_folder(restored, lq_photos):
 
 def test_restoring_again_is_no_work(exported, restored, lq_photos, capsys):
     before = {path: path.stat().st_mtime_ns for path in restored.rglob("*.png")}
-    assert not restore.main(["--model", str(exported), "--input", str(lq_photos), "--output", str(restored), *FLAGS])
+    assert not restore.main(["--model", str(exported), "--input", str(lq_photos), "--output", str(restored),
+                             *FLAGS])
     assert "2 of 2 photos are restored" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in restored.rglob("*.png")} == before
 
@@ -80,7 +82,8 @@ def test_the_same_export_again_is_no_work(small_model, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")} == before
 
 
-@pytest.mark.parametrize("change", [["--dtype", "bfloat16"], ["--layout", "lumina"], ["--sampling", "seed=1"]])
+@pytest.mark.parametrize("change", [["--dtype", "bfloat16"], ["--layout", "lumina"],
+                                    ["--sampling", "seed=1"]])
 def test_another_export_into_the_same_folder_is_refused(small_model, tmp_path, change):
     command = ["--checkpoint", str(small_model), "--output", str(tmp_path / "model")]
     export.main(command)
@@ -89,13 +92,15 @@ def test_another_export_into_the_same_folder_is_refused(small_model, tmp_path, c
 
 
 def test_sampling_settings_go_into_the_folder_over_those_it_had(small_model, processor, tmp_path):
-    export.main(["--checkpoint", str(small_model), "--output", str(tmp_path / "model"), "--sampling", "temperature=5e-1",
+    export.main(["--checkpoint", str(small_model), "--output", str(tmp_path / "model"), "--sampling",
+                 "temperature=5e-1",
                  "image_top_k_max=100"])
     assert ChainProcessor.from_pretrained(tmp_path / "model").settings.sampling == {
         **processor.settings.sampling, "temperature": 0.5, "image_top_k_max": 100}
 
 
-@pytest.mark.parametrize("assignment", ["heat=1", "temperature", "temperature=warm", "temperature=-1", "text_top_k=1.5",
+@pytest.mark.parametrize("assignment", ["heat=1", "temperature", "temperature=warm", "temperature=-1",
+                                        "text_top_k=1.5",
                                         "image_sizes=[["])
 def test_a_bad_sampling_setting_is_one_line_and_writes_nothing(small_model, tmp_path, assignment, capsys):
     with pytest.raises(SystemExit) as exit_info:

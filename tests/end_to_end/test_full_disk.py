@@ -1,4 +1,5 @@
-"""A disk that runs full while a run or an export saves: one line, exit code 2, and the same command goes on later.
+"""A disk that runs full while a run or an export saves: one line, exit code 2, and the same command
+goes on later.
 
 The disk is a small tmpfs, which only root can mount.
 """
@@ -26,7 +27,8 @@ def small_disk(tmp_path) -> Iterator[tuple[Path, Resize]]:
     """A folder on a disk of 2 MB, and a function that gives it another size."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]).returncode == 0
+    mounted = os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs",
+                                                    folder]).returncode == 0
     if not mounted:
         pytest.skip("mounting a small disk takes root's rights")
     yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
@@ -52,14 +54,18 @@ def test_an_export_leaves_nothing(small_disk, small_model, capsys):
 
 
 @pytest.mark.parametrize("megabytes", [5, 7])
-def test_a_half_written_checkpoint_does_not_count_and_the_same_command_goes_on(small_disk, dataset, small_model, megabytes,
+def test_a_half_written_checkpoint_does_not_count_and_the_same_command_goes_on(small_disk, dataset,
+                                                                               small_model, megabytes,
                                                                                capsys):
     """With 5 MB the model doesn't fit, with 7 MB its optimizer doesn't."""
     disk, resize = small_disk
     resize(f"{megabytes}m")
-    flags = ["--output_dir", str(disk / "run"), "--model_name_or_path", str(small_model), "--dataset_name", str(dataset),
-             "--reward_funcs", "format", "--grammar", "chain", "--max_text_tokens", "2", "--max_completion_length", "350",
-             "--num_generations", "2", "--guidance_scale", "1", "--max_steps", "1", "--save_steps", "1", "--sample_steps", "0",
+    flags = ["--output_dir", str(disk / "run"), "--model_name_or_path", str(small_model), "--dataset_name",
+             str(dataset),
+             "--reward_funcs", "format", "--grammar", "chain", "--max_text_tokens", "2",
+             "--max_completion_length", "350",
+             "--num_generations", "2", "--guidance_scale", "1", "--max_steps", "1", "--save_steps", "1",
+             "--sample_steps", "0",
              "--report_to", "none", "--max_samples", "2"]
     assert "disk is full" in complaint(grpo.main, flags, capsys)
     assert complete_checkpoints(disk / "run") == {}

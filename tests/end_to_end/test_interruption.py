@@ -1,4 +1,6 @@
-"""A run that is killed goes on, when the same command is given again, from the last checkpoint that counts."""
+"""A run that is killed goes on, when the same command is given again, from the last checkpoint that
+counts.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ STEPS = 4
 
 @dataclass
 class Interrupted:
-    """Two runs of the same command, one left alone, one killed twice; and what its three starts said."""
+    """Two runs of the same command, one left alone, one killed twice; and what its three starts
+    said.
+    """
 
     whole: Path
     killed: Path
@@ -30,10 +34,13 @@ class Interrupted:
 
 
 def command(dataset: Path, model: Path, output: Path) -> list[str]:
-    return [sys.executable, "src/realsr_r1/grpo.py", "--output_dir", str(output), "--model_name_or_path", str(model),
+    return [sys.executable, "src/realsr_r1/grpo.py", "--output_dir", str(output), "--model_name_or_path",
+            str(model),
             "--dataset_name", str(dataset), "--reward_funcs", "format", "probe:vowels", "--grammar", "chain",
-            "--max_text_tokens", "6", "--max_completion_length", "400", "--num_generations", "3", "--guidance_scale", "1",
-            "--learning_rate", "1e-3", "--max_steps", str(STEPS), "--save_steps", "1", "--save_total_limit", "1",
+            "--max_text_tokens", "6", "--max_completion_length", "400", "--num_generations", "3",
+            "--guidance_scale", "1",
+            "--learning_rate", "1e-3", "--max_steps", str(STEPS), "--save_steps", "1", "--save_total_limit",
+            "1",
             "--logging_steps", "1", "--sample_steps", "0", "--report_to", "none", "--seed", "3"]
 
 
@@ -98,4 +105,5 @@ def test_the_logged_rewards_are_those_of_the_uninterrupted_run(interrupted):
     whole, killed = ([json.loads(line) for line in (folder / "log_history.jsonl").read_text().splitlines()]
                      for folder in (interrupted.whole, interrupted.killed))
     for name in ("reward", "learning_rate", "completions/mean_length"):
-        assert [line[name] for line in killed if name in line] == pytest.approx([line[name] for line in whole if name in line])
+        assert [line[name] for line in killed
+                if name in line] == pytest.approx([line[name] for line in whole if name in line])

@@ -1,7 +1,8 @@
-"""The launch line of the released code runs as it is, but for its paths, its port and two processes.
+"""The launch line of the released code runs as it is, but for its paths, its port and two
+processes.
 
-Its completions may have 7,000 tokens, which a policy that knows nothing would all write. So the policy here is steered to
-letters, small images and an early end.
+Its completions may have 7,000 tokens, which a policy that knows nothing would all write. So the
+policy here is steered to letters, small images and an early end.
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ class SeedRun:
 
 def seed_flags(output: Path, model: Path, dataset: Path) -> list[str]:
     return ["--output_dir", str(output), "--model_name_or_path", str(model), "--dataset_name", str(dataset),
-            "--deepspeed", "local_scripts/zero3.json", "--max_prompt_length", "5000", "--max_completion_length", "7000",
-            "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--logging_steps", "1", "--bf16",
-            "--report_to", "wandb", "--gradient_checkpointing", "true", "--attn_implementation", "flash_attention_2",
-            "--max_pixels", "401408", "--num_train_epochs", str(EPOCHS), "--run_name", "seed", "--save_steps", "1",
+            "--deepspeed", "local_scripts/zero3.json", "--max_prompt_length", "5000",
+            "--max_completion_length", "7000",
+            "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--logging_steps",
+            "1", "--bf16",
+            "--report_to", "wandb", "--gradient_checkpointing", "true", "--attn_implementation",
+            "flash_attention_2",
+            "--max_pixels", "401408", "--num_train_epochs", str(EPOCHS), "--run_name", "seed", "--save_steps",
+            "1",
             "--learning_rate=2e-06", "--save_only_model", "true", "--num_generations", "5"]
 
 
@@ -52,15 +57,18 @@ def seed_run(dataset, processor, tmp_path_factory) -> SeedRun:
     folder = tmp_path_factory.mktemp("seed")
     records = json.loads((dataset / "train.json").read_text())[::4][:RECORDS]
     for record in records:
-        record.update(image_path=str(dataset / record["image_path"]), hq_path=str(dataset / record["hq_path"]))
+        record.update(image_path=str(dataset / record["image_path"]),
+                      hq_path=str(dataset / record["hq_path"]))
     (folder / "few.json").write_text(json.dumps(records))
-    assert not create_json.main(["--json", str(folder / "few.json"), "--images", str(dataset), "--output", str(folder / "dataset")])
+    assert not create_json.main(["--json", str(folder / "few.json"), "--images", str(dataset), "--output",
+                                 str(folder / "dataset")])
     layout = processor.layout
     letters = {processor.encode_text(letter)[0]: 5.0 for letter in "abcdefgh"}
     model = steered_policy(folder / "model", processor, {
         layout.end_of_turn: 4.5, layout.image_start: 4.0, layout.size_ids[1]: 15.0, **letters})
     flags = seed_flags(folder / "run", model, folder / "dataset")
-    run = start([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={PROCESSES}", "--nnodes=1", "--node_rank=0",
+    run = start([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={PROCESSES}", "--nnodes=1",
+                 "--node_rank=0",
                  "--master_addr=127.0.0.1", f"--master_port={free_port()}", "src/realsr_r1/grpo.py", *flags],
                 folder / "log.txt",
                 {"WANDB_MODE": None, "WANDB_API_KEY": None, "WANDB_DIR": str(folder), "HOME": str(folder),

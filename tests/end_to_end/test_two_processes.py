@@ -1,4 +1,6 @@
-"""GRPO as two real processes under torchrun with DeepSpeed ZeRO-3, through `scripts/train_grpo.sh` and a recipe."""
+"""GRPO as two real processes under torchrun with DeepSpeed ZeRO-3, through `scripts/train_grpo.sh`
+and a recipe.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ GO_ON, STOP = "Describe and restore this photo.", "Nothing, nothing, nothing to 
 
 
 def within_limit_after_start(run: Run) -> int:
-    """Wait for the start of training in both ranks as long as it takes, and for its end no longer than the limit."""
+    """Wait for the start of training in both ranks as long as it takes, and for its end no longer
+    than the limit.
+    """
     seen = run.log.parent / "seen"
     run.wait_for(lambda: all((seen / f"begin-rank{rank}.json").is_file() for rank in (0, 1)))
     return run.finish(HANG_LIMIT)
@@ -33,14 +37,18 @@ def uneven(dataset, processor, tmp_path_factory) -> TwoProcesses:
     folder = tmp_path_factory.mktemp("uneven")
     records = json.loads((dataset / "train.json").read_text())[:2]
     for record, problem in zip(records, (GO_ON, STOP), strict=True):
-        record.update(image_path=str(dataset / record["image_path"]), hq_path=str(dataset / record["hq_path"]), problem=problem)
+        record.update(image_path=str(dataset / record["image_path"]),
+                      hq_path=str(dataset / record["hq_path"]), problem=problem)
     (folder / "two.json").write_text(json.dumps(records))
-    assert not create_json.main(["--json", str(folder / "two.json"), "--images", str(dataset), "--output", str(folder / "dataset")])
+    assert not create_json.main(["--json", str(folder / "two.json"), "--images", str(dataset), "--output",
+                                 str(folder / "dataset")])
     model = steered_policy(folder / "model", processor, {processor.layout.image_start: 10.0}, ends_after=STOP,
                            but_not_after=GO_ON)
     return train(folder, model, folder / "dataset", [
-        "--reward_funcs", "probe:vowels", "--grammar", "image", "--max_completion_length", "400", "--num_generations", "2",
-        "--per_device_train_batch_size", "1", "--loss_batch_size", "2", "--guidance_scale", "0.8", "--save_steps", "100",
+        "--reward_funcs", "probe:vowels", "--grammar", "image", "--max_completion_length", "400",
+        "--num_generations", "2",
+        "--per_device_train_batch_size", "1", "--loss_batch_size", "2", "--guidance_scale", "0.8",
+        "--save_steps", "100",
         "--sample_steps", "0"], limit=within_limit_after_start)
 
 
@@ -85,7 +93,8 @@ def test_every_reward_is_logged(trained):
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2]
     for line in steps:
-        for reward in ("format_reward", "degradation_reward", "understanding_reward", "generation_reward", "vowels"):
+        for reward in ("format_reward", "degradation_reward", "understanding_reward", "generation_reward",
+                       "vowels"):
             assert isinstance(line[f"rewards/{reward}/mean"], float), reward
         assert line["rewards/format_reward/mean"] == 1.0  # the chain grammar leaves no other
         assert line["reward_std"] > 0
@@ -96,7 +105,8 @@ def test_samples_of_one_group_are_written(trained, step):
     folder = trained.folder / "samples" / f"step-{step:06d}"
     completions = [f"completion-{index}{ending}" for index in range(3)
                    for ending in (".txt", "-rough.png", "-middle.png", "-final.png")]
-    assert {file.name for file in folder.iterdir()} == {"prompt.json", "lq.png", "hq.png", "rewards.json", *completions}
+    assert {file.name for file in folder.iterdir()} == {"prompt.json", "lq.png", "hq.png", "rewards.json",
+                                                        *completions}
     rewards = json.loads((folder / "rewards.json").read_text())
     assert set(rewards) == {"format", "degradation", "understanding", "generation", "vowels", "total"}
     for index in range(3):
@@ -110,6 +120,7 @@ def test_the_text_log_holds_every_completion_with_its_rewards(trained):
     log = (trained.folder / "reward_log.txt").read_text()
     heads = [line for line in log.splitlines() if line.startswith("step ")]
     assert sorted(line.partition(":")[0] for line in heads) == [
-        f"step {step}, rank {rank}, completion {index}" for step in (1, 2) for rank in (0, 1) for index in range(3)]
+        f"step {step}, rank {rank}, completion {index}" for step in (1, 2) for rank in (0, 1)
+        for index in range(3)]
     assert all("format" in line and "vowels" in line and "total" in line for line in heads)
     assert log.count("<final_image><|image|></final_image>") == len(heads)

@@ -33,9 +33,12 @@ def train(folder: Path, model: Path, dataset: Path, flags: list[str], env: dict[
           limit: Callable[[Run], int] = Run.finish) -> TwoProcesses:
     seen = folder / "seen"
     seen.mkdir(parents=True)
-    run = start(["bash", "scripts/train_grpo.sh", "--max_steps", str(STEPS), "--learning_rate", "1e-3", "--warmup_steps", "0",
+    run = start(["bash", "scripts/train_grpo.sh", "--max_steps", str(STEPS), "--learning_rate", "1e-3",
+                 "--warmup_steps", "0",
                  "--report_to", "none", *flags], folder / "log.txt",
-                {"NPROC": "2", "RECIPE": "configs/recipes/tiny_grpo.yaml", "MODEL": str(model), "DATASET": str(dataset),
-                 "OUTPUT": str(folder / "run"), "MASTER_PORT": str(free_port()), "PROBE_FOLDER": str(seen), **(env or {})})
+                {"NPROC": "2", "RECIPE": "configs/recipes/tiny_grpo.yaml", "MODEL": str(model),
+                 "DATASET": str(dataset),
+                 "OUTPUT": str(folder / "run"), "MASTER_PORT": str(free_port()), "PROBE_FOLDER": str(seen),
+                 **(env or {})})
     assert limit(run) == 0, run.output()[-6000:]
     return TwoProcesses(folder / "run", run.output(), seen)

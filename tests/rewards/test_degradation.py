@@ -42,7 +42,8 @@ def test_truth_may_be_one_comma_separated_string():
     assert score(ANSWER, truth="Light blur, downsample,medium noise, light compression, upsample ") == 0.6
 
 
-@pytest.mark.parametrize("truth", [None, [], "", TRUTH[:4], [*TRUTH[:4], ""], [*TRUTH[:4], None], ["", "", "", "", ""]])
+@pytest.mark.parametrize("truth", [None, [], "", TRUTH[:4], [*TRUTH[:4], ""], [*TRUTH[:4], None],
+                                   ["", "", "", "", ""]])
 def test_a_record_without_the_truth_gets_none(truth):
     assert score(ANSWER, truth=truth) is None
 

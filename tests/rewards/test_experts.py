@@ -72,7 +72,8 @@ def test_ssim_is_one_for_the_photo_itself_and_falls_with_damage(ssim, photos):
 
 
 def test_piqe_ranks_the_photo_above_heavy_noise_strong_blur_and_a_flat_image(piqe, photos):
-    # Means over photos: at 48 px single photos can come out the other way (see the note in experts.py).
+    # Means over photos: at 48 px single photos can come out the other way (see the note in
+    # experts.py).
     sharp = numpy.mean(score_images(piqe, photos))
     assert sharp > numpy.mean(score_images(piqe, [with_noise(photo, 60) for photo in photos])) + 0.1
     assert sharp > numpy.mean(score_images(piqe, [blurred(photo, 3) for photo in photos])) + 0.3
@@ -92,7 +93,8 @@ def test_any_size_is_scored(piqe, ssim, photos, size):
 
 
 def test_scores_do_not_depend_on_the_neighbours(piqe, ssim, photos):
-    images = [blurred(photos[0], 1), photos[1].resize((32, 32)), with_noise(photos[2], 20), photos[3].resize((64, 48))]
+    images = [blurred(photos[0], 1), photos[1].resize((32, 32)), with_noise(photos[2], 20),
+              photos[3].resize((64, 48))]
     for expert in (piqe, ssim):
         alone = [score_images(expert, [image], [hq])[0] for image, hq in zip(images, photos)]
         assert score_images(expert, images, photos) == pytest.approx(alone, abs=1e-6)
@@ -169,7 +171,8 @@ def test_no_number_of_ones_own_expert_counts_as_zero(custom_module, photos):
 
 @pytest.mark.parametrize("name, message", [
     ("my_experts:missing", "no function 'missing'"), ("my_experts:not_a_function", "no function"),
-    ("no_such_module:f", "no module 'no_such_module'"), ("my_experts:nothing", "has no name, needs_hq, score")])
+    ("no_such_module:f", "no module 'no_such_module'"),
+    ("my_experts:nothing", "has no name, needs_hq, score")])
 def test_ones_own_expert_that_cannot_be_made_is_refused(custom_module, name, message):
     with pytest.raises(UserError, match=message):
         create_experts([name])

@@ -1,4 +1,6 @@
-"""The format reward: 1 for the seven sections in order with an image each in the image sections, else 0."""
+"""The format reward: 1 for the seven sections in order with an image each in the image sections,
+else 0.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def test_a_whole_chain_scores_one(chain):
 def test_a_missing_repeated_or_unclosed_section_scores_zero(chain, name):
     good = chain()
     part = section(good, name)
-    assert format_reward([good.replace(part, ""), good.replace(part, part * 2), good.replace(f"</{name}>", ""),
+    assert format_reward([good.replace(part, ""), good.replace(part, part * 2),
+                          good.replace(f"</{name}>", ""),
                           good.replace(f"<{name}>", "")]) == [0.0] * 4
 
 

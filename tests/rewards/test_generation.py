@@ -1,4 +1,6 @@
-"""The generation reward: the experts' mean score of the last image; 0 for a broken completion, None for no judge."""
+"""The generation reward: the experts' mean score of the last image; 0 for a broken completion, None
+for no judge.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +69,7 @@ def test_an_unknown_expert_is_refused_when_the_reward_is_made():
 
 def test_final_images_of_different_sizes_are_scored(reward, chain, photos):
     sizes = [(16, 16), (48, 48), (64, 32), (3, 3)]
-    images = [[*photos[:2], photos[0].resize(size)] for size in sizes] + [[*photos[:2], Image.new("RGB", (48, 0))]]
+    images = [[*photos[:2], photos[0].resize(size)]
+              for size in sizes] + [[*photos[:2], Image.new("RGB", (48, 0))]]
     scores = reward([chain()] * 5, images=images, hq=[photos[0]] * 5)
     assert all(0.0 <= score <= 1.0 for score in scores) and scores[4] == 0.0

@@ -48,7 +48,8 @@ def test_an_unknown_reward_is_refused_with_the_list_of_known_ones(name):
         assert all(known in str(caught.value) for known in (*(reward.name for reward in REWARDS), repr(name)))
 
 
-@pytest.mark.parametrize("name, message", [("no_such_module:f", "no module"), ("own_rewards:absent", "no function")])
+@pytest.mark.parametrize("name, message", [("no_such_module:f", "no module"),
+                                           ("own_rewards:absent", "no function")])
 def test_ones_own_function_that_is_not_there_is_refused(own_module, name, message):
     with pytest.raises(UserError, match=message):
         load_reward_funcs([name])
@@ -62,9 +63,11 @@ def test_an_unknown_expert_is_refused():
 
 def test_rewards_name_the_columns_they_need(own_module):
     names = ["format", "degradation", "understanding_reward", "generation"]
-    expected = {"format": (), "degradation": ("degradation",), "understanding_reward": ("tag",), "generation": ()}
+    expected = {"format": (), "degradation": ("degradation",), "understanding_reward": ("tag",),
+                "generation": ()}
     assert required_columns(names) == expected
-    assert required_columns(names, experts=["piqe", "ssim"]) == expected  # SSIM only where there is an HQ image
+    # SSIM only where there is an HQ image
+    assert required_columns(names, experts=["piqe", "ssim"]) == expected
     assert required_columns(names, experts=["ssim"]) == {**expected, "generation": ("hq",)}
     assert required_columns(["own_rewards:length_reward"]) == {"own_rewards:length_reward": ("caption",)}
 

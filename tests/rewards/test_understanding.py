@@ -13,7 +13,8 @@ def score(description: str, tags):
 
 def test_three_tags_of_four_score_0_75(chain):
     tags = ["cat", "table", "window", "dog"]
-    assert understanding_reward([chain(rough_understand="A cat on a table near a window.")], tag=[tags]) == [0.75]
+    assert understanding_reward([chain(rough_understand="A cat on a table near a window.")],
+                                tag=[tags]) == [0.75]
 
 
 @pytest.mark.parametrize("tags", [["cat, table, window, dog"], "cat, table,window ,dog",
@@ -24,8 +25,10 @@ def test_tags_come_as_strings_or_comma_separated_and_count_once(tags):
 
 
 @pytest.mark.parametrize("description, tag", [
-    ("education", "cat"), ("a concatenation", "cat"), ("a caterpillar", "cat"), ("cat_1", "cat"), ("catss", "cat"),
-    ("a sea-side seat", "eat"), ("tables", "tab"), ("fire trucks", "fire hydrant"), ("truck, fire", "fire truck"),
+    ("education", "cat"), ("a concatenation", "cat"), ("a caterpillar", "cat"), ("cat_1", "cat"),
+    ("catss", "cat"),
+    ("a sea-side seat", "eat"), ("tables", "tab"), ("fire trucks", "fire hydrant"),
+    ("truck, fire", "fire truck"),
     ("", "cat"), ("an aXb", "a.b")])
 def test_a_part_of_a_word_does_not_count(description, tag):
     assert score(description, [tag]) == 0.0
@@ -53,7 +56,8 @@ def test_tags_of_several_words_and_with_signs_count(description, tag):
 
 
 def test_only_the_rough_description_counts(chain):
-    assert understanding_reward([chain(rough_understand="A thing.", final_understand="A cat.")], tag=[["cat"]]) == [0.0]
+    assert understanding_reward([chain(rough_understand="A thing.", final_understand="A cat.")],
+                                tag=[["cat"]]) == [0.0]
 
 
 @pytest.mark.parametrize("tags", [None, [], "", " , ", [""], [None]])

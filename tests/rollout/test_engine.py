@@ -166,5 +166,6 @@ def test_a_chain_without_tags_ends_its_texts_where_the_next_image_begins(shares,
         assert len(layout.find_spans(ids)) == sum(share is not None for share in shares)
         assert ids[-1] == layout.end_of_turn and ids.count(layout.end_of_turn) == 1
         if jacobi == 1:
-            expected = ReferenceEngine(policy, layout, config).generate(prompts[row // config.num_generations], 0, row)
+            expected = ReferenceEngine(policy, layout,
+                                       config).generate(prompts[row // config.num_generations], 0, row)
             assert (ids, rollout.sampled_mask[row]) == expected[:2]

@@ -28,7 +28,9 @@ def write_chains(**changes):
 
 
 def read_chain(ids, mask):
-    """Bodies of a completion's text sections; fails unless everything else is exactly the chain's, and not sampled."""
+    """Bodies of a completion's text sections; fails unless everything else is exactly the chain's,
+    and not sampled.
+    """
     bodies, position = [], 0
     sizes = iter(SIZES)
 
@@ -96,7 +98,8 @@ def test_under_the_image_grammar_no_span_is_cut_and_nothing_of_it_stands_outside
         policy.lm_head.weight[LAYOUT.image_start] *= 8
     config = RolloutConfig(num_generations=12, max_new_tokens=budget, text_top_k=3)
     rollout = RolloutEngine(policy, LAYOUT, config).generate(PROMPTS[:2])
-    only_inside = {*LAYOUT.code_ids, *LAYOUT.size_ids.values(), LAYOUT.image_start, LAYOUT.image_end, LAYOUT.new_line}
+    only_inside = {*LAYOUT.code_ids, *LAYOUT.size_ids.values(), LAYOUT.image_start, LAYOUT.image_end,
+                   LAYOUT.new_line}
     images = 0
     for ids, mask in zip(rollout.completion_ids, rollout.sampled_mask, strict=True):
         assert len(ids) == len(mask) <= budget
@@ -149,6 +152,7 @@ def test_a_chain_that_cannot_be_written_is_refused_with_the_reason():
     with pytest.raises(UserError, match="prompt"):
         engine.generate([PROMPTS[0], []])
     with pytest.raises(UserError, match="ChainProcessor"):
-        RolloutEngine(make_policy(), dataclasses.replace(LAYOUT, chain_form=None), RolloutConfig(grammar="chain"))
+        RolloutEngine(make_policy(), dataclasses.replace(LAYOUT, chain_form=None),
+                      RolloutConfig(grammar="chain"))
     with pytest.raises(UserError, match="belong together"):
         RolloutEngine(make_policy(vocab_size=40), LAYOUT, RolloutConfig())

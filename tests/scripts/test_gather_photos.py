@@ -1,4 +1,6 @@
-"""The photographs of the tiny model: table and sidecars agree, and those in the wheels can be gathered anywhere."""
+"""The photographs of the tiny model: table and sidecars agree, and those in the wheels can be
+gathered anywhere.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def words(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("gather_photos", ROOT / "scripts" / "tools" / "gather_photos.py")
+    spec = importlib.util.spec_from_file_location("gather_photos",
+                                                  ROOT / "scripts" / "tools" / "gather_photos.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -88,7 +91,8 @@ def test_photos_of_unpacked_debian_packages_are_scaled_down_and_lost_ones_named(
         path = tmp_path / "root" / photo["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (2048, 1200), 90).save(path)
-    script.main(["--source", "all", "--debian_root", str(tmp_path / "root"), "--output", str(tmp_path / "photos")])
+    script.main(["--source", "all", "--debian_root", str(tmp_path / "root"), "--output",
+                 str(tmp_path / "photos")])
     for photo in firsts.values():
         with Image.open(tmp_path / "photos" / f"{photo['name']}.png") as image:
             assert image.size == (1024, 600) and image.mode == "RGB"
@@ -99,7 +103,8 @@ def test_photos_of_unpacked_debian_packages_are_scaled_down_and_lost_ones_named(
 
 def test_without_apt_the_error_names_the_packages_to_install(script, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="lomiri-wallpapers-16.04 mate-backgrounds plasma-workspace-wallpapers"):
+    with pytest.raises(UserError,
+                       match="lomiri-wallpapers-16.04 mate-backgrounds plasma-workspace-wallpapers"):
         script.main(["--source", "all", "--debian_root", str(tmp_path), "--output", str(tmp_path / "photos")])
 
 

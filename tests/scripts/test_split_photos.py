@@ -51,7 +51,8 @@ def test_fewer_samples_are_the_first_of_more(main, dataset, tmp_path):
 
 def test_bad_input_is_named(main, dataset, tmp_path, capsys):
     without = write_dataset(tmp_path / "without", without=("hq",), train=1, test=1)
-    for folder, more, named in ((dataset, ["--split", "test"], "has no split 'test'; it has train, test_crops"),
+    for folder, more, named in ((dataset, ["--split", "test"],
+                                 "has no split 'test'; it has train, test_crops"),
                                 (tmp_path / "nowhere", [], f"no such dataset folder: {tmp_path / 'nowhere'}"),
                                 (without, [], "no column 'hq'")):
         assert exit_code(main, ["--dataset_name", str(folder), "--output", str(tmp_path / "out"), *more]) == 2

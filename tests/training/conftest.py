@@ -15,7 +15,8 @@ def dataset(photos_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from realsr_r1 import create_json
 
     folder = tmp_path_factory.mktemp("data") / "dataset"
-    assert not create_json.main(["--images", str(photos_dir), "--tags", str(photos_dir), "--output", str(folder),
+    assert not create_json.main(["--images", str(photos_dir), "--tags", str(photos_dir), "--output",
+                                 str(folder),
                                  "--crop_px", "48", "--test_photos", "rocket,coffee", "--num_proc", "1"])
     return folder
 

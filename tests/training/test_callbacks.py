@@ -30,7 +30,8 @@ def test_every_log_becomes_a_line(args):
     for step in (1, 2):
         log.on_log(args, at(step), None, logs={"loss": 0.5, "rewards/format/mean": 1.0})
     lines = (Path(args.output_dir) / LOG_FILE).read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"step": step, "loss": 0.5, "rewards/format/mean": 1.0} for step in (1, 2)]
+    assert [json.loads(line) for line in lines] == [{"step": step, "loss": 0.5, "rewards/format/mean": 1.0}
+                                                    for step in (1, 2)]
 
 
 def test_on_resume_the_steps_after_the_checkpoint_and_a_half_line_go(args):

@@ -11,7 +11,8 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.training.checkpoints import MARKER, CompletionMarker, complete_checkpoints, last_checkpoint
 
 
-def make_checkpoint(run: Path, step: int, is_complete: bool = True, files: tuple[str, ...] = ("scheduler.pt",)) -> Path:
+def make_checkpoint(run: Path, step: int, is_complete: bool = True,
+                    files: tuple[str, ...] = ("scheduler.pt",)) -> Path:
     folder = run / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     for name in ("model.safetensors", *files, *([MARKER] if is_complete else [])):
@@ -19,10 +20,12 @@ def make_checkpoint(run: Path, step: int, is_complete: bool = True, files: tuple
     return folder
 
 
-def save(marker: CompletionMarker, run: Path, step: int, args: SimpleNamespace, best: Path | None = None) -> None:
+def save(marker: CompletionMarker, run: Path, step: int, args: SimpleNamespace,
+         best: Path | None = None) -> None:
     """What transformers' trainer does at a save: the files first, then the callback."""
     make_checkpoint(run, step, is_complete=False)
-    state = SimpleNamespace(global_step=step, is_world_process_zero=True, best_model_checkpoint=best and str(best))
+    state = SimpleNamespace(global_step=step, is_world_process_zero=True,
+                            best_model_checkpoint=best and str(best))
     marker.on_save(args, state, None)
 
 
@@ -67,13 +70,15 @@ def test_the_other_ranks_leave_them_alone(tmp_path):
 
 def test_a_checkpoint_of_weights_only_names_the_two_ways_on(tmp_path):
     make_checkpoint(tmp_path, 3, files=())
-    with pytest.raises(UserError, match=r"checkpoint-3 holds weights only.*--model_name_or_path .*checkpoint-3.*remove"):
+    with pytest.raises(UserError, match=r"checkpoint-3 holds weights only.*--model_name_or_path "
+                                        r".*checkpoint-3.*remove"):
         last_checkpoint(tmp_path, set_aside=True)
 
 
 def test_of_adapters_only_the_way_on_is_to_merge_them_first(tmp_path):
     make_checkpoint(tmp_path, 3, files=("adapter_config.json",))
-    with pytest.raises(UserError, match=r"export --checkpoint .*checkpoint-3 --output MODEL\), then .*--model_name_or_path MODEL"):
+    with pytest.raises(UserError, match=r"export --checkpoint .*checkpoint-3 --output MODEL\), then "
+                                        r".*--model_name_or_path MODEL"):
         last_checkpoint(tmp_path, set_aside=True)
 
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 # What a launch command has in it -> the settings of its stage.
 STAGES: dict[str, tuple[type, ...]] = {
-    r"train-tokenizer": (TokenizerTrainingConfig,), r"train_sft\.sh|realsr-r1 sft": (ColdStartConfig, ModelConfig),
+    r"train-tokenizer": (TokenizerTrainingConfig,),
+    r"train_sft\.sh|realsr-r1 sft": (ColdStartConfig, ModelConfig),
     r"train_grpo\.sh|grpo\.py|evidence\.sh": (ChainGRPOConfig, ModelConfig)}
 
 
@@ -31,7 +32,8 @@ def opening(recipe: Path) -> str:
 def settings(name: str, output: Path, *flags: str) -> tuple[Any, ...]:
     recipe = ROOT / "configs" / "recipes" / name
     (stage,) = [classes for pattern, classes in STAGES.items() if re.search(pattern, opening(recipe))]
-    return parse(stage, ["--config", str(recipe), "--output_dir", str(output), "--dataset_name", "data", *flags], "test")
+    return parse(stage, ["--config", str(recipe), "--output_dir", str(output), "--dataset_name", "data",
+                         *flags], "test")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -42,7 +44,8 @@ def test_a_recipe_parses_as_the_stage_that_its_command_launches(recipe, tmp_path
     assert settings(recipe.name, tmp_path)
 
 
-@pytest.mark.parametrize("name, bits", [("lora_grpo.yaml", 16), ("lora_sft.yaml", 16), ("qlora_grpo.yaml", 4)])
+@pytest.mark.parametrize("name, bits", [("lora_grpo.yaml", 16), ("lora_sft.yaml", 16),
+                                        ("qlora_grpo.yaml", 4)])
 def test_the_adapter_recipes_put_adapters_on_every_matrix(name, bits, tmp_path):
     _, model_args = settings(name, tmp_path)
     config = adapter_config(model_args)
@@ -62,7 +65,8 @@ def test_the_papers_settings_are_those_of_its_launch_line(tmp_path):
     ("pure_7b_sft.yaml", 4e-4, "cosine", 0.5, 11_776, 0.0)])
 def test_the_cold_starts_are_the_published_ones(name, rate, schedule, warmup, length, z_loss, tmp_path):
     args, _ = settings(name, tmp_path)
-    assert (args.learning_rate, args.lr_scheduler_type, args.max_length, args.num_train_epochs) == (rate, schedule, length, 2)
+    assert (args.learning_rate, args.lr_scheduler_type, args.max_length,
+            args.num_train_epochs) == (rate, schedule, length, 2)
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.95, 0.1, 4.0)
     assert (args.dropout, args.z_loss) == (0.05, z_loss)
     assert args.get_warmup_steps(2000) == 1000 * warmup  # in epochs, of which there are two

@@ -17,7 +17,8 @@ CHAIN = ChainSpec.published()
 def record(photos_dir) -> dict:
     with Image.open(photos_dir / "coffee.png") as photo:
         small = photo.resize((48, 48))
-    return {"source": "coffee.png", "crop": [0, 0, 48, 48], "tag": ["cup"], "degradation": ["light blur"] * 5, "problem": "?",
+    return {"source": "coffee.png", "crop": [0, 0, 48, 48], "tag": ["cup"], "degradation": ["light blur"] * 5,
+            "problem": "?",
             "lq": small, "hq": small, "prompt": [1, 2]}
 
 
@@ -27,12 +28,14 @@ def names(folder) -> list[str]:
 
 def test_whole_broken_and_empty_completions_are_written(record, tmp_path):
     images = [[record["hq"]] * 3, [record["hq"]] * 5, []]
-    write_samples(tmp_path, 12, record, ["a chain", "too many images", ""], images, {"format": [1.0, 0.0, None]},
+    write_samples(tmp_path, 12, record, ["a chain", "too many images", ""], images,
+                  {"format": [1.0, 0.0, None]},
                   CHAIN)
     folder = tmp_path / "samples" / "step-000012"
     sections = ["final", "middle", "rough"]
     assert names(folder) == sorted(
-        ["prompt.json", "lq.png", "hq.png", "rewards.json", "completion-0.txt", "completion-1.txt", "completion-2.txt",
+        ["prompt.json", "lq.png", "hq.png", "rewards.json", "completion-0.txt", "completion-1.txt",
+         "completion-2.txt",
          *(f"completion-{index}-{section}.png" for index in (0, 1) for section in sections)])
     assert json.loads((folder / "prompt.json").read_text()) == {
         key: record[key] for key in ("source", "crop", "tag", "degradation", "problem")}
@@ -43,12 +46,14 @@ def test_whole_broken_and_empty_completions_are_written(record, tmp_path):
 def test_a_record_of_the_seeds_form_has_samples_too(record, tmp_path):
     seed_form = {key: record[key] for key in ("tag", "problem", "lq")}
     write_samples(tmp_path, 1, seed_form, ["x"], [[]], {"format": [0.0]}, CHAIN)
-    assert names(tmp_path / "samples" / "step-000001") == ["completion-0.txt", "lq.png", "prompt.json", "rewards.json"]
+    assert names(tmp_path / "samples" / "step-000001") == ["completion-0.txt", "lq.png", "prompt.json",
+                                                           "rewards.json"]
 
 
 def test_samples_of_a_repeated_step_replace_the_old(record, tmp_path):
     for completions in (["one", "two"], ["three"]):
-        write_samples(tmp_path, 1, record, completions, [[]] * len(completions), {"format": [0.0] * len(completions)},
+        write_samples(tmp_path, 1, record, completions, [[]] * len(completions),
+                      {"format": [0.0] * len(completions)},
                       CHAIN)
     assert "completion-1.txt" not in names(tmp_path / "samples" / "step-000001")
 

@@ -1,4 +1,7 @@
-"""What a model folder says of its chains: the chain itself, sizes, experts, sampling. Knows no tokenizer."""
+"""What a model folder says of its chains: the chain itself, sizes, experts, sampling.
+
+Knows no tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,13 @@ KINDS: dict[str, type] = {"target_px": int, "grid_unit_px": int, "fit": str, "co
 class ChainSettings:
     """What a model folder says of its chains (`chain_settings.json`).
 
-    `target_px`: input photos and final images are fitted to about target_px^2 pixels; `grid_unit_px`: pixels a size
-    unit (32 in Lumina and PURE); `fit`: "crop" keeps the shape of a photo as far as whole units allow (Lumina-mGPT's
-    rule), "stretch" makes it target_px x target_px (PURE's inference); `color_fix`: "wavelet" gives a restored photo the
-    colours of the input (as PURE's inference does), "none" leaves the policy's; `chain`: what the policy is asked and
-    writes (`problem` and `sections` in files); `experts`: default experts of the generation reward; `sampling`: fields of
-    `RolloutConfig` that `restore` uses.
+    `target_px`: input photos and final images are fitted to about target_px^2 pixels;
+    `grid_unit_px`: pixels a size unit (32 in Lumina and PURE); `fit`: "crop" keeps the shape of a
+    photo as far as whole units allow (Lumina-mGPT's rule), "stretch" makes it target_px x target_px
+    (PURE's inference); `color_fix`: "wavelet" gives a restored photo the colours of the input (as
+    PURE's inference does), "none" leaves the policy's; `chain`: what the policy is asked and writes
+    (`problem` and `sections` in files); `experts`: default experts of the generation reward;
+    `sampling`: fields of `RolloutConfig` that `restore` uses.
     """
 
     target_px: int = 512
@@ -38,35 +42,47 @@ class ChainSettings:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str, default: ChainSettings | None = None) -> ChainSettings:
-        """Check keys and values; what isn't there is `default`'s. Raises `UserError` naming the key at fault and `source`."""
+    def from_dict(cls, values: Mapping[str, Any], source: str,
+                  default: ChainSettings | None = None) -> ChainSettings:
+        """Check keys and values; what isn't there is `default`'s.
+
+        Raises `UserError` naming the key at fault and `source`.
+        """
         default = default or cls()
         if not isinstance(values, Mapping):
             raise UserError(f"{source} must hold `key: value` lines of chain settings")
         for key, value in values.items():
             if key not in KINDS:
-                raise UserError(f"{source}: unknown chain setting {key!r}; known are {', '.join(sorted(KINDS))}")
+                raise UserError(f"{source}: unknown chain setting {key!r}; known are "
+                                f"{', '.join(sorted(KINDS))}")
             if not isinstance(value, KINDS[key]) or isinstance(value, str) != (KINDS[key] is str):
-                raise UserError(f"{source}: chain setting {key} is {value!r}, which is no {KINDS[key].__name__.lower()}")
+                raise UserError(f"{source}: chain setting {key} is {value!r}, which is no "
+                                f"{KINDS[key].__name__.lower()}")
         plain = {key: value for key, value in values.items() if key not in ("problem", "sections")}
         if "experts" in plain:
             plain["experts"] = tuple(plain["experts"])
         settings = replace(default, **plain, chain=ChainSpec.from_dict(values, source, default.chain))
         for key, choices in CHOICES.items():
             if getattr(settings, key) not in choices:
-                raise UserError(f"{source}: {key} is {getattr(settings, key)!r}; it must be one of {', '.join(choices)}")
+                raise UserError(f"{source}: {key} is {getattr(settings, key)!r}; it must be one of "
+                                f"{', '.join(choices)}")
         if min(settings.target_px, settings.grid_unit_px) < 1:
             raise UserError(f"{source}: target_px and grid_unit_px must be at least 1")
         return settings
 
     @classmethod
-    def read(cls, path: str | Path, flag: str | None = None, default: ChainSettings | None = None) -> ChainSettings:
-        """The settings in a YAML or JSON file, which `flag` names; what isn't there is `default`'s. Raises `UserError`."""
+    def read(cls, path: str | Path, flag: str | None = None,
+             default: ChainSettings | None = None) -> ChainSettings:
+        """The settings in a YAML or JSON file, which `flag` names; what isn't there is `default`'s.
+
+        Raises `UserError`.
+        """
         return cls.from_dict(read_yaml(path, flag), str(path), default)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the way back from `from_dict`."""
-        return {"target_px": self.target_px, "grid_unit_px": self.grid_unit_px, "fit": self.fit, "color_fix": self.color_fix,
+        return {"target_px": self.target_px, "grid_unit_px": self.grid_unit_px, "fit": self.fit,
+                "color_fix": self.color_fix,
                 **self.chain.to_dict(), "experts": list(self.experts), "sampling": dict(self.sampling)}
 
     def asking(self, question: str) -> ChainSettings:

@@ -1,8 +1,11 @@
-"""What a policy writes: the sections of its chain, in order, and the question that it is asked. All of it is data.
+"""What a policy writes: the sections of its chain, in order, and the question that it is asked.
 
-A `ChainSpec` comes from a YAML file (`configs/chain`) or from a model folder (`chain_settings.json`). The parser, the
-grammar, the sizes of images, the cold start, the rewards and the pages about runs all ask it; none of them names a section.
-Knows texts and numbers: no tokens, no images, no torch.
+All of it is data.
+
+A `ChainSpec` comes from a YAML file (`configs/chain`) or from a model folder
+(`chain_settings.json`). The parser, the grammar, the sizes of images, the cold start, the rewards
+and the pages about runs all ask it; none of them names a section. Knows texts and numbers: no
+tokens, no images, no torch.
 """
 
 from __future__ import annotations
@@ -32,15 +35,17 @@ _PLACES = {"Text", "text", "tags"}  # what a wording may have in braces
 class Section:
     """One section of a chain.
 
-    `name`: of its tags; lower-case letters, digits and underscores. `kind`: "text" or "image". `about`: what a text says,
-    "degradation" (the five items) or "description" (of what the photo shows); an image is always about "restoration".
-    `level`: of a description, which of a record's descriptions it tells (its name by default). `share`: of an image, its
-    sides as a share of the final image's, above 0 and at most 1. `tagged`: whether it stands between `<name>` and
+    `name`: of its tags; lower-case letters, digits and underscores. `kind`: "text" or "image".
+    `about`: what a text says, "degradation" (the five items) or "description" (of what the photo
+    shows); an image is always about "restoration". `level`: of a description, which of a record's
+    descriptions it tells (its name by default). `share`: of an image, its sides as a share of the
+    final image's, above 0 and at most 1. `tagged`: whether it stands between `<name>` and
     `</name>`.
 
-    For the cold start, of a description: `wordings`, with `{Text}` for the description as the dataset has it, `{text}` for
-    the same with a small first letter, and `{tags}` for "a, b and c"; `tags_only`: texts with `{tags}` for a record
-    without descriptions; `unknown`: the text for a record with neither.
+    For the cold start, of a description: `wordings`, with `{Text}` for the description as the
+    dataset has it, `{text}` for the same with a small first letter, and `{tags}` for "a, b and c";
+    `tags_only`: texts with `{tags}` for a record without descriptions; `unknown`: the text for a
+    record with neither.
     """
 
     name: str
@@ -60,7 +65,10 @@ class Section:
 
     @property
     def label(self) -> str:
-        """Its name as files and pages have it: `rough_image` is `rough`, and `rough_understand` is `rough`, too."""
+        """Its name as files and pages have it:
+
+        `rough_image` is `rough`, and `rough_understand` is `rough`, too.
+        """
         return self.name.removesuffix("_image").removesuffix("_understand") or self.name
 
     @property
@@ -76,8 +84,8 @@ class Section:
 
 @dataclass(frozen=True)
 class ChainSpec:
-    """`question`: what the policy is asked, with `<|image|>` where the photo stands (at its end by default); `sections`: what
-    it answers, in order.
+    """`question`: what the policy is asked, with `<|image|>` where the photo stands (at its end by
+    default); `sections`: what it answers, in order.
 
     Raises `UserError` for a chain that can't be read back from its text, or that restores nothing.
     """
@@ -92,9 +100,11 @@ class ChainSpec:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ChainSpec:
-        """The chain in a file of chain settings (`problem`, `sections`; other settings are passed over).
+        """The chain in a file of chain settings (`problem`, `sections`; other settings are passed
+        over).
 
-        What the file doesn't say is the published chain's. Raises `UserError` that names the file and the key at fault.
+        What the file doesn't say is the published chain's. Raises `UserError` that names the file
+        and the key at fault.
         """
         values = read_yaml(path)
         if not isinstance(values, Mapping):
@@ -103,20 +113,26 @@ class ChainSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str, default: ChainSpec | None = None) -> ChainSpec:
-        """`problem` and `sections` of chain settings; what isn't there is `default`'s. `source` names them in errors."""
+        """`problem` and `sections` of chain settings; what isn't there is `default`'s.
+
+        `source` names them in errors.
+        """
         default = default or cls.published()
         try:
             sections = default.sections
             if "sections" in values:
                 if not isinstance(values["sections"], list) or not values["sections"]:
                     raise UserError("sections must be a list with at least one section")
-                sections = tuple(_section(section, number) for number, section in enumerate(values["sections"], 1))
+                sections = tuple(_section(section, number)
+                                 for number, section in enumerate(values["sections"], 1))
             return cls(values.get("problem", default.question), sections)
         except UserError as error:
             raise UserError(f"{source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """`problem` and `sections` as plain values, the way back from `from_dict`; defaults are left out."""
+        """`problem` and `sections` as plain values, the way back from `from_dict`; defaults are
+        left out.
+        """
         return {"problem": self.question, "sections": [_plain(section) for section in self.sections]}
 
     def __post_init__(self) -> None:
@@ -131,14 +147,15 @@ class ChainSpec:
             if labels.count(label) > 1:
                 raise UserError(f"two images would be called {label!r}; give their sections other names")
         if not self.images:
-            raise UserError("no section is an image, so this chain restores nothing; add one with `kind: image`")
+            raise UserError("no section is an image, so this chain restores nothing; add one with `kind: "
+                            "image`")
         if self.images[-1].share != 1:
-            raise UserError(f"the last image, {self.images[-1].name}, has the share {self.images[-1].share}; it must be 1, "
-                            "for it is what restore gives back")
+            raise UserError(f"the last image, {self.images[-1].name}, has the share {self.images[-1].share}; "
+                            "it must be 1, for it is what restore gives back")
         for one, other in zip(self.sections, self.sections[1:], strict=False):
             if not (one.tagged or other.tagged or one.is_image or other.is_image):
-                raise UserError(f"{one.name} and {other.name} are two texts without tags side by side, which nobody could tell "
-                                "apart; give one of them its tags")
+                raise UserError(f"{one.name} and {other.name} are two texts without tags side by side, which "
+                                "nobody could tell apart; give one of them its tags")
 
     def names(self) -> tuple[str, ...]:
         """The names of the sections, in order."""
@@ -151,7 +168,9 @@ class ChainSpec:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """What the images are called in files and on pages, in order: rough, middle and final in the published chain."""
+        """What the images are called in files and on pages, in order: rough, middle and final in
+        the published chain.
+        """
         return tuple(section.label for section in self.images)
 
     @cached_property
@@ -161,7 +180,9 @@ class ChainSpec:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What the tokens of an answer can belong to, by number: the sections' bodies, tags, and what is no chain."""
+        """What the tokens of an answer can belong to, by number: the sections' bodies, tags, and
+        what is no chain.
+        """
         return (*self.names(), "tags", "text", "image")
 
     def about(self, subject: str) -> tuple[Section, ...]:
@@ -174,7 +195,8 @@ class ChainSpec:
 
 
 def image_sizes(shares: Sequence[float], rows: int, columns: int) -> tuple[tuple[int, int], ...]:
-    """(rows, columns) in grid units of images with these shares of an input of `rows` x `columns` units: at least 1 each.
+    """(rows, columns) in grid units of images with these shares of an input of `rows` x `columns`
+    units: at least 1 each.
 
     The published code's 128, 256 and 512 px are a quarter, a half and the whole of 512.
     """
@@ -200,8 +222,10 @@ def _published() -> ChainSpec:
 
 def _section(values: Any, number: int) -> Section:
     """Check what a file says of section `number` (from 1), and fill in what it leaves out."""
-    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str) or not _NAME.fullmatch(values["name"]):
-        raise UserError(f"section {number} needs a name of small letters, digits and underscores that begins with a letter")
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"),
+                                                         str) or not _NAME.fullmatch(values["name"]):
+        raise UserError(f"section {number} needs a name of small letters, digits and underscores that begins "
+                        "with a letter")
     where = f"section {values['name']}"
     known = [field.name for field in fields(Section)]
     for key in values:
@@ -220,9 +244,10 @@ def _image_section(values: Mapping[str, Any], where: str) -> Section:
         raise UserError(f"{where}: about is {values['about']!r}; an image is about restoration")
     share = values.get("share")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-        raise UserError(f"{where}: share is {share!r}; an image needs its sides' share of the final image's, above 0 and at "
-                        "most 1")
-    return Section(values["name"], "image", "restoration", share=float(share), tagged=values.get("tagged", True))
+        raise UserError(f"{where}: share is {share!r}; an image needs its sides' share of the final image's, "
+                        "above 0 and at most 1")
+    return Section(values["name"], "image", "restoration", share=float(share),
+                   tagged=values.get("tagged", True))
 
 
 def _text_section(values: Mapping[str, Any], where: str) -> Section:
@@ -241,7 +266,8 @@ def _text_section(values: Mapping[str, Any], where: str) -> Section:
         raise UserError(f"{where}: unknown is {unknown!r}; it must be a text")
     return Section(values["name"], "text", about, level, None, tagged,
                    _wordings(values.get("wordings", ["{Text}"]), f"{where}: wordings", _PLACES, ""),
-                   _wordings(values.get("tags_only", ["A photo of {tags}."]), f"{where}: tags_only", {"tags"}, "tags"),
+                   _wordings(values.get("tags_only", ["A photo of {tags}."]), f"{where}: tags_only", {"tags"},
+                             "tags"),
                    unknown)
 
 
@@ -261,7 +287,8 @@ def _wordings(values: Any, where: str, places: set[str], needed: str) -> tuple[s
         except ValueError as error:
             raise UserError(f"{where}: {text!r} can't be filled in ({error})") from error
         if not found <= places or (needed and needed not in found):
-            raise UserError(f"{where}: {text!r} may have {', '.join(f'{{{name}}}' for name in sorted(places))} in it"
+            raise UserError(f"{where}: {text!r} may have "
+                            f"{', '.join(f'{{{name}}}' for name in sorted(places))} in it"
                             + (f", and must have {{{needed}}}" if needed else ""))
     if not needed and all("{tags}" in text for text in values):
         raise UserError(f"{where} need one without {{tags}}, for records without tags")

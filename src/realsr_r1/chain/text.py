@@ -1,4 +1,6 @@
-"""A chain as text: reading a completion by its `ChainSpec`, and writing one. An image stands in the text as `IMAGE`.
+"""A chain as text: reading a completion by its `ChainSpec`, and writing one.
+
+An image stands in the text as `IMAGE`.
 
 Knows text only: no tokens, no images, no torch.
 """
@@ -20,9 +22,10 @@ SECTIONS = ChainSpec.published().names()
 class Chain:
     """What `parse_chain` found.
 
-    `sections`: name -> body without outer white space, for every section that is there (a tagged one: opened and closed); of
-    a repeated one, the first. `is_well_formed`: all sections of the spec, each once, in order, nothing but white space
-    outside them, exactly one image in each image section, and no image or tag inside a text.
+    `sections`: name -> body without outer white space, for every section that is there (a tagged
+    one: opened and closed); of a repeated one, the first. `is_well_formed`: all sections of the
+    spec, each once, in order, nothing but white space outside them, exactly one image in each image
+    section, and no image or tag inside a text.
     """
 
     sections: dict[str, str]
@@ -30,7 +33,10 @@ class Chain:
 
 
 def parse_chain(text: str, spec: ChainSpec | None = None) -> Chain:
-    """Read a completion as a chain of `spec` (the published one by default). Never raises, whatever the text."""
+    """Read a completion as a chain of `spec` (the published one by default).
+
+    Never raises, whatever the text.
+    """
     text, spec = text if isinstance(text, str) else "", spec or ChainSpec.published()
     found: dict[str, str] = {}
     for section in spec.sections:
@@ -62,7 +68,9 @@ def _untagged(text: str, spec: ChainSpec) -> Iterator[tuple[list[Section], str]]
 
 
 def _read_untagged(run: list[Section], text: str) -> Iterator[tuple[str, str]]:
-    """(name, body) of sections without tags: an image is the next `IMAGE`, a text what stands before it."""
+    """(name, body) of sections without tags: an image is the next `IMAGE`, a text what stands
+    before it.
+    """
     for section in run:
         before, image, after = text.partition(IMAGE)
         if not section.is_image:
@@ -75,7 +83,8 @@ def _read_untagged(run: list[Section], text: str) -> Iterator[tuple[str, str]]:
 
 def _is_well_formed(text: str, spec: ChainSpec) -> bool:
     tags, whole = _patterns(spec)
-    expected = [tag for section in spec.sections if section.tagged for tag in (section.opening, section.closing)]
+    expected = [tag for section in spec.sections if section.tagged
+                for tag in (section.opening, section.closing)]
     if tags is not None and [match[0] for match in tags.finditer(text)] != expected:
         return False
     match = whole.fullmatch(text)
@@ -97,24 +106,32 @@ def _patterns(spec: ChainSpec) -> tuple[re.Pattern[str] | None, re.Pattern[str]]
 
 
 def markup_in(text: str, spec: ChainSpec | None = None) -> str | None:
-    """The first tag or place of an image in `text`, which may have none as the body of a text section."""
+    """The first tag or place of an image in `text`, which may have none as the body of a text
+    section.
+    """
     tags, _ = _patterns(spec or ChainSpec.published())
     found = [match for match in (tags and tags.search(text), re.search(re.escape(IMAGE), text)) if match]
     return min(found, key=lambda match: match.start())[0] if found else None
 
 
 def render_chain(sections: Mapping[str, str], spec: ChainSpec | None = None) -> str:
-    """Write a chain from the bodies of its text sections; image sections get `IMAGE`. Raises `KeyError` on a missing text."""
+    """Write a chain from the bodies of its text sections; image sections get `IMAGE`.
+
+    Raises `KeyError` on a missing text.
+    """
     return "".join(piece for piece, _ in chain_pieces(sections, spec))
 
 
-def chain_pieces(sections: Mapping[str, str], spec: ChainSpec | None = None) -> list[tuple[str, Section | None]]:
-    """The chain as pieces, in the form in which they are tokenised: (tag, None), or (body, its section), an image's as `IMAGE`.
+def chain_pieces(sections: Mapping[str, str], spec: ChainSpec
+                 | None = None) -> list[tuple[str, Section | None]]:
+    """The chain as pieces, in the form in which they are tokenised: (tag, None), or (body, its
+    section), an image's as `IMAGE`.
 
     `sections`: name -> body of the text sections.
     """
     pieces: list[tuple[str, Section | None]] = []
     for section in (spec or ChainSpec.published()).sections:
         body = IMAGE if section.is_image else sections[section.name]
-        pieces += [(section.opening, None), (body, section), (section.closing, None)] if section.tagged else [(body, section)]
+        pieces += [(section.opening, None), (body, section),
+                   (section.closing, None)] if section.tagged else [(body, section)]
     return pieces

@@ -26,13 +26,19 @@ def size_name(units: int) -> str:
 
 
 def code_name(code: int) -> str:
-    """The name of an image code: its decimal digits spelled A=0 .. J=9, e.g. 1004 -> IMGIMGBAAEZ."""
+    """The name of an image code: its decimal digits spelled A=0 ..
+
+    J=9, e.g. 1004 -> IMGIMGBAAEZ.
+    """
     return _CODE_PREFIX + "".join(_DIGITS[int(digit)] for digit in str(code)) + _CODE_SUFFIX
 
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """A complete image in a stream: `ids[start:stop]` from image start to image end, and its codes (h rows of w)."""
+    """A complete image in a stream:
+
+    `ids[start:stop]` from image start to image end, and its codes (h rows of w).
+    """
 
     start: int
     stop: int
@@ -41,8 +47,8 @@ class ImageSpan:
 
 @dataclass(frozen=True)
 class SectionForm:
-    """How one section of the chain is tokenised: ids of its opening and closing tag (none where it isn't tagged), and of an
-    image its share of the final image's sides (None for a text).
+    """How one section of the chain is tokenised: ids of its opening and closing tag (none where it
+    isn't tagged), and of an image its share of the final image's sides (None for a text).
     """
 
     open_ids: tuple[int, ...]
@@ -59,8 +65,9 @@ class SectionForm:
 class ChainForm:
     """What the `"chain"` grammar needs of the chain, as ids.
 
-    `sections` in order; `body_ids`: the ids a text body may hold. A body ends when the first id of what follows it is drawn
-    (its closing tag, or an image; that id is not in `body_ids`, so it can mean nothing else).
+    `sections` in order; `body_ids`: the ids a text body may hold. A body ends when the first id of
+    what follows it is drawn (its closing tag, or an image; that id is not in `body_ids`, so it can
+    mean nothing else).
     """
 
     sections: tuple[SectionForm, ...]
@@ -76,8 +83,9 @@ class ChainForm:
 class TokenLayout:
     """The ids of one vocabulary, and the geometry of its images.
 
-    `size_ids[n]` says n grid units of `grid_unit_px` pixels; `code_ids[c]` is the id of code c; one code stands for
-    `downsample` x `downsample` pixels. `chain_form` is there when the layout comes from a `ChainProcessor`.
+    `size_ids[n]` says n grid units of `grid_unit_px` pixels; `code_ids[c]` is the id of code c; one
+    code stands for `downsample` x `downsample` pixels. `chain_form` is there when the layout comes
+    from a `ChainProcessor`.
     """
 
     bos: int
@@ -96,26 +104,31 @@ class TokenLayout:
     @classmethod
     def from_vocabulary(cls, vocabulary: Mapping[str, int], codebook_size: int, grid_unit_px: int,
                         downsample: int) -> TokenLayout:
-        """Look every id up by name. Raises `UserError` that names the first one missing, or a codebook that misfits."""
+        """Look every id up by name.
+
+        Raises `UserError` that names the first one missing, or a codebook that misfits.
+        """
         def find(name: str) -> int:
             if name not in vocabulary:
-                raise UserError(f"the text tokenizer has no token named {name}; it is not that of a Lumina-mGPT-style "
-                                "policy")
+                raise UserError(f"the text tokenizer has no token named {name}; it is not that of a "
+                                "Lumina-mGPT-style policy")
             return vocabulary[name]
 
         if grid_unit_px % downsample:
-            raise UserError(f"grid_unit_px {grid_unit_px} is not a multiple of the image tokenizer's down-sampling "
-                            f"{downsample}")
+            raise UserError(f"grid_unit_px {grid_unit_px} is not a multiple of the image tokenizer's "
+                            f"down-sampling {downsample}")
         code_ids = tuple(find(code_name(code)) for code in range(codebook_size))
         if code_name(codebook_size) in vocabulary:
-            raise UserError(f"the vocabulary has more image codes than the image tokenizer's {codebook_size}; "
-                            "they don't belong together")
+            raise UserError(f"the vocabulary has more image codes than the image tokenizer's "
+                            f"{codebook_size}; they don't belong together")
         size_ids, taken = {}, frozenset(code_ids)  # published vocabularies have thousands of both
-        while size_name(len(size_ids) + 1) in vocabulary and vocabulary[size_name(len(size_ids) + 1)] not in taken:
+        while size_name(len(size_ids) + 1) in vocabulary and vocabulary[size_name(len(size_ids)
+                                                                                  + 1)] not in taken:
             size_ids[len(size_ids) + 1] = vocabulary[size_name(len(size_ids) + 1)]
         if not size_ids:
             find(size_name(1))
-        return cls(find(BOS), find(PAD), find(END_OF_TURN), find(IMAGE_START), find(IMAGE_END), find(NEW_LINE),
+        return cls(find(BOS), find(PAD), find(END_OF_TURN), find(IMAGE_START), find(IMAGE_END),
+                   find(NEW_LINE),
                    size_ids, code_ids, max(vocabulary.values()) + 1, grid_unit_px, downsample)
 
     @cached_property
@@ -134,16 +147,22 @@ class TokenLayout:
         return self.grid_unit_px // self.downsample
 
     def span_length(self, rows: int, columns: int) -> int:
-        """Tokens of an image of `rows` x `columns` grid units: start, two sizes, h rows of w codes + new line, end."""
+        """Tokens of an image of `rows` x `columns` grid units: start, two sizes, h rows of w codes
+        + new line, end.
+        """
         return 4 + rows * self.codes_per_unit * (columns * self.codes_per_unit + 1)
 
     def span(self, codes: Sequence[Sequence[int]]) -> list[int]:
-        """Codes (h rows of w) -> the ids of the image span. Raises `ValueError` when the grid isn't whole units."""
+        """Codes (h rows of w) -> the ids of the image span.
+
+        Raises `ValueError` when the grid isn't whole units.
+        """
         height, width = len(codes), len(codes[0])
         rows, columns = height // self.codes_per_unit, width // self.codes_per_unit
         is_whole = height % self.codes_per_unit == width % self.codes_per_unit == 0
         if not is_whole or rows not in self.size_ids or columns not in self.size_ids:
-            raise ValueError(f"a {height}x{width} grid of codes has no size token (unit: {self.codes_per_unit} codes)")
+            raise ValueError(f"a {height}x{width} grid of codes has no size token (unit: "
+                             f"{self.codes_per_unit} codes)")
         ids = [self.image_start, self.size_ids[rows], self.size_ids[columns]]
         for row in codes:
             ids += [self.code_ids[code] for code in row]

@@ -1,1 +1,3 @@
-"""Data: degrading photos, cropping them, pairing them with sidecars, records and DatasetDicts, chains to train on."""
+"""Data: degrading photos, cropping them, pairing them with sidecars, records and DatasetDicts,
+chains to train on.
+"""

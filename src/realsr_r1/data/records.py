@@ -1,4 +1,5 @@
-"""Records of a dataset: their schema and checks, JSON lists in the published format (extended), DatasetDicts on disk.
+"""Records of a dataset: their schema and checks, JSON lists in the published format (extended),
+DatasetDicts on disk.
 
 Knows files and columns; how an LQ image comes about, and what is trained, it leaves to others.
 """
@@ -29,7 +30,8 @@ def _is_texts(count: int | None = None) -> Callable[[Any], bool]:
 
 def _is_box(value: Any) -> bool:
     return (isinstance(value, list) and len(value) == 4
-            and all(isinstance(item, int) and not isinstance(item, bool) and abs(item) < 2**31 for item in value))
+            and all(isinstance(item, int) and not isinstance(item, bool) and abs(item) < 2**31
+                    for item in value))
 
 
 # key -> (check, what it must be)
@@ -46,30 +48,40 @@ SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def usual_keys(records: Iterable[Any]) -> frozenset[str]:
-    """The keys of the schema that most of the records have: a column is there for all records, or for none."""
-    counts = Counter(frozenset(SCHEMA.keys() & record.keys()) for record in records if isinstance(record, dict))
+    """The keys of the schema that most of the records have: a column is there for all records, or
+    for none.
+    """
+    counts = Counter(frozenset(SCHEMA.keys() & record.keys()) for record in records
+                     if isinstance(record, dict))
     return counts.most_common(1)[0][0] if counts else frozenset(REQUIRED_KEYS)
 
 
 def check_record(record: Any, keys: Set[str]) -> None:
-    """Raise `UserError` that names the key unless `record` is an object with these keys of the schema, and what they must be."""
+    """Raise `UserError` that names the key unless `record` is an object with these keys of the
+    schema, and what they must be.
+    """
     if not isinstance(record, dict):
         raise UserError(f"it is {_kind(record)}; it must be an object with {', '.join(REQUIRED_KEYS)}")
     for key, (check, what) in SCHEMA.items():
         if key not in record:
             if key in REQUIRED_KEYS or key in keys:
-                raise UserError(f"it has no key {key!r}, which {'every record needs' if key in REQUIRED_KEYS else 'others have'}")
+                raise UserError(f"it has no key {key!r}, which "
+                                f"{'every record needs' if key in REQUIRED_KEYS else 'others have'}")
         elif key not in keys and key not in REQUIRED_KEYS:
-            raise UserError(f"it has the key {key!r}, which most records don't have: give it to all, or to none")
+            raise UserError(f"it has the key {key!r}, which most records don't have: give it to all, or to "
+                            "none")
         elif not check(record[key]):
             raise UserError(f"its {key!r} must be {what}, not {_kind(record[key])}")
 
 
 def check_labels(labels: Sequence[str], where: str) -> None:
-    """Raise `UserError` unless the five labels can be read back from a chain, where commas divide them. `where`: names the list."""
+    """Raise `UserError` unless the five labels can be read back from a chain, where commas divide
+    them. `where`: names the list.
+    """
     for label in labels:
         if "," in label or not label.strip():
-            raise UserError(f"{where} has the label {label[:60]!r}; one is a text without commas, and not empty")
+            raise UserError(f"{where} has the label {label[:60]!r}; one is a text without commas, and not "
+                            "empty")
         check_text(label, "label", where)
 
 
@@ -80,7 +92,10 @@ def _kind(value: Any) -> str:
 
 
 def read_list(path: str | Path) -> list[Any]:
-    """What a JSON file holds: a list with at least one record, as yet unchecked. Raises `UserError` that names it."""
+    """What a JSON file holds: a list with at least one record, as yet unchecked.
+
+    Raises `UserError` that names it.
+    """
     records = read_json(path)
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} must hold a JSON list with at least one record, not {_kind(records)}")
@@ -88,32 +103,41 @@ def read_list(path: str | Path) -> list[Any]:
 
 
 def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:
-    """The DatasetDict saved in the folder `path`. Raises `UserError` that names it where there is none."""
+    """The DatasetDict saved in the folder `path`.
+
+    Raises `UserError` that names it where there is none.
+    """
     import datasets
 
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"no such dataset folder: {path}; make one with realsr-r1 create-json")
     if not (folder / "dataset_dict.json").is_file():
-        raise UserError(f"{path} is not a DatasetDict (no dataset_dict.json); make one with realsr-r1 create-json")
+        raise UserError(f"{path} is not a DatasetDict (no dataset_dict.json); make one with realsr-r1 "
+                        "create-json")
     try:
         return datasets.load_from_disk(str(folder))
     except IndexError as error:  # datasets joins a split's tables, and there are none
         raise UserError(f"{path} has a split without records; make it again without that split") from error
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} can't be read as a DatasetDict ({error}); make it again with realsr-r1 create-json"
+        raise UserError(f"{path} can't be read as a DatasetDict ({error}); make it again with realsr-r1 "
+                        "create-json"
                         ) from error
 
 
 def require_columns(dataset: datasets.Dataset, columns: Iterable[str], reason: str) -> None:
-    """Raise `UserError` unless `dataset` has all `columns`. `reason`: what needs them, e.g. "reward degradation"."""
+    """Raise `UserError` unless `dataset` has all `columns`.
+
+    `reason`: what needs them, e.g. "reward degradation".
+    """
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
-        raise UserError(f"the dataset has no column {', '.join(map(repr, missing))}, which {reason} needs; it has "
-                        f"{', '.join(dataset.column_names)}")
+        raise UserError(f"the dataset has no column {', '.join(map(repr, missing))}, which {reason} needs; "
+                        f"it has {', '.join(dataset.column_names)}")
 
 
-def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[str]], max_samples: int | None = None,
+def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[str]],
+                   max_samples: int | None = None,
                    seed: int = 0) -> datasets.Dataset:
     """A split of the dataset in folder `path`, or `max_samples` records of it drawn with `seed`.
 
@@ -127,14 +151,18 @@ def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[st
         require_columns(records, columns, reason)
     if max_samples is not None and max_samples < len(records):
         records = records.shuffle(seed=seed, keep_in_memory=True).select(range(max_samples))
-        records = records.flatten_indices(keep_in_memory=True)  # joining columns would, in a file beside the dataset
+        # joining columns would, in a file beside the dataset
+        records = records.flatten_indices(keep_in_memory=True)
     return records
 
 
 def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> dict[str, list[Any]]:
-    """Records as columns, images decoded. Raises `UserError` that names a record (counted from 0) which can't be used.
+    """Records as columns, images decoded.
 
-    `where`: the dataset and its split. `tag` has to be a list here; what nothing is known of may be empty.
+    Raises `UserError` that names a record (counted from 0) which can't be used.
+
+    `where`: the dataset and its split. `tag` has to be a list here; what nothing is known of may be
+    empty.
     """
     from PIL import UnidentifiedImageError
 
@@ -147,7 +175,8 @@ def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> 
             try:
                 records[number]
             except UnidentifiedImageError as error:  # its text is of the open file, another one in each run
-                raise UserError(f"record {number} of {where} can't be read (an image in none of the known formats)") from error
+                raise UserError(f"record {number} of {where} can't be read (an image in none of the known "
+                                "formats)") from error
             except Exception as error:
                 raise UserError(f"record {number} of {where} can't be read ({error})") from error
         raise
@@ -166,7 +195,9 @@ def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> 
 
 
 def label_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """How often each word of each of the five items occurs, item by item; empty where there are no labels."""
+    """How often each word of each of the five items occurs, item by item; empty where there are no
+    labels.
+    """
     from realsr_r1.data.degradation.degrade import LABEL_ITEMS, LEVELS, RESIZES
 
     counts = {name: dict.fromkeys(RESIZES if name.endswith("resize") else LEVELS, 0) for name in LABEL_ITEMS}
@@ -181,5 +212,6 @@ def label_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, in
 
 def label_balance(counts: Mapping[str, Mapping[str, int]]) -> str:
     """What `label_counts` gives in percent, in one line."""
-    return "; ".join(f"{name}: " + " ".join(f"{word} {100 * count / sum(words.values()):.0f}%" for word, count in words.items())
+    return "; ".join(f"{name}: " + " ".join(f"{word} {100 * count / sum(words.values()):.0f}%"
+                                            for word, count in words.items())
                      for name, words in counts.items())

@@ -1,6 +1,8 @@
-"""Image-quality metrics by name: what each is called, which way is better, and how it is computed (by pyiqa).
+"""Image-quality metrics by name: what each is called, which way is better, and how it is computed
+(by pyiqa).
 
-Knows images, no folders and no files of results. Metrics whose weights can't be had are reported, never fatal.
+Knows images, no folders and no files of results. Metrics whose weights can't be had are reported,
+never fatal.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ FID_FEATURES = 2048  # width of Inception's features: with fewer images their co
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. `kind`: "pair" compares with the original, "single" needs none, "set" scores a whole set at once.
+    """One metric.
+
+    `kind`: "pair" compares with the original, "single" needs none, "set" scores a whole set at
+    once.
 
     `on_cpu`: wherever the others are.
     """
@@ -38,8 +43,9 @@ class Metric:
 
 _LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as the field does
 
-# The ten of the RealSR-R1 paper, then PIQE, which needs no weights. An identical pair has a PSNR of 80 dB: pyiqa
-# adds 1e-8 to the mean squared error of images in [0, 1], so the figure is always finite.
+# The ten of the RealSR-R1 paper, then PIQE, which needs no weights. An identical pair has a PSNR of
+# 80 dB: pyiqa adds 1e-8 to the mean squared error of images in [0, 1], so the figure is always
+# finite.
 METRICS = {
     "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB"),
     "ssim": Metric("SSIM (Y)", "pair", False, 4, _LUMA),
@@ -58,7 +64,10 @@ BASELINE_METRICS = ("psnr", "ssim")  # the ones a flat image of the mean colour 
 
 
 def parse_metrics(text: str) -> list[str]:
-    """`"psnr,ssim"` or `"all"` -> known names, without repeats. Raises `UserError` that lists the known ones."""
+    """`"psnr,ssim"` or `"all"` -> known names, without repeats.
+
+    Raises `UserError` that lists the known ones.
+    """
     names = list(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
     if names == ["all"]:
         return list(METRICS)
@@ -80,7 +89,8 @@ class Scorer:
     def score(self, image: Image.Image, original: Image.Image) -> float | None:
         """The metric of one image (RGB, of the original's size), or None where it isn't defined.
 
-        That is so for images smaller than the metric's window (SSIM: 11 px, NIQE: 96 px) and for some flat ones.
+        That is so for images smaller than the metric's window (SSIM: 11 px, NIQE: 96 px) and for
+        some flat ones.
         """
         import math
 
@@ -130,7 +140,8 @@ def load_metrics(names: Iterable[str], device: str) -> tuple[dict[str, Scorer], 
                 unavailable[name] = f"weights not available: {_first_line(error)}"
                 if not isinstance(error, FileNotFoundError):
                     stack.enter_context(_hub_offline())
-            except Exception as error:  # eleven networks of other people's: one that fails mustn't stop the rest
+            # eleven networks of other people's: one that fails mustn't stop the rest
+            except Exception as error:
                 unavailable[name] = f"can't be loaded: {_first_line(error)}"
             else:
                 scorers[name] = Scorer(name, network, place)
@@ -139,7 +150,9 @@ def load_metrics(names: Iterable[str], device: str) -> tuple[dict[str, Scorer], 
 
 @contextlib.contextmanager
 def _hub_offline() -> Iterator[None]:
-    """Once a server wasn't reached, the hub's client looks in its cache only: its retries take 50 s a metric."""
+    """Once a server wasn't reached, the hub's client looks in its cache only: its retries take 50 s
+    a metric.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

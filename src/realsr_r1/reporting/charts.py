@@ -1,4 +1,5 @@
-"""Draws a run's curves with matplotlib: one themed SVG a panel for the page, and all panels in one PNG.
+"""Draws a run's curves with matplotlib: one themed SVG a panel for the page, and all panels in one
+PNG.
 
 Knows `Run`, no HTML beyond the SVG element.
 """
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 PANEL_INCHES = (3.9, 2.1)
 COLUMNS = 3
 
-# In an SVG every colour is one of these placeholders, replaced by a CSS variable of the page's theme.
+# In an SVG every colour is one of these placeholders, replaced by a CSS variable of the page's
+# theme.
 PLACEHOLDERS = {"muted": "#010203", "line": "#010204", "accent": "#010205", "second": "#010206"}
 # In the PNG, on white.
 LIGHT = {"muted": "#6a6a64", "line": "#e3e1da", "accent": "#0a6c66", "second": "#b4531f"}
@@ -45,7 +47,8 @@ def panels(run: Run) -> list[Panel]:
     keys = [("total reward", "reward")]
     keys += [(reward_title(name), f"rewards/{name}/mean") for name in run.rewards()]
     keys += [("loss", "loss"), ("completion length, tokens", "completions/mean_length")]
-    return [Panel(title, training, run.series(f"eval_{key}")) for title, key in keys if (training := run.series(key))]
+    return [Panel(title, training, run.series(f"eval_{key}")) for title, key in keys
+            if (training := run.series(key))]
 
 
 def panel_svg(panel: Panel) -> str:
@@ -68,7 +71,8 @@ def save_png(charts: list[Panel], title: str, path: Path) -> None:
 
     rows = -(-len(charts) // COLUMNS)
     columns = min(COLUMNS, len(charts))
-    figure = Figure(figsize=(PANEL_INCHES[0] * columns, (PANEL_INCHES[1] + 0.25) * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(PANEL_INCHES[0] * columns, (PANEL_INCHES[1] + 0.25) * rows + 0.3),
+                    layout="constrained")
     figure.suptitle(title, fontsize=11)
     for index, panel in enumerate(charts, start=1):
         axes = figure.add_subplot(rows, columns, index)
@@ -85,7 +89,8 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
     axes.plot(series.steps, series.values, color=colours["accent"], alpha=0.35, linewidth=0.9, **marker)
     axes.plot(series.steps, series.moving_average(), color=colours["accent"], linewidth=2.0)
     if panel.evaluation:
-        axes.plot(panel.evaluation.steps, panel.evaluation.values, color=colours["second"], linewidth=1.2, marker="o",
+        axes.plot(panel.evaluation.steps, panel.evaluation.values, color=colours["second"], linewidth=1.2,
+                  marker="o",
                   markersize=3.5)
     axes.margins(x=0.02, y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -102,7 +107,9 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
 
 
 def _themed(svg: str, title: str) -> str:
-    """Only the element: no XML head, metadata, ids of groups (the page has many charts), fixed colours or fonts."""
+    """Only the element: no XML head, metadata, ids of groups (the page has many charts), fixed
+    colours or fonts.
+    """
     svg = svg[svg.index("<svg"):]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"|\sid="[\w.]+_\d+"', "", svg)

@@ -1,6 +1,8 @@
-"""One page about a dataset: how much it holds, how its labels are balanced, its tags, and pairs of LQ and HQ crops.
+"""One page about a dataset: how much it holds, how its labels are balanced, its tags, and pairs of
+LQ and HQ crops.
 
-Needs no script and no other file, and holds nothing that changes from run to run (no date): the same data give the same bytes.
+Needs no script and no other file, and holds nothing that changes from run to run (no date): the
+same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -51,16 +53,20 @@ def _page(folder: Path, contents: Contents) -> str:
         ("labels", "Degradation labels", _labels(contents.labels)),
         ("tags", "Tags", _tags(contents)),
         ("pairs", "LQ and HQ", _pairs(folder)),
-        ("not-in-it", "Not in it", _items("Rejected", contents.rejected) + _items("Left out", contents.left_out)),
+        ("not-in-it", "Not in it", _items("Rejected", contents.rejected)
+         + _items("Left out", contents.left_out)),
     ]
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
-    body = "".join(f'<section id="{anchor}"><h2>{title}</h2>{inner}</section>' for anchor, title, inner in sections)
-    tiles = "".join(f'<div class="tile"><b>{value:,}</b><span>{label}</span></div>' for label, value in _figures(contents))
+    body = "".join(f'<section id="{anchor}"><h2>{title}</h2>{inner}</section>'
+                   for anchor, title, inner in sections)
+    tiles = "".join(f'<div class="tile"><b>{value:,}</b><span>{label}</span></div>'
+                    for label, value in _figures(contents))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>Dataset · RealSR-R1</title>\n<style>{CSS}{OWN_CSS}</style>\n</head>\n<body>\n<main>\n"
-        f'<div class="kicker">RealSR-R1 dataset</div><h1>What this dataset holds</h1><div class="tiles">{tiles}</div>'
+        f'<div class="kicker">RealSR-R1 dataset</div><h1>What this dataset holds</h1><div '
+        f'class="tiles">{tiles}</div>'
         f"<nav>{links}</nav>\n{body}\n<footer>Written by <code>realsr-r1 create-json</code>.</footer>\n"
         "</main>\n</body>\n</html>\n")
 
@@ -69,7 +75,8 @@ def _figures(contents: Contents) -> list[tuple[str, int]]:
     figures = [(f"records of {split}, from {contents.photos.get(split, 0):,} photos", count)
                for split, count in contents.counts.items() if count]
     near = sum("near-duplicate" in item.reason for item in contents.left_out)
-    return [*figures, ("near-duplicates of photos to evaluate on, kept out", near), ("rejected", len(contents.rejected))]
+    return [*figures, ("near-duplicates of photos to evaluate on, kept out", near),
+            ("rejected", len(contents.rejected))]
 
 
 def _bars(values: Iterable[tuple[str, int]], whole: int, largest: int) -> str:
@@ -83,7 +90,8 @@ def _bars(values: Iterable[tuple[str, int]], whole: int, largest: int) -> str:
 def _labels(labels: Mapping[str, Mapping[str, int]]) -> str:
     if not labels:
         return '<p class="missing">The records have no degradation labels.</p>'
-    cards = "".join(f'<div class="card"><h3>{html.escape(item)}</h3>{_bars(words.items(), count, count)}</div>'
+    cards = "".join(f'<div '
+                    f'class="card"><h3>{html.escape(item)}</h3>{_bars(words.items(), count, count)}</div>'
                     for item, words in labels.items() for count in [sum(words.values())])
     return f"<p>Shares of the records of train.</p><div class=columns>{cards}</div>"
 
@@ -94,7 +102,8 @@ def _tags(contents: Contents) -> str:
     shown = sorted(contents.tags.items(), key=lambda item: (-item[1], item[0]))[:TAGS]
     photos = contents.photos.get("train", 0)
     which = f"The {len(shown)} most frequent of {len(contents.tags):,} tags" if len(shown) < len(contents.tags) else "All tags"
-    return (f'<p>{which}: share of the photos of train.</p><div class="card tags">{_bars(shown, photos, shown[0][1])}</div>')
+    return (f'<p>{which}: share of the photos of train.</p><div class="card '
+            f'tags">{_bars(shown, photos, shown[0][1])}</div>')
 
 
 def _pairs(folder: Path) -> str:
@@ -102,7 +111,8 @@ def _pairs(folder: Path) -> str:
 
     split = folder / read_json(folder / "dataset_dict.json")["splits"][0]
     records = pyarrow.concat_tables(pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
-                                    for file in sorted(split.glob("*.arrow")))  # `datasets` takes a second to import
+                                    # `datasets` takes a second to import
+                                    for file in sorted(split.glob("*.arrow")))
     count = min(PAIRS, len(records))
     places = [round(number * (len(records) - 1) / max(count - 1, 1)) for number in range(count)]
     shown = "".join(_pair(records.slice(place, 1).to_pylist()[0]) for place in places)
@@ -110,7 +120,8 @@ def _pairs(folder: Path) -> str:
 
 
 def _pair(record: Mapping[str, Any]) -> str:
-    pictures = "".join(f'<img src="{_data_uri(record[column])}" alt="{column}">' for column in ("image", "hq") if column in record)
+    pictures = "".join(f'<img src="{_data_uri(record[column])}" alt="{column}">' for column in ("image", "hq")
+                       if column in record)
     lines = [record.get("source", ""), ", ".join(record.get("degradation", [])), ", ".join(record["tag"])]
     caption = "<br>".join(html.escape(line) for line in lines if line)
     return f'<figure class="card pair">{pictures}<figcaption>{caption}</figcaption></figure>'

@@ -1,4 +1,5 @@
-"""Writes the report's page: sections, strips and tiles as HTML that needs no script and no other file.
+"""Writes the report's page: sections, strips and tiles as HTML that needs no script and no other
+file.
 
 Gets everything read and drawn; everything that comes from a file is escaped here or in tables.py.
 """
@@ -49,14 +50,15 @@ def render_page(content: Content) -> str:
     ]
     name = html.escape(content.run.name)
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
-    body = "".join(f'<section id="{anchor}"><h2>{title}</h2>{inner}</section>' for anchor, title, inner in sections)
+    body = "".join(f'<section id="{anchor}"><h2>{title}</h2>{inner}</section>'
+                   for anchor, title, inner in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{name} · RealSR-R1</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
         f"{_header(content, name)}<nav>{links}</nav>\n{body}\n"
-        "<footer>Written by <code>realsr-r1 report</code>. The pictures are enlarged smoothly to one size.</footer>\n"
-        "</main>\n</body>\n</html>\n")
+        "<footer>Written by <code>realsr-r1 report</code>. The pictures are enlarged smoothly to one "
+        "size.</footer>\n</main>\n</body>\n</html>\n")
 
 
 # --- header ---
@@ -67,7 +69,8 @@ def _header(content: Content, name: str) -> str:
     head = {key: run.settings[key] for key in known} or run.settings
     others = {key: value for key, value in sorted(run.settings.items()) if key not in head}
     folded = f"<details><summary>All settings</summary>{_settings(others)}</details>" if others else ""
-    tiles = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for label, value in _tiles(content))
+    tiles = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>'
+                    for label, value in _tiles(content))
     return (f'<div class="kicker">RealSR-R1 training report</div><h1>{name}</h1>'
             f'<div class="muted">{run.date:%d %B %Y, %H:%M} · {run.steps} steps</div>'
             f'<div class="tiles">{tiles}</div>{_settings(head)}{folded}')
@@ -108,16 +111,19 @@ def _start_to_end(panel: Panel) -> str:
 # --- sections ---
 
 def _missing(text: str, command: str) -> str:
-    words = " ".join(f"<span>{html.escape(word)}</span>" for word in command.split())  # flags must not break at hyphens
+    # flags must not break at hyphens
+    words = " ".join(f"<span>{html.escape(word)}</span>" for word in command.split())
     return f'<p class="missing">{text} <code>{words}</code></p>'
 
 
 def _comparison(content: Content) -> str:
     if content.comparison is None:
-        return _missing("No rewards before and after training here. Two files of reward means (scripts/evidence.sh "
-                        "writes them) are shown by", "realsr-r1 report --run RUN --compare before.json after.json")
+        return _missing("No rewards before and after training here. Two files of reward means "
+                        "(scripts/evidence.sh writes them) are shown by",
+                        "realsr-r1 report --run RUN --compare before.json after.json")
     before, after = content.comparison
-    counts = " and ".join(str(count) for count in dict.fromkeys(side.get("n") for side in (before, after)) if count)
+    counts = " and ".join(str(count) for count in dict.fromkeys(side.get("n") for side in (before, after))
+                          if count)
     of = f" of {html.escape(counts)} completions" if counts else ""
     legend = " ▲ and ▼ mark differences whose interval leaves out zero." if after.get("paired") else ""
     return f"<p>Mean rewards{of}, with 95 % intervals.{legend}</p>{comparison_table(before, after)}"
@@ -125,23 +131,26 @@ def _comparison(content: Content) -> str:
 
 def _curves(content: Content) -> str:
     if not content.panels:
-        return _missing("The log holds no rewards and no loss. They come from", "realsr-r1 grpo --config FILE.yaml")
+        return _missing("The log holds no rewards and no loss. They come from",
+                        "realsr-r1 grpo --config FILE.yaml")
     figures = "".join(
-        f'<figure class="chart"><header><h3>{html.escape(panel.title)}</h3><span>{_start_to_end(panel)}</span></header>'
+        f'<figure '
+        f'class="chart"><header><h3>{html.escape(panel.title)}</h3><span>{_start_to_end(panel)}</span></header>'
         f"{panel_svg(panel)}</figure>" for panel in content.panels)
     window = content.panels[0].training.window
     dots = " Dots: evaluation." if any(panel.evaluation for panel in content.panels) else ""
     none = "" if content.run.rewards() else " This run logged no rewards, as a cold start does."
-    return (f"<p>Pale line: every logged step. Strong line: mean of the last {window}. The figures at the right: the "
-            f"mean of the first and of the last steps.{dots}{none}</p><div class=charts>{figures}</div>")
+    return (f"<p>Pale line: every logged step. Strong line: mean of the last {window}. The figures at the "
+            f"right: the mean of the first and of the last steps.{dots}{none}</p><div "
+            f"class=charts>{figures}</div>")
 
 
 def _samples(content: Content) -> str:
     if not content.samples:
         return _missing("The run saved no sample groups. They are saved by",
                         "realsr-r1 grpo --config FILE.yaml --sample_steps 10")
-    return ("<p>The first completion of the group saved at the first, the middle and the last such step: not chosen by "
-            f"its rewards.</p>{''.join(map(_strip, content.samples))}")
+    return ("<p>The first completion of the group saved at the first, the middle and the last such step: not "
+            f"chosen by its rewards.</p>{''.join(map(_strip, content.samples))}")
 
 
 def _restored(content: Content) -> str:
@@ -171,7 +180,8 @@ def _strip(strip: Strip) -> str:
     badge = '<span class="badge">chain not well formed</span>' if chain and not chain.is_well_formed else ""
     pictures = "".join(_figure(strip, column) for column in strip.pictures)
     return (f'<article class="strip"><header><h3>{html.escape(strip.title)}</h3>{badge}</header>'
-            f'<div class="strip-body" style="--pictures: {len(strip.pictures)}"><div class="pictures">{pictures}</div>'
+            f'<div class="strip-body" style="--pictures: {len(strip.pictures)}"><div '
+            f'class="pictures">{pictures}</div>'
             f"{_scores(strip)}{_chain(strip)}</div></article>")
 
 
@@ -192,7 +202,8 @@ def _data_uri(picture: Image.Image) -> str:
 def _scores(strip: Strip) -> str:
     if strip.rewards:
         return f'<ul class="scores">{"".join(_score(name, value) for name, value in strip.rewards.items())}</ul>'
-    lines = "".join(f"<dt>{html.escape(label)}</dt><dd>{html.escape(figures)}</dd>" for label, figures in strip.metrics)
+    lines = "".join(f"<dt>{html.escape(label)}</dt><dd>{html.escape(figures)}</dd>"
+                    for label, figures in strip.metrics)
     return f'<dl class="lines">{lines}</dl>'
 
 
@@ -206,7 +217,9 @@ def _score(name: str, value: float | None) -> str:
 
 
 def _chain(strip: Strip) -> str:
-    """The chain's texts by section, the degradations checked against the truth, and the text as it was written."""
+    """The chain's texts by section, the degradations checked against the truth, and the text as it
+    was written.
+    """
     if strip.text is None:
         return ""
     sections = parse_chain(strip.text, strip.spec).sections
@@ -215,7 +228,8 @@ def _chain(strip: Strip) -> str:
         if section.name in sections and not section.is_image:
             body = sections[section.name]
             is_degradation = section.about == "degradation"
-            rows.append((html.escape(section.label), _degradation(body, strip.degradation) if is_degradation else html.escape(body)))
+            rows.append((html.escape(section.label),
+                         _degradation(body, strip.degradation) if is_degradation else html.escape(body)))
     if strip.tags:
         rows.append(("tags", f'<span class="muted">{html.escape(", ".join(strip.tags))}</span>'))
     listed = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in rows)
@@ -224,7 +238,9 @@ def _chain(strip: Strip) -> str:
 
 
 def _degradation(body: str, truth: list[str]) -> str:
-    """The items named, each marked right or wrong where the truth is known (compared as the reward does)."""
+    """The items named, each marked right or wrong where the truth is known (compared as the reward
+    does).
+    """
     items = [item.strip() for item in body.split(",")]
     listed = []
     for index, item in enumerate(items):

@@ -1,4 +1,7 @@
-"""Reads a training run's folder: its log, its settings, the sample folders. Knows files, no drawing and no HTML."""
+"""Reads a training run's folder: its log, its settings, the sample folders.
+
+Knows files, no drawing and no HTML.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,10 @@ class Run:
         return next((record[SECONDS_KEY] for record in reversed(self.records) if SECONDS_KEY in record), None)
 
     def series(self, key: str) -> Series | None:
-        """The finite values logged as `key`, or None when there are none. A step logged twice counts once."""
+        """The finite values logged as `key`, or None when there are none.
+
+        A step logged twice counts once.
+        """
         found = {record["step"]: float(record[key]) for record in self.records
                  if isinstance(record.get(key), (int, float)) and math.isfinite(record[key])}
         return Series(list(found), list(found.values())) if found else None
@@ -97,9 +103,10 @@ def read_run(folder: str | Path) -> Run:
         state = read_json(source)
         records = [record for record in state.get("log_history", []) if "step" in record]
     if not records:
-        raise UserError(f"{folder} has no log of a training run (no {LOG_FILE}, no {STATE_FILE} with steps); --run "
-                        "takes the output_dir of realsr-r1 grpo or sft, after its first logged step")
-    return Run(folder, records, _read_settings(folder, states), datetime.fromtimestamp(source.stat().st_mtime))
+        raise UserError(f"{folder} has no log of a training run (no {LOG_FILE}, no {STATE_FILE} with steps); "
+                        "--run takes the output_dir of realsr-r1 grpo or sft, after its first logged step")
+    return Run(folder, records, _read_settings(folder, states),
+               datetime.fromtimestamp(source.stat().st_mtime))
 
 
 def sample_folders(run: Path) -> list[tuple[int, Path]]:
@@ -128,7 +135,9 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _state_files(folder: Path) -> list[Path]:
-    """trainer_state.json files, the latest first: the folder's own, then the checkpoints' from last to first."""
+    """trainer_state.json files, the latest first: the folder's own, then the checkpoints' from last
+    to first.
+    """
     checkpoints = [(int(match[1]), path) for path in folder.glob("checkpoint-*")
                    if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
     candidates = [folder, *(path for _, path in sorted(checkpoints, reverse=True))]

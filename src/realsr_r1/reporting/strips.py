@@ -1,5 +1,6 @@
-"""Strips of a photo on its way through the chain: LQ, the chain's images, HQ. Reads them from sample folders and from a
-restored folder, and draws a PNG.
+"""Strips of a photo on its way through the chain: LQ, the chain's images, HQ.
+
+Reads them from sample folders and from a restored folder, and draws a PNG.
 
 Knows files and PIL images, no HTML.
 """
@@ -28,8 +29,9 @@ MOST_RESTORED = 12  # strips of restored photos in one report
 class Strip:
     """One photo on its way through the chain.
 
-    `pictures`: column -> image or None, in the order they are shown; `text`: the chain, one of `spec`; `rewards`: name -> value or None; `metrics`: (label,
-    figures); `degradation`, `tags`: the truth, where it is known.
+    `pictures`: column -> image or None, in the order they are shown; `text`: the chain, one of
+    `spec`; `rewards`: name -> value or None; `metrics`: (label, figures); `degradation`, `tags`:
+    the truth, where it is known.
     """
 
     title: str
@@ -49,7 +51,9 @@ class Strip:
 
 
 def sample_strips(run: Path) -> list[Strip]:
-    """The first completion of the first, the middle and the last saved group; [] where the run saved none."""
+    """The first completion of the first, the middle and the last saved group; [] where the run
+    saved none.
+    """
     folders = sample_folders(run)
     chosen = sorted({0, len(folders) // 2, len(folders) - 1}) if folders else []
     return [_sample_strip(*folders[index]) for index in chosen]
@@ -71,8 +75,10 @@ def _sample_strip(step: int, folder: Path) -> Strip:
         tags=_tags(prompt.get("tag")))
 
 
-def restored_strips(restored: Path, gt: Path | None, metrics: dict[str, Any] | None) -> tuple[list[Strip], int]:
-    """Strips of a restored folder, evenly spaced by name, with each photo's metrics -> (strips, number of photos).
+def restored_strips(restored: Path, gt: Path | None, metrics: dict[str, Any] | None) -> tuple[list[Strip],
+                                                                                              int]:
+    """Strips of a restored folder, evenly spaced by name, with each photo's metrics -> (strips,
+    number of photos).
 
     Raises `UserError` when a folder is missing or has no images.
     """
@@ -116,13 +122,15 @@ def draw_strips(strips: list[Strip], path: Path) -> None:
 
     title_font, font = ImageFont.load_default(15), ImageFont.load_default(12)
     gap, heading, margin = 8, 24, 16
-    columns = list(max((strip.pictures for strip in strips), key=len, default={}))  # of one run, so of one chain
+    # of one run, so of one chain
+    columns = list(max((strip.pictures for strip in strips), key=len, default={}))
     width = 2 * margin + len(columns) * (CELL + gap) - gap
     row_height = heading + CELL + 14
     sheet = Image.new("RGB", (width, 2 * margin + 20 + len(strips) * row_height - 14), "white")
     draw = ImageDraw.Draw(sheet)
     for index, column in enumerate(columns):
-        draw.text((margin + index * (CELL + gap) + CELL / 2, margin), column, fill="#6a6a64", font=font, anchor="ma")
+        draw.text((margin + index * (CELL + gap) + CELL / 2, margin), column, fill="#6a6a64", font=font,
+                  anchor="ma")
     for row, strip in enumerate(strips):
         top = margin + 20 + row * row_height
         draw.text((margin, top), strip.title, fill="#1d1d1b", font=title_font)
@@ -136,12 +144,15 @@ def draw_strips(strips: list[Strip], path: Path) -> None:
                 draw.rectangle((*corner, corner[0] + CELL - 1, corner[1] + CELL - 1), outline="#e3e1da")
             else:
                 scaled = contained(picture, CELL, enlarge=True)
-                sheet.paste(scaled, (corner[0] + (CELL - scaled.width) // 2, corner[1] + (CELL - scaled.height) // 2))
+                sheet.paste(scaled, (corner[0] + (CELL - scaled.width) // 2,
+                                     corner[1] + (CELL - scaled.height) // 2))
     sheet.save(path, format="PNG")
 
 
 def contained(image: Image.Image, side: int, enlarge: bool) -> Image.Image:
-    """`image` scaled so that its longer side is `side` px (smooth); without `enlarge`, a smaller one stays as it is."""
+    """`image` scaled so that its longer side is `side` px (smooth); without `enlarge`, a smaller
+    one stays as it is.
+    """
     scale = side / max(image.size)
     if scale >= 1 and not enlarge:
         return image
@@ -162,7 +173,9 @@ def _picture(path: Path) -> Image.Image | None:
 
 
 def _spec(folder: Path) -> ChainSpec:
-    """The chain whose texts and images lie in `folder`; the published one where nothing says so (an older version's)."""
+    """The chain whose texts and images lie in `folder`; the published one where nothing says so (an
+    older version's).
+    """
     path = folder / CHAIN_FILE
     return ChainSpec.from_dict(_object(path), str(path)) if path.is_file() else ChainSpec.published()
 

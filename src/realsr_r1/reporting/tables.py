@@ -1,4 +1,6 @@
-"""The report's two tables as HTML: rewards before and after training, and the metrics of `realsr-r1 evaluate`."""
+"""The report's two tables as HTML: rewards before and after training, and the metrics of
+`realsr-r1 evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ TOTAL = "total"
 
 
 def read_comparison(before: Path, after: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two files of reward means: {"label", "n", "rewards": {name: {"mean", "ci95": [lo, hi]}}, "paired" (in `after`)}.
+    """Two files of reward means: {"label", "n", "rewards": {name: {"mean", "ci95": [lo, hi]}},
+    "paired" (in `after`)}.
 
     Raises `UserError` for a file of another form, and when the two name different rewards.
     """
@@ -23,7 +26,8 @@ def read_comparison(before: Path, after: Path) -> tuple[dict[str, Any], dict[str
         value = read_json(path)
         rewards = value.get("rewards") if isinstance(value, dict) else None
         if not isinstance(rewards, dict) or not rewards or not all(
-                isinstance(item, dict) and isinstance(item.get("mean"), (int, float)) for item in rewards.values()):
+                isinstance(item, dict) and isinstance(item.get("mean"), (int, float))
+                for item in rewards.values()):
             raise UserError(f"{path} isn't a file of reward means (given by --compare): it needs "
                             '"rewards": {name: {"mean": number, "ci95": [low, high]}}')
         sides.append(value)
@@ -34,8 +38,11 @@ def read_comparison(before: Path, after: Path) -> tuple[dict[str, Any], dict[str
 
 
 def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """A row a reward: mean and 95 % interval before and after, their difference, and both on an axis from 0."""
-    labels = [html.escape(str(side.get("label") or name)) for side, name in ((before, "before"), (after, "after"))]
+    """A row a reward: mean and 95 % interval before and after, their difference, and both on an
+    axis from 0.
+    """
+    labels = [html.escape(str(side.get("label") or name))
+              for side, name in ((before, "before"), (after, "after"))]
     rows = []
     for name in sorted(after["rewards"], key=lambda name: name == TOTAL):
         sides = [before["rewards"][name], after["rewards"][name]]
@@ -89,7 +96,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def metrics_table(result: dict[str, Any]) -> str:
-    """A row a metric, a column each for LQ input, mean colour, restored; the best of a row stands out."""
+    """A row a metric, a column each for LQ input, mean colour, restored; the best of a row stands
+    out.
+    """
     head = "".join(f"<th>{html.escape(row['name'])}</th>" for row in result["rows"])
     rows = []
     for name, metric in result["metrics"].items():

@@ -12,15 +12,16 @@ from realsr_r1.rewards.reward import Reward, bound
 ITEM_COUNT = 5  # blur, resize, noise, compression, second resize
 
 
-def degradation_reward(completions: Sequence[str], degradation: Sequence[Sequence[str] | str | None] | None = None,
+def degradation_reward(completions: Sequence[str],
+                       degradation: Sequence[Sequence[str] | str | None] | None = None,
                        spec: ChainSpec | None = None, **columns: Any) -> list[float | None]:
     """Share of the five items that are right, item i against item i (0, 0.2 ... 1).
 
     Reads the first section of `spec` (the published chain by default) that is about degradation.
 
-    `degradation`: the truth of each completion, five strings, or one string with four commas. Case and outer white
-    space don't count. A missing item is wrong; a sixth one, or no such section, scores 0.0. A record whose truth is
-    not five words or phrases gets None.
+    `degradation`: the truth of each completion, five strings, or one string with four commas. Case
+    and outer white space don't count. A missing item is wrong; a sixth one, or no such section,
+    scores 0.0. A record whose truth is not five words or phrases gets None.
     """
     section = (spec or ChainSpec.published()).about("degradation")[0]
     truths = [None] * len(completions) if degradation is None else degradation

@@ -1,11 +1,13 @@
-"""Visual experts: image-quality metrics turned into scores from 0 to 1, known by name, or one's own.
+"""Visual experts: image-quality metrics turned into scores from 0 to 1, known by name, or one's
+own.
 
 Knows pictures and metrics; which picture of a completion is scored, it leaves to generation.py.
 
-An expert is any object with `name: str`, `needs_hq: bool` and `score(images, hq) -> list of floats`: `images` are RGB
-PIL images of one size, `hq` their references at the same size, or None where `needs_hq` is false. Higher is better.
-One's own is named `package.module:factory`; `factory(device)` returns the expert, and carries the same `needs_hq`
-(as a class does) so that a dataset without references is refused before training.
+An expert is any object with `name: str`, `needs_hq: bool` and
+`score(images, hq) -> list of floats`: `images` are RGB PIL images of one size, `hq` their
+references at the same size, or None where `needs_hq` is false. Higher is better. One's own is named
+`package.module:factory`; `factory(device)` returns the expert, and carries the same `needs_hq` (as
+a class does) so that a dataset without references is refused before training.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from realsr_r1.core.errors import UserError, is_disk_full
 from realsr_r1.core.images import resize_to_cover, to_pixels, to_rgb
 from realsr_r1.core.import_named import import_named
 
-DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")  # the published code's four; all download weights
+# the published code's four; all download weights
+DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
 
 
 class Expert(Protocol):
@@ -39,9 +42,9 @@ class Expert(Protocol):
 class Metric:
     """How a metric of pyiqa becomes an expert.
 
-    `worst`, `best`: the values that become 0 and 1; beyond them is clamped. `min_side`: px; smaller images are enlarged
-    to it, since the metric's windows or strides need that. `one_by_one`: a batch is slower than its images in turn.
-    `on_cpu`: wherever the others are.
+    `worst`, `best`: the values that become 0 and 1; beyond them is clamped. `min_side`: px; smaller
+    images are enlarged to it, since the metric's windows or strides need that. `one_by_one`: a
+    batch is slower than its images in turn. `on_cpu`: wherever the others are.
     """
 
     worst: float
@@ -53,14 +56,15 @@ class Metric:
     on_cpu: bool = False
 
 
-# PIQE counts blocks of 16x16 px and takes its best and worst value from 0 and 100 (pyiqa's `score_range`). Measured on
-# photos at 48 px, where there are nine blocks: flat and strongly blurred images get 100, so does every image of one
-# colour, black gives NaN; noise of sigma 60 gives 60 to 80 and a clean photo 10 to 90, 45 on average. Noise of sigma
-# 10 and mild JPEG often read as *better* than clean, so PIQE alone invites light grain: pair it with SSIM.
-# pyiqa's SSIM unfolds the batch into 121 float64 copies: 64 images of 48 px take 1.5 ms each in turn and 6 to 12 ms
-# each in one batch on a CPU; at 512 px a batch would take gigabytes.
-# PIQE takes variances as differences of large squares, which need all of float32: on a GPU, pyiqa lets convolutions
-# round to TF32.
+# PIQE counts blocks of 16x16 px and takes its best and worst value from 0 and 100 (pyiqa's
+# `score_range`). Measured on photos at 48 px, where there are nine blocks: flat and strongly
+# blurred images get 100, so does every image of one colour, black gives NaN; noise of sigma 60
+# gives 60 to 80 and a clean photo 10 to 90, 45 on average. Noise of sigma 10 and mild JPEG often
+# read as *better* than clean, so PIQE alone invites light grain: pair it with SSIM. pyiqa's SSIM
+# unfolds the batch into 121 float64 copies: 64 images of 48 px take 1.5 ms each in turn and 6 to 12
+# ms each in one batch on a CPU; at 512 px a batch would take gigabytes. PIQE takes variances as
+# differences of large squares, which need all of float32: on a GPU, pyiqa lets convolutions round
+# to TF32.
 METRICS = {
     "topiq_nr": Metric(worst=0, best=1, min_side=32),
     "musiq": Metric(worst=0, best=100, min_side=32),
@@ -72,7 +76,10 @@ METRICS = {
 
 
 class MetricExpert:
-    """One of `METRICS` on `device`. Raises `UserError` when it can't be made, most often for want of its weights."""
+    """One of `METRICS` on `device`.
+
+    Raises `UserError` when it can't be made, most often for want of its weights.
+    """
 
     def __init__(self, name: str, device: str):
         self.name = name
@@ -81,19 +88,25 @@ class MetricExpert:
         self._metric = _create_metric(name, "cpu" if self.spec.on_cpu else device)
 
     def score(self, images: list[Image.Image], hq: list[Image.Image] | None) -> list[float]:
-        """Scores from 0 to 1 of `images` (RGB, one size), without gradients; NaN where the metric gives no number."""
+        """Scores from 0 to 1 of `images` (RGB, one size), without gradients;
+
+        NaN where the metric gives no number.
+        """
         import torch
 
         size = 1 if self.spec.one_by_one else len(images)
         values: list[float] = []
         with torch.inference_mode():
             for start in range(0, len(images), size):
-                batches = [self._pixels(group[start:start + size]) for group in (images, hq) if group is not None]
+                batches = [self._pixels(group[start:start + size]) for group in (images, hq)
+                           if group is not None]
                 values += self._metric(*batches).flatten().tolist()
         return [(value - self.spec.worst) / (self.spec.best - self.spec.worst) for value in values]
 
     def _pixels(self, images: list[Image.Image]) -> Any:
-        """RGB images of one size -> pixels (B, 3, H, W) in [0, 1], enlarged to the metric's smallest side."""
+        """RGB images of one size -> pixels (B, 3, H, W) in [0, 1], enlarged to the metric's
+        smallest side.
+        """
         width, height = images[0].size
         scale = self.spec.min_side / min(width, height)
         if scale > 1:
@@ -108,18 +121,23 @@ def _create_metric(name: str, device: str) -> Callable[..., Any]:
 
     try:
         return pyiqa.create_metric(name, device=torch.device(device))
-    except Exception as error:  # each downloader raises its own: URLError, HfHubHTTPError, httpx's, unpickling errors
+    # each downloader raises its own: URLError, HfHubHTTPError, httpx's, unpickling errors
+    except Exception as error:
         if is_disk_full(error) or not METRICS[name].downloads:
             raise
         offline = ", ".join(known for known, metric in METRICS.items() if not metric.downloads)
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"expert {name!r} could not be loaded ({type(error).__name__}: {reason}); it downloads its "
-                        f"weights on first use, so run once with internet, or choose experts that need none: {offline}"
+        raise UserError(f"expert {name!r} could not be loaded ({type(error).__name__}: {reason}); it "
+                        f"downloads its weights on first use, so run once with internet, or choose experts "
+                        f"that need none: {offline}"
                         ) from error
 
 
 def create_experts(names: Sequence[str], device: str = "cpu") -> list[Expert]:
-    """The experts of these names, made once a device. Raises `UserError` for an unknown one, listing the known ones."""
+    """The experts of these names, made once a device.
+
+    Raises `UserError` for an unknown one, listing the known ones.
+    """
     if not names:
         raise UserError(f"no expert given for the generation reward; known ones are {', '.join(METRICS)}")
     for name in names:  # all of them before the first download
@@ -140,24 +158,30 @@ def _create_expert(name: str, device: str) -> Expert:
 
 
 def expert_needs_hq(name: str) -> bool:
-    """Whether the expert `name` needs the HQ image, without making it. Raises `UserError` for an unknown one."""
-    return METRICS[name].needs_hq if name in METRICS else bool(getattr(_custom_factory(name), "needs_hq", False))
+    """Whether the expert `name` needs the HQ image, without making it.
+
+    Raises `UserError` for an unknown one.
+    """
+    return METRICS[name].needs_hq if name in METRICS else bool(getattr(_custom_factory(name), "needs_hq",
+                                                                       False))
 
 
 def _custom_factory(name: str) -> Callable[[str], Expert]:
     return import_named(name, "expert", METRICS)
 
 
-def score_images(expert: Expert, images: Sequence[Image.Image], hq: Sequence[Image.Image] | None = None) -> list[float]:
+def score_images(expert: Expert, images: Sequence[Image.Image],
+                 hq: Sequence[Image.Image] | None = None) -> list[float]:
     """Scores from 0 to 1 of images of any sizes, one call of the expert a size.
 
-    `hq`: references, needed if `expert.needs_hq`. What is outside 0..1 is clamped. NaN counts as 0 and warns: an image
-    that a metric can't judge (PIQE: all black) must not be a way round it.
+    `hq`: references, needed if `expert.needs_hq`. What is outside 0..1 is clamped. NaN counts as 0
+    and warns: an image that a metric can't judge (PIQE: all black) must not be a way round it.
     """
     if expert.needs_hq:
         if hq is None:
             raise ValueError(f"expert {expert.name!r} needs the HQ images")
-        pairs = [_comparable(to_rgb(image), to_rgb(reference)) for image, reference in zip(images, hq, strict=True)]
+        pairs = [_comparable(to_rgb(image), to_rgb(reference))
+                 for image, reference in zip(images, hq, strict=True)]
     else:
         pairs = [(to_rgb(image), None) for image in images]
     groups: dict[tuple[int, int], list[int]] = {}
@@ -178,11 +202,13 @@ def score_images(expert: Expert, images: Sequence[Image.Image], hq: Sequence[Ima
 def _comparable(image: Image.Image, hq: Image.Image) -> tuple[Image.Image, Image.Image]:
     """`image` and `hq` at one size, with at least as many pixels as `hq` has.
 
-    A smaller image is enlarged, keeping its shape: at its own size there would be less to get wrong, and a policy that
-    is free to choose sizes would learn to draw small (measured: 16 px in place of 48 took SSIM from 0.56 to 0.95). `hq`
-    is then scaled to cover the image and cropped in the middle, as the chain's own images are made.
+    A smaller image is enlarged, keeping its shape: at its own size there would be less to get
+    wrong, and a policy that is free to choose sizes would learn to draw small (measured: 16 px in
+    place of 48 took SSIM from 0.56 to 0.95). `hq` is then scaled to cover the image and cropped in
+    the middle, as the chain's own images are made.
     """
     scale = math.sqrt(hq.width * hq.height / (image.width * image.height))
     if scale > 1:
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        image = image.resize((round(image.width * scale), round(image.height * scale)),
+                             Image.Resampling.BICUBIC)
     return image, hq if hq.size == image.size else resize_to_cover(hq, image.size)

@@ -17,8 +17,8 @@ def format_reward(completions: Sequence[str], images: Sequence[Sequence[Image.Im
                   spec: ChainSpec | None = None, **columns: Any) -> list[float]:
     """1.0 for a well-formed chain of `spec` (the published one by default), else 0.0.
 
-    `images`: the images of each completion; where they are given, there must be exactly as many as the chain has, since
-    text alone can't tell a decoded image from its name.
+    `images`: the images of each completion; where they are given, there must be exactly as many as
+    the chain has, since text alone can't tell a decoded image from its name.
     """
     spec = spec or ChainSpec.published()
     well_formed = [parse_chain(text, spec).is_well_formed for text in completions]
@@ -28,4 +28,5 @@ def format_reward(completions: Sequence[str], images: Sequence[Sequence[Image.Im
     return [float(good) for good in well_formed]
 
 
-FORMAT = Reward("format", None, lambda settings: (), lambda settings: bound(format_reward, spec=settings.chain))
+FORMAT = Reward("format", None, lambda settings: (), lambda settings: bound(format_reward,
+                                                                            spec=settings.chain))

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 
 class GenerationReward:
-    """Mean of the experts' scores (0..1) of the last image of each completion; a reward function with its experts.
+    """Mean of the experts' scores (0..1) of the last image of each completion; a reward function
+    with its experts.
 
-    `experts`: names, see experts.py; they are made here, on `device`. `spec`: the chain, the published one by default. Raises `UserError` for an unknown expert and for
-    one that can't be loaded. Call it with TRL's signature:
+    `experts`: names, see experts.py; they are made here, on `device`. `spec`: the chain, the
+    published one by default. Raises `UserError` for an unknown expert and for one that can't be
+    loaded. Call it with TRL's signature:
 
-    `images`: the images of each completion. `hq`: the HQ image of each record or None; where it is missing, the experts
-    that need it are left out of that mean. A chain that is not well formed, or has fewer images than it should, scores 0.0;
-    a record that no expert can judge (all need the missing HQ image) gets None.
+    `images`: the images of each completion. `hq`: the HQ image of each record or None; where it is
+    missing, the experts that need it are left out of that mean. A chain that is not well formed, or
+    has fewer images than it should, scores 0.0; a record that no expert can judge (all need the
+    missing HQ image) gets None.
     """
 
     __name__ = "generation_reward"  # TRL logs a reward under its __name__
@@ -32,14 +35,16 @@ class GenerationReward:
         self.experts = create_experts(experts, device)
         self.spec = spec or ChainSpec.published()
 
-    def __call__(self, completions: Sequence[str], images: Sequence[Sequence[Image.Image] | None] | None = None,
+    def __call__(self, completions: Sequence[str],
+                 images: Sequence[Sequence[Image.Image] | None] | None = None,
                  hq: Sequence[Image.Image | None] | None = None, **columns: Any) -> list[float | None]:
         own_images = [None] * len(completions) if images is None else images
         references = [None] * len(completions) if hq is None else hq
         finals = [self._final_image(text, own) for text, own in zip(completions, own_images, strict=True)]
         scores: list[list[float]] = [[] for _ in completions]
         for expert in self.experts:
-            judged = [row for row, reference in enumerate(references) if reference is not None or not expert.needs_hq]
+            judged = [row for row, reference in enumerate(references) if reference is not None
+                      or not expert.needs_hq]
             shown = [row for row in judged if finals[row] is not None]
             found = score_images(expert, [finals[row] for row in shown], [references[row] for row in shown])
             values = dict(zip(shown, found, strict=True))
@@ -54,9 +59,12 @@ class GenerationReward:
         return shown[-1]
 
 
-def generation_reward(completions: Sequence[str], experts: Sequence[str] = DEFAULT_EXPERTS, device: str = "cpu",
+def generation_reward(completions: Sequence[str], experts: Sequence[str] = DEFAULT_EXPERTS,
+                      device: str = "cpu",
                       spec: ChainSpec | None = None, **columns: Any) -> list[float | None]:
-    """`GenerationReward(experts, device, spec)` as a plain function; experts are made at the first call and kept."""
+    """`GenerationReward(experts, device, spec)` as a plain function; experts are made at the first
+    call and kept.
+    """
     return GenerationReward(tuple(experts), device, spec)(completions, **columns)
 
 

@@ -1,4 +1,6 @@
-"""Rewards by name: the four of the chain, or one's own as `package.module:function`, and the columns each needs."""
+"""Rewards by name: the four of the chain, or one's own as `package.module:function`, and the
+columns each needs.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from realsr_r1.rewards.understanding import UNDERSTANDING
 REWARDS = (FORMAT, DEGRADATION, UNDERSTANDING, GENERATION)
 
 # What the trainer passes to every reward beside the dataset's columns.
-TRAINER_ARGUMENTS = {"prompts", "completions", "completion_ids", "images", "trainer_state", "log_extra", "log_metric",
+TRAINER_ARGUMENTS = {"prompts", "completions", "completion_ids", "images", "trainer_state", "log_extra",
+                     "log_metric",
                      "environments"}
 
 
@@ -25,10 +28,11 @@ def load_reward_funcs(names: Sequence[str], experts: Sequence[str] | None = None
                       chain: ChainSpec | None = None) -> list[RewardFunc]:
     """Reward functions with TRL's signature, in the order of `names`.
 
-    `names`: format, degradation, understanding, generation (with or without `_reward`), or `package.module:function`.
-    `experts`, `device`: of the generation reward; the published code's four by default. `chain`: what completions are, the
-    published chain by default. Raises `UserError` for an unknown reward or expert, with the list of known ones, for a
-    reward that reads what the chain doesn't have, and for an expert that can't be loaded.
+    `names`: format, degradation, understanding, generation (with or without `_reward`), or
+    `package.module:function`. `experts`, `device`: of the generation reward; the published code's
+    four by default. `chain`: what completions are, the published chain by default. Raises
+    `UserError` for an unknown reward or expert, with the list of known ones, for a reward that
+    reads what the chain doesn't have, and for an expert that can't be loaded.
     """
     settings = _settings(experts, device, chain)
     return [reward.build(settings) for reward in _rewards(names, settings)]
@@ -38,15 +42,17 @@ def required_columns(names: Sequence[str], experts: Sequence[str] | None = None,
                      chain: ChainSpec | None = None) -> dict[str, tuple[str, ...]]:
     """The dataset's columns that each of `names` needs, as name -> columns. Loads no expert.
 
-    Raises `UserError` as `load_reward_funcs` does. One's own function needs the arguments that have no default and that the
-    trainer doesn't give.
+    Raises `UserError` as `load_reward_funcs` does. One's own function needs the arguments that have
+    no default and that the trainer doesn't give.
     """
     settings = _settings(experts, "cpu", chain)
-    return {name: reward.columns(settings) for name, reward in zip(names, _rewards(names, settings), strict=True)}
+    return {name: reward.columns(settings) for name, reward in zip(names, _rewards(names, settings),
+                                                                   strict=True)}
 
 
 def _settings(experts: Sequence[str] | None, device: str, chain: ChainSpec | None) -> RewardSettings:
-    return RewardSettings(chain or ChainSpec.published(), tuple(DEFAULT_EXPERTS if experts is None else experts), device)
+    return RewardSettings(chain or ChainSpec.published(),
+                          tuple(DEFAULT_EXPERTS if experts is None else experts), device)
 
 
 def _rewards(names: Sequence[str], settings: RewardSettings) -> list[Reward]:
@@ -68,4 +74,5 @@ def _reward(name: str) -> Reward:
 def _needed_arguments(function: RewardFunc) -> tuple[str, ...]:
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return tuple(name for name, argument in inspect.signature(function).parameters.items()
-                 if argument.kind in plain and argument.default is argument.empty and name not in TRAINER_ARGUMENTS)
+                 if argument.kind in plain and argument.default is argument.empty
+                 and name not in TRAINER_ARGUMENTS)

@@ -1,4 +1,6 @@
-"""What a reward is: a name, what it reads of a chain, the columns it needs, and how its function is made."""
+"""What a reward is: a name, what it reads of a chain, the columns it needs, and how its function is
+made.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ RewardFunc = Callable[..., list["float | None"]]  # f(completions, **columns), T
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """What rewards are made for: `chain`, what completions are; `experts` (names) and `device`, of the generation reward."""
+    """What rewards are made for: `chain`, what completions are;
+
+    `experts` (names) and `device`, of the generation reward.
+    """
 
     chain: ChainSpec
     experts: tuple[str, ...]
@@ -26,8 +31,9 @@ class RewardSettings:
 class Reward:
     """A reward by name.
 
-    `section`: what the sections that it judges are about (one of `spec.ABOUT`), or None where it judges the whole chain.
-    `columns`: settings -> the columns of the dataset that it can't do without. `build`: settings -> its function.
+    `section`: what the sections that it judges are about (one of `spec.ABOUT`), or None where it
+    judges the whole chain. `columns`: settings -> the columns of the dataset that it can't do
+    without. `build`: settings -> its function.
     """
 
     name: str
@@ -38,8 +44,9 @@ class Reward:
     def require_section(self, chain: ChainSpec) -> None:
         """Raise `UserError` where no section of the chain is what this reward reads."""
         if self.section is not None and not chain.about(self.section):
-            raise UserError(f"the {self.name} reward reads a section about {self.section}, and this model's chain has none (its "
-                            f"sections are {', '.join(chain.names())}); leave it out of --reward_funcs")
+            raise UserError(f"the {self.name} reward reads a section about {self.section}, and this model's "
+                            f"chain has none (its sections are {', '.join(chain.names())}); leave it out of "
+                            "--reward_funcs")
 
 
 def bound(function: RewardFunc, **arguments: Any) -> RewardFunc:

@@ -1,4 +1,7 @@
-"""The understanding reward: how many of the photo's tags the rough description names. Knows plurals, no synonyms."""
+"""The understanding reward: how many of the photo's tags the rough description names.
+
+Knows plurals, no synonyms.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.chain.text import parse_chain
 from realsr_r1.rewards.reward import Reward, bound
 
-# Plurals that no rule gives, of whole words and of the ends of others (woman, policeman, grandchild).
+# Plurals that no rule gives, of whole words and of the ends of others (woman, policeman,
+# grandchild).
 IRREGULAR_PLURALS = {"man": "men", "foot": "feet", "tooth": "teeth", "goose": "geese", "mouse": "mice",
                      "child": "children", "person": "people"}
 
@@ -19,11 +23,13 @@ def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str]
                          spec: ChainSpec | None = None, **columns: Any) -> list[float | None]:
     """Share of the record's tags that the first description names (0..1); 3 of 4 is 0.75.
 
-    The first description of `spec` is `<rough_understand>` in the published chain, which is the default.
+    The first description of `spec` is `<rough_understand>` in the published chain, which is the
+    default.
 
-    `tag`: the tags of each completion, a list of strings, each one tag or several with commas between (the published code's
-    form), or one such string. A tag counts as a whole word or phrase, singular or plural, whatever the case; one that
-    is listed twice counts once. No such section scores 0.0; a record without tags gets None.
+    `tag`: the tags of each completion, a list of strings, each one tag or several with commas
+    between (the published code's form), or one such string. A tag counts as a whole word or phrase,
+    singular or plural, whatever the case; one that is listed twice counts once. No such section
+    scores 0.0; a record without tags gets None.
     """
     section = (spec or ChainSpec.published()).about("description")[0]
     records = [None] * len(completions) if tag is None else tag
@@ -53,7 +59,9 @@ def _names(description: str, tag: str) -> bool:
 
 
 def _forms(word: str) -> list[str]:
-    """A word in lower case and its plurals: cat, cats; box, boxes; city, cities; leaf, leaves; woman, women."""
+    """A word in lower case and its plurals: cat, cats; box, boxes; city, cities; leaf, leaves;
+    woman, women.
+    """
     forms = [word, word + "s"]
     if word.endswith(("s", "x", "z", "ch", "sh", "o")):
         forms.append(word + "es")
@@ -61,7 +69,8 @@ def _forms(word: str) -> list[str]:
         forms.append(word[:-1] + "ies")
     if re.search(r"fe?$", word):
         forms.append(re.sub(r"fe?$", "ves", word))
-    forms += [word[:len(word) - len(end)] + plural for end, plural in IRREGULAR_PLURALS.items() if word.endswith(end)]
+    forms += [word[:len(word) - len(end)] + plural for end, plural in IRREGULAR_PLURALS.items()
+              if word.endswith(end)]
     return forms
 
 

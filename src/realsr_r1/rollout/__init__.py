@@ -1,4 +1,7 @@
-"""Rollouts: completions sampled from the policy under a grammar, with guidance inside images. Knows ids, no text."""
+"""Rollouts: completions sampled from the policy under a grammar, with guidance inside images.
+
+Knows ids, no text.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ __all__ = ["Rollout", "RolloutConfig", "RolloutEngine"]
 
 
 def __getattr__(name: str) -> Any:
-    """The engine, when it is asked for: it needs torch, and a command line that reads settings doesn't."""
+    """The engine, when it is asked for: it needs torch, and a command line that reads settings
+    doesn't.
+    """
     if name in ("Rollout", "RolloutEngine"):
         from realsr_r1.rollout import engine
 

@@ -1,7 +1,8 @@
 """What may come next: two grammars over token ids, kept for a whole batch of rows as tensors.
 
-Both count, a row, the tokens of the image span it is in: `offset` is 0 outside, 1 after image start, 2 after the rows
-token, 3 and more among codes and new lines. Knows ids and budgets; no text, no policy, no random numbers.
+Both count, a row, the tokens of the image span it is in: `offset` is 0 outside, 1 after image
+start, 2 after the rows token, 3 and more among codes and new lines. Knows ids and budgets; no text,
+no policy, no random numbers.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ _CODE, _BODY = -1, -2  # slots of a chain's program that hold no fixed id
 
 
 class ImageGrammar:
-    """Constrains image spans only: text is free, sizes are chosen among those that fit, the rest of a span is regular.
+    """Constrains image spans only: text is free, sizes are chosen among those that fit, the rest of
+    a span is regular.
 
-    An image may start only where the smallest span still fits into `max_new_tokens`, so no span is ever cut.
-    `vocab_size` is the policy's. Rows end with the end-of-turn token or at the budget.
+    An image may start only where the smallest span still fits into `max_new_tokens`, so no span is
+    ever cut. `vocab_size` is the policy's. Rows end with the end-of-turn token or at the budget.
     """
 
-    def __init__(self, layout: TokenLayout, rows: int, max_new_tokens: int, vocab_size: int, device: torch.device):
+    def __init__(self, layout: TokenLayout, rows: int, max_new_tokens: int, vocab_size: int,
+                 device: torch.device):
         self.layout = layout
         self.max_new_tokens = max_new_tokens
         self.units = torch.zeros(vocab_size, dtype=torch.int64, device=device)
@@ -34,20 +37,26 @@ class ImageGrammar:
             self.units[token] = units
         self.in_text = torch.ones(vocab_size, dtype=torch.bool, device=device)
         self.in_text[layout.vocab_size:] = False
-        self.in_text[[*layout.code_ids, *layout.size_ids.values(), layout.image_end, layout.new_line, layout.pad,
+        self.in_text[[*layout.code_ids, *layout.size_ids.values(), layout.image_end, layout.new_line,
+                      layout.pad,
                       layout.bos]] = False
         self.no_image = self.in_text.clone()
         self.no_image[layout.image_start] = False
         # Tokens written; tokens of the image span it is in; size of the span's grid of codes.
-        self.position, self.offset, self.height, self.width = torch.zeros(4, rows, dtype=torch.int64, device=device).unbind()
+        self.position, self.offset, self.height, self.width = torch.zeros(4, rows, dtype=torch.int64,
+                                                                          device=device).unbind()
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def forced(self) -> torch.Tensor:
-        """The one id the grammar leaves inside a span, pad for a finished row, `FREE` where there is a choice; (R,)."""
+        """The one id the grammar leaves inside a span, pad for a finished row, `FREE` where there
+        is a choice; (R,).
+        """
         return self.upcoming(1)[:, 0]
 
     def upcoming(self, count: int) -> torch.Tensor:
-        """`forced()` of the next `count` tokens, (R, count); meaningless after a row's `steady_steps()`."""
+        """`forced()` of the next `count` tokens, (R, count); meaningless after a row's
+        `steady_steps()`.
+        """
         place = self.offset[:, None] - 3 + torch.arange(count, device=self.offset.device)
         height, width = self.height[:, None], self.width[:, None]
         line = width + 1
@@ -63,7 +72,8 @@ class ImageGrammar:
         starts = self.layout.span_length(smallest, smallest) <= remaining
         text = torch.where(starts, self.in_text, self.no_image)
         per_unit = self.layout.codes_per_unit
-        # Tokens that an image of this many rows (and the fewest columns), or this many columns, still needs.
+        # Tokens that an image of this many rows (and the fewest columns), or this many columns,
+        # still needs.
         by_rows = 3 + self.units * (per_unit * (smallest * per_unit + 1))
         by_columns = 2 + self.height[rows, None] * (self.units * per_unit + 1)
         is_size = self.units > 0
@@ -75,12 +85,16 @@ class ImageGrammar:
         return (self.offset < 3) & ~self.done
 
     def steady_steps(self) -> torch.Tensor:
-        """For how many tokens from now a row is sure to stay where it is: in text, in an image's body, done; (R,)."""
+        """For how many tokens from now a row is sure to stay where it is: in text, in an image's
+        body, done; (R,).
+        """
         steps = torch.where(self.offset >= 3, 4 + self.height * (self.width + 1) - self.offset, 1)
         return steps.masked_fill_(self.done, self.max_new_tokens)
 
     def advance(self, tokens: torch.Tensor, count: torch.Tensor | int = 1) -> None:
-        """Every row took its token, (R,), or, from its token on, `count` (R,) of its `upcoming` ones (0: none)."""
+        """Every row took its token, (R,), or, from its token on, `count` (R,) of its `upcoming`
+        ones (0: none).
+        """
         self.position = self.position + count
         units = self.units[tokens] * self.layout.codes_per_unit
         self.height = torch.where(self.offset == 1, units, self.height)
@@ -110,17 +124,20 @@ class ImageGrammar:
 class ChainGrammar:
     """Forces the whole chain: tags, spans and end-of-turn; text bodies and codes are chosen.
 
-    A chain is a program of slots, one a token: a fixed id, a code, or a text body, which stays until the first id of
-    what follows it comes (its closing tag; without tags the next image, tag or the end). That id is forced when the body has
-    `max_text_tokens`, or when the rest needs all that is left of `max_new_tokens`; so every completion is well formed. `image_sizes` has an entry a prompt: (rows, columns)
-    in grid units of its images, in order; `prompt_of_row` (R,) says which is a row's. Raises `UserError` when the
-    budget can't hold the chain.
+    A chain is a program of slots, one a token: a fixed id, a code, or a text body, which stays
+    until the first id of what follows it comes (its closing tag; without tags the next image, tag
+    or the end). That id is forced when the body has `max_text_tokens`, or when the rest needs all
+    that is left of `max_new_tokens`; so every completion is well formed. `image_sizes` has an entry
+    a prompt: (rows, columns) in grid units of its images, in order; `prompt_of_row` (R,) says which
+    is a row's. Raises `UserError` when the budget can't hold the chain.
     """
 
-    def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[Sequence[int]]], prompt_of_row: torch.Tensor,
+    def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[Sequence[int]]],
+                 prompt_of_row: torch.Tensor,
                  max_new_tokens: int, max_text_tokens: int, vocab_size: int):
         if layout.chain_form is None:
-            raise UserError('grammar "chain" needs a layout that knows the chain (make it with a ChainProcessor)')
+            raise UserError('grammar "chain" needs a layout that knows the chain (make it with a '
+                            'ChainProcessor)')
         self.layout = layout
         self.max_new_tokens = max_new_tokens
         self.max_text_tokens = max_text_tokens
@@ -129,8 +146,8 @@ class ChainGrammar:
         programs = [_Program(layout, sizes) for sizes in image_sizes]
         for program in programs:
             if len(program.ids) > max_new_tokens:
-                raise UserError(f"max_new_tokens is {max_new_tokens}, but the chain's tags and images alone take "
-                                f"{len(program.ids)} tokens; raise it or ask for smaller images")
+                raise UserError(f"max_new_tokens is {max_new_tokens}, but the chain's tags and images alone "
+                                f"take {len(program.ids)} tokens; raise it or ask for smaller images")
         self._longest_span = max(program.longest_span for program in programs)
         length = max(len(program.ids) for program in programs) + 1
 
@@ -148,14 +165,19 @@ class ChainGrammar:
         self.in_body[:, list(layout.chain_form.body_ids)] = True
         self.in_body[torch.arange(len(sections), device=device), self.closing] = True
         self.has_body = len(layout.chain_form.body_ids) > 0
-        # Tokens written; the slot that comes next; tokens of the text body, or of the image span, it is in.
-        self.position, self.slot, self.body_length, self.offset = (torch.zeros_like(prompt_of_row) for _ in range(4))
+        # Tokens written; the slot that comes next; tokens of the text body, or of the image span,
+        # it is in.
+        self.position, self.slot, self.body_length, self.offset = (torch.zeros_like(prompt_of_row)
+                                                                   for _ in range(4))
         self.done = torch.zeros_like(prompt_of_row, dtype=torch.bool)
 
     def forced(self) -> torch.Tensor:
-        """The one id the chain leaves, pad for a finished row, `FREE` where there is a choice; (R,)."""
+        """The one id the chain leaves, pad for a finished row, `FREE` where there is a choice;
+        (R,).
+        """
         ids = self.ids[self.prompt_of_row, self.slot]
-        rest = self.ends[self.prompt_of_row] - self.slot  # what must still come, the closing tag's first id included
+        # what must still come, the closing tag's first id included
+        rest = self.ends[self.prompt_of_row] - self.slot
         closes = (self.body_length >= self.max_text_tokens) | (rest >= self.max_new_tokens - self.position)
         if not self.has_body:
             closes = torch.ones_like(closes)
@@ -164,13 +186,17 @@ class ChainGrammar:
         return forced.masked_fill_(forced < 0, FREE)
 
     def upcoming(self, count: int) -> torch.Tensor:
-        """`forced()` of the next `count` tokens, (R, count); meaningless after a row's `steady_steps()`."""
+        """`forced()` of the next `count` tokens, (R, count); meaningless after a row's
+        `steady_steps()`.
+        """
         slots = self.slot[:, None] + torch.arange(1, count, device=self.slot.device)
         later = self.ids[self.prompt_of_row[:, None], slots.clamp_(max=self.ids.shape[1] - 1)]
         return torch.cat((self.forced()[:, None], later.masked_fill_(later < 0, FREE)), dim=1)
 
     def allowed(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Which ids may come next for `rows` that are in text bodies (others' are meaningless), (n, vocabulary)."""
+        """Which ids may come next for `rows` that are in text bodies (others' are meaningless), (n,
+        vocabulary).
+        """
         return self.in_body[self.sections[self.prompt_of_row[rows], self.slot[rows]]]
 
     def chooses_text(self) -> torch.Tensor:
@@ -178,11 +204,15 @@ class ChainGrammar:
         return self.ids[self.prompt_of_row, self.slot] == _BODY
 
     def steady_steps(self) -> torch.Tensor:
-        """For how many tokens from now a row is sure to stay where it is: text, tag, span start, codes, done; (R,)."""
+        """For how many tokens from now a row is sure to stay where it is: text, tag, span start,
+        codes, done; (R,).
+        """
         return self.steady[self.prompt_of_row, self.slot]
 
     def advance(self, tokens: torch.Tensor, count: torch.Tensor | int = 1) -> None:
-        """Every row took its token, (R,), or, from its token on, `count` (R,) of its `upcoming` ones (0: none)."""
+        """Every row took its token, (R,), or, from its token on, `count` (R,) of its `upcoming`
+        ones (0: none).
+        """
         self.position = self.position + count
         stays = (self.ids[self.prompt_of_row, self.slot] == _BODY) & (
             tokens != self.closing[self.sections[self.prompt_of_row, self.slot]])
@@ -194,7 +224,8 @@ class ChainGrammar:
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, (n,) int64."""
         self.prompt_of_row, self.position, self.slot, self.body_length, self.offset, self.done = (
-            state[rows] for state in (self.prompt_of_row, self.position, self.slot, self.body_length, self.offset, self.done))
+            state[rows] for state in (self.prompt_of_row, self.position, self.slot, self.body_length,
+                                      self.offset, self.done))
 
     def longest_span(self) -> int:
         """Tokens of the longest image."""
@@ -202,7 +233,9 @@ class ChainGrammar:
 
 
 class _Program:
-    """One prompt's chain as slots: `ids` (or `_CODE`, `_BODY`), `offsets` in the image span, `sections` by number.
+    """One prompt's chain as slots:
+
+    `ids` (or `_CODE`, `_BODY`), `offsets` in the image span, `sections` by number.
 
     `closing`: of each section, the id that ends its text body (meaningless for an image).
     """
@@ -216,18 +249,20 @@ class _Program:
         self.closing = [layout.end_of_turn] * len(sections)
         self._ends_body = False  # whether what is added next ends a text body
         if len(image_sizes) != len(layout.chain_form.shares):
-            raise UserError(f"image_sizes has {len(image_sizes)} sizes; the chain has {len(layout.chain_form.shares)} images")
+            raise UserError(f"image_sizes has {len(image_sizes)} sizes; the chain has "
+                            f"{len(layout.chain_form.shares)} images")
         sizes = iter(image_sizes)
         for number, section in enumerate(sections):
             self._add(number, section.open_ids)
             if section.is_image:
                 rows, columns = next(sizes)
                 if rows not in layout.size_ids or columns not in layout.size_ids:
-                    raise UserError(f"an image of {rows} x {columns} grid units has no size tokens; the vocabulary has "
-                                    f"sizes {min(layout.size_ids)} to {max(layout.size_ids)}")
+                    raise UserError(f"an image of {rows} x {columns} grid units has no size tokens; the "
+                                    f"vocabulary has sizes {min(layout.size_ids)} to {max(layout.size_ids)}")
                 width = columns * layout.codes_per_unit
                 lines = ([_CODE] * width + [layout.new_line]) * (rows * layout.codes_per_unit)
-                span = [layout.image_start, layout.size_ids[rows], layout.size_ids[columns], *lines, layout.image_end]
+                span = [layout.image_start, layout.size_ids[rows], layout.size_ids[columns], *lines,
+                        layout.image_end]
                 self._add(number, span, range(len(span)))
                 self.longest_span = max(self.longest_span, len(span))
             else:
@@ -237,7 +272,9 @@ class _Program:
         self._add(len(sections) - 1, [layout.end_of_turn])
 
     def steady_steps(self) -> list[int]:
-        """A slot: how many slots from it on are alike, in a body's, outside an image, at its start, or in its body."""
+        """A slot: how many slots from it on are alike, in a body's, outside an image, at its start,
+        or in its body.
+        """
         slots = zip(self.ids, self.offsets, strict=True)
         kinds = [(token == _BODY, offset >= 1, offset >= 3) for token, offset in slots]
         steps = [1] * len(kinds)
@@ -257,9 +294,13 @@ class _Program:
 
 
 def chain_sizes(layout: TokenLayout, prompt_ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Sizes of a chain's images from the prompt's last image. Raises `UserError` when the prompt holds none."""
+    """Sizes of a chain's images from the prompt's last image.
+
+    Raises `UserError` when the prompt holds none.
+    """
     spans = layout.find_spans(prompt_ids)
     if not spans:
         raise UserError("the prompt holds no image, so the chain's image sizes are unknown; set image_sizes")
     height, width = len(spans[-1].codes), len(spans[-1].codes[0])
-    return image_sizes(layout.chain_form.shares, height // layout.codes_per_unit, width // layout.codes_per_unit)
+    return image_sizes(layout.chain_form.shares, height // layout.codes_per_unit,
+                       width // layout.codes_per_unit)

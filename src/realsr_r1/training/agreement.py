@@ -1,4 +1,6 @@
-"""Ranks that fail together: a fault on one rank is known to all before the next collective would hang on it."""
+"""Ranks that fail together: a fault on one rank is known to all before the next collective would
+hang on it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ class Agreement:
         return False
 
     def guard(self, reward: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
-        """`reward`, which gives None for every completion where it fails. Coroutines are left to TRL."""
+        """`reward`, which gives None for every completion where it fails.
+
+        Coroutines are left to TRL.
+        """
         if inspect.iscoroutinefunction(reward):
             return reward
 
@@ -44,7 +49,9 @@ class Agreement:
         return guarded
 
     def settle(self) -> None:
-        """Raise on all ranks when one has a fault: its own there, and one that names it on the others."""
+        """Raise on all ranks when one has a fault: its own there, and one that names it on the
+        others.
+        """
         fault, self.fault = self.fault, None
         said = None
         if fault is not None:

@@ -14,9 +14,13 @@ LOG_FILE = "log_history.jsonl"
 
 
 class JsonLog(TrainerCallback):
-    """Appends every log to `output_dir/log_history.jsonl`. On resume, steps after the checkpoint are dropped first."""
+    """Appends every log to `output_dir/log_history.jsonl`.
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    On resume, steps after the checkpoint are dropped first.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       **kwargs: Any) -> None:
         path = Path(args.output_dir) / LOG_FILE
         if state.is_world_process_zero and path.is_file():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]

@@ -1,4 +1,6 @@
-"""Which checkpoint counts (one with a completion marker, written last, after a barrier), and what a run may go on from it with."""
+"""Which checkpoint counts (one with a completion marker, written last, after a barrier), and what a
+run may go on from it with.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,21 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class CompletionMarker(TrainerCallback):
-    """Marks a checkpoint once every rank has written its part, and only then deletes what `--save_total_limit` allows."""
+    """Marks a checkpoint once every rank has written its part, and only then deletes what
+    `--save_total_limit` allows.
+    """
 
     def __init__(self) -> None:
         self.limit: int | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # transformers deletes the old checkpoints before the new one has its marker: a run killed there has none left.
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       **kwargs: Any) -> None:
+        # transformers deletes the old checkpoints before the new one has its marker: a run killed
+        # there has none left.
         self.limit, args.save_total_limit = args.save_total_limit or self.limit, None
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                **kwargs: Any) -> None:
         import torch.distributed
 
         if torch.distributed.is_initialized():
@@ -57,10 +64,12 @@ def complete_checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
-    """The newest complete checkpoint in `output_dir`, or None. `set_aside`: rename half-written ones, with a line each.
+    """The newest complete checkpoint in `output_dir`, or None.
 
-    Raises `UserError` when the newest complete one holds weights only (`--save_only_model true`): a run can't go on
-    from it with its optimizer.
+    `set_aside`: rename half-written ones, with a line each.
+
+    Raises `UserError` when the newest complete one holds weights only (`--save_only_model true`): a
+    run can't go on from it with its optimizer.
     """
     folder = Path(output_dir)
     complete = complete_checkpoints(folder)
@@ -75,13 +84,15 @@ def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
         start, first = newest, ""
         if (newest / "adapter_config.json").is_file():
             start, first = "MODEL", f"merge its adapter (realsr-r1 export --checkpoint {newest} --output MODEL), then "
-        raise UserError(f"{newest} holds weights only, so the run in {folder} can't go on: {first}start a new run from it with "
-                        f"--model_name_or_path {start} and another --output_dir, or remove {folder} to begin again")
+        raise UserError(f"{newest} holds weights only, so the run in {folder} can't go on: {first}start a "
+                        f"new run from it with --model_name_or_path {start} and another --output_dir, or "
+                        f"remove {folder} to begin again")
     return newest
 
 
 def require_same_run(output_dir: str | Path, settings: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise `UserError` where the run in `output_dir` was started with another value of one of these settings.
+    """Raise `UserError` where the run in `output_dir` was started with another value of one of
+    these settings.
 
     They decide whether its checkpoint can be loaded, or which records come next.
     """
@@ -89,14 +100,16 @@ def require_same_run(output_dir: str | Path, settings: Mapping[str, Any], names:
     before = read_json(file) if file.is_file() else {}
     for name in names:
         if name in before and before[name] != settings.get(name):
-            raise UserError(f"the run in {output_dir} was started with {name} {before[name]}, and this command has "
-                            f"{settings.get(name)}: it can't go on with that; give the same, or another --output_dir")
+            raise UserError(f"the run in {output_dir} was started with {name} {before[name]}, and this "
+                            f"command has {settings.get(name)}: it can't go on with that; give the same, or "
+                            "another --output_dir")
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
     if not folder.is_dir():
         return {}
-    return {int(match[1]): path for path in folder.iterdir() if path.is_dir() and (match := _NAME.fullmatch(path.name))}
+    return {int(match[1]): path for path in folder.iterdir() if path.is_dir()
+            and (match := _NAME.fullmatch(path.name))}
 
 
 def _set_aside(path: Path) -> None:

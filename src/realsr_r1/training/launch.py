@@ -1,4 +1,6 @@
-"""Start and end of a training process, the same for the cold start and GRPO: the process group, and the model folder."""
+"""Start and end of a training process, the same for the cold start and GRPO: the process group, and
+the model folder.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,12 @@ def prepare_process(args: TrainingArguments) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")
     # Our rollouts plug in there, and requirements.txt pins the TRL they were tested with.
     warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-    # peft looks at the base folder's config whenever it saves adapters, and a published one names another type.
+    # peft looks at the base folder's config whenever it saves adapters, and a published one names
+    # another type.
     logging.getLogger("transformers.configuration_utils").addFilter(
         lambda record: "instantiate a model of type" not in record.getMessage())
-    # DeepSpeed counts accumulation steps where DeepSpeed runs, and accelerate says at every start that it takes its count.
+    # DeepSpeed counts accumulation steps where DeepSpeed runs, and accelerate says at every start
+    # that it takes its count.
     logging.getLogger("accelerate.accelerator").addFilter(
         lambda record: "Gradient accumulation steps mismatch" not in record.getMessage())
     if args.process_index:  # rank 0 says it for all
@@ -44,7 +48,8 @@ def prepare_process(args: TrainingArguments) -> None:
     if args.deepspeed and "RANK" in os.environ and not torch.cuda.is_available():
         import deepspeed.ops
 
-        # An op for inference that DeepSpeed would compile here, for minutes; training doesn't use it.
+        # An op for inference that DeepSpeed would compile here, for minutes; training doesn't use
+        # it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
     args.device  # noqa: B018  (transformers sets the device and the group up on first use)
@@ -56,7 +61,8 @@ def prepare_process(args: TrainingArguments) -> None:
 
 
 def save_model_folder(trainer: Trainer, processor: ChainProcessor, output_dir: str | Path) -> None:
-    """Write a complete model folder into `output_dir`; rank 0 writes, all ranks take part in gathering weights.
+    """Write a complete model folder into `output_dir`; rank 0 writes, all ranks take part in
+    gathering weights.
 
     A marker comes last: without it the run doesn't count as finished (`is_finished`).
     """
@@ -68,5 +74,7 @@ def save_model_folder(trainer: Trainer, processor: ChainProcessor, output_dir: s
 
 
 def is_finished(output_dir: str | Path) -> bool:
-    """Whether the run in `output_dir` has come to its end, the writing of its model folder included."""
+    """Whether the run in `output_dir` has come to its end, the writing of its model folder
+    included.
+    """
     return (Path(output_dir) / MARKER).is_file()

@@ -1,4 +1,6 @@
-"""The text tokenizer as trainers see it: it renders images in text, and saving it saves the whole processor."""
+"""The text tokenizer as trainers see it: it renders images in text, and saving it saves the whole
+processor.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class RenderingTokenizer(PreTrainedTokenizerFast):
-    """The text tokenizer as TRL sees it: an image decodes to `<|image|>`, and a checkpoint gets the whole processor."""
+    """The text tokenizer as TRL sees it: an image decodes to `<|image|>`, and a checkpoint gets the
+    whole processor.
+    """
 
     processor: ChainProcessor
 
@@ -21,7 +25,8 @@ class RenderingTokenizer(PreTrainedTokenizerFast):
     def of(cls, processor: ChainProcessor) -> RenderingTokenizer:
         """The tokenizer of `processor`."""
         source = processor.tokenizer
-        tokenizer = cls(tokenizer_object=source.backend_tokenizer, bos_token=source.bos_token, padding_side="left",
+        tokenizer = cls(tokenizer_object=source.backend_tokenizer, bos_token=source.bos_token,
+                        padding_side="left",
                         pad_token=source.convert_ids_to_tokens(processor.layout.pad),
                         eos_token=source.convert_ids_to_tokens(processor.layout.end_of_turn))
         tokenizer.processor = processor
@@ -32,6 +37,8 @@ class RenderingTokenizer(PreTrainedTokenizerFast):
         return [self.processor.decode_text(ids) for ids in sequences]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
-        """Save tokenizer, image tokenizer and chain settings: a checkpoint is a complete model folder."""
+        """Save tokenizer, image tokenizer and chain settings: a checkpoint is a complete model
+        folder.
+        """
         self.processor.save_pretrained(save_directory)
         return ()

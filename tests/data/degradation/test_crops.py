@@ -1,4 +1,6 @@
-"""Promises of cropping: splits share no pixel, crops stay in their region, and read nothing beside it."""
+"""Promises of cropping: splits share no pixel, crops stay in their region, and read nothing beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ SIZES = [(451, 300), (300, 451), (512, 512), (200, 100), (1920, 1080)]
 
 
 def plan(**changes):
-    settings = dict(crop_px=48, scales=(0.1, 1.0), reserve=True, seed=0, degradation=DegradationConfig(scale=1))
+    settings = dict(crop_px=48, scales=(0.1, 1.0), reserve=True, seed=0,
+                    degradation=DegradationConfig(scale=1))
     return CropPlan(**{**settings, **changes})
 
 

@@ -1,4 +1,6 @@
-"""Promises of the degradation: it repeats, its labels are true and balanced, its settings are checked."""
+"""Promises of the degradation: it repeats, its labels are true and balanced, its settings are
+checked.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def test_same_seed_and_key_give_the_same_image_in_any_order(photo):
     for one, two in zip(first, again, strict=True):
         assert np.array_equal(np.asarray(one.image), np.asarray(two.image))
         assert (one.labels, one.parameters) == (two.labels, two.parameters)
-    assert not np.array_equal(np.asarray(degrade(photo, 4, "photo/0", config).image), np.asarray(first[0].image))
+    assert not np.array_equal(np.asarray(degrade(photo, 4, "photo/0", config).image),
+                              np.asarray(first[0].image))
 
 
 @pytest.mark.parametrize("scale, size", [(1, (48, 40)), (4, (12, 10))])
@@ -43,7 +46,9 @@ def test_size_is_that_of_the_photo_divided_by_scale(photo, scale, size):
 
 @pytest.fixture(scope="module", params=["tiny.yaml", "real_esrgan.yaml"])
 def many(request, photo):
-    """A configuration and 3000 degradations of a small picture (what is drawn doesn't depend on the picture)."""
+    """A configuration and 3000 degradations of a small picture (what is drawn doesn't depend on the
+    picture).
+    """
     config = DegradationConfig.from_yaml(CONFIGS / request.param)
     small = photo.resize((12, 12))
     return config, [degrade(small, 0, str(i), config) for i in range(3000)]
@@ -68,7 +73,8 @@ def test_levels_are_balanced_within_each_kind_of_blur_and_noise(many):
             severities = [item["severity"] for item in parameters if item["kind"] == kind]
             counts = Counter(level(severity) for severity in severities)
             tolerance = 4 * np.sqrt(2 / 9 / len(severities))
-            assert all(abs(count / len(severities) - 1 / 3) <= tolerance for count in counts.values()), (kind, counts)
+            assert all(abs(count / len(severities) - 1 / 3) <= tolerance
+                       for count in counts.values()), (kind, counts)
 
 
 def fixed(stage: StageConfig, **changes) -> StageConfig:
@@ -90,7 +96,8 @@ def test_doing_nothing_changes_nothing_but_rounding(photo):
 
 
 @pytest.mark.parametrize("weak, strong", [
-    ({"blur_probability": 1.0, "blur_sigma": (0.3, 0.6)}, {"blur_probability": 1.0, "blur_sigma": (2.0, 3.0)}),
+    ({"blur_probability": 1.0, "blur_sigma": (0.3, 0.6)},
+     {"blur_probability": 1.0, "blur_sigma": (2.0, 3.0)}),
     ({"gaussian_sigma": (1.0, 8.0)}, {"gaussian_sigma": (20.0, 30.0)}),
     ({"gaussian_probability": 0.0, "poisson_scale": (0.05, 0.3)},
      {"gaussian_probability": 0.0, "poisson_scale": (2.0, 3.0)}),
@@ -107,19 +114,23 @@ def test_labels_follow_the_drawn_parameters(photo):
         result = degrade(photo, 0, str(i), DegradationConfig(scale=1))
         drawn = dict(zip(LABEL_ITEMS, result.labels, strict=True))
         quality = result.parameters["compression"]["quality"]
-        words = {"light": 95 >= quality > 73.33, "medium": 73.33 >= quality > 51.67, "heavy": 51.67 >= quality}
+        words = {"light": 95 >= quality > 73.33, "medium": 73.33 >= quality > 51.67,
+                 "heavy": 51.67 >= quality}
         assert words[drawn["compression"].split()[0]]
         noise = result.parameters["noise"]
         if noise["kind"] == "gaussian":
             third = (high - low) / 3
-            assert drawn["noise"].split()[0] == ("light", "medium", "heavy")[int((noise["sigma"] - low) // third)]
+            assert drawn["noise"].split()[0] == ("light", "medium",
+                                                 "heavy")[int((noise["sigma"] - low) // third)]
         factor = result.parameters["second_resize"]["factor"]
-        assert drawn["second resize"] == ("upsample" if factor > 1 else "downsample" if factor < 1 else "keep")
+        assert drawn["second resize"] == ("upsample" if factor > 1 else "downsample" if factor < 1
+                                          else "keep")
 
 
 def test_kernels_sum_to_one_and_keep_the_centre():
     for kernel in (bell_kernel(13, 2, 0.7, 0.5), bell_kernel(9, 1, 1, 0, "generalised", 0.6),
-                   bell_kernel(21, 3, 3, 0, "plateau", 1.5), sinc_kernel(21, np.pi / 3), sinc_kernel(7, np.pi)):
+                   bell_kernel(21, 3, 3, 0, "plateau", 1.5), sinc_kernel(21, np.pi / 3),
+                   sinc_kernel(7, np.pi)):
         assert kernel.sum() == pytest.approx(1, abs=1e-5)
         assert np.allclose(kernel, kernel[::-1, ::-1], atol=1e-6)
         assert kernel.argmax() == kernel.size // 2
@@ -143,7 +154,8 @@ def test_settings_survive_a_round_trip():
     ("scale: 3", "scale"), ("sclae: 4", "sclae"), ("first: {blur_sigma: [3, 1]}", "blur_sigma"),
     ("first: {resize_probabilities: [0.5, 0.5, 0.5]}", "resize_probabilities"),
     ("first: {kernel_size: [6, 8]}", "kernel_size"),
-    ("second: {jpeg_quality: [30, 101]}", "jpeg_quality"), ("final_sinc_probability: 2", "final_sinc_probability"),
+    ("second: {jpeg_quality: [30, 101]}", "jpeg_quality"),
+    ("final_sinc_probability: 2", "final_sinc_probability"),
     ("first: {gaussian_sigma: loud}", "gaussian_sigma"), ("first: 3", "first"), ("- 1", "expected keys"),
     ("a: [", "YAML")])
 def test_wrong_settings_are_named_with_their_file(tmp_path, text, named):

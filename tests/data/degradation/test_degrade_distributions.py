@@ -1,4 +1,6 @@
-"""Promise of the degradation's draws: each parameter follows its setting, over 30,000 draws of the published settings."""
+"""Promise of the degradation's draws: each parameter follows its setting, over 30,000 draws of the
+published settings.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ ALPHA = 0.001  # the draws are fixed by their seed: a test that passes once pass
 
 @pytest.fixture(scope="module")
 def draws():
-    """Labels and parameters of the draws, of a picture of a few pixels: what is drawn doesn't depend on the picture."""
+    """Labels and parameters of the draws, of a picture of a few pixels: what is drawn doesn't
+    depend on the picture.
+    """
     picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
     degraded = (degrade(picture, 0, str(number), CONFIG) for number in range(DRAWS))
     return [(item.labels, item.parameters) for item in degraded]
@@ -51,7 +55,8 @@ def even(values):
     return dict.fromkeys(values, 1 / len(values))
 
 
-STAGES = pytest.mark.parametrize("prefix, stage", [("", CONFIG.first), ("second_", CONFIG.second)], ids=["first", "second"])
+STAGES = pytest.mark.parametrize("prefix, stage", [("", CONFIG.first), ("second_", CONFIG.second)],
+                                 ids=["first", "second"])
 
 
 @STAGES
@@ -59,14 +64,17 @@ def test_blur(draws, prefix, stage):
     blurs = [parameters[f"{prefix}blur"] for _, parameters in draws]
     assert_probability([blur["kind"] != "none" for blur in blurs], stage.blur_probability)
     blurs = [blur for blur in blurs if blur["kind"] != "none"]
-    assert_shares([blur["size"] for blur in blurs], even(range(stage.kernel_size[0], stage.kernel_size[1] + 1, 2)))
+    assert_shares([blur["size"] for blur in blurs],
+                  even(range(stage.kernel_size[0], stage.kernel_size[1] + 1, 2)))
     assert_probability([blur["kind"] == "sinc" for blur in blurs], stage.sinc_probability)
     sincs = [blur for blur in blurs if blur["kind"] == "sinc"]
     lowest = {True: math.pi / 3, False: math.pi / 5}  # of small kernels, and of the others
-    places = [(blur["cutoff"] - lowest[blur["size"] < 13]) / (math.pi - lowest[blur["size"] < 13]) for blur in sincs]
+    places = [(blur["cutoff"] - lowest[blur["size"] < 13]) / (math.pi - lowest[blur["size"] < 13])
+              for blur in sincs]
     assert_uniform(places, 0, 1)
     bells = [blur for blur in blurs if blur["kind"] != "sinc"]
-    assert_shares([blur["kind"] for blur in bells], dict(zip(KERNEL_KINDS, stage.kernel_probabilities, strict=True)))
+    assert_shares([blur["kind"] for blur in bells],
+                  dict(zip(KERNEL_KINDS, stage.kernel_probabilities, strict=True)))
     assert_uniform([blur["sigma_x"] for blur in bells], *stage.blur_sigma)
     stretched = [blur for blur in bells if blur["kind"].endswith("aniso")]
     assert_uniform([blur["sigma_y"] for blur in stretched], *stage.blur_sigma)
@@ -77,7 +85,8 @@ def test_blur(draws, prefix, stage):
 @STAGES
 def test_shapes_of_kernels(draws, prefix, stage):
     shapes = {profile: [parameters[f"{prefix}blur"]["shape"] for _, parameters in draws
-                        if parameters[f"{prefix}blur"]["kind"].startswith(profile)] for profile in ("generalised", "plateau")}
+                        if parameters[f"{prefix}blur"]["kind"].startswith(profile)]
+                        for profile in ("generalised", "plateau")}
     low, high = stage.generalised_shape
     assert_probability([shape < 1 for shape in shapes["generalised"]], 0.5)
     assert_uniform([shape for shape in shapes["generalised"] if shape < 1], low, 1)
@@ -88,7 +97,8 @@ def test_shapes_of_kernels(draws, prefix, stage):
 @STAGES
 def test_resize(draws, prefix, stage):
     resizes = [parameters[f"{prefix}resize"] for _, parameters in draws]
-    assert_shares([resize["word"] for resize in resizes], dict(zip(RESIZES, stage.resize_probabilities, strict=True)))
+    assert_shares([resize["word"] for resize in resizes],
+                  dict(zip(RESIZES, stage.resize_probabilities, strict=True)))
     assert_shares([resize["method"] for resize in resizes], even(RESIZE_METHODS))
     factors = {word: [resize["factor"] for resize in resizes if resize["word"] == word] for word in RESIZES}
     assert_uniform(factors["upsample"], 1, stage.resize_range[1])
@@ -107,12 +117,14 @@ def test_noise(draws, prefix, stage):
 
 @STAGES
 def test_compression(draws, prefix, stage):
-    assert_uniform([parameters[f"{prefix}compression"]["quality"] for _, parameters in draws], *stage.jpeg_quality)
+    assert_uniform([parameters[f"{prefix}compression"]["quality"] for _, parameters in draws],
+                   *stage.jpeg_quality)
 
 
 def test_final_filter_and_order(draws):
     finals = [parameters for _, parameters in draws]
-    assert_probability([final["final_sinc_cutoff"] is not None for final in finals], CONFIG.final_sinc_probability)
+    assert_probability([final["final_sinc_cutoff"] is not None for final in finals],
+                       CONFIG.final_sinc_probability)
     filtered = [final for final in finals if final["final_sinc_cutoff"] is not None]
     assert_uniform([final["final_sinc_cutoff"] for final in filtered], math.pi / 3, math.pi)
     smallest, largest = CONFIG.second.kernel_size
@@ -122,7 +134,8 @@ def test_final_filter_and_order(draws):
 
 
 def test_labels_hold_a_third_each_and_resizes_their_probabilities(draws):
-    shares = {item: Counter(labels[place].split()[0] for labels, _ in draws) for place, item in enumerate(LABEL_ITEMS)}
+    shares = {item: Counter(labels[place].split()[0] for labels, _ in draws)
+              for place, item in enumerate(LABEL_ITEMS)}
     for item in ("blur", "noise", "compression"):
         assert all(abs(shares[item][word] / DRAWS - 1 / 3) <= 0.02 for word in LEVELS), (item, shares[item])
     for item, stage in (("resize", CONFIG.first), ("second resize", CONFIG.second)):

@@ -1,4 +1,6 @@
-"""Promises of tags and descriptions from models: batched, retried when they fail, take too long or talk nonsense, then listed."""
+"""Promises of tags and descriptions from models: batched, retried when they fail, take too long or
+talk nonsense, then listed.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ def broken(settings):
 
 @pytest.fixture
 def workplace(photos_dir, tmp_path, monkeypatch):
-    """A folder with eight photos of 100 to 107 px width, the module `local_models`, and settings for it."""
+    """A folder with eight photos of 100 to 107 px width, the module `local_models`, and settings
+    for it.
+    """
     from PIL import Image
 
     (tmp_path / "images").mkdir()
@@ -125,18 +129,21 @@ def workplace(photos_dir, tmp_path, monkeypatch):
         for width in range(100, 108):
             photo.crop((width, 0, 2 * width, 80)).save(tmp_path / "images" / f"{width}.png")
     (tmp_path / "local_models.py").write_text(textwrap.dedent(MODELS))
-    (tmp_path / "asking.yaml").write_text("batch_size: 4\ntimeout_seconds: 10\nretries: 2\ntagger: {word: thing}\n")
+    (tmp_path / "asking.yaml").write_text("batch_size: 4\ntimeout_seconds: 10\nretries: 2\ntagger: {word: "
+                                          "thing}\n")
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
 def flags(workplace, *more):
     return ["--images", str(workplace / "images"), "--output", str(workplace / "out"), "--crop_px", "48",
-            "--degradation", str(TINY), "--num_proc", "1", "--annotation", str(workplace / "asking.yaml"), *more]
+            "--degradation", str(TINY), "--num_proc", "1", "--annotation", str(workplace / "asking.yaml"),
+            *more]
 
 
 def test_answers_become_tags_and_descriptions_in_batches(workplace):
-    assert main(flags(workplace, "--tagger", "local_models:good", "--captioner", "local_models:captions")) == 0
+    assert main(flags(workplace, "--tagger", "local_models:good", "--captioner",
+                      "local_models:captions")) == 0
     train = load_dataset_dict(workplace / "out")["train"]
     assert train[3]["tag"] == ["thing", "width 103"]
     assert train[3]["descriptions"] == ["rough of 103.", "middle of 103.", "final of 103."]
@@ -148,21 +155,27 @@ def test_a_model_that_fails_hangs_dies_or_talks_nonsense_is_asked_again_and_then
     with pytest.raises(SystemExit) as stopped:
         run(main, flags(workplace, "--tagger", "local_models:troubled"))
     assert stopped.value.code == 2
-    listed = {item["name"]: item["reason"] for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
-    expected = {"101.png": "RuntimeError: out of memory", "102.png": "took longer than 5 s", "103.png": "ended its process",
+    listed = {item["name"]: item["reason"]
+              for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
+    expected = {"101.png": "RuntimeError: out of memory", "102.png": "took longer than 5 s",
+                "103.png": "ended its process",
                 "104.png": "500 characters", "105.png": "is empty", "107.png": "has no tags"}
     assert set(listed) == set(expected)
-    assert all(part in listed[name] and "tagger local_models:troubled" in listed[name] for name, part in expected.items())
+    assert all(part in listed[name] and "tagger local_models:troubled" in listed[name]
+               for name, part in expected.items())
     assert sorted(load_dataset_dict(workplace / "out")["train"]["source"]) == ["100.png", "106.png"]
     calls = (workplace / "calls.txt").read_text().split()
-    assert {width: calls.count(width) for width in ("100", "101", "102", "106")} == {"100": 1, "101": 3, "102": 3, "106": 3}
+    assert {width: calls.count(width) for width in ("100", "101", "102", "106")} == {"100": 1, "101": 3,
+                                                                                     "102": 3, "106": 3}
 
 
 def test_answers_that_are_no_texts_and_whatever_a_model_raises_are_listed(workplace, capfd):
     (workplace / "asking.yaml").write_text("batch_size: 1\nretries: 0\n")
     assert main([*flags(workplace, "--tagger", "local_models:odd"), "--skip_bad"]) == 0
-    listed = {item["name"]: item["reason"] for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
-    expected = {"100.png": "Strange is not JSON serializable", "101.png": "TwoArguments is not JSON serializable",
+    listed = {item["name"]: item["reason"]
+              for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
+    expected = {"100.png": "Strange is not JSON serializable",
+                "101.png": "TwoArguments is not JSON serializable",
                 "102.png": "TwoArguments: ab", "103.png": "KeyboardInterrupt", "104.png": "SystemExit: 3",
                 "105.png": "generator is not JSON serializable", "107.png": "chain's own markup"}
     assert set(listed) == set(expected) and all(part in listed[name] for name, part in expected.items())
@@ -174,17 +187,21 @@ def test_a_model_that_forks_wanders_or_cannot_say_what_is_wrong(workplace, monke
     (workplace / "asking.yaml").write_text("batch_size: 1\nretries: 0\ntimeout_seconds: 30\n")
     (workplace / "images" / "105.png").write_bytes(b"")
     monkeypatch.chdir(workplace)
-    argv = [word.replace(f"{workplace}/", "") for word in flags(workplace, "--tagger", "local_models:misbehaved", "--skip_bad")]
+    argv = [word.replace(f"{workplace}/", "")
+            for word in flags(workplace, "--tagger", "local_models:misbehaved", "--skip_bad")]
     assert main(argv) == 0
-    listed = {item["name"]: item["reason"] for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
+    listed = {item["name"]: item["reason"]
+              for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
     assert set(listed) == {"101.png", "102.png", "105.png"}
     assert "Silent: (it can't be printed)" in listed["101.png"] and r"red \x1b[31m and \x00" in listed["102.png"]
     assert listed["105.png"] == "105.png is empty (0 bytes)"  # which isn't the model's fault
     train = load_dataset_dict(workplace / "out")["train"]
     assert dict(zip(train["source"], (tags[0] for tags in train["tag"]), strict=True)) == {
-        "100.png": "answered", "103.png": "pooled", "104.png": "answered", "106.png": "answered", "107.png": "answered"}
+        "100.png": "answered", "103.png": "pooled", "104.png": "answered", "106.png": "answered",
+        "107.png": "answered"}
     assert "Traceback" not in capfd.readouterr().err
-    status = Path("/proc", (workplace / "calls.txt").read_text(), "stat")  # of what it had started: gone with it
+    # of what it had started: gone with it
+    status = Path("/proc", (workplace / "calls.txt").read_text(), "stat")
     assert not status.exists() or status.read_text().split(")")[1].split()[0] == "Z"
 
 
@@ -236,10 +253,12 @@ def test_the_settings_in_the_repository_are_read():
 
 
 @pytest.mark.parametrize("text, named", [
-    ("tagger: {x: 2020-13-45}", "not valid YAML"), ("tagger: {x: !!int abc}", "not valid YAML"), ("[" * 20000, "not valid YAML"),
+    ("tagger: {x: 2020-13-45}", "not valid YAML"), ("tagger: {x: !!int abc}", "not valid YAML"),
+    ("[" * 20000, "not valid YAML"),
     ("batch: 3", "batch"), ("retries: -1", "retries"), ("tagger: 3", "tagger"), ("- 1", "unknown"),
     *((f"{key}: {value}", key) for key, values in {
-        "batch_size": ("2.5", ".inf", "true", "0"), "retries": ("1.5", ".nan"), "longest_side_px": (".inf", "768.5", "10"),
+        "batch_size": ("2.5", ".inf", "true", "0"), "retries": ("1.5", ".nan"),
+        "longest_side_px": (".inf", "768.5", "10"),
         "timeout_seconds": (".inf", ".nan", "10000000000", "0", "soon")}.items() for value in values)])
 def test_wrong_settings_are_named(workplace, text, named):
     (workplace / "asking.yaml").write_text(text)

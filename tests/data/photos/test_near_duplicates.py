@@ -1,4 +1,6 @@
-"""Promises of the perceptual hash: copies are recognised, different photos are not taken for copies."""
+"""Promises of the perceptual hash: copies are recognised, different photos are not taken for
+copies.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def as_jpeg(image, quality):
 
 @pytest.mark.parametrize("change", [
     lambda image: as_jpeg(image, 30), lambda image: image.resize((image.width // 3, image.height // 3)),
-    lambda image: image.point(lambda value: min(255, int(1.15 * value))), lambda image: image.convert("L").convert("RGB")],
+    lambda image: image.point(lambda value: min(255,
+                                                int(1.15 * value))),
+                                                lambda image: image.convert("L").convert("RGB")],
     ids=["compressed", "scaled down", "brighter", "grey"])
 def test_a_changed_copy_is_recognised_as_its_photo_and_no_other(photos, change):
     known = Hashes(list(photos), [perceptual_hash(image) for image in photos.values()])
@@ -34,7 +38,8 @@ def test_a_changed_copy_is_recognised_as_its_photo_and_no_other(photos, change):
 def test_different_photos_are_not_alike(photos):
     for name, image in photos.items():
         others = {other: picture for other, picture in photos.items() if other != name}
-        assert Hashes(list(others), [perceptual_hash(picture) for picture in others.values()]).like(image) is None
+        assert Hashes(list(others),
+                      [perceptual_hash(picture) for picture in others.values()]).like(image) is None
     assert Hashes().like(next(iter(photos.values()))) is None
 
 

@@ -1,4 +1,6 @@
-"""Tags and descriptions: which of the places they may lie in is taken, and what is said of broken ones."""
+"""Tags and descriptions: which of the places they may lie in is taken, and what is said of broken
+ones.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def test_descriptions_that_half_of_the_photos_have_are_used_and_fewer_are_not_wh
     texts = json.dumps({"rough": "A cat.", "middle": "A cat.", "final": "A cat."}).encode()
     (tmp_path / "part.tar").write_bytes(texts)
     places = ({".png": (0, 1)}, {".png": (0, 1), ".json": (0, len(texts))}, {".png": (0, 1)})
-    photos = [Photo(f"part/{name}.png", TarPlace(str(tmp_path / "part.tar"), ".png", place)) for name, place in zip("abc", places)]
+    photos = [Photo(f"part/{name}.png", TarPlace(str(tmp_path / "part.tar"), ".png", place))
+              for name, place in zip("abc", places)]
     found = reader(None, "description", photos[:2])  # though the first has none
     assert found.read(photos[1]) == ["A cat."] * 3
     with pytest.raises(UserError, match="part/a.png"):
@@ -69,6 +72,7 @@ def test_numbers_without_end_brackets_without_end_and_no_names_are_listed(tmp_pa
 
 
 def test_what_a_model_failed_on_is_said_of_its_photo(tmp_path):
-    path = lines(tmp_path / "known.jsonl", json.dumps({"image": "a.png", "error": "tagger m took longer than 3 s"}))
+    path = lines(tmp_path / "known.jsonl",
+                 json.dumps({"image": "a.png", "error": "tagger m took longer than 3 s"}))
     with pytest.raises(UserError, match="took longer than 3 s"):
         JsonLines.index(path, "tag").read(Photo("a.png", FilePlace("a.png")))

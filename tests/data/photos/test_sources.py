@@ -1,4 +1,6 @@
-"""What a listing of photos holds: folders and tars side by side, and what is wrong with names and members."""
+"""What a listing of photos holds: folders and tars side by side, and what is wrong with names and
+members.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,8 @@ def test_a_file_that_a_tar_holds_too_is_left_out(folder):
     (folder / "part").mkdir()
     (folder / "part" / "a.png").write_bytes(png())
     listing = list_photos(folder, None, "")
-    assert [photo.name for photo in listing.photos] == ["part/a.png", "more/file.png"] and not listing.rejected
+    assert [photo.name for photo in listing.photos] == ["part/a.png",
+                                                        "more/file.png"] and not listing.rejected
     assert list(listed(listing.left_out)) == ["part/a.png"]
 
 
@@ -114,7 +117,8 @@ def test_a_tar_with_a_damaged_header_is_listed_and_its_neighbours_are_used(tmp_p
         data[header + 124:header + 124 + len(size)] = size
         data[header + 148:header + 156] = b" " * 8
         if size != b"too long":
-            data[header + 148:header + 156] = b"%06o\0 " % sum(data[header:header + 512])  # the header's checksum is right
+            # the header's checksum is right
+            data[header + 148:header + 156] = b"%06o\0 " % sum(data[header:header + 512])
         (tmp_path / "torn.tar").write_bytes(data)
         listing = list_photos(tmp_path, None, "train")
         assert {"good/a.png", "good/b.png"} <= {photo.name for photo in listing.photos}
@@ -124,7 +128,8 @@ def test_a_tar_with_a_damaged_header_is_listed_and_its_neighbours_are_used(tmp_p
 def test_a_member_that_its_header_makes_larger_than_the_tar_is_no_photo(tmp_path):
     write_tar(tmp_path / "part.tar", {"a.png": png(), "b.png": png()})
     photo = list_photos(tmp_path / "part.tar", None, "train").photos[1]
-    huge = replace(photo, place=replace(photo.place, members={".png": (photo.place.members[".png"][0], 2**45)}))
+    huge = replace(photo, place=replace(photo.place,
+                                        members={".png": (photo.place.members[".png"][0], 2**45)}))
     with pytest.raises(UserError, match="ends inside this sample"):
         decode(huge)
 
@@ -148,7 +153,8 @@ def test_a_folder_called_like_a_crops_file_is_listed(tmp_path):
 def test_what_is_wrong_with_a_photo_is_said_alike_each_time(tmp_path):
     write_tar(tmp_path / "part.tar", {"a.png": b"no photo"})
     for _ in range(2):
-        with pytest.raises(UserError, match=r"^part/a.png can't be read as an image \(none of the known formats\)$"):
+        with pytest.raises(UserError, match=r"^part/a.png can't be read as an image \(none of the known "
+                                            r"formats\)$"):
             decode(list_photos(tmp_path, None, "train").photos[0])
 
 

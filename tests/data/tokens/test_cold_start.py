@@ -38,7 +38,8 @@ def encoded(processor, batch):
 
 
 @pytest.mark.parametrize("tags, phrase", [
-    ([], ""), (["cat"], "cat"), (["cat", "dog"], "cat and dog"), (["cat, dog , ", "tree"], "cat, dog and tree")])
+    ([], ""), (["cat"], "cat"), (["cat", "dog"], "cat and dog"),
+    (["cat, dog , ", "tree"], "cat, dog and tree")])
 def test_tags_are_listed_as_a_phrase(tags, phrase):
     assert listed(tags) == phrase
 
@@ -83,7 +84,8 @@ def test_an_encoded_record_is_a_prompt_and_a_well_formed_answer(processor, batch
         chain = parse_chain(text)
         assert chain.is_well_formed and [image.size for image in images] == [(16, 16), (32, 32), (48, 48)]
         record = {name: values[row] for name, values in batch.items()}
-        assert {name: body for name, body in chain.sections.items() if not name.endswith("_image")} == chain_texts(record, 0, 10 + row)
+        assert {name: body for name, body in chain.sections.items()
+                if not name.endswith("_image")} == chain_texts(record, 0, 10 + row)
 
 
 def test_the_answers_images_are_the_hq_photo_at_three_sizes(processor, batch, encoded):
@@ -103,7 +105,8 @@ def test_every_token_of_the_answer_has_its_section_and_the_question_has_none(pro
         length = sample.sections.count(QUESTION)
         assert len(sample.sections) == len(sample.input_ids)
         assert QUESTION not in sample.sections[length:] and sample.sections[-1] == PUBLISHED.parts.index("tags")
-        by_section = {name: [token for token, part in zip(sample.input_ids, sample.sections, strict=True) if part == number]
+        by_section = {name: [token for token, part in zip(sample.input_ids, sample.sections, strict=True)
+                             if part == number]
                       for number, name in enumerate(PUBLISHED.parts)}
         chain = parse_chain(processor.decode_text(sample.input_ids[length:]))
         for section in PUBLISHED.sections:

@@ -1,4 +1,6 @@
-"""Lumina-mGPT's conversation JSON: every answer is trained on, a chain's sections are known, and bad records are named."""
+"""Lumina-mGPT's conversation JSON: every answer is trained on, a chain's sections are known, and
+bad records are named.
+"""
 
 from __future__ import annotations
 
@@ -45,28 +47,34 @@ def test_all_answers_of_a_conversation_are_trained_on(processor, tmp_path):
     photo("coffee").save(tmp_path / "a.png")
     photo("chelsea", px=100).save(tmp_path / "b.png")
     sample, = encode(processor, tmp_path, {
-        "conversations": [turn("human", f"What is in {IMAGE}?"), turn("gpt", "A cup."), turn("human", "Show a cat."),
+        "conversations": [turn("human", f"What is in {IMAGE}?"), turn("gpt", "A cup."),
+                          turn("human", "Show a cat."),
                           turn("assistant", f"Here: {IMAGE}")],
         "image": [str(tmp_path / "a.png"), "b.png"]})
     ends = [place for place, token in enumerate(sample.input_ids) if token == processor.layout.end_of_turn]
     assert len(ends) == 4 and ends[-1] == len(sample.input_ids) - 1
     asked = [*range(0, ends[0] + 1), *range(ends[1] + 1, ends[2] + 1)]
     assert [place for place, part in enumerate(sample.sections) if part == QUESTION] == asked
-    assert {processor.chain.parts[part] for part in sample.sections if part != QUESTION} == {"text", "image", "tags"}
+    assert {processor.chain.parts[part] for part in sample.sections if part != QUESTION} == {"text", "image",
+                                                                                             "tags"}
     text, images = processor.decode(sample.input_ids)
-    assert text == f"What is in {IMAGE}?A cup.Show a cat.Here: {IMAGE}" and [image.size for image in images] == [(48, 48)] * 2
+    assert text == f"What is in {IMAGE}?A cup.Show a cat.Here: {IMAGE}" and [image.size
+                                                                             for image in images] == [(48,
+                                                                                                       48)] * 2
 
 
 def test_an_image_without_a_place_stands_before_the_first_question(processor, tmp_path):
     photo("coffee").save(tmp_path / "a.png")
-    sample, = encode(processor, tmp_path, {"conversations": [turn("human", "What?"), turn("gpt", "A cup.")], "image": "a.png"})
+    sample, = encode(processor, tmp_path, {"conversations": [turn("human", "What?"), turn("gpt", "A cup.")],
+                                           "image": "a.png"})
     assert processor.decode_text(sample.input_ids) == f"{IMAGE} What?A cup."
 
 
 @pytest.mark.parametrize("change, named", [
     ({"conversations": []}, "'conversations' must be a list of questions and answers"),
     ({"conversations": [turn("gpt", "Hi"), turn("human", "Hi")]}, "turn 0 must have 'from' 'human'"),
-    ({"conversations": [turn("human", "Hi"), {"from": "gpt"}]}, "turn 1 must have 'from' 'gpt' or 'assistant'"),
+    ({"conversations": [turn("human", "Hi"), {"from": "gpt"}]},
+     "turn 1 must have 'from' 'gpt' or 'assistant'"),
     ({"image": ["nowhere.png"]}, "no such image"), ({"image": ["x" * 5000]}, "File name too long"),
     ({"image": ["a\0b"]}, "no such image"), ({"image": ["../a.png"]}, "lies outside of"),
     ({"image": ["link.png"]}, "lies outside of"), ({"image": 3}, "'image' must be a list of paths"),

@@ -17,7 +17,8 @@ from realsr_r1.training.grpo.prompts import load_prompts
 def load(dataset, processor, tmp_path):
     """`load_prompts` of the train split, with changes."""
     def call(**changes):
-        arguments = dict(dataset_name=str(dataset), split="train", processor=processor, reward_columns={}, folder=tmp_path / "p",
+        arguments = dict(dataset_name=str(dataset), split="train", processor=processor, reward_columns={},
+                         folder=tmp_path / "p",
                          max_prompt_length=5000)
         return load_prompts(**{**arguments, **changes})
     return call
@@ -31,7 +32,8 @@ def test_a_prompt_is_what_the_processor_writes(load, dataset, processor):
 
 
 def test_columns_are_kept_and_the_image_has_a_name_that_trl_leaves_alone(load):
-    assert set(load().column_names) == {"prompt", "lq", "problem", "tag", "degradation", "hq", "source", "crop"}
+    assert set(load().column_names) == {"prompt", "lq", "problem", "tag", "degradation", "hq", "source",
+                                        "crop"}
 
 
 def test_they_are_made_once(load, tmp_path):
@@ -47,9 +49,11 @@ def test_each_process_tokenises_its_part_and_all_read_the_whole(load, tmp_path):
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.arrow")}
     assert len(made) == 2
     for process, processes in ((0, 2), (1, 2)):
-        assert load(process=process, processes=processes, folder=tmp_path / "parts")[:] == whole[:] == first[:]
+        assert load(process=process, processes=processes,
+                    folder=tmp_path / "parts")[:] == whole[:] == first[:]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.arrow")} == made
-    assert load(process=7, processes=9, folder=tmp_path / "parts")["prompt"][:] == whole["prompt"][:]  # more than records
+    # more than records
+    assert load(process=7, processes=9, folder=tmp_path / "parts")["prompt"][:] == whole["prompt"][:]
 
 
 def test_nothing_is_written_into_the_dataset(load, dataset):
@@ -67,7 +71,8 @@ def test_other_data_or_another_tokenizer_gives_other_prompts(load, processor, ti
     name = next(name for name in codes if "embedding" in name)
     codes[name].copy_(codes[name].flip(0))
     assert load(processor=other)["prompt"][:] != first
-    smaller = ChainProcessor(processor.tokenizer, processor.image_tokenizer, dataclasses.replace(processor.settings, target_px=32))
+    smaller = ChainProcessor(processor.tokenizer, processor.image_tokenizer,
+                             dataclasses.replace(processor.settings, target_px=32))
     assert len(load(processor=smaller)["prompt"][0]) < len(first[0])
     assert load()["prompt"][:] == first
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SCALES = (0.25, 1.0)
 MOST_CROPS = 100_000  # of a photo: their files are numbered with five digits
-PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", "annotation", "chain_settings")
+PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", "annotation",
+         "chain_settings")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
              'KEY.txt in a tar or '
              "the column tag of a dataset")
     add("--descriptions", type=Path,
-        help="folder of descriptions: NAME.json with a text for each level (rough, middle, final); or a .jsonl file with "
-             "these keys; in a tar KEY.json, in a dataset the column descriptions")
+        help="folder of descriptions: NAME.json with a text for each level (rough, middle, final); or a "
+             ".jsonl file with these keys; in a tar KEY.json, in a dataset the column descriptions")
     add("--tagger", metavar="MODEL",
         help="instead of --tags: package.module:factory, or a model of the Hugging Face Hub (zero-shot "
              "object detection, or image-text-to-text)")

@@ -1,4 +1,5 @@
-"""Where crops of a photo lie, and making them: regions of the splits, boxes, HQ and LQ images, records.
+"""Where crops of a photo lie, and making them: regions of the splits, boxes, HQ and LQ images,
+records.
 
 Knows one photo at a time and writes nothing: data.building.jobs does.
 """
@@ -18,7 +19,8 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.data.degradation.config import DegradationConfig
 from realsr_r1.data.degradation.degrade import degrade, random_for
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in the photo's pixels; right and bottom are outside
+# left, top, right, bottom in the photo's pixels; right and bottom are outside
+Box = tuple[int, int, int, int]
 
 RESERVED_SHARE = 0.28  # of the photo's longer side, kept for test_crops
 
@@ -27,9 +29,9 @@ RESERVED_SHARE = 0.28  # of the photo's longer side, kept for test_crops
 class CropPlan:
     """How crops are cut. `crop_px`: side of the HQ image in px. `seed`: of every draw.
 
-    `scales`: smallest and largest side of a crop as a share of the photo's shorter side, drawn log-uniformly and
-    clipped to what fits; None takes the largest square in the middle of the region. `reserve`: keep a strip for
-    test_crops. `question`: what a record asks (`problem`).
+    `scales`: smallest and largest side of a crop as a share of the photo's shorter side, drawn
+    log-uniformly and clipped to what fits; None takes the largest square in the middle of the
+    region. `reserve`: keep a strip for test_crops. `question`: what a record asks (`problem`).
     """
 
     crop_px: int
@@ -42,7 +44,10 @@ class CropPlan:
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop: its record, and what its files hold. `parameters`: every value drawn for the degradation."""
+    """A crop: its record, and what its files hold.
+
+    `parameters`: every value drawn for the degradation.
+    """
 
     record: dict[str, Any]
     hq: Image.Image
@@ -53,8 +58,9 @@ class Crop:
 def split_regions(size: tuple[int, int], photo: str, plan: CropPlan) -> dict[str, Box]:
     """The part of a photo of `size` (width, height) that each split may crop from.
 
-    `train` and `test_crops` share no pixel: with `plan.reserve` a strip at one end of the longer side, chosen by the
-    photo's name, is kept for `test_crops`. `test`: all of it. Raises `UserError` where a region can't hold a crop.
+    `train` and `test_crops` share no pixel: with `plan.reserve` a strip at one end of the longer
+    side, chosen by the photo's name, is kept for `test_crops`. `test`: all of it. Raises
+    `UserError` where a region can't hold a crop.
     """
     width, height = size
     longer, shorter = max(size), min(size)
@@ -63,7 +69,8 @@ def split_regions(size: tuple[int, int], photo: str, plan: CropPlan) -> dict[str
         beside = f" beside the reserved strip of {strip} px" if plan.reserve and shorter >= plan.crop_px else ""
         raise UserError(f"{width}x{height} px has no room for a crop of {plan.crop_px} px{beside}")
     at_start = bool(random_for(plan.seed, f"{photo}/reserved").random() < 0.5)
-    kept, rest = ((0, strip), (strip, longer)) if at_start else ((longer - strip, longer), (0, longer - strip))
+    kept, rest = ((0, strip), (strip, longer)) if at_start else ((longer - strip, longer),
+                                                                 (0, longer - strip))
 
     def box(span: tuple[int, int]) -> Box:
         return (span[0], 0, span[1], height) if width >= height else (0, span[0], width, span[1])
@@ -86,7 +93,10 @@ def draw_box(region: Box, shorter_side: int, key: str, plan: CropPlan) -> Box:
 
 
 def cut(photo: Image.Image, box: Box, crop_px: int) -> Image.Image:
-    """The crop at `crop_px` x `crop_px`. It is cut first: a resize with `box=` would read pixels beside the box."""
+    """The crop at `crop_px` x `crop_px`.
+
+    It is cut first: a resize with `box=` would read pixels beside the box.
+    """
     crop = photo.crop(box)
     if crop.size == (crop_px, crop_px):
         return crop
@@ -94,7 +104,9 @@ def cut(photo: Image.Image, box: Box, crop_px: int) -> Image.Image:
 
 
 def make_crops(photo: Image.Image, name: str, split: str, numbers: range, plan: CropPlan) -> Iterator[Crop]:
-    """The crops of `split` with these numbers. `name`: the photo's, with / between folders; files are named after it.
+    """The crops of `split` with these numbers.
+
+    `name`: the photo's, with / between folders; files are named after it.
 
     Raises `UserError` where the photo is too small.
     """

@@ -1,7 +1,9 @@
-"""Tags and descriptions from a model, asked in batches; what it fails on is asked again, alone, and then listed.
+"""Tags and descriptions from a model, asked in batches; what it fails on is asked again, alone, and
+then listed.
 
-Its answers, one for each image, are tags (a list, or one comma-separated text), or a description of each level of the chain (an object,
-or a list). They become files of JSON lines, which sidecars.py reads. The model runs in a process (model_process.py).
+Its answers, one for each image, are tags (a list, or one comma-separated text), or a description of
+each level of the chain (an object, or a list). They become files of JSON lines, which sidecars.py
+reads. The model runs in a process (model_process.py).
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ from realsr_r1.data.photos.model_process import ModelFailure, ModelProcess, Unre
 from realsr_r1.data.photos.sidecars import LEVELS, JsonLines, checked_descriptions, checked_tags
 from realsr_r1.data.photos.sources import Photo
 
-NUMBERS = {"batch_size": (int, 1, 4096), "longest_side_px": (int, 32, 65536), "timeout_seconds": (float, 0.1, 86400),
+NUMBERS = {"batch_size": (int, 1, 4096), "longest_side_px": (int, 32, 65536),
+           "timeout_seconds": (float, 0.1, 86400),
            "retries": (int, 0, 100)}  # kind, least, most
 
 
 @dataclass(frozen=True)
 class AnnotationConfig:
-    """See configs/annotation/default.yaml. `tagger`, `captioner`: what their factories are given."""
+    """See configs/annotation/default.yaml.
+
+    `tagger`, `captioner`: what their factories are given.
+    """
 
     batch_size: int = 8
     longest_side_px: int = 768
@@ -54,12 +60,15 @@ class AnnotationConfig:
 def _check_number(value: Any, kind: type, least: float, most: float, where: str) -> None:
     kinds = (int, float) if kind is float else int
     if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
-        raise UserError(f"{where} is {value!r}; it must be a {'whole ' if kind is int else ''}number from {least} to {most}")
+        raise UserError(f"{where} is {value!r}; it must be a {'whole ' if kind is int else ''}number from "
+                        f"{least} to {most}")
 
 
 def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
-               config: AnnotationConfig, levels: tuple[str, ...] = LEVELS) -> Callable[[Part, PhotoJob], PhotoJob] | None:
-    """`prepare` for `make_missing_parts`: has a part's photos annotated (a photo once, though several parts may hold it).
+               config: AnnotationConfig, levels: tuple[str, ...] = LEVELS) -> Callable[[Part, PhotoJob],
+                                                                                       PhotoJob] | None:
+    """`prepare` for `make_missing_parts`: has a part's photos annotated (a photo once, though
+    several parts may hold it).
 
     `levels`: of descriptions.
     """
@@ -73,7 +82,8 @@ def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
         for kind, model in asked.items():
             path = job.work / "parts" / f"unit-{part.unit:05d}.{kind}.jsonl"
             annotate(list(photos[part.unit].values()), kind, model, config, path, levels)
-            job = replace(job, **{"tags" if kind == "tag" else "descriptions": JsonLines.index(path, kind, levels)})
+            job = replace(job, **{"tags" if kind == "tag"
+                                  else "descriptions": JsonLines.index(path, kind, levels)})
         return job
 
     return prepare
@@ -81,7 +91,8 @@ def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
 
 def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: AnnotationConfig, path: Path,
              levels: tuple[str, ...] = LEVELS) -> None:
-    """Write what `model` says of the photos to `path`, a JSON line each; of a photo it fails on, why.
+    """Write what `model` says of the photos to `path`, a JSON line each; of a photo it fails on,
+    why.
 
     `kind`: tag or description. Does nothing when the file is there.
     """
@@ -96,11 +107,13 @@ def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: An
                 if "error" in answers[photo.name]:
                     answers.update(_ask([photo], kind, model, levels))
     with atomic_file(path) as partial:
-        partial.write_text("".join(json.dumps({"image": photo.name, **answers[photo.name]}, ensure_ascii=False) + "\n"
+        partial.write_text("".join(json.dumps({"image": photo.name, **answers[photo.name]},
+                                              ensure_ascii=False) + "\n"
                                    for photo in photos), encoding="utf-8")
 
 
-def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess, levels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess,
+         levels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Name -> the answer's keys, or `error`."""
     try:
         answers = model.answers(photos)
@@ -110,7 +123,8 @@ def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess, levels: tuple[
         return {name: found for photo in photos for name, found in _ask([photo], kind, model, levels).items()}
     except ModelFailure as failure:
         return {photo.name: {"error": f"{model.name} {failure}"} for photo in photos}
-    return {photo.name: _checked(answer, kind, model.name, levels) for photo, answer in zip(photos, answers, strict=True)}
+    return {photo.name: _checked(answer, kind, model.name, levels)
+            for photo, answer in zip(photos, answers, strict=True)}
 
 
 def _checked(answer: Any, kind: str, name: str, levels: tuple[str, ...]) -> dict[str, Any]:
@@ -125,7 +139,10 @@ def _checked(answer: Any, kind: str, name: str, levels: tuple[str, ...]) -> dict
 @contextmanager
 def models(specs: dict[str, str | None], config: AnnotationConfig,
            levels: tuple[str, ...] = LEVELS) -> Iterator[dict[str, ModelProcess]]:
-    """The models that are named, by kind; ended at the end. A captioner's settings get `levels`, those it has to describe."""
+    """The models that are named, by kind; ended at the end.
+
+    A captioner's settings get `levels`, those it has to describe.
+    """
     settings = {"tag": config.tagger, "description": {**config.captioner, "levels": list(levels)}}
     made = {kind: ModelProcess(spec, kind, settings[kind], config.timeout_seconds, config.longest_side_px)
             for kind, spec in specs.items() if spec}

@@ -1,6 +1,8 @@
-"""Taggers and captioners from the Hugging Face Hub: models that answer a prompt about an image, and zero-shot detectors.
+"""Taggers and captioners from the Hugging Face Hub: models that answer a prompt about an image, and
+zero-shot detectors.
 
-Prompts and labels come from the settings (configs/annotation/default.yaml). On the GPU where there is one.
+Prompts and labels come from the settings (configs/annotation/default.yaml). On the GPU where there
+is one.
 """
 
 from __future__ import annotations
@@ -18,31 +20,38 @@ Images = Sequence["Image.Image"]
 
 
 def tagger(name: str, settings: dict[str, Any]) -> Callable[[Images], list[list[str]]]:
-    """A detector (asked for `candidate_labels`, kept from `threshold` on), or a model that answers `prompt`."""
+    """A detector (asked for `candidate_labels`, kept from `threshold` on), or a model that answers
+    `prompt`.
+    """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 
     if AutoConfig.from_pretrained(name).model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
         return _detector(name, settings)
     answer, prompt = _answerer(name, settings), _needed(settings, "prompt")
-    return lambda images: [[tag.strip(" .*-") for tag in re.split("[,\n;]", text)] for text in answer(images, prompt)]
+    return lambda images: [[tag.strip(" .*-") for tag in re.split("[,\n;]", text)]
+                           for text in answer(images, prompt)]
 
 
 def captioner(name: str, settings: dict[str, Any]) -> Callable[[Images], list[dict[str, str]]]:
-    """A model that answers a prompt for each of the `levels` of descriptions (`rough`, `middle` and `final`, say)."""
+    """A model that answers a prompt for each of the `levels` of descriptions (`rough`, `middle` and
+    `final`, say).
+    """
     levels = settings["levels"]
     answer, prompts = _answerer(name, settings), {key: _needed(settings, key) for key in levels}
 
     def describe(images: Images) -> list[dict[str, str]]:
         texts = {key: answer(images, prompts[key]) for key in levels}
-        return [{key: " ".join(texts[key][number].split()) for key in levels} for number in range(len(images))]
+        return [{key: " ".join(texts[key][number].split()) for key in levels}
+                for number in range(len(images))]
 
     return describe
 
 
 def _needed(settings: dict[str, Any], key: str) -> Any:
     if key not in settings:
-        raise UserError(f"it needs the setting {key!r}: give --annotation configs/annotation/default.yaml, or a copy with the key")
+        raise UserError(f"it needs the setting {key!r}: give --annotation configs/annotation/default.yaml, "
+                        "or a copy with the key")
     return settings[key]
 
 
@@ -51,10 +60,12 @@ def _answerer(name: str, settings: dict[str, Any]) -> Callable[[Images, str], li
     pipe = _pipeline("image-text-to-text", name)
 
     def answer(images: Images, prompt: str) -> list[str]:
-        chats = [[{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+        chats = [[{"role": "user", "content": [{"type": "image", "image": image},
+                                               {"type": "text", "text": prompt}]}]
                  for image in images]
         outputs = pipe(text=chats, return_full_text=False, batch_size=len(chats),
-                       generate_kwargs={"max_new_tokens": settings.get("max_new_tokens", 128), "do_sample": False})
+                       generate_kwargs={"max_new_tokens": settings.get("max_new_tokens", 128),
+                                        "do_sample": False})
         return [(output[0] if isinstance(output, list) else output)["generated_text"] for output in outputs]
 
     return answer
@@ -65,8 +76,10 @@ def _detector(name: str, settings: dict[str, Any]) -> Callable[[Images], list[li
     labels = list(_needed(settings, "candidate_labels"))
 
     def detect(images: Images) -> list[list[str]]:
-        found = pipe([{"image": image, "candidate_labels": labels} for image in images], threshold=settings.get("threshold", 0.3))
-        return [list(dict.fromkeys(item["label"] for item in sorted(items, key=lambda item: -item["score"]))) for items in found]
+        found = pipe([{"image": image, "candidate_labels": labels} for image in images],
+                     threshold=settings.get("threshold", 0.3))
+        return [list(dict.fromkeys(item["label"] for item in sorted(items, key=lambda item: -item["score"])))
+                for items in found]
 
     return detect
 

@@ -1,9 +1,11 @@
-"""Tags and descriptions of photos from files: one file a photo, one JSON line a photo, or beside the photo in its tar or row.
+"""Tags and descriptions of photos from files: one file a photo, one JSON line a photo, or beside
+the photo in its tar or row.
 
-Formats: NAME.txt holds comma-separated tags (UTF-8), NAME.json a text for each level of the chain's descriptions (rough,
-middle and final in the published chain). A JSON line names its photo under `image` (or `file_name`) and holds `tag` (a
-list, or one comma-separated text) and a key for each level (or `descriptions`, a list of them). A sample of a tar has
-KEY.txt and KEY.json, a row of a dataset the columns `tag` and `descriptions`. Opens no photo.
+Formats: NAME.txt holds comma-separated tags (UTF-8), NAME.json a text for each level of the chain's
+descriptions (rough, middle and final in the published chain). A JSON line names its photo under
+`image` (or `file_name`) and holds `tag` (a list, or one comma-separated text) and a key for each
+level (or `descriptions`, a list of them). A sample of a tar has KEY.txt and KEY.json, a row of a
+dataset the columns `tag` and `descriptions`. Opens no photo.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ KINDS = {"tag": ".txt", "description": ".json"}
 # --- values: what they must be; `where` names the file, and the line in it ---
 
 def checked_tags(value: Any, where: str) -> list[str]:
-    """A list of tags, or of comma-separated texts, or one, as clean tags in their order. Raises `UserError`, for none, too."""
+    """A list of tags, or of comma-separated texts, or one, as clean tags in their order.
+
+    Raises `UserError`, for none, too.
+    """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(map(is_text, texts)):
         raise UserError(f"{where} has no tags: a list of texts or one comma-separated text")
@@ -45,7 +50,8 @@ def checked_tags(value: Any, where: str) -> list[str]:
 
 
 def checked_descriptions(value: Any, where: str, levels: Sequence[str] = LEVELS) -> list[str]:
-    """An object with a text for each of a chain's `levels` (or `descriptions`, a list of them) as those texts, in order.
+    """An object with a text for each of a chain's `levels` (or `descriptions`, a list of them) as
+    those texts, in order.
 
     Raises `UserError` that names the one which is missing or can't stand in a chain.
     """
@@ -53,7 +59,8 @@ def checked_descriptions(value: Any, where: str, levels: Sequence[str] = LEVELS)
         value = value["descriptions"]
     if isinstance(value, (list, tuple)):
         if len(value) != len(levels):
-            raise UserError(f"{where} has {len(value)} descriptions; the chain has the levels {', '.join(levels)}")
+            raise UserError(f"{where} has {len(value)} descriptions; the chain has the levels "
+                            f"{', '.join(levels)}")
         value = dict(zip(levels, value))
     for key in levels:
         text = value.get(key) if isinstance(value, dict) else None
@@ -66,7 +73,8 @@ def checked_descriptions(value: Any, where: str, levels: Sequence[str] = LEVELS)
 def _parsed(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, brackets without end
+    # not JSON, not UTF-8, a number of thousands of digits, brackets without end
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({error})") from error
 
 
@@ -81,7 +89,10 @@ def _tags_of_text(data: bytes, where: str) -> list[str]:
 
 @dataclass(frozen=True)
 class SidecarFolder:
-    """One file a photo, at the photo's place below `folder`. `kind`: a key of `KINDS`; `levels`: of descriptions."""
+    """One file a photo, at the photo's place below `folder`. `kind`: a key of `KINDS`;
+
+    `levels`: of descriptions.
+    """
 
     folder: Path
     kind: str
@@ -107,7 +118,8 @@ class SidecarFolder:
         """The files that belong to none of the photos. `photos`: names without suffix."""
         known, bad = set(photos), []
         for path in walk(self.folder):
-            stem = escaped(path.relative_to(self.folder).with_suffix("").as_posix())  # as rejected photos are named
+            # as rejected photos are named
+            stem = escaped(path.relative_to(self.folder).with_suffix("").as_posix())
             if path.suffix == KINDS[self.kind] and stem not in known:
                 bad.append(Item(path.name, f"{self.kind} file {path} has no image {stem}.* in {images}"))
         return bad
@@ -115,7 +127,10 @@ class SidecarFolder:
 
 @dataclass(frozen=True)
 class JsonLines:
-    """One JSON line a photo. `lines`: name, and name without suffix -> where its line begins, and its number."""
+    """One JSON line a photo.
+
+    `lines`: name, and name without suffix -> where its line begins, and its number.
+    """
 
     path: Path
     kind: str
@@ -125,7 +140,9 @@ class JsonLines:
 
     @classmethod
     def index(cls, path: Path, kind: str, levels: tuple[str, ...] = LEVELS) -> JsonLines:
-        """Read the file once and note where each photo's line is; lines that name no photo are rejected."""
+        """Read the file once and note where each photo's line is; lines that name no photo are
+        rejected.
+        """
         lines: dict[str, tuple[int, int]] = {}
         rejected = []
         start = 0
@@ -151,7 +168,8 @@ class JsonLines:
         with open(self.path, "rb") as file:
             file.seek(start)
             value = _parsed(file.readline(), f"line {number} of {self.path}")
-        if isinstance(value.get("error"), str) and value["error"].strip():  # annotation.py's, of a photo that a model failed on
+        # annotation.py's, of a photo that a model failed on
+        if isinstance(value.get("error"), str) and value["error"].strip():
             raise UserError(value["error"])
         where = f"line {number} of {self.path}"
         return (checked_tags(value.get("tag", value.get("tags")), where) if self.kind == "tag"
@@ -160,7 +178,8 @@ class JsonLines:
     def only(self, photos: Iterable[Photo]) -> JsonLines:
         """The same for these photos, small enough to hand to another process."""
         names = [name for photo in photos for name in (photo.name, photo.stem)]
-        return replace(self, lines={name: self.lines[name] for name in names if name in self.lines}, rejected=())
+        return replace(self, lines={name: self.lines[name] for name in names if name in self.lines},
+                       rejected=())
 
     def orphans(self, photos: Iterable[str], images: str) -> list[Item]:
         known, bad = set(photos), list(self.rejected)
@@ -200,7 +219,8 @@ class Beside:
         if isinstance(value, dict) and "tag" in value:
             return checked_tags(value["tag"], where)
         if text is None:
-            raise UserError(f"{photo.name} has neither a .txt with tags nor a .json with the key 'tag' beside it")
+            raise UserError(f"{photo.name} has neither a .txt with tags nor a .json with the key 'tag' "
+                            "beside it")
         return _tags_of_text(text, where)
 
     def only(self, photos: Iterable[Photo]) -> Beside:
@@ -213,12 +233,14 @@ class Beside:
 Reader = SidecarFolder | JsonLines | Beside
 
 
-def reader(path: Path | None, kind: str, photos: list[Photo], levels: tuple[str, ...] = LEVELS) -> Reader | None:
-    """What `path` (a folder, or a file of JSON lines) says; without one, what lies beside the photos, or None.
+def reader(path: Path | None, kind: str, photos: list[Photo],
+           levels: tuple[str, ...] = LEVELS) -> Reader | None:
+    """What `path` (a folder, or a file of JSON lines) says; without one, what lies beside the
+    photos, or None.
 
-    Beside the photos, the first `LOOKED_AT` of them decide: tags are read where any of these has some, descriptions where half
-    of these have them, and then photos without are rejected. Where fewer have descriptions none are used, which is said.
-    `levels`: of descriptions.
+    Beside the photos, the first `LOOKED_AT` of them decide: tags are read where any of these has
+    some, descriptions where half of these have them, and then photos without are rejected. Where
+    fewer have descriptions none are used, which is said. `levels`: of descriptions.
     """
     if path is not None:
         return SidecarFolder(path, kind, levels) if path.is_dir() else JsonLines.index(path, kind, levels)
@@ -231,6 +253,6 @@ def reader(path: Path | None, kind: str, photos: list[Photo], levels: tuple[str,
     if having and (kind == "tag" or 2 * having >= len(inside)):
         return Beside(kind, levels)
     if having:
-        print(f"only {having} of the first {len(inside)} photos have {kind}s beside them, so none are used; give all by "
-              f"--{kind}s")
+        print(f"only {having} of the first {len(inside)} photos have {kind}s beside them, so none are used; "
+              f"give all by --{kind}s")
     return None

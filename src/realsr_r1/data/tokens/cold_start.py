@@ -1,7 +1,9 @@
-"""Chains to train the cold start on: bodies in several natural wordings, images from the HQ photo, ids for both.
+"""Chains to train the cold start on: bodies in several natural wordings, images from the HQ photo,
+ids for both.
 
-Knows records and the processor; conversations of other projects are read in `realsr_r1.data.tokens.conversations`, shards of
-tokens are written in `realsr_r1.data.tokens.tokenising`, and the training itself is in `realsr_r1.sft`.
+Knows records and the processor; conversations of other projects are read in
+`realsr_r1.data.tokens.conversations`, shards of tokens are written in
+`realsr_r1.data.tokens.tokenising`, and the training itself is in `realsr_r1.sft`.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ def listed(tags: Sequence[str]) -> str:
     return " and ".join([", ".join(tags[:-1]), tags[-1]] if len(tags) > 1 else tags)
 
 
-def chain_texts(record: Mapping[str, Any], seed: int, index: int, spec: ChainSpec | None = None) -> dict[str, str]:
-    """Section -> body, of the text sections of a record's chain. Degradations are canonical; the rest varies with (seed, index).
+def chain_texts(record: Mapping[str, Any], seed: int, index: int,
+                spec: ChainSpec | None = None) -> dict[str, str]:
+    """Section -> body, of the text sections of a record's chain.
+
+    Degradations are canonical; the rest varies with (seed, index).
 
     Raises `UserError` for a record with another number of descriptions than the chain has levels.
     """
@@ -48,19 +53,25 @@ def chain_texts(record: Mapping[str, Any], seed: int, index: int, spec: ChainSpe
 
 
 def _descriptions(record: Mapping[str, Any], tags: str, spec: ChainSpec, choose: random.Random) -> list[str]:
-    """What each section about a description tells: the record's description of its level, or what its tags give."""
+    """What each section about a description tells: the record's description of its level, or what
+    its tags give.
+    """
     sections, descriptions = spec.about("description"), list(record.get("descriptions") or [])
     if descriptions:
         if len(descriptions) != len(spec.levels):
-            raise UserError(f"it has {len(descriptions)} descriptions, and the chain has the levels {', '.join(spec.levels)}: make the "
-                            "dataset with the model's chain (realsr-r1 create-json --chain_settings FILE)")
+            raise UserError(f"it has {len(descriptions)} descriptions, and the chain has the levels "
+                            f"{', '.join(spec.levels)}: make the dataset with the model's chain (realsr-r1 "
+                            "create-json --chain_settings FILE)")
         return [descriptions[spec.levels.index(section.level)] for section in sections]
-    return [choose.choice(section.tags_only).format(tags=tags) if tags else section.unknown for section in sections]
+    return [choose.choice(section.tags_only).format(tags=tags) if tags else section.unknown
+            for section in sections]
 
 
 def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int], processor: ChainProcessor,
                    seed: int) -> list[Sample]:
-    """A batch of columns -> a sample each: the question with the LQ photo, and the chain. `indices`: numbers of the records.
+    """A batch of columns -> a sample each: the question with the LQ photo, and the chain.
+
+    `indices`: numbers of the records.
 
     Raises `UserError` for a record that makes no chain.
     """
@@ -78,7 +89,8 @@ def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int],
         _check_bodies(texts, processor.chain)
         pieces = processor.encode_chain_pieces(texts, chain_spans)
         answer = [("tags" if section is None else section.name, ids) for section, ids in pieces]
-        samples.append(Sample.of(prompt, [*answer, ("tags", [processor.layout.end_of_turn])], processor.chain.parts))
+        samples.append(Sample.of(prompt, [*answer, ("tags", [processor.layout.end_of_turn])],
+                                 processor.chain.parts))
     return samples
 
 

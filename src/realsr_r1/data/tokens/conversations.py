@@ -1,7 +1,9 @@
-"""Lumina-mGPT's conversation JSON: a list of {"conversations": [{"from", "value"}, ...], "image": [paths]} (its TRAIN.md).
+"""Lumina-mGPT's conversation JSON: a list of {"conversations": [{"from", "value"}, ...], "image":
+[paths]} (its TRAIN.md).
 
-Questions ("human") and answers ("gpt" or "assistant") alternate; `<|image|>` stands for the images in their order. Every
-answer is trained on; one that is written as a chain has its losses counted by section.
+Questions ("human") and answers ("gpt" or "assistant") alternate; `<|image|>` stands for the images
+in their order. Every answer is trained on; one that is written as a chain has its losses counted by
+section.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ ASKING, ANSWERING = ("human",), ("gpt", "assistant")
 
 
 def read_conversations(path: str | Path) -> Dataset:
-    """The conversations of a JSON file, as columns `values` (texts in turn), `images` (paths) and `fault` (empty, or why a record
-    can't be used: it has no texts and images then).
+    """The conversations of a JSON file, as columns `values` (texts in turn), `images` (paths) and
+    `fault` (empty, or why a record can't be used: it has no texts and images then).
 
-    In the file, paths are absolute, or relative to its folder, which they must not leave then. Raises `UserError` that names a file
-    which is no list.
+    In the file, paths are absolute, or relative to its folder, which they must not leave then.
+    Raises `UserError` that names a file which is no list.
     """
     from datasets import Dataset, Features, List, Value
 
@@ -45,17 +47,20 @@ def read_conversations(path: str | Path) -> Dataset:
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value)
     texts = List(Value("string"))
-    return Dataset.from_dict(columns, features=Features({"values": texts, "images": texts, "fault": Value("string")}))
+    return Dataset.from_dict(columns,
+                             features=Features({"values": texts, "images": texts, "fault": Value("string")}))
 
 
 def _checked(record: Any, folder: Path) -> tuple[list[str], list[str]]:
     turns = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns or len(turns) % 2:
-        raise UserError("'conversations' must be a list of questions and answers in turn (Lumina-mGPT's format)")
+        raise UserError("'conversations' must be a list of questions and answers in turn (Lumina-mGPT's "
+                        "format)")
     for number, turn in enumerate(turns):
         who = ASKING if number % 2 == 0 else ANSWERING
         if not isinstance(turn, dict) or turn.get("from") not in who or not is_text(turn.get("value")):
-            raise UserError(f"turn {number} must have 'from' {' or '.join(map(repr, who))} and a text as 'value'")
+            raise UserError(f"turn {number} must have 'from' {' or '.join(map(repr, who))} and a text as "
+                            "'value'")
     images = record.get("image", [])
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(map(is_text, images)):
@@ -75,21 +80,27 @@ def _image_path(image: str, folder: Path) -> str:
         if not path.is_file():
             raise UserError(f"no such image: {path}")
         inside = Path(image).is_absolute() or path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a null byte, a loop of links
-        raise UserError(f"{image[:200]!r} is no path ({error.strerror if isinstance(error, OSError) else error})") from error
+    # a name that is too long, a null byte, a loop of links
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{image[:200]!r} is no path "
+                        f"({error.strerror if isinstance(error, OSError) else error})") from error
     if not inside:
         raise UserError(f"{image} lies outside of {folder}; write its whole path if that is meant")
     return str(path)
 
 
 def encode_conversations(records: Mapping[str, Sequence[Any]], processor: ChainProcessor) -> list[Sample]:
-    """A batch of columns -> a sample each. Raises `UserError` for a record with a fault, and for an image that can't be read."""
+    """A batch of columns -> a sample each.
+
+    Raises `UserError` for a record with a fault, and for an image that can't be read.
+    """
     from realsr_r1.data.photos.decoding import decode
     from realsr_r1.data.photos.sources import FilePlace, Photo
 
     for fault in filter(None, records["fault"]):
         raise UserError(fault)
-    images = [_fitted(decode(Photo(path, FilePlace(path))), processor) for paths in records["images"] for path in paths]
+    images = [_fitted(decode(Photo(path, FilePlace(path))), processor) for paths in records["images"]
+              for path in paths]
     spans = iter(processor.encode_images(images))
     samples = []
     for texts in records["values"]:
@@ -97,7 +108,8 @@ def encode_conversations(records: Mapping[str, Sequence[Any]], processor: ChainP
         for question, answer in zip(texts[::2], texts[1::2], strict=True):
             asked = [token for text in processor.split_text(question)
                      for token in (next(spans) if text == IMAGE else processor.encode_text(text))]
-            sample += Sample.of([*asked, processor.layout.end_of_turn], _answer(answer, spans, processor), parts)
+            sample += Sample.of([*asked, processor.layout.end_of_turn], _answer(answer, spans, processor),
+                                parts)
         samples.append(sample)
     return samples
 
@@ -118,7 +130,9 @@ def _answer(answer: str, spans: Any, processor: ChainProcessor) -> list[Piece]:
 
 
 def _fitted(image: Image, processor: ChainProcessor) -> Image:
-    """An image of whole grid units, no larger than the target, stays as it is (a chain's smaller ones); others are fitted."""
+    """An image of whole grid units, no larger than the target, stays as it is (a chain's smaller
+    ones); others are fitted.
+    """
     from realsr_r1.core.images import to_rgb
 
     settings = processor.settings

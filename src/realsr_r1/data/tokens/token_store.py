@@ -1,8 +1,10 @@
-"""A folder of token ids: memory-mapped Arrow shards that many processes make at once, and the file that says what made them.
+"""A folder of token ids: memory-mapped Arrow shards that many processes make at once, and the file
+that says what made them.
 
-A shard is a function of its records, the tokenizers and the seed, and appears under its name only when it is whole. So work
-that was killed is done again by the same command, and the result is the same to the byte, whoever made which shard. Records that
-make no chain are left out; which, and why, is in the schema of their shard. Making shards is tokenising.py's business.
+A shard is a function of its records, the tokenizers and the seed, and appears under its name only
+when it is whole. So work that was killed is done again by the same command, and the result is the
+same to the byte, whoever made which shard. Records that make no chain are left out; which, and why,
+is in the schema of their shard. Making shards is tokenising.py's business.
 """
 
 from __future__ import annotations
@@ -25,16 +27,20 @@ if TYPE_CHECKING:
     from realsr_r1.chain.processor import ChainProcessor
 
 STORE_FILE = "tokens.json"
-REJECTED = b"realsr_r1.rejected"  # key in a shard's schema: JSON of [number of a record, why it makes no chain]
+# key in a shard's schema: JSON of [number of a record, why it makes no chain]
+REJECTED = b"realsr_r1.rejected"
 SHARD_RECORDS = 256  # 10 MiB of ids at 512 px, under a minute on a GPU: what a killed process has to do again
 FORMAT = 2  # raise when the same records and tokenizers would give other tokens
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a split is made from. `dataset_name`: a dataset folder, or a JSON of conversations. `numbers`: the records, in order.
+    """What a split is made from. `dataset_name`: a dataset folder, or a JSON of conversations.
 
-    `fingerprint`: of the records. `question`: what is asked of all, or None for what each record asks.
+    `numbers`: the records, in order.
+
+    `fingerprint`: of the records. `question`: what is asked of all, or None for what each record
+    asks.
     """
 
     dataset_name: str
@@ -57,13 +63,16 @@ class Shard:
 
 
 def tokenizer_fingerprint(processor: ChainProcessor) -> str:
-    """Names what turns records into ids: the text tokenizer, the image tokenizer, the sizes of images, and the chain."""
+    """Names what turns records into ids: the text tokenizer, the image tokenizer, the sizes of
+    images, and the chain.
+    """
     settings, image_tokenizer = processor.settings, processor.image_tokenizer
     digest = hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode())
     digest.update(repr((settings.target_px, settings.grid_unit_px, settings.fit,
                         image_tokenizer.config.l2_normalised_codes)).encode())
     sections = processor.chain.sections
-    if sections != ChainSpec.published().sections:  # tokens of that chain keep the name they had before there were others
+    # tokens of that chain keep the name they had before there were others
+    if sections != ChainSpec.published().sections:
         digest.update(repr(sections).encode())
     for name, tensor in image_tokenizer.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -74,13 +83,16 @@ def tokenizer_fingerprint(processor: ChainProcessor) -> str:
 def describe(sources: Mapping[str, Source], tokenizer: str, fingerprint: str) -> dict[str, Any]:
     """What `tokens.json` says. `tokenizer`: the folder that has it, for a person to read."""
     return {"format": FORMAT, "tokenizer": {"folder": tokenizer, "fingerprint": fingerprint},
-            "splits": {split: {"dataset": source.dataset_name, "records": len(source.numbers), "seed": source.seed,
+            "splits": {split: {"dataset": source.dataset_name, "records": len(source.numbers),
+                               "seed": source.seed,
                                "fingerprint": digest([source.fingerprint, source.numbers])}
                        for split, source in sources.items()}}
 
 
 def name_of(description: Mapping[str, Any]) -> str:
-    """A folder name for tokens made as `description` says, wherever the tokenizer and the dataset lie."""
+    """A folder name for tokens made as `description` says, wherever the tokenizer and the dataset
+    lie.
+    """
     facts = [description["format"], description["tokenizer"]["fingerprint"],
              {split: [facts["fingerprint"], facts["seed"]] for split, facts in description["splits"].items()}]
     return digest(facts)
@@ -91,16 +103,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def missing_shards(folder: Path, sources: Mapping[str, Source], description: Mapping[str, Any]) -> list[Shard]:
+def missing_shards(folder: Path, sources: Mapping[str, Source],
+                   description: Mapping[str, Any]) -> list[Shard]:
     """Write `tokens.json`, and return the shards that aren't there yet, in order.
 
-    Raises `UserError` where the folder holds tokens of another tokenizer, of other records, or something else.
+    Raises `UserError` where the folder holds tokens of another tokenizer, of other records, or
+    something else.
     """
     if (folder / STORE_FILE).is_file():
         found = _description(folder, description["tokenizer"])
         if name_of(found) != name_of(description):
-            raise UserError(f"{folder} holds tokens of other records or another --seed; give another --output_dir, or remove it")
-    elif folder.is_dir() and not {STORE_FILE}.issuperset(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+            raise UserError(f"{folder} holds tokens of other records or another --seed; give another "
+                            "--output_dir, or remove it")
+    elif folder.is_dir() and not {STORE_FILE}.issuperset(path.name for path in folder.iterdir()
+                                                         if not path.name.startswith(".")):
         raise UserError(f"{folder} has files that realsr-r1 pretokenise did not make; give a new folder")
     else:
         write_json(folder / STORE_FILE, description)
@@ -118,7 +134,10 @@ def plan_shards(folder: Path, sources: Mapping[str, Source]) -> list[Shard]:
 
 
 def clear_partials(shards: Iterable[Shard]) -> None:
-    """Remove what a killed process left of these shards. Only who is going to make them may do so."""
+    """Remove what a killed process left of these shards.
+
+    Only who is going to make them may do so.
+    """
     for shard in shards:
         for partial in shard.path.parent.glob(f".{shard.path.name}.*.partial"):
             partial.unlink(missing_ok=True)
@@ -130,17 +149,21 @@ def _files(folder: Path, split: str, records: int) -> list[Path]:
 
 
 def _description(folder: Path, tokenizer: Mapping[str, str]) -> dict[str, Any]:
-    """What `tokens.json` says. Raises `UserError` where this code can't read it, or another tokenizer made them (naming both)."""
+    """What `tokens.json` says.
+
+    Raises `UserError` where this code can't read it, or another tokenizer made them (naming both).
+    """
     found, again = read_json(folder / STORE_FILE), "make them again with realsr-r1 pretokenise"
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not {"tokenizer", "splits"} <= found.keys():
-        raise UserError(f"the tokens in {folder} are not in the format {FORMAT} of this realsr-r1 ({folder / STORE_FILE}); "
-                        f"{again} in another folder")
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not {"tokenizer",
+                                                                            "splits"} <= found.keys():
+        raise UserError(f"the tokens in {folder} are not in the format {FORMAT} of this realsr-r1 "
+                        f"({folder / STORE_FILE}); {again} in another folder")
     made_by = found["tokenizer"]
     if made_by["fingerprint"] != tokenizer["fingerprint"]:
         raise UserError(
-            f"the tokens in {folder} were made by the tokenizers of {made_by['folder']} (fingerprint {made_by['fingerprint']}), "
-            f"and {tokenizer['folder']} has others ({tokenizer['fingerprint']}); {again} "
-            f"--model_name_or_path {tokenizer['folder']} --output_dir DIR")
+            f"the tokens in {folder} were made by the tokenizers of {made_by['folder']} (fingerprint "
+            f"{made_by['fingerprint']}), and {tokenizer['folder']} has others ({tokenizer['fingerprint']}); "
+            f"{again} --model_name_or_path {tokenizer['folder']} --output_dir DIR")
     return found
 
 
@@ -148,18 +171,25 @@ def features() -> Features:
     """A shard's columns: see `load_tokens`."""
     from datasets import Features, List, Value
 
-    return Features({"input_ids": List(Value("int32")), "sections": List(Value("int8")), "length": Value("int32"),
+    return Features({"input_ids": List(Value("int32")), "sections": List(Value("int8")),
+                     "length": Value("int32"),
                      "record": Value("int32")})
 
 
 def rejected_records(shards: Iterable[Shard]) -> list[Item]:
-    """The records that those of the shards which are there leave out. An item's name is SPLIT:RECORD."""
+    """The records that those of the shards which are there leave out.
+
+    An item's name is SPLIT:RECORD.
+    """
     return [Item(f"{shard.source.split}:{number}", reason) for shard in shards if shard.path.is_file()
             for number, reason in _rejected(shard.path)]
 
 
 def _rejected(path: Path) -> list[tuple[int, str]]:
-    """(number of a record, why it makes no chain). Raises `UserError` that names a shard which was cut."""
+    """(number of a record, why it makes no chain).
+
+    Raises `UserError` that names a shard which was cut.
+    """
     import pyarrow
 
     try:
@@ -180,11 +210,13 @@ def records_fingerprint(folder: str | Path, split: str) -> str:
 
 
 def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) -> Dataset:
-    """A split: `input_ids` (int32), `sections` (int8, numbers of `ChainSpec.parts`), `length` and `record` (its number in the
-    dataset's split), memory-mapped, as numpy.
+    """A split:
 
-    `tokenizer`: {"folder", "fingerprint"} of the model that will be trained. Raises `UserError` when another made the
-    tokens, and when a split or a shard is missing, or holds nothing.
+    `input_ids` (int32), `sections` (int8, numbers of `ChainSpec.parts`), `length` and `record` (its
+    number in the dataset's split), memory-mapped, as numpy.
+
+    `tokenizer`: {"folder", "fingerprint"} of the model that will be trained. Raises `UserError`
+    when another made the tokens, and when a split or a shard is missing, or holds nothing.
     """
     from datasets import concatenate_datasets
 
@@ -196,9 +228,10 @@ def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) ->
     files = _files(folder, split, records)
     missing = [path for path in files if not path.is_file()]
     if missing:
-        raise UserError(f"{len(missing)} of {len(files)} shards of {split} are missing, the first {missing[0]}; run realsr-r1 "
-                        "pretokenise again with the same arguments")
-    shards = [_read(path, min(SHARD_RECORDS, records - number * SHARD_RECORDS)) for number, path in enumerate(files)]
+        raise UserError(f"{len(missing)} of {len(files)} shards of {split} are missing, the first "
+                        f"{missing[0]}; run realsr-r1 pretokenise again with the same arguments")
+    shards = [_read(path, min(SHARD_RECORDS, records - number * SHARD_RECORDS))
+              for number, path in enumerate(files)]
     if not any(map(len, shards)):
         raise UserError(f"no record of {split} in {folder} makes a chain; realsr-r1 pretokenise says why")
     return concatenate_datasets([shard for shard in shards if len(shard)]).with_format("numpy")

@@ -25,19 +25,23 @@ BATCH_RECORDS = 64  # records whose images are in memory at once
 
 def open_source(dataset_name: str, split: str, seed: int, max_samples: int | None = None,
                 question: str | None = None) -> Source:
-    """A split to be tokenised, or `max_samples` records of it drawn with `seed`. Raises `UserError` for bad data.
+    """A split to be tokenised, or `max_samples` records of it drawn with `seed`.
+
+    Raises `UserError` for bad data.
 
     `question`: asked of all records; by default each asks its own (a conversation always does).
     """
     records = _records(dataset_name, split)
     fingerprint = records._fingerprint
     if Path(dataset_name).suffix == ".json":
-        images = [(path, (found := Path(path).stat()).st_size, found.st_mtime_ns) for paths in records["images"] for path in paths]
+        images = [(path, (found := Path(path).stat()).st_size, found.st_mtime_ns)
+                  for paths in records["images"] for path in paths]
         fingerprint = digest([Path(dataset_name).read_text(encoding="utf-8"), images, records["fault"][:]])
         question = None
     if question is not None:
         fingerprint = digest([fingerprint, question])
-    return Source(dataset_name, split, tuple(drawn(len(records), max_samples, seed)), fingerprint, seed, question)
+    return Source(dataset_name, split, tuple(drawn(len(records), max_samples, seed)), fingerprint, seed,
+                  question)
 
 
 def drawn(count: int, max_samples: int | None, seed: int) -> list[int]:
@@ -65,14 +69,20 @@ def _records(dataset_name: str, split: str) -> Dataset:
 
 
 class ShardWriter:
-    """Makes one shard after the other. `processor`: with the image tokenizer on the device that is to be used."""
+    """Makes one shard after the other.
+
+    `processor`: with the image tokenizer on the device that is to be used.
+    """
 
     def __init__(self, processor: ChainProcessor):
         self.processor = processor
-        self._opened: dict[tuple[str, str], Dataset] = {}  # a JSON of conversations is checked when it is opened
+        # a JSON of conversations is checked when it is opened
+        self._opened: dict[tuple[str, str], Dataset] = {}
 
     def write(self, shard: Shard) -> int:
-        """Tokenise a shard's records and write it; returns how many they are, those that make no chain included."""
+        """Tokenise a shard's records and write it; returns how many they are, those that make no
+        chain included.
+        """
         import pyarrow
 
         source, schema = shard.source, features().arrow_schema
@@ -82,8 +92,10 @@ class ShardWriter:
             made, bad = self._samples(source, numbers[start:start + BATCH_RECORDS])
             rejected += bad
             tables.append(pyarrow.table({
-                "input_ids": [sample.input_ids for _, sample in made], "sections": [sample.sections for _, sample in made],
-                "length": [len(sample.input_ids) for _, sample in made], "record": [number for number, _ in made]}, schema=schema))
+                "input_ids": [sample.input_ids for _, sample in made],
+                "sections": [sample.sections for _, sample in made],
+                "length": [len(sample.input_ids) for _, sample in made],
+                "record": [number for number, _ in made]}, schema=schema))
         schema = schema.with_metadata({**schema.metadata, REJECTED: json.dumps(rejected)})
         with atomic_file(shard.path) as partial, pyarrow.OSFile(str(partial), "wb") as file:
             with pyarrow.ipc.new_stream(file, schema) as writer:
@@ -91,7 +103,8 @@ class ShardWriter:
                     writer.write_table(table)
         return len(numbers)
 
-    def _samples(self, source: Source, numbers: Sequence[int]) -> tuple[list[tuple[int, Sample]], list[tuple[int, str]]]:
+    def _samples(self, source: Source, numbers: Sequence[int]) -> tuple[list[tuple[int, Sample]],
+                                                                        list[tuple[int, str]]]:
         """(number of a record, its sample), and (number, why it makes none)."""
         from realsr_r1.data.records import read_rows
 
@@ -111,8 +124,10 @@ class ShardWriter:
         return [one for made, _ in parts for one in made], [one for _, bad in parts for one in bad]
 
 
-def _encode(rows: Mapping[str, Sequence[Any]], numbers: Sequence[int], processor: ChainProcessor, seed: int) -> list[Sample]:
+def _encode(rows: Mapping[str, Sequence[Any]], numbers: Sequence[int], processor: ChainProcessor,
+            seed: int) -> list[Sample]:
     from realsr_r1.data.tokens.cold_start import encode_records
     from realsr_r1.data.tokens.conversations import encode_conversations
 
-    return encode_conversations(rows, processor) if "values" in rows else encode_records(rows, numbers, processor, seed)
+    return encode_conversations(rows, processor) if "values" in rows else encode_records(rows, numbers,
+                                                                                         processor, seed)

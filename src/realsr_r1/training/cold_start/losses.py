@@ -65,4 +65,5 @@ class SectionLosses:
         self.sums = None
         tokens = sum(row[1] for row in rows)
         return {"nll": sum(row[0] for row in rows) / tokens, "z_loss": sum(row[2] for row in rows) / tokens,
-                **{f"loss/{name}": row[0] / row[1] for name, row in zip(self.parts, rows, strict=True) if row[1]}}
+                **{f"loss/{name}": row[0] / row[1] for name, row in zip(self.parts, rows, strict=True)
+                   if row[1]}}

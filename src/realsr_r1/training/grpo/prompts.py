@@ -1,4 +1,7 @@
-"""Records of a dataset as GRPO's trainer takes them: `prompt` as ids, and the columns that rewards and samples use."""
+"""Records of a dataset as GRPO's trainer takes them:
+
+`prompt` as ids, and the columns that rewards and samples use.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,18 @@ if TYPE_CHECKING:
 LQ_COLUMN = "lq"  # not `image`: that name switches TRL's vision path on
 
 
-def load_prompts(dataset_name: str, split: str, processor: ChainProcessor, reward_columns: Mapping[str, Sequence[str]],
+def load_prompts(dataset_name: str, split: str, processor: ChainProcessor,
+                 reward_columns: Mapping[str, Sequence[str]],
                  folder: str | Path, max_prompt_length: int, max_samples: int | None = None, seed: int = 0,
                  process: int = 0, processes: int = 1, question: str | None = None) -> Dataset:
-    """A split with `prompt` (ids) and without `image` (it becomes `lq`). Tokenised once, in folders inside `folder`.
+    """A split with `prompt` (ids) and without `image` (it becomes `lq`).
 
-    `reward_columns`: reward -> columns it needs. `process` of `processes`: all call it, each tokenises its part. `question`:
-    what every prompt asks; by default what its record asks. Raises `UserError` for a missing column or split and for a prompt
-    that is longer than `max_prompt_length`.
+    Tokenised once, in folders inside `folder`.
+
+    `reward_columns`: reward -> columns it needs. `process` of `processes`: all call it, each
+    tokenises its part. `question`: what every prompt asks; by default what its record asks. Raises
+    `UserError` for a missing column or split and for a prompt that is longer than
+    `max_prompt_length`.
     """
     from datasets import concatenate_datasets
 
@@ -40,7 +47,8 @@ def load_prompts(dataset_name: str, split: str, processor: ChainProcessor, rewar
     def tokenised(part: Dataset) -> Dataset:
         return _kept(folder, part, processor, lambda fingerprint: part.map(
             encode_prompts, batched=True, batch_size=64, desc=f"tokenising {split}", keep_in_memory=True,
-            remove_columns=part.column_names, fn_kwargs={"processor": processor}, new_fingerprint=fingerprint))
+            remove_columns=part.column_names, fn_kwargs={"processor": processor},
+            new_fingerprint=fingerprint))
 
     count, agreement = max(1, min(processes, len(records))), Agreement()
     parts = [records.shard(count, index, contiguous=True) for index in range(count)]
@@ -68,7 +76,8 @@ def needed_columns(reward_columns: Mapping[str, Sequence[str]]) -> dict[str, Seq
             **{f"the {name} reward": columns for name, columns in reward_columns.items()}}
 
 
-def encode_prompts(records: Mapping[str, Sequence[Any]], processor: ChainProcessor) -> dict[str, list[list[int]]]:
+def encode_prompts(records: Mapping[str, Sequence[Any]], processor: ChainProcessor) -> dict[str,
+                                                                                            list[list[int]]]:
     """A batch of columns -> `prompt` (ids), for `datasets.Dataset.map`."""
     spans = processor.encode_images([processor.fit(image) for image in records["image"]])
     return {"prompt": [processor.prompt_from_span(span, text)
@@ -77,10 +86,11 @@ def encode_prompts(records: Mapping[str, Sequence[Any]], processor: ChainProcess
 
 def _kept(folder: str | Path, records: Dataset, processor: ChainProcessor, make: Callable[[str], Dataset],
            *settings: Any) -> Dataset:
-    """What `make(fingerprint)` gives, kept in a folder inside `folder` that is named after what it is made from.
+    """What `make(fingerprint)` gives, kept in a folder inside `folder` that is named after what it
+    is made from.
 
-    That is `records`, the tokenizers and image sizes of `processor`, and `settings`: a run that is started again with other
-    ones makes it anew. Reading is memory-mapped.
+    That is `records`, the tokenizers and image sizes of `processor`, and `settings`: a run that is
+    started again with other ones makes it anew. Reading is memory-mapped.
     """
     from datasets import load_from_disk
 

@@ -201,7 +201,8 @@ class ChainGRPOTrainer(GRPOTrainer):
             images = [row["images"] for row in inputs[group]]
             write_samples(self.args.output_dir, step, inputs[0], completions[group], images,
                           {name: values[group] for name, values in rewards.items()}, self.processor.chain)
-            show_samples(self.callback_handler.callbacks, step, completions[group], images, self.processor.chain)
+            show_samples(self.callback_handler.callbacks, step, completions[group], images,
+                         self.processor.chain)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: TRL's would name a hub model. `settings.json` and the report describe a run."""
