@@ -64,3 +64,10 @@ def test_values_that_cannot_work_are_refused(config, fields, message):
 def test_a_missing_dataset_is_said(make, tmp_path):
     with pytest.raises(UserError, match="--dataset_name"):
         make(output_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["loss_type", "scale_rewards", "multi_objective_aggregation",
+                                  "importance_sampling_level"])
+def test_an_unknown_word_of_the_objective_is_refused_before_any_rollout(config, name):
+    with pytest.raises(UserError, match=f"--{name} is 'wrong'; it must be one of"):
+        config(**{name: "wrong"})

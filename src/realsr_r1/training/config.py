@@ -12,6 +12,12 @@ from trl import GRPOConfig
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.rollout.config import RolloutConfig, rollout_field
+from realsr_r1.training.grpo.objective import AGGREGATIONS, LOSS_TYPES, SCALINGS
+
+# Settings of GRPO's objective, and what they may be.
+CHOICES = {"loss_type": LOSS_TYPES, "scale_rewards": SCALINGS,
+           "multi_objective_aggregation": AGGREGATIONS,
+           "importance_sampling_level": ("token", "sequence")}
 
 
 @dataclass
@@ -194,6 +200,9 @@ class ChainGRPOConfig(GRPOConfig):
             raise UserError(str(error)) from error
         _require_trackers(self)
         self._require_whole_groups()
+        for name, known in CHOICES.items():  # TRL would say so after the first rollout
+            if getattr(self, name) not in known:
+                raise UserError(f"--{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
     def rollout_config(self, num_generations: int) -> RolloutConfig:
         """The engine's settings for groups of `num_generations`.
