@@ -147,3 +147,18 @@ def test_prompts_without_a_truth_are_left_out_of_means_and_pairs():
     assert mean_with_interval([None]) == {"mean": None, "ci95": None}
     assert paired_difference([None, 0.25, 0.5], [1.0, 0.75, None])["difference"] == 0.5
     assert paired_difference([None], [1.0]) == {"difference": None, "ci95": None}
+
+
+def test_a_model_is_asked_what_it_was_trained_with(argv, dataset, models, result, tmp_path, capsys):
+    import datasets
+
+    def asking(record: dict) -> dict:
+        return {**record, "problem": "Something else?"}
+
+    splits = datasets.load_from_disk(str(dataset))
+    splits.map(asking).save_to_disk(str(tmp_path / "other"))
+    line = [str(tmp_path / "other") if word == str(dataset) else word
+            for word in argv(models[0], tmp_path / "score.json")]
+    assert exit_code(main, line) == 0
+    assert "asks 'Something else?'" in capsys.readouterr().out
+    assert read(tmp_path / "score.json")["scores"] == read(result)["scores"]

@@ -16,7 +16,7 @@ from realsr_r1.chain.text import SECTIONS, parse_chain
 from realsr_r1.models import load_policy
 from realsr_r1.sft import TOKENS_FOLDER, main
 
-from .small import LABELS, exit_code, photo, write_dataset
+from .small import LABELS, exit_code, photo, records, write_dataset
 
 SMALL = ["--max_steps", "10", "--save_steps", "5", "--logging_steps", "1", "--per_device_train_batch_size",
          "2",
@@ -243,3 +243,26 @@ def test_an_evaluation_split_that_is_not_there_is_named(tokenizers, tmp_path, ca
                  "--eval_steps", "5")
     assert exit_code(main, argv) == 2
     assert "has no split 'test_crops'; it has train" in capsys.readouterr().err
+
+
+def test_the_model_folder_keeps_the_question_that_was_trained(trained, tokenizers):
+    asked, before = (ChainProcessor.from_pretrained(folder).chain.question for folder in (trained, tokenizers))
+    assert asked == records(1)["problem"][0] != before
+
+
+def test_chain_settings_ask_their_question_whatever_the_records_ask(dataset, trained, tmp_path, capsys):
+    (tmp_path / "chain.yaml").write_text("problem: Make it sharp.\n")
+    output = tmp_path / "run"
+    assert exit_code(main, flags(dataset, trained, output, "--max_steps", "1", "--sample_steps", "1",
+                                 "--chain_settings", str(tmp_path / "chain.yaml"))) == 0
+    assert ChainProcessor.from_pretrained(output).chain.question == "Make it sharp."
+    sample = json.loads((output / "samples" / "step-000001" / "prompt.json").read_text())
+    assert sample["problem"].startswith("Make it sharp.")
+    assert "asks" not in capsys.readouterr().out
+
+
+def test_another_question_than_the_folders_is_said_in_one_line(dataset, tokenizers, tmp_path, capsys):
+    argv = flags(dataset, tokenizers, tmp_path / "run", "--max_steps", "1")
+    assert exit_code(main, argv) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "asks" in line]
+    assert len(said) == 1 and repr(records(1)["problem"][0]) in said[0]

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from realsr_r1.models.lumina import graphs
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
-from .helpers import make_layout, make_policy, make_prompts
+from ...rollout.helpers import make_layout, make_policy, make_prompts
 
 LAYOUT = make_layout()
 CHAIN = RolloutConfig(num_generations=2, max_new_tokens=135, image_top_k_max=200, grammar="chain",
