@@ -28,11 +28,10 @@ def check_question(text: str, where: str) -> None:
 
 
 def check_text(text: str, kind: str, where: str) -> None:
-    """Raise `UserError` for a text that is too long or holds control characters or a chain's
-    markup.
+    """Raise `UserError` for a text that is too long or holds control characters or markup.
 
-    `kind`: a key of `MOST_CHARACTERS`. `where`: the file and the line or record in it, for the
-    message.
+    Markup is a chain's own (tags, `<|image|>`). `kind`: a key of `MOST_CHARACTERS`. `where`: the
+    file and the line or record in it, for the message.
     """
     if len(text) > MOST_CHARACTERS[kind]:
         raise UserError(f"{where} has a {kind} of {len(text)} characters; one has at most "

@@ -1,6 +1,4 @@
-"""What a reward is: a name, the section it judges, the columns it needs, and how its function is
-made.
-"""
+"""What a reward is: a name, the section it judges, the columns it needs, and its function."""
 
 from __future__ import annotations
 
@@ -51,7 +49,5 @@ class Reward:
 
 
 def bound(function: RewardFunc, **arguments: Any) -> RewardFunc:
-    """Return `function` with these arguments set, under its own name
-    (TRL logs rewards by that name).
-    """
+    """Return `function` with these arguments set, under its own name, by which TRL logs it."""
     return functools.update_wrapper(functools.partial(function, **arguments), function)

@@ -106,10 +106,10 @@ def rollout_field(name: str) -> Any:
 
 
 def add_rollout_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add a flag `--NAME` for each of these fields of `RolloutConfig`; one that isn't given is
-    None.
+    """Add a flag `--NAME` for each of these fields of `RolloutConfig`.
 
-    `RolloutConfig.from_settings` then takes the value from a model folder's chain settings.
+    A flag that isn't given is None, and `RolloutConfig.from_settings` then takes the value from a
+    model folder's chain settings.
     """
     for name in names:
         setting = _field(name)

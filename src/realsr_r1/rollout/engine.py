@@ -92,10 +92,9 @@ def one_by_one(state: RolloutState) -> Rollout:
 
 @contextmanager
 def _evaluating(policy: nn.Module) -> Iterator[None]:
-    """Switch off dropout and gradient checkpointing inside the block, and restore every module's
-    mode.
+    """Switch off dropout and gradient checkpointing inside the block.
 
-    Gradient checkpointing would drop the cache.
+    Gradient checkpointing would drop the cache. Every module gets its own mode back afterwards.
     """
     modes = [(module, module.training) for module in policy.modules()]
     policy.eval()

@@ -129,8 +129,7 @@ class ImageGrammar:
 
 
 class ChainGrammar:
-    """Forces the whole chain: tags, spans and end-of-turn are fixed, text bodies and codes are
-    chosen.
+    """Forces the whole chain: tags, spans and end-of-turn. Text bodies and codes are chosen.
 
     A chain is a program of slots, one for each token: a fixed id, a code, or a text body. A row
     stays in the slot of a text body until it writes the first id of what follows (the closing tag;

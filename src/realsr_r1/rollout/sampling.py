@@ -154,12 +154,11 @@ def entropy_top_k(scores: torch.Tensor, k_min: int, k_max: int) -> torch.Tensor:
 
 def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, uniform: torch.Tensor,
          k_max: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw from every row: top-k that keeps ties, then temperature, then the inverse CDF at
-    `uniform`.
+    """Draw from every row: top-k with ties kept, then temperature, then the inverse CDF.
 
-    `scores`, `k` and `k_max`: see `weights`. `uniform`: (R,) or, for several draws a row,
-    (R, m), float64. Returns the choices, int64, and the log-probabilities they were drawn with,
-    float64 (NaN where the scores are), both shaped as `uniform`.
+    `scores`, `k` and `k_max`: see `weights`. `uniform`: where the inverse CDF is taken, (R,) or,
+    for several draws a row, (R, m), float64. Returns the choices, int64, and the log-probabilities
+    they were drawn with, float64 (NaN where the scores are), both shaped as `uniform`.
     """
     kept = weights(scores, k, temperature, k_max)
     cumulative = kept.cumsum(-1)
@@ -193,13 +192,13 @@ def invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 def couple(drafts: torch.Tensor, drawn_from: torch.Tensor, target: torch.Tensor,
            uniform: torch.Tensor) -> torch.Tensor:
-    """Turn drafts from one distribution into draws from another, changing as few as possible; (R,)
-    int64.
+    """Turn drafts from one distribution into draws from another, changing as few as possible.
 
     A draft stays with probability min(1, target / drawn_from) at its choice. Otherwise it is drawn
     again from the excess of `target` over `drawn_from` (the rule of speculative sampling:
     Leviathan, Kalman and Matias, arXiv 2211.17192). `drafts` (R,) int64; `drawn_from`, `target`
-    (R, C) float64, rows of sum 1; `uniform` (R,) float64, independent of the drafts.
+    (R, C) float64, rows of sum 1; `uniform` (R,) float64, independent of the drafts. Returns the
+    draws, (R,) int64.
     """
     before, now = (table.gather(1, drafts[:, None])[:, 0] for table in (drawn_from, target))
     kept = (now / before).clamp(max=1.0)

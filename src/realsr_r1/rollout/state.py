@@ -1,5 +1,4 @@
-"""The state of a rollout: the rows in the batch, what they have written, and the steps of every
-loop.
+"""The state of a rollout: which rows are in the batch, what they have written, and common steps.
 
 It puts grammar, guidance, sampler and decoder together, but loops over nothing. The loops are
 `engine.one_by_one` and `jacobi.look_ahead`. Knows ids; no text, no images.
@@ -190,11 +189,11 @@ class RolloutState:
 
     def code_scores(self, states: torch.Tensor, branch_states: torch.Tensor,
                     rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return scores of the image codes for `rows`, and for their branches
-        (None without guidance).
+        """Return scores of the image codes for `rows` and for their branches.
 
-        `states`: hidden states of the rows, (n, hidden), or (n, m, hidden), which gives scores
-        (n * m, C). `branch_states`: hidden states of all branches.
+        The second is None without guidance. `states`: hidden states of the rows, (n, hidden), or
+        (n, m, hidden), which gives scores (n * m, C). `branch_states`: hidden states of all
+        branches.
         """
         if not self.sampler.is_guided:
             return self.decoder.code_logits(states.flatten(0, -2)), None
