@@ -333,7 +333,7 @@ class ChainProcessor:
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER).to(device)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        # A damaged tokenizer.json, tokenizer_config.json or config.json can raise any kind of error.
+        # A damaged tokenizer.json, tokenizer_config.json or config.json can raise any error.
         except Exception as error:
             raise UserError(f"the text tokenizer in {folder} can't be read ({error}); "
                             "copy the folder again") from error

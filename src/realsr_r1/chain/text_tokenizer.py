@@ -25,8 +25,8 @@ from realsr_r1.chain.tokens import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# A tag of the chain is one piece, so that a frequent tag can become a single token. The other pieces
-# are words, numbers, punctuation and white space.
+# A tag of the chain is one piece, so that a frequent tag can become a single token. The other
+# pieces are words, numbers, punctuation and white space.
 PIECES = r"</?[a-z_]+>|\s?\p{L}+|\s?\p{N}+|\s?[^\s\p{L}\p{N}<]+|<|\s+"
 
 

@@ -58,10 +58,9 @@ def usual_keys(records: Iterable[Any]) -> frozenset[str]:
 
 
 def check_record(record: Any, keys: Set[str]) -> None:
-    """Raise `UserError` unless `record` is an object with valid values for these keys of the
-    schema.
+    """Raise `UserError` that names the key unless `record` has valid values for these keys.
 
-    The message names the key.
+    `keys`: keys of the schema. A record must be an object.
     """
     if not isinstance(record, dict):
         raise UserError(f"it is {_kind(record)}; it must be an object with {', '.join(REQUIRED_KEYS)}")
@@ -143,11 +142,10 @@ def require_columns(dataset: datasets.Dataset, columns: Iterable[str], reason: s
 def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[str]],
                    max_samples: int | None = None,
                    seed: int = 0) -> datasets.Dataset:
-    """Return a split of the dataset in folder `path`, or `max_samples` records of it drawn with
-    `seed`.
+    """Return a split of the dataset in folder `path`, or `max_samples` random records of it.
 
-    `needs`: name of a user of columns -> the columns it needs. Raises `UserError` for a missing
-    split or column.
+    `seed` decides which ones. `needs`: name of a user of columns -> the columns it needs. Raises
+    `UserError` for a missing split or column.
     """
     dataset = load_dataset_dict(path)
     if split not in dataset:

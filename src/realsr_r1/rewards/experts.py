@@ -122,7 +122,7 @@ def _create_metric(name: str, device: str) -> Callable[..., Any]:
 
     try:
         return pyiqa.create_metric(name, device=torch.device(device))
-    # Each downloader raises errors of its own: URLError, HfHubHTTPError, httpx's, unpickling errors.
+    # Each downloader has errors of its own: URLError, HfHubHTTPError, httpx's, unpickling errors.
     except Exception as error:
         if is_disk_full(error) or not METRICS[name].downloads:
             raise

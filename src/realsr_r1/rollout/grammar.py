@@ -42,8 +42,8 @@ class ImageGrammar:
                       layout.bos]] = False
         self.no_image = self.in_text.clone()
         self.no_image[layout.image_start] = False
-        # For each row: tokens written; tokens of its current image span; the size of the span's grid
-        # of codes.
+        # For each row: tokens written; tokens of its current image span; the size of the span's
+        # grid of codes.
         self.position, self.offset, self.height, self.width = torch.zeros(4, rows, dtype=torch.int64,
                                                                           device=device).unbind()
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -174,8 +174,8 @@ class ChainGrammar:
         self.in_body[:, list(layout.chain_form.body_ids)] = True
         self.in_body[torch.arange(len(sections), device=device), self.closing] = True
         self.has_body = len(layout.chain_form.body_ids) > 0
-        # For each row: tokens written; the next slot; tokens of its current text body; tokens of its
-        # current image span.
+        # For each row: tokens written; the next slot; tokens of its current text body; tokens of
+        # its current image span.
         self.position, self.slot, self.body_length, self.offset = (torch.zeros_like(prompt_of_row)
                                                                    for _ in range(4))
         self.done = torch.zeros_like(prompt_of_row, dtype=torch.bool)

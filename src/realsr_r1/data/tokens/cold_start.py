@@ -1,5 +1,4 @@
-"""Chains for the cold start: texts in several natural wordings, images from the HQ photo, their
-ids.
+"""Chains for the cold start: texts in several natural wordings, images from the HQ photo, and ids.
 
 Knows records and the processor. `realsr_r1.data.tokens.conversations` reads conversations of other
 projects, `realsr_r1.data.tokens.tokenising` writes shards of tokens, and `realsr_r1.sft` trains.
