@@ -225,7 +225,7 @@ def _score(name: str, value: float | None) -> str:
 def _chain(strip: Strip) -> str:
     """Return the chain's texts by section, and the text as it was written.
 
-    The degradations are marked where they are known.
+    The degradations are compared with the truth where it is known.
     """
     if strip.text is None:
         return ""

@@ -194,7 +194,6 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _tags(value: Any) -> list[str]:
-    """Return a list of tags from a list of strings, each with one tag or several divided by commas.
-    """
+    """Return a list of tags from a list of strings, each with one or several tags (with commas)."""
     items = [value] if isinstance(value, str) else value or []
     return [tag.strip() for item in items for tag in str(item).split(",") if tag.strip()]

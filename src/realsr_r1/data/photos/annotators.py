@@ -19,9 +19,9 @@ Images = Sequence["Image.Image"]
 
 
 def tagger(name: str, settings: dict[str, Any]) -> Callable[[Images], list[list[str]]]:
-    """Return a detector or a model that answers `prompt`.
+    """Return a detector, or a model that answers `prompt`.
 
-    A detector looks for `candidate_labels`, and finds with a score below `threshold` are dropped.
+    A detector looks for `candidate_labels` and keeps those with a score of at least `threshold`.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES

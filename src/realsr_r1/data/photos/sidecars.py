@@ -33,10 +33,10 @@ KINDS = {"tag": ".txt", "description": ".json"}
 # --- Checks of values; `where` names the file and the line in it ---
 
 def checked_tags(value: Any, where: str) -> list[str]:
-    """Return clean tags in their order, from a list of tags or of comma-separated texts, or one
-    text.
+    """Return clean tags in their order.
 
-    Raises `UserError` for bad tags, and where there are none.
+    `value`: one comma-separated text, or a list of tags or of such texts. Raises `UserError` for
+    bad tags, and where there are none.
     """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(map(is_text, texts)):
