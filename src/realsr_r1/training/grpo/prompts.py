@@ -70,9 +70,7 @@ def other_question(records: Dataset, processor: ChainProcessor) -> str | None:
 
 
 def needed_columns(reward_columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """Return what needs columns -> the columns, for prompts and for each reward of
-    `reward_columns`.
-    """
+    """Return what needs columns -> the columns, for prompts and all rewards."""
     return {"every prompt": ("image", "problem"),
             **{f"the {name} reward": columns for name, columns in reward_columns.items()}}
 
