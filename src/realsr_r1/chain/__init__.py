@@ -1,6 +1,4 @@
-"""The vision-language chain of thought: its sections as text, as settings of a model folder, and as
-tokens.
-"""
+"""The vision-language chain of thought: as text, as settings of a model folder, and as tokens."""
 
 from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.chain.spec import ChainSpec, Section

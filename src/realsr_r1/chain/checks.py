@@ -1,7 +1,7 @@
-"""What a text must be to stand in a chain: that of a photo's tag, of a description, of a label, of
-a question.
+"""Checks for every text that is to stand in a chain: a tag, a description, a label or a question.
 
-Knows texts only. Where they are read is the readers' business (data.records, data.photos.sidecars).
+This module looks at the texts only. The modules that read them from files call it (data.records,
+data.photos.sidecars).
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import unicodedata
 from realsr_r1.chain.text import IMAGE, markup_in
 from realsr_r1.core.errors import UserError
 
-# Of one. A tag is a few words, a description a paragraph: a longer one is of a model that didn't
-# end, or a file of something else, and a single one can make a chain too long to train on.
+# The most characters that one text may have. A tag is a few words and a description a paragraph. A
+# longer text comes from a model that didn't stop or from a wrong file, and a single one can make a
+# chain too long to train on.
 MOST_CHARACTERS = {"tag": 100, "description": 2000, "label": 100, "question": 2000}
 
 
 def check_question(text: str, where: str) -> None:
-    """Raise `UserError` for a question that makes no prompt: one photo's place at most, and else as
-    `check_text` says.
+    """Raise `UserError` for a text that can't be a question.
+
+    A question names the place of the photo at most once, and it passes `check_text`.
     """
     check_text(text.replace(IMAGE, "", 1), "question", where)
     if not text.strip():
@@ -26,10 +28,10 @@ def check_question(text: str, where: str) -> None:
 
 
 def check_text(text: str, kind: str, where: str) -> None:
-    """Raise `UserError` for a text that is too long, or that holds control characters, or a chain's
-    own markup.
+    """Raise `UserError` for a text that is too long or holds control characters or markup.
 
-    `kind`: of `MOST_CHARACTERS`. `where`: names the file, and the line or record in it.
+    Markup is a chain's own (tags, `<|image|>`). `kind`: a key of `MOST_CHARACTERS`. `where`: the
+    file and the line or record in it, for the message.
     """
     if len(text) > MOST_CHARACTERS[kind]:
         raise UserError(f"{where} has a {kind} of {len(text)} characters; one has at most "

@@ -1,7 +1,7 @@
-"""ChainProcessor: text and images to ids and back, on top of the chain, the token layout and the
-image tokenizer.
+"""ChainProcessor: turns text and images into ids and back.
 
-Knows how a dialogue is written: `<s>` question end-of-turn answer end-of-turn. Knows no policy.
+It combines the chain, the token layout, the text tokenizer and the image tokenizer. It knows how a
+dialogue is written: `<s>` question end-of-turn answer end-of-turn. It knows no policy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 BROKEN_IMAGE = "<|broken image|>"  # stands for image tokens that form no complete span
-# in one batch of the image tokenizer: 1 GiB an activation at the published width
+# Pixels in one batch of the image tokenizer: at the published width an activation then takes 1 GiB.
 MAX_BATCH_PIXELS = 8 * 512 * 512
 
 
@@ -45,8 +45,8 @@ class ChainProcessor:
     """Turns (photo, question) into a prompt, chains into ids, and completions into text and images.
 
     `tokenizer`: the policy's text tokenizer, whose vocabulary names the image codes.
-    `image_tokenizer`: pixels to codes. Raises `UserError` when the two and the settings don't fit
-    together.
+    `image_tokenizer`: turns pixels into codes. Raises `UserError` when the two and the settings
+    don't fit together.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_tokenizer: ImageTokenizer,
@@ -54,8 +54,7 @@ class ChainProcessor:
         self.tokenizer = tokenizer
         self.image_tokenizer = image_tokenizer
         self.settings = settings
-        # Published tokenizers may have got the name of an image's place in text, with an id that
-        # the policy doesn't have.
+        # A published tokenizer may contain the name `<|image|>` with an id that the policy lacks.
         vocabulary = {name: token for name, token in tokenizer.get_vocab().items() if name != IMAGE}
         _check_codes(vocabulary, image_tokenizer.codebook_size)
         layout = TokenLayout.from_vocabulary(vocabulary, image_tokenizer.codebook_size, settings.grid_unit_px,
@@ -70,7 +69,7 @@ class ChainProcessor:
 
     @property
     def chain(self) -> ChainSpec:
-        """What the policy is asked and writes."""
+        """The policy's chain: the question that it is asked, and the sections that it writes."""
         return self.settings.chain
 
     def with_settings(self, settings: ChainSettings) -> ChainProcessor:
@@ -80,8 +79,7 @@ class ChainProcessor:
     # Text
 
     def encode_text(self, text: str) -> list[int]:
-        """One piece of plain text -> ids, without special tokens (their names in it are plain
-        text).
+        """Encode a piece of plain text into ids; names of special tokens in it count as plain text.
         """
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
@@ -100,8 +98,9 @@ class ChainProcessor:
     # Images
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """The photo as the policy sees it: about target_px^2 pixels, whole grid units
-        (`settings.fit` says how).
+        """Return the photo as the policy sees it: about target_px^2 pixels, in whole grid units.
+
+        `settings.fit` says how the photo gets this size.
         """
         if self.settings.fit == "crop":
             return fit_image(image, self.settings.target_px, self.settings.grid_unit_px)
@@ -112,12 +111,11 @@ class ChainProcessor:
         return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
     def finish(self, image: Image.Image, lq: Image.Image, shape: tuple[int, int]) -> Image.Image:
-        """A restored image as the owner of the photo expects it:
+        """Return a restored image with the colours and the shape that its owner expects.
 
-        `settings.color_fix` gives it the colours of `lq`, the photo as the policy saw it; one that
-        was stretched gets the photo's `shape` (width, height) back.
-
-        It keeps its number of pixels.
+        `settings.color_fix` decides whether it gets the colours of `lq`, which is the photo as the
+        policy saw it. If `fit` stretched the photo, the image gets the photo's `shape`
+        (width, height) back. The number of pixels stays about the same.
         """
         if self.settings.color_fix == "wavelet":
             image = with_colors_of(lq, image)
@@ -129,8 +127,9 @@ class ChainProcessor:
         return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> list[list[int]]:
-        """Images of whole grid units -> their spans of ids, in order; those of one size share
-        batches.
+        """Encode images of whole grid units into their spans of ids, in order.
+
+        Images of the same size share batches.
         """
         spans: list[list[int]] = [[] for _ in images]
         by_size: dict[tuple[int, int], list[int]] = {}
@@ -144,7 +143,7 @@ class ChainProcessor:
         return spans
 
     def chain_images(self, hq: Image.Image) -> dict[str, Image.Image]:
-        """The images of a chain, down-sampled from `hq` (already fitted): section -> image."""
+        """Down-sample `hq` (already fitted) into the images of a chain: section -> image."""
         unit = self.settings.grid_unit_px
         sizes = self.chain.image_sizes(hq.height // unit, hq.width // unit)
         return {section.name: resize_to_cover(hq, (columns * unit, rows * unit))
@@ -153,15 +152,15 @@ class ChainProcessor:
     # Dialogue
 
     def encode_prompt(self, image: Image.Image, text: str | None = None) -> list[int]:
-        """Photo (any size) and question -> ids from `<s>` to the end-of-turn of the question.
+        """Encode a photo of any size and a question into ids, from `<s>` to the end-of-turn.
 
-        The image stands where `text` has `<|image|>`, else at its end; `text` is the chain's
-        question by default.
+        `text` is the question, by default the chain's own. The image stands where the text has
+        `<|image|>`, or else at its end.
         """
         return self.prompt_from_span(self.encode_images([self.fit(image)])[0], text)
 
     def prompt_from_span(self, span: Sequence[int], text: str | None = None) -> list[int]:
-        """`encode_prompt` for an image that is already a span of ids."""
+        """Do the same as `encode_prompt` for an image that is already a span of ids."""
         text = self.chain.question if text is None else text
         before, _, after = text.partition(IMAGE)
         if IMAGE in after:
@@ -172,10 +171,10 @@ class ChainProcessor:
                 self.layout.end_of_turn]
 
     def question_of(self, prompt: Sequence[int]) -> str:
-        """The way back from `prompt_from_span`: the question that a prompt asks, this folder's
-        where it asks that.
+        """Return the question that a prompt asks: the inverse of `prompt_from_span`.
 
-        Its image's place is left out where that is the end.
+        Where the prompt asks this folder's own question, that question is returned as it is written
+        there. `<|image|>` is left out where the image stands at the end.
         """
         spans = self.image_spans(prompt)
         if len(spans) == 1 and self.prompt_from_span(spans[0]) == list(prompt):
@@ -184,29 +183,31 @@ class ChainProcessor:
         return text.removesuffix(IMAGE).rstrip() if text.count(IMAGE) == 1 else text
 
     def encode_chain(self, sections: Mapping[str, str], spans: Mapping[str, Sequence[int]]) -> list[int]:
-        """Bodies of the text sections and spans of the image sections -> the answer's ids,
-        end-of-turn included.
+        """Encode a chain into the answer's ids, end-of-turn included.
+
+        `sections`: the bodies of the text sections. `spans`: the ids of the image sections.
         """
         return [token for _, ids in self.encode_chain_pieces(sections, spans)
                 for token in ids] + [self.layout.end_of_turn]
 
     def encode_chain_pieces(self, sections: Mapping[str, str],
                             spans: Mapping[str, Sequence[int]]) -> list[tuple[Section | None, list[int]]]:
-        """A chain's pieces in order, each tokenised on its own: (None, ids of a tag), or (section,
-        ids of its body).
+        """Encode a chain's pieces in order, each tokenised on its own.
+
+        A piece is (None, ids of a tag) or (section, ids of its body).
         """
         return [(section, list(spans[section.name]) if section is not None and section.is_image
                  else self.encode_text(text))
                 for text, section in chain_pieces(sections, self.chain)]
 
     def encode_answer(self, text: str, images: Sequence[Image.Image | Sequence[int]]) -> list[int]:
-        """The way back from `decode`: an answer's text and its images -> ids, end-of-turn included.
+        """Encode an answer's text and images into ids, end-of-turn included.
 
-        `images`: one for every `<|image|>` in the text, as a picture of whole grid units or as the
-        span of ids it was (`image_spans`): decoding a picture and encoding it again may give other
-        codes, its span gives the same. Tags and the text between them are tokenised apart, so what
-        `encode_chain` wrote comes back id by id. Raises `ValueError` for another number of images,
-        and for a text with a broken image.
+        This is the inverse of `decode`. `images`: one for every `<|image|>` in the text. It is
+        either a picture of whole grid units or its span of ids (`image_spans`). A picture that was
+        decoded may be encoded into other codes than before; a span keeps its codes. Tags and the
+        text between them are tokenised separately, so the result of `encode_chain` comes back id by
+        id. Raises `ValueError` for another number of images, and for a text with a broken image.
         """
         pieces = self.split_text(text)
         if BROKEN_IMAGE in text or pieces.count(IMAGE) != len(images):
@@ -221,8 +222,9 @@ class ChainProcessor:
         return [*ids, self.layout.end_of_turn]
 
     def split_text(self, text: str) -> list[str]:
-        """A text as the pieces that are tokenised apart: images' places, the chain's tags, and what
-        is between.
+        """Split a text into the pieces that are tokenised separately.
+
+        These are the places of images, the chain's tags, and the texts between them.
         """
         return [piece for piece in self._apart.split(text) if piece]
 
@@ -235,11 +237,11 @@ class ChainProcessor:
     # Decoding
 
     def image_spans(self, ids: Sequence[int]) -> list[list[int]]:
-        """The complete images in a stream as their ids, in the order of `decode`'s images."""
+        """Return the ids of every complete image in a stream, in the order of `decode`'s images."""
         return [list(ids[span.start:span.stop]) for span in self.layout.find_spans(ids)]
 
     def decode_text(self, ids: Sequence[int]) -> str:
-        """Ids -> text, with `<|image|>` for every complete span and nothing else."""
+        """Decode ids into text, with `<|image|>` for every complete span and nothing else."""
         pieces, position = [], 0
         for span in self.layout.find_spans(ids):
             pieces += [self._plain_text(ids[position:span.start]), IMAGE]
@@ -269,17 +271,18 @@ class ChainProcessor:
                           layout.image_start, layout.image_end, layout.new_line))
 
     def decode(self, ids: Sequence[int]) -> tuple[str, list[Image.Image]]:
-        """Ids -> (text with `<|image|>`, the images in order)."""
+        """Decode ids into (text with `<|image|>`, the images in order)."""
         texts, images = self.decode_batch([ids])
         return texts[0], images[0]
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> tuple[list[str], list[list[Image.Image]]]:
-        """Several streams at once: their texts and their images."""
+        """Decode several streams at once into their texts and their images."""
         return [self.decode_text(ids) for ids in batch], self.decode_images(batch)
 
     def decode_images(self, batch: Sequence[Sequence[int]]) -> list[list[Image.Image]]:
-        """The images of several streams; those of one size share batches, and none is decoded in
-        tiles.
+        """Decode the images of several streams.
+
+        Images of the same size share batches, and none is decoded in tiles.
         """
         import torch
 
@@ -299,9 +302,7 @@ class ChainProcessor:
     # Folders
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write tokenizer, image tokenizer and settings into `folder`, beside whatever policy is
-        there.
-        """
+        """Write tokenizer, image tokenizer and settings into `folder`, which may hold a policy."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_tokenizer.save_pretrained(folder / IMAGE_TOKENIZER_FOLDER)
@@ -312,9 +313,8 @@ class ChainProcessor:
                         chain_settings: str | Path | None = None) -> ChainProcessor:
         """Read what `save_pretrained` wrote.
 
-        Raises `UserError` that names the part that is missing.
-
         `chain_settings`: a file whose settings count instead of the folder's (`--chain_settings`).
+        Raises `UserError` that names the part that is missing.
         """
         from transformers import AutoTokenizer
 
@@ -333,15 +333,17 @@ class ChainProcessor:
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER).to(device)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        # a damaged tokenizer.json, tokenizer_config.json or config.json: any kind of error
+        # A damaged tokenizer.json, tokenizer_config.json or config.json can raise any error.
         except Exception as error:
-            raise UserError(f"the text tokenizer in {folder} can't be read ({error}); copy the folder again") from error
+            raise UserError(f"the text tokenizer in {folder} can't be read ({error}); "
+                            "copy the folder again") from error
         return cls(tokenizer, image_tokenizer, settings)
 
 
 def _batches(items: list[Any], pixels: int, largest: int) -> Iterator[list[Any]]:
-    """Split images of `pixels` pixels each into batches of at most `largest`, and at most
-    `MAX_BATCH_PIXELS`.
+    """Split images of `pixels` pixels each into batches of at most `largest` images.
+
+    A batch has at most `MAX_BATCH_PIXELS` pixels, but at least one image.
     """
     size = max(1, min(largest, MAX_BATCH_PIXELS // pixels))
     for start in range(0, len(items), size):
@@ -349,9 +351,7 @@ def _batches(items: list[Any], pixels: int, largest: int) -> Iterator[list[Any]]
 
 
 def _check_codes(vocabulary: Mapping[str, int], codebook_size: int) -> None:
-    """Raise `UserError` where the vocabulary names the first codes of the image tokenizer, and then
-    no more.
-    """
+    """Raise `UserError` where the vocabulary names only some of the image tokenizer's codes."""
     named = 0
     while code_name(named) in vocabulary:
         named += 1

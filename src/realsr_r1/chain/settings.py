@@ -1,4 +1,4 @@
-"""What a model folder says of its chains: the chain itself, sizes, experts, sampling.
+"""What a model folder says about its chains: the chain itself, sizes, experts and sampling.
 
 Knows no tokenizer.
 """
@@ -22,15 +22,15 @@ KINDS: dict[str, type] = {"target_px": int, "grid_unit_px": int, "fit": str, "co
 
 @dataclass(frozen=True)
 class ChainSettings:
-    """What a model folder says of its chains (`chain_settings.json`).
+    """The settings of a model folder's chains (`chain_settings.json`).
 
-    `target_px`: input photos and final images are fitted to about target_px^2 pixels;
-    `grid_unit_px`: pixels a size unit (32 in Lumina and PURE); `fit`: "crop" keeps the shape of a
-    photo as far as whole units allow (Lumina-mGPT's rule), "stretch" makes it target_px x target_px
-    (PURE's inference); `color_fix`: "wavelet" gives a restored photo the colours of the input (as
-    PURE's inference does), "none" leaves the policy's; `chain`: what the policy is asked and writes
-    (`problem` and `sections` in files); `experts`: default experts of the generation reward;
-    `sampling`: fields of `RolloutConfig` that `restore` uses.
+    `target_px`: input photos and final images get about target_px^2 pixels. `grid_unit_px`: pixels
+    of one size unit (32 in Lumina and PURE). `fit`: "crop" keeps the shape of a photo as far as
+    whole units allow (Lumina-mGPT's rule), "stretch" makes it target_px x target_px (PURE's
+    inference). `color_fix`: "wavelet" gives a restored photo the colours of the input (as PURE's
+    inference does), "none" leaves the policy's colours. `chain`: what the policy is asked and
+    writes (`problem` and `sections` in files). `experts`: the default experts of the generation
+    reward. `sampling`: fields of `RolloutConfig` that `restore` uses.
     """
 
     target_px: int = 512
@@ -44,9 +44,9 @@ class ChainSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str,
                   default: ChainSettings | None = None) -> ChainSettings:
-        """Check keys and values; what isn't there is `default`'s.
+        """Check keys and values, and take what is missing from `default`.
 
-        Raises `UserError` naming the key at fault and `source`.
+        Raises `UserError` that names the key at fault and `source`.
         """
         default = default or cls()
         if not isinstance(values, Mapping):
@@ -73,18 +73,19 @@ class ChainSettings:
     @classmethod
     def read(cls, path: str | Path, flag: str | None = None,
              default: ChainSettings | None = None) -> ChainSettings:
-        """The settings in a YAML or JSON file, which `flag` names; what isn't there is `default`'s.
+        """Read the settings in a YAML or JSON file, and take what is missing from `default`.
 
-        Raises `UserError`.
+        `flag`: the flag that names the file, for messages. Raises `UserError` for a file that can't
+        be used.
         """
         return cls.from_dict(read_yaml(path, flag), str(path), default)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the way back from `from_dict`."""
+        """Return plain values, from which `from_dict` makes the same settings."""
         return {"target_px": self.target_px, "grid_unit_px": self.grid_unit_px, "fit": self.fit,
                 "color_fix": self.color_fix,
                 **self.chain.to_dict(), "experts": list(self.experts), "sampling": dict(self.sampling)}
 
     def asking(self, question: str) -> ChainSettings:
-        """The same with another question."""
+        """Return the same settings with another question."""
         return replace(self, chain=replace(self.chain, question=question))

@@ -1,10 +1,8 @@
-"""What a policy writes: the sections of its chain, in order, and the question that it is asked.
-
-All of it is data.
+"""What a policy writes: the question it is asked, and the sections of its chain in order, as data.
 
 A `ChainSpec` comes from a YAML file (`configs/chain`) or from a model folder
 (`chain_settings.json`). The parser, the grammar, the sizes of images, the cold start, the rewards
-and the pages about runs all ask it; none of them names a section. Knows texts and numbers: no
+and the pages about runs all ask it, and none of them names a section. Knows texts and numbers: no
 tokens, no images, no torch.
 """
 
@@ -23,29 +21,29 @@ from realsr_r1.core.files import is_text, read_yaml
 
 IMAGE = "<|image|>"  # the place of an image in a text
 KINDS = ("text", "image")
-ABOUT = ("degradation", "description", "restoration")  # of a text the first two, of an image the last
-CHAIN_FILE = "chain.json"  # beside chains that were written, so that pages about them know their sections
+ABOUT = ("degradation", "description", "restoration")  # a text has one of the first two, an image the last
+CHAIN_FILE = "chain.json"  # lies beside written chains, so that pages about them know their sections
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_PLACES = {"Text", "text", "tags"}  # what a wording may have in braces
+_PLACES = {"Text", "text", "tags"}  # the names that a wording may have in braces
 
 
 @dataclass(frozen=True)
 class Section:
     """One section of a chain.
 
-    `name`: of its tags; lower-case letters, digits and underscores. `kind`: "text" or "image".
-    `about`: what a text says, "degradation" (the five items) or "description" (of what the photo
-    shows); an image is always about "restoration". `level`: of a description, which of a record's
-    descriptions it tells (its name by default). `share`: of an image, its sides as a share of the
-    final image's, above 0 and at most 1. `tagged`: whether it stands between `<name>` and
-    `</name>`.
+    `name`: the name in its tags; lower-case letters, digits and underscores. `kind`: "text" or
+    "image". `about`: the subject of a text, "degradation" (the five items) or "description"
+    (of what the photo shows); an image always has "restoration". `level`: which of a record's
+    descriptions this section tells (its name by default). `share`: the image's sides as a share of
+    the final image's sides, above 0 and at most 1. `tagged`: whether the body stands between
+    `<name>` and `</name>`.
 
-    For the cold start, of a description: `wordings`, with `{Text}` for the description as the
-    dataset has it, `{text}` for the same with a small first letter, and `{tags}` for "a, b and c";
-    `tags_only`: texts with `{tags}` for a record without descriptions; `unknown`: the text for a
-    record with neither.
+    The cold start writes a description from these texts. `wordings` have `{Text}` for the
+    description as the dataset has it, `{text}` for the same with a small first letter, and `{tags}`
+    for "a, b and c". `tags_only` are texts with `{tags}` for a record without descriptions.
+    `unknown` is the text for a record with neither descriptions nor tags.
     """
 
     name: str
@@ -60,34 +58,33 @@ class Section:
 
     @property
     def is_image(self) -> bool:
-        """Whether it holds one image."""
+        """Whether the section holds one image."""
         return self.kind == "image"
 
     @property
     def label(self) -> str:
-        """Its name as files and pages have it:
-
-        `rough_image` is `rough`, and `rough_understand` is `rough`, too.
+        """The name in files and on pages: both `rough_image` and `rough_understand` become `rough`.
         """
         return self.name.removesuffix("_image").removesuffix("_understand") or self.name
 
     @property
     def opening(self) -> str:
-        """`<name>`, or nothing where it isn't tagged."""
+        """`<name>`, or an empty text where the section isn't tagged."""
         return open_tag(self.name) if self.tagged else ""
 
     @property
     def closing(self) -> str:
-        """`</name>`, or nothing where it isn't tagged."""
+        """`</name>`, or an empty text where the section isn't tagged."""
         return close_tag(self.name) if self.tagged else ""
 
 
 @dataclass(frozen=True)
 class ChainSpec:
-    """`question`: what the policy is asked, with `<|image|>` where the photo stands (at its end by
-    default); `sections`: what it answers, in order.
+    """A question and the sections of its answer.
 
-    Raises `UserError` for a chain that can't be read back from its text, or that restores nothing.
+    `question`: what the policy is asked, with `<|image|>` where the photo stands
+    (by default at the end). `sections`: what it answers, in order. Raises `UserError` for a chain
+    that can't be read back from its text, or that restores nothing.
     """
 
     question: str
@@ -100,11 +97,10 @@ class ChainSpec:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ChainSpec:
-        """The chain in a file of chain settings (`problem`, `sections`; other settings are passed
-        over).
+        """Read the chain (`problem`, `sections`) in a file of chain settings.
 
-        What the file doesn't say is the published chain's. Raises `UserError` that names the file
-        and the key at fault.
+        Other settings are ignored, and what the file doesn't say comes from the published chain.
+        Raises `UserError` that names the file and the key at fault.
         """
         values = read_yaml(path)
         if not isinstance(values, Mapping):
@@ -113,9 +109,9 @@ class ChainSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str, default: ChainSpec | None = None) -> ChainSpec:
-        """`problem` and `sections` of chain settings; what isn't there is `default`'s.
+        """Read `problem` and `sections` of chain settings, and take what is missing from `default`.
 
-        `source` names them in errors.
+        `source` names the settings in errors.
         """
         default = default or cls.published()
         try:
@@ -130,8 +126,9 @@ class ChainSpec:
             raise UserError(f"{source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """`problem` and `sections` as plain values, the way back from `from_dict`; defaults are
-        left out.
+        """Return `problem` and `sections` as plain values: the inverse of `from_dict`.
+
+        Fields of a section that have their default values are left out.
         """
         return {"problem": self.question, "sections": [_plain(section) for section in self.sections]}
 
@@ -168,20 +165,23 @@ class ChainSpec:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """What the images are called in files and on pages, in order: rough, middle and final in
-        the published chain.
+        """The names of the images in files and on pages, in order.
+
+        They are rough, middle and final in the published chain.
         """
         return tuple(section.label for section in self.images)
 
     @cached_property
     def levels(self) -> tuple[str, ...]:
-        """The descriptions that a record may have for this chain, in order, each once."""
+        """The descriptions that a record may have for this chain, in order, without repeats."""
         return tuple(dict.fromkeys(section.level for section in self.about("description")))
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What the tokens of an answer can belong to, by number: the sections' bodies, tags, and
-        what is no chain.
+        """The parts that tokens of an answer can belong to, in the order of their numbers.
+
+        They are the bodies of the sections, then the tags, then texts and images that belong to no
+        chain.
         """
         return (*self.names(), "tags", "text", "image")
 
@@ -190,15 +190,15 @@ class ChainSpec:
         return tuple(section for section in self.sections if section.about == subject)
 
     def image_sizes(self, rows: int, columns: int) -> tuple[tuple[int, int], ...]:
-        """`image_sizes` of this chain's images."""
+        """Call the function `image_sizes` with the shares of this chain's images."""
         return image_sizes([section.share for section in self.images], rows, columns)
 
 
 def image_sizes(shares: Sequence[float], rows: int, columns: int) -> tuple[tuple[int, int], ...]:
-    """(rows, columns) in grid units of images with these shares of an input of `rows` x `columns`
-    units: at least 1 each.
+    """Return the sizes of a chain's images as (rows, columns) in grid units, at least 1 each.
 
-    The published code's 128, 256 and 512 px are a quarter, a half and the whole of 512.
+    `shares`: of each image, its sides as a share of the input's, which has `rows` x `columns`
+    units. The published code's 128, 256 and 512 px are a quarter, a half and the whole of 512.
     """
     return tuple((max(1, round(rows * share)), max(1, round(columns * share))) for share in shares)
 
@@ -221,7 +221,7 @@ def _published() -> ChainSpec:
 
 
 def _section(values: Any, number: int) -> Section:
-    """Check what a file says of section `number` (from 1), and fill in what it leaves out."""
+    """Check what a file says about section `number` (from 1), and fill in what it leaves out."""
     if not isinstance(values, Mapping) or not isinstance(values.get("name"),
                                                          str) or not _NAME.fullmatch(values["name"]):
         raise UserError(f"section {number} needs a name of small letters, digits and underscores that begins "
@@ -278,7 +278,7 @@ def _refuse(values: Mapping[str, Any], keys: Sequence[str], where: str, what: st
 
 
 def _wordings(values: Any, where: str, places: set[str], needed: str) -> tuple[str, ...]:
-    """Texts with `places` in braces, each with the one that is `needed`."""
+    """Check texts with names from `places` in braces; each text must have the name `needed`."""
     if not isinstance(values, list) or not values or not all(map(is_text, values)):
         raise UserError(f"{where} must be a list of texts")
     for text in values:

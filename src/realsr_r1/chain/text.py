@@ -1,8 +1,6 @@
 """A chain as text: reading a completion by its `ChainSpec`, and writing one.
 
-An image stands in the text as `IMAGE`.
-
-Knows text only: no tokens, no images, no torch.
+An image stands in the text as `IMAGE`. Knows text only: no tokens, no images, no torch.
 """
 
 from __future__ import annotations
@@ -14,18 +12,19 @@ from functools import lru_cache
 
 from realsr_r1.chain.spec import IMAGE, ChainSpec, Section
 
-ESCAPED_IMAGE = "<\\|image|>"  # how the same characters look when a policy writes them as text
+ESCAPED_IMAGE = "<\\|image|>"  # what `IMAGE` becomes when a policy writes it as plain text
 SECTIONS = ChainSpec.published().names()
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What `parse_chain` found.
+    """The result of `parse_chain`.
 
-    `sections`: name -> body without outer white space, for every section that is there (a tagged
-    one: opened and closed); of a repeated one, the first. `is_well_formed`: all sections of the
-    spec, each once, in order, nothing but white space outside them, exactly one image in each image
-    section, and no image or tag inside a text.
+    `sections`: name -> body without outer white space, for every section that was found. A tagged
+    section counts as found when it is opened and closed; of a repeated one, the first counts.
+    `is_well_formed`: all sections of the spec are there once and in order, only white space is
+    outside them, each image section has exactly one image, and no text has an image or a tag
+    inside.
     """
 
     sections: dict[str, str]
@@ -51,7 +50,8 @@ def parse_chain(text: str, spec: ChainSpec | None = None) -> Chain:
 
 
 def _untagged(text: str, spec: ChainSpec) -> Iterator[tuple[list[Section], str]]:
-    """Each run of neighbours without tags, and the text between the tags around it."""
+    """Yield each run of neighbouring sections without tags, and the text between the tags around.
+    """
     run: list[Section] = []
     start = 0
     for section in (*spec.sections, None):
@@ -68,8 +68,9 @@ def _untagged(text: str, spec: ChainSpec) -> Iterator[tuple[list[Section], str]]
 
 
 def _read_untagged(run: list[Section], text: str) -> Iterator[tuple[str, str]]:
-    """(name, body) of sections without tags: an image is the next `IMAGE`, a text what stands
-    before it.
+    """Yield (name, body) of sections without tags.
+
+    The body of an image is the next `IMAGE`, and the body of a text is what stands before that.
     """
     for section in run:
         before, image, after = text.partition(IMAGE)
@@ -95,7 +96,10 @@ def _is_well_formed(text: str, spec: ChainSpec) -> bool:
 
 @lru_cache(maxsize=16)
 def _patterns(spec: ChainSpec) -> tuple[re.Pattern[str] | None, re.Pattern[str]]:
-    """Any tag of the spec (None where it has none), and a whole chain with its bodies as groups."""
+    """Return a pattern of any tag of the spec, and one of a whole chain with its bodies as groups.
+
+    The first is None where the spec has no tags.
+    """
     names = "|".join(section.name for section in spec.sections if section.tagged)
     pieces = []
     for section in spec.sections:
@@ -106,8 +110,9 @@ def _patterns(spec: ChainSpec) -> tuple[re.Pattern[str] | None, re.Pattern[str]]
 
 
 def markup_in(text: str, spec: ChainSpec | None = None) -> str | None:
-    """The first tag or place of an image in `text`, which may have none as the body of a text
-    section.
+    """Return the first tag or `IMAGE` in `text`, or None.
+
+    The body of a text section must have none.
     """
     tags, _ = _patterns(spec or ChainSpec.published())
     found = [match for match in (tags and tags.search(text), re.search(re.escape(IMAGE), text)) if match]
@@ -124,10 +129,10 @@ def render_chain(sections: Mapping[str, str], spec: ChainSpec | None = None) -> 
 
 def chain_pieces(sections: Mapping[str, str], spec: ChainSpec
                  | None = None) -> list[tuple[str, Section | None]]:
-    """The chain as pieces, in the form in which they are tokenised: (tag, None), or (body, its
-    section), an image's as `IMAGE`.
+    """Return the chain as the pieces that are tokenised separately.
 
-    `sections`: name -> body of the text sections.
+    A piece is (tag, None) or (body, its section); the body of an image is `IMAGE`. `sections`: name
+    -> body of the text sections.
     """
     pieces: list[tuple[str, Section | None]] = []
     for section in (spec or ChainSpec.published()).sections:

@@ -1,7 +1,7 @@
 """The text tokenizer of a small model: byte-level BPE with the special-token names of Lumina-mGPT.
 
-For a published policy the tokenizer comes with it; this makes one for a policy that starts from
-nothing.
+A published policy brings its own tokenizer. This module makes one for a policy that is trained from
+random weights.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from realsr_r1.chain.tokens import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# A tag of the chain is one piece, so that a frequent one can become a single token; then words and
-# punctuation.
+# A tag of the chain is one piece, so that a frequent tag can become a single token. The other
+# pieces are words, numbers, punctuation and white space.
 PIECES = r"</?[a-z_]+>|\s?\p{L}+|\s?\p{N}+|\s?[^\s\p{L}\p{N}<]+|<|\s+"
 
 
 def train_text_tokenizer(texts: Iterable[str], vocab_size: int, codebook_size: int,
                          max_units: int) -> PreTrainedTokenizerFast:
-    """Train a BPE tokenizer of `vocab_size` text tokens and add the image vocabulary by name.
+    """Train a BPE tokenizer of `vocab_size` text tokens, and add the names of the image tokens.
 
-    `codebook_size` image codes, and sizes of 1 to `max_units` grid units, come after the text
-    tokens.
+    The image tokens follow the text tokens: `codebook_size` codes, and sizes of 1 to `max_units`
+    grid units.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

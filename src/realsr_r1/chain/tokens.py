@@ -1,7 +1,7 @@
-"""Images in the token stream: special ids, sizes, and one image span written and read back.
+"""Images in the token stream: special ids, sizes, and writing and reading one image span.
 
-Ids come from a vocabulary's names, never from numbers in code (Lumina-mGPT's names).
-Knows ids and grids of codes; no models, no text beyond those names.
+Ids are looked up by their names in the vocabulary (the names are Lumina-mGPT's); the code holds no
+id. Knows ids and grids of codes; no models, and no text beyond those names.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def size_name(units: int) -> str:
 
 
 def code_name(code: int) -> str:
-    """The name of an image code: its decimal digits spelled A=0 ..
+    """Return the name of an image code: its decimal digits spelled as letters, A for 0 to J for 9.
 
-    J=9, e.g. 1004 -> IMGIMGBAAEZ.
+    For example, 1004 becomes IMGIMGBAAEZ.
     """
     return _CODE_PREFIX + "".join(_DIGITS[int(digit)] for digit in str(code)) + _CODE_SUFFIX
 
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """A complete image in a stream:
+    """A complete image in a stream: `ids[start:stop]` and its codes (h rows of w).
 
-    `ids[start:stop]` from image start to image end, and its codes (h rows of w).
+    The span includes the image start and the image end.
     """
 
     start: int
@@ -47,8 +47,10 @@ class ImageSpan:
 
 @dataclass(frozen=True)
 class SectionForm:
-    """How one section of the chain is tokenised: ids of its opening and closing tag (none where it
-    isn't tagged), and of an image its share of the final image's sides (None for a text).
+    """How one section of the chain is tokenised.
+
+    It holds the ids of the opening and the closing tag (none where the section isn't tagged). An
+    image also has its share of the final image's sides; a text has None there.
     """
 
     open_ids: tuple[int, ...]
@@ -57,17 +59,17 @@ class SectionForm:
 
     @property
     def is_image(self) -> bool:
-        """Whether it holds an image."""
+        """Whether the section holds an image."""
         return self.share is not None
 
 
 @dataclass(frozen=True)
 class ChainForm:
-    """What the `"chain"` grammar needs of the chain, as ids.
+    """What the `"chain"` grammar needs to know about the chain, as ids.
 
-    `sections` in order; `body_ids`: the ids a text body may hold. A body ends when the first id of
-    what follows it is drawn (its closing tag, or an image; that id is not in `body_ids`, so it can
-    mean nothing else).
+    `sections`: in order. `body_ids`: the ids that a text body may hold. A body ends when the first
+    id of what follows is drawn, which is its closing tag or an image. That id is not in `body_ids`,
+    so its meaning is never in doubt.
     """
 
     sections: tuple[SectionForm, ...]
@@ -75,7 +77,7 @@ class ChainForm:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of the images, in order."""
+        """The shares of the images, in order."""
         return tuple(section.share for section in self.sections if section.share is not None)
 
 
@@ -83,7 +85,7 @@ class ChainForm:
 class TokenLayout:
     """The ids of one vocabulary, and the geometry of its images.
 
-    `size_ids[n]` says n grid units of `grid_unit_px` pixels; `code_ids[c]` is the id of code c; one
+    `size_ids[n]` says n grid units of `grid_unit_px` pixels. `code_ids[c]` is the id of code c. One
     code stands for `downsample` x `downsample` pixels. `chain_form` is there when the layout comes
     from a `ChainProcessor`.
     """
@@ -104,9 +106,9 @@ class TokenLayout:
     @classmethod
     def from_vocabulary(cls, vocabulary: Mapping[str, int], codebook_size: int, grid_unit_px: int,
                         downsample: int) -> TokenLayout:
-        """Look every id up by name.
+        """Look up every id by its name.
 
-        Raises `UserError` that names the first one missing, or a codebook that misfits.
+        Raises `UserError` that names the first one that is missing, or a codebook of another size.
         """
         def find(name: str) -> int:
             if name not in vocabulary:
@@ -121,7 +123,7 @@ class TokenLayout:
         if code_name(codebook_size) in vocabulary:
             raise UserError(f"the vocabulary has more image codes than the image tokenizer's "
                             f"{codebook_size}; they don't belong together")
-        size_ids, taken = {}, frozenset(code_ids)  # published vocabularies have thousands of both
+        size_ids, taken = {}, frozenset(code_ids)  # a set, since published vocabularies have thousands
         while size_name(len(size_ids) + 1) in vocabulary and vocabulary[size_name(len(size_ids)
                                                                                   + 1)] not in taken:
             size_ids[len(size_ids) + 1] = vocabulary[size_name(len(size_ids) + 1)]
@@ -143,19 +145,20 @@ class TokenLayout:
 
     @property
     def codes_per_unit(self) -> int:
-        """Codes along one grid unit."""
+        """The number of codes along one grid unit."""
         return self.grid_unit_px // self.downsample
 
     def span_length(self, rows: int, columns: int) -> int:
-        """Tokens of an image of `rows` x `columns` grid units: start, two sizes, h rows of w codes
-        + new line, end.
+        """Return the number of tokens of an image of `rows` x `columns` grid units.
+
+        They are the start, two sizes, h rows of w codes and a new line, and the end.
         """
         return 4 + rows * self.codes_per_unit * (columns * self.codes_per_unit + 1)
 
     def span(self, codes: Sequence[Sequence[int]]) -> list[int]:
-        """Codes (h rows of w) -> the ids of the image span.
+        """Encode codes (h rows of w) as the ids of an image span.
 
-        Raises `ValueError` when the grid isn't whole units.
+        Raises `ValueError` when the grid isn't a whole number of units.
         """
         height, width = len(codes), len(codes[0])
         rows, columns = height // self.codes_per_unit, width // self.codes_per_unit
@@ -170,7 +173,7 @@ class TokenLayout:
         return ids + [self.image_end]
 
     def find_spans(self, ids: Sequence[int]) -> list[ImageSpan]:
-        """The complete images in a stream, in order. Broken or cut ones are left out."""
+        """Find the complete images in a stream, in order; broken or cut ones are left out."""
         spans, position = [], 0
         while position < len(ids):
             span = self._span_at(ids, position) if ids[position] == self.image_start else None

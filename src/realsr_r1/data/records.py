@@ -1,7 +1,7 @@
-"""Records of a dataset: their schema and checks, JSON lists in the published format (extended),
-DatasetDicts on disk.
+"""Records of a dataset: their schema and checks, JSON lists in the published format, DatasetDicts.
 
-Knows files and columns; how an LQ image comes about, and what is trained, it leaves to others.
+The format has some keys more than the published one. Knows files and columns; other modules make LQ
+images and decide what is trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from realsr_r1.core.files import is_text, read_json
 if TYPE_CHECKING:
     import datasets
 
-REQUIRED_KEYS = ("image_path", "problem", "tag")  # the published format
+REQUIRED_KEYS = ("image_path", "problem", "tag")  # those of the published format
 
 Record = dict[str, Any]
 
@@ -48,8 +48,9 @@ SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def usual_keys(records: Iterable[Any]) -> frozenset[str]:
-    """The keys of the schema that most of the records have: a column is there for all records, or
-    for none.
+    """Return the keys of the schema that most of the records have.
+
+    A column must be there for all records or for none.
     """
     counts = Counter(frozenset(SCHEMA.keys() & record.keys()) for record in records
                      if isinstance(record, dict))
@@ -57,8 +58,9 @@ def usual_keys(records: Iterable[Any]) -> frozenset[str]:
 
 
 def check_record(record: Any, keys: Set[str]) -> None:
-    """Raise `UserError` that names the key unless `record` is an object with these keys of the
-    schema, and what they must be.
+    """Raise `UserError` that names the key unless `record` has valid values for these keys.
+
+    `keys`: keys of the schema. A record must be an object.
     """
     if not isinstance(record, dict):
         raise UserError(f"it is {_kind(record)}; it must be an object with {', '.join(REQUIRED_KEYS)}")
@@ -75,8 +77,9 @@ def check_record(record: Any, keys: Set[str]) -> None:
 
 
 def check_labels(labels: Sequence[str], where: str) -> None:
-    """Raise `UserError` unless the five labels can be read back from a chain, where commas divide
-    them. `where`: names the list.
+    """Raise `UserError` unless the five labels can be read back from a chain.
+
+    A chain divides them by commas. `where`: names the list.
     """
     for label in labels:
         if "," in label or not label.strip():
@@ -92,9 +95,9 @@ def _kind(value: Any) -> str:
 
 
 def read_list(path: str | Path) -> list[Any]:
-    """What a JSON file holds: a list with at least one record, as yet unchecked.
+    """Return the content of a JSON file: a list with at least one record, which isn't checked yet.
 
-    Raises `UserError` that names it.
+    Raises `UserError` that names the file.
     """
     records = read_json(path)
     if not isinstance(records, list) or not records:
@@ -103,9 +106,9 @@ def read_list(path: str | Path) -> list[Any]:
 
 
 def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:
-    """The DatasetDict saved in the folder `path`.
+    """Load the DatasetDict saved in the folder `path`.
 
-    Raises `UserError` that names it where there is none.
+    Raises `UserError` that names the folder where there is none.
     """
     import datasets
 
@@ -117,7 +120,7 @@ def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:
                         "create-json")
     try:
         return datasets.load_from_disk(str(folder))
-    except IndexError as error:  # datasets joins a split's tables, and there are none
+    except IndexError as error:  # datasets fails to join the tables of a split that has none
         raise UserError(f"{path} has a split without records; make it again without that split") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} can't be read as a DatasetDict ({error}); make it again with realsr-r1 "
@@ -139,9 +142,10 @@ def require_columns(dataset: datasets.Dataset, columns: Iterable[str], reason: s
 def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[str]],
                    max_samples: int | None = None,
                    seed: int = 0) -> datasets.Dataset:
-    """A split of the dataset in folder `path`, or `max_samples` records of it drawn with `seed`.
+    """Return a split of the dataset in folder `path`, or `max_samples` random records of it.
 
-    `needs`: what needs columns -> the columns. Raises `UserError` for a missing split or column.
+    `seed` decides which ones. `needs`: name of a user of columns -> the columns it needs. Raises
+    `UserError` for a missing split or column.
     """
     dataset = load_dataset_dict(path)
     if split not in dataset:
@@ -151,18 +155,16 @@ def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[st
         require_columns(records, columns, reason)
     if max_samples is not None and max_samples < len(records):
         records = records.shuffle(seed=seed, keep_in_memory=True).select(range(max_samples))
-        # joining columns would, in a file beside the dataset
+        # Flatten in memory: joining columns would do it in a file beside the dataset.
         records = records.flatten_indices(keep_in_memory=True)
     return records
 
 
 def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> dict[str, list[Any]]:
-    """Records as columns, images decoded.
+    """Return records as columns, with decoded images.
 
-    Raises `UserError` that names a record (counted from 0) which can't be used.
-
-    `where`: the dataset and its split. `tag` has to be a list here; what nothing is known of may be
-    empty.
+    `where`: the dataset and its split, for messages. `tag` must be a list here; values that aren't
+    known may be empty. Raises `UserError` that names a record (counted from 0) which can't be used.
     """
     from PIL import UnidentifiedImageError
 
@@ -170,11 +172,11 @@ def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> 
         rows = records[list(numbers)]
     except MemoryError:
         raise
-    except Exception:  # decoders raise anything on a damaged file: OSError, SyntaxError, struct.error, ...
+    except Exception:  # on a damaged file decoders raise all kinds: OSError, SyntaxError, struct.error, ...
         for number in numbers:
             try:
                 records[number]
-            except UnidentifiedImageError as error:  # its text is of the open file, another one in each run
+            except UnidentifiedImageError as error:  # its text names a file object, and differs in each run
                 raise UserError(f"record {number} of {where} can't be read (an image in none of the known "
                                 "formats)") from error
             except Exception as error:
@@ -195,8 +197,9 @@ def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> 
 
 
 def label_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """How often each word of each of the five items occurs, item by item; empty where there are no
-    labels.
+    """Count how often each word of each of the five items occurs, item by item.
+
+    The result is empty where there are no labels.
     """
     from realsr_r1.data.degradation.degrade import LABEL_ITEMS, LEVELS, RESIZES
 
@@ -211,7 +214,7 @@ def label_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, in
 
 
 def label_balance(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """What `label_counts` gives in percent, in one line."""
+    """Return the counts of `label_counts` in percent, as one line."""
     return "; ".join(f"{name}: " + " ".join(f"{word} {100 * count / sum(words.values()):.0f}%"
                                             for word, count in words.items())
                      for name, words in counts.items())

@@ -1,8 +1,7 @@
-"""Image-quality metrics by name: what each is called, which way is better, and how it is computed
-(by pyiqa).
+"""Image-quality metrics by name: their labels, which way is better, and how pyiqa computes them.
 
-Knows images, no folders and no files of results. Metrics whose weights can't be had are reported,
-never fatal.
+Knows images, no folders and no files of results. A metric whose weights can't be had is reported
+and never stops the others.
 """
 
 from __future__ import annotations
@@ -19,17 +18,15 @@ from PIL import Image
 from realsr_r1.core.errors import UserError, is_disk_full
 from realsr_r1.core.images import to_pixels
 
-FID_FEATURES = 2048  # width of Inception's features: with fewer images their covariance is singular
+FID_FEATURES = 2048  # width of Inception's features; with fewer images their covariance is singular
 
 
 @dataclass(frozen=True)
 class Metric:
     """One metric.
 
-    `kind`: "pair" compares with the original, "single" needs none, "set" scores a whole set at
-    once.
-
-    `on_cpu`: wherever the others are.
+    `kind`: "pair" compares an image with the original, "single" needs no original, "set" scores a
+    whole set at once. `on_cpu`: whether it runs on the CPU even where the others run on a GPU.
     """
 
     label: str
@@ -41,11 +38,11 @@ class Metric:
     on_cpu: bool = False
 
 
-_LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as the field does
+_LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as usual in papers
 
-# The ten of the RealSR-R1 paper, then PIQE, which needs no weights. An identical pair has a PSNR of
-# 80 dB: pyiqa adds 1e-8 to the mean squared error of images in [0, 1], so the figure is always
-# finite.
+# The ten metrics of the RealSR-R1 paper, then PIQE, which needs no weights. An identical pair has a
+# PSNR of 80 dB: pyiqa adds 1e-8 to the mean squared error of images in [0, 1], so the value is
+# always finite.
 METRICS = {
     "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB"),
     "ssim": Metric("SSIM (Y)", "pair", False, 4, _LUMA),
@@ -59,12 +56,12 @@ METRICS = {
     "topiq_nr": Metric("TOPIQ", "single", False, 4),
     "piqe": Metric("PIQE", "single", True, 2, on_cpu=True),  # see rewards/experts.py
 }
-OFFLINE_METRICS = ("psnr", "ssim", "piqe")  # what pyiqa computes without weights
-BASELINE_METRICS = ("psnr", "ssim")  # the ones a flat image of the mean colour gets
+OFFLINE_METRICS = ("psnr", "ssim", "piqe")  # the metrics that pyiqa computes without weights
+BASELINE_METRICS = ("psnr", "ssim")  # those that are also given for a flat image of the mean colour
 
 
 def parse_metrics(text: str) -> list[str]:
-    """`"psnr,ssim"` or `"all"` -> known names, without repeats.
+    """Return known names without repeats, from `"psnr,ssim"` or `"all"`.
 
     Raises `UserError` that lists the known ones.
     """
@@ -79,7 +76,7 @@ def parse_metrics(text: str) -> list[str]:
 
 
 class Scorer:
-    """A loaded metric: `score` for images, `score_set` for FID."""
+    """A loaded metric: `score` is for images, `score_set` for FID."""
 
     def __init__(self, name: str, network: Callable[..., Any], device: str):
         self.name = name
@@ -87,10 +84,10 @@ class Scorer:
         self._device = device
 
     def score(self, image: Image.Image, original: Image.Image) -> float | None:
-        """The metric of one image (RGB, of the original's size), or None where it isn't defined.
+        """Return the metric of one image, or None where it isn't defined.
 
-        That is so for images smaller than the metric's window (SSIM: 11 px, NIQE: 96 px) and for
-        some flat ones.
+        The image is RGB and has the original's size. A metric isn't defined for images smaller than
+        its window (SSIM: 11 px, NIQE: 96 px) and for some flat ones.
         """
         import math
 
@@ -99,13 +96,13 @@ class Scorer:
         try:
             value = float(self._network(*pixels))
         except (RuntimeError, ValueError, IndexError, AssertionError):
-            if min(image.size) >= 256:  # such an image isn't too small for any of them: the fault is another
+            if min(image.size) >= 256:  # such an image is large enough for all, so the fault is another one
                 raise
             return None
         return value if math.isfinite(value) else None
 
     def score_set(self, images: Iterable[Image.Image], originals: Iterable[Image.Image]) -> float | None:
-        """FID of two sets, or None where it isn't defined (fewer than two images)."""
+        """Return the FID of two sets, or None where it isn't defined (fewer than two images)."""
         import math
 
         with tempfile.TemporaryDirectory() as work:
@@ -140,7 +137,7 @@ def load_metrics(names: Iterable[str], device: str) -> tuple[dict[str, Scorer], 
                 unavailable[name] = f"weights not available: {_first_line(error)}"
                 if not isinstance(error, FileNotFoundError):
                     stack.enter_context(_hub_offline())
-            # eleven networks of other people's: one that fails mustn't stop the rest
+            # These are eleven networks by other people, and one that fails must not stop the rest.
             except Exception as error:
                 unavailable[name] = f"can't be loaded: {_first_line(error)}"
             else:
@@ -150,8 +147,9 @@ def load_metrics(names: Iterable[str], device: str) -> tuple[dict[str, Scorer], 
 
 @contextlib.contextmanager
 def _hub_offline() -> Iterator[None]:
-    """Once a server wasn't reached, the hub's client looks in its cache only: its retries take 50 s
-    a metric.
+    """Make the hub's client look in its cache only, once a server wasn't reached.
+
+    Its retries take 50 s for each metric.
     """
     from huggingface_hub import constants
 

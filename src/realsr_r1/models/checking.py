@@ -1,8 +1,7 @@
-"""What the safetensors files of a folder hold, read from their headers, and how that differs from
-what a model expects.
+"""Reads the headers of a folder's safetensors files and compares them with what a model expects.
 
-transformers says nothing of wrong keys under ZeRO-3, so loading compares headers first, in every
-mode. Loads no tensor.
+transformers reports no wrong keys under ZeRO-3, so loading compares headers first, in every mode.
+Loads no tensor.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from realsr_r1.core.files import read_json
 Shapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# Types that a policy or an image tokenizer can be stored in, as safetensors writes them.
+# The types that a policy or an image tokenizer can be stored in, by safetensors' names.
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class TensorHeader(NamedTuple):
-    """What a file's header says of one tensor; `dtype` in safetensors' spelling, e.g. `BF16`."""
+    """What a file's header says about one tensor; `dtype` is safetensors' name, e.g. `BF16`."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -38,7 +37,7 @@ class TensorHeader(NamedTuple):
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or the shards its index names.
+    """Return the safetensors files of a folder: one, or the shards that its index names.
 
     Raises `UserError` where there are none.
     """
@@ -53,9 +52,9 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def file_headers(file: Path) -> dict[str, TensorHeader]:
-    """Name -> header of every tensor in one file.
+    """Return name -> header of every tensor in one file.
 
-    Raises `UserError` naming a file that is missing or damaged.
+    Raises `UserError` that names a file which is missing or damaged.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -67,19 +66,19 @@ def file_headers(file: Path) -> dict[str, TensorHeader]:
 
 
 def tensor_headers(path: Path) -> dict[str, TensorHeader]:
-    """Name -> header of every tensor in a folder's safetensors files."""
+    """Return name -> header of every tensor in a folder's safetensors files."""
     return {name: header for file in weight_files(path) for name, header in file_headers(file).items()}
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in a folder's safetensors files."""
+    """Return name -> shape of every tensor in a folder's safetensors files."""
     return {name: header.shape for name, header in tensor_headers(path).items()}
 
 
 def stored_dtypes(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, torch.dtype]:
-    """Name -> type of every tensor.
+    """Return name -> type of every tensor.
 
-    Raises `UserError` naming one that is no plain floating point tensor.
+    Raises `UserError` that names a tensor which has no plain floating-point type.
     """
     for name, header in headers.items():
         if header.dtype not in STORED_DTYPES:
@@ -90,9 +89,9 @@ def stored_dtypes(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, 
 
 def check_tensors(path: Path, found: Shapes, expected: Shapes, optional: Collection[str] = (),
                   why: str = "") -> None:
-    """Raise `UserError` naming the first tensor that is missing, of a wrong shape, or unexpected.
+    """Raise `UserError` for the first tensor that is missing, of a wrong shape, or unexpected.
 
-    `optional`: names that may be missing; `why`: where the expected shapes come from, for the
+    `optional`: names that may be missing. `why`: where the expected shapes come from, for the
     message.
     """
     for name, shape in expected.items():

@@ -1,5 +1,6 @@
-"""The base models that a policy can be of, told by the `model_type` of its config.json, and new
-policies of them.
+"""The base models that a policy can have, found by the `model_type` of its config.json.
+
+It also makes new policies.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from realsr_r1.models.lumina.policy import FAMILY as LUMINA
 from realsr_r1.models.protocol import Family, PolicyConfig
 
-FAMILIES: dict[str, Family] = {}  # model_type, ours or published -> family
+FAMILIES: dict[str, Family] = {}  # model_type (ours or a published one) -> family
 
 
 def register_family(family: Family) -> None:
-    """Let policies of this family be loaded, trained, exported and planned with.
+    """Register a family, so that its policies can be loaded, trained, exported and planned with.
 
     Raises `ValueError` for a type that is taken.
     """
@@ -31,20 +32,23 @@ register_family(LUMINA)
 
 
 def known_types() -> str:
-    """All registered types in words: each family's own, and who published the others."""
+    """Return all registered types in words, with the publishers of those that aren't ours."""
     named = {kind: f" ({family.published[kind]})" if kind in family.published else ""
              for kind, family in FAMILIES.items()}
     return " and ".join(kind + who for kind, who in named.items())
 
 
 def new_config(**values: Any) -> PolicyConfig:
-    """A config for a policy that begins from nothing (it is of the Lumina family); `values`: in
-    transformers' names.
+    """Return a config for a policy with random weights, which is of the Lumina family.
+
+    `values`: in transformers' names.
     """
     return LUMINA.config(**values)
 
 
 def new_policy(config: PolicyConfig) -> PreTrainedModel:
-    """A policy of this config with random weights, in float32: a function of torch's random state.
+    """Return a policy of this config with random weights, in float32.
+
+    The weights depend on torch's random state only.
     """
     return FAMILIES[config.model_type].policy(config)

@@ -1,9 +1,9 @@
-"""The image tokenizer: LlamaGen's and Chameleon's VQ architecture on the convolutional parts of
-`JanusVQVAE`.
+"""The image tokenizer: LlamaGen's and Chameleon's VQ architecture, made of `JanusVQVAE`'s parts.
 
-Only the quantizer is ours: transformers' own doesn't l2-normalise what it encodes and decodes one
-square grid only. Knows pixels and codes; what a code is called in a vocabulary is for
-`realsr_r1.chain.tokens`, files are for `models.loading`.
+Its convolutional parts are transformers'. Only the quantizer is ours, because transformers' own
+doesn't l2-normalise what it encodes, and decodes square grids of one size only. Knows pixels and
+codes; `realsr_r1.chain.tokens` knows the names of codes in a vocabulary, and `models.loading` reads
+files.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock, JanusVQVAEDecoder, JanusVQVAEEncoder
 
 COMMITMENT_WEIGHT = 0.25  # beta of VQ-VAE (arXiv 1711.00937)
-MAX_SIMILARITIES = 2**25  # latents x codes that are compared at a time: 128 MiB in float32
+MAX_SIMILARITIES = 2**25  # latents x codes that are compared at the same time: 128 MiB in float32
 
 
 class ImageTokenizerConfig(JanusVQVAEConfig):
-    """`JanusVQVAEConfig`, under a `model_type` of our own.
+    """`JanusVQVAEConfig` under a `model_type` of our own.
 
-    What matters: `num_embeddings` (codes), `embed_dim` (size of a code), `base_channels` (a
-    multiple of 32), `channel_multiplier` (one entry a level: n levels down-sample by 2^(n-1)),
-    `num_res_blocks`, `latent_channels`. LlamaGen (arXiv 2406.06525) l2-normalises codes and has
-    attention after each residual block of the deepest level; Chameleon (arXiv 2405.09818) does
-    neither. `attention_levels`: the levels with attention, 0 = full resolution (None: the deepest
-    one); `middle_attention`: whether there is one between the two residual blocks in the middle.
+    The important fields are `num_embeddings` (codes), `embed_dim` (size of a code), `base_channels`
+    (a multiple of 32), `channel_multiplier` (one entry for each level; n levels down-sample by
+    2^(n-1)), `num_res_blocks` and `latent_channels`. LlamaGen (arXiv 2406.06525) l2-normalises
+    codes and has attention after each residual block of the deepest level; Chameleon
+    (arXiv 2405.09818) does neither. `attention_levels`: the levels with attention, 0 is full
+    resolution (None: the deepest level). `middle_attention`: whether there is attention between the
+    two residual blocks in the middle.
     """
 
     model_type = "realsr_r1_image_tokenizer"
@@ -38,8 +39,9 @@ class ImageTokenizerConfig(JanusVQVAEConfig):
 
 
 class Quantizer(nn.Module):
-    """Nearest code by distance; with `normalised`, latents and codes are both l2-normalised first
-    (LlamaGen).
+    """Finds the nearest code by distance.
+
+    With `normalised`, latents and codes are both l2-normalised first (LlamaGen).
     """
 
     def __init__(self, num_embeddings: int, embed_dim: int, normalised: bool):
@@ -48,11 +50,11 @@ class Quantizer(nn.Module):
         self.normalised = normalised
 
     def scaled(self, vectors: torch.Tensor, dim: int = -1) -> torch.Tensor:
-        """Latents or codes as they are compared and decoded."""
+        """Return latents or codes in the scale in which they are compared and decoded."""
         return F.normalize(vectors, dim=dim) if self.normalised else vectors
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, C, h, w) -> ids (B, h, w) of the nearest codes."""
+        """Return the ids (B, h, w) of the codes that are nearest to latents (B, C, h, w)."""
         with torch.autocast(latents.device.type, enabled=False):
             flat = self.scaled(latents.permute(0, 2, 3, 1).float())
             codebook = self.scaled(self.embedding.weight.float())
@@ -62,14 +64,15 @@ class Quantizer(nn.Module):
             return torch.cat(ids).view(flat.shape[:3])
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids (B, h, w) -> codes (B, C, h, w)."""
+        """Return the codes (B, C, h, w) of ids (B, h, w)."""
         return self.scaled(self.embedding(ids)).permute(0, 3, 1, 2)
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents (B, C, h, w) -> straight-through codes, ids, codebook + commitment loss (for
-        training).
+        """Quantise latents (B, C, h, w) in training.
+
+        Returns straight-through codes, ids, and the sum of codebook and commitment loss.
         """
-        latents = latents.float()  # distances of bfloat16 latents would tie
+        latents = latents.float()  # in bfloat16 different codes would have equal distances
         ids = self.nearest(latents)
         codes = self.lookup(ids)
         scaled = self.scaled(latents, dim=1)
@@ -100,8 +103,9 @@ class ImageTokenizer(PreTrainedModel):
         self.post_init()
 
     def _place_attention(self) -> None:
-        """Attention where the config wants it; transformers' parts have it in the deepest level and
-        in the middle.
+        """Put attention where the config wants it.
+
+        transformers' parts have it in the deepest level and in the middle.
         """
         levels = self.config.attention_levels
         if levels is not None:
@@ -112,8 +116,9 @@ class ImageTokenizer(PreTrainedModel):
             self.encoder.mid.attn_1 = self.decoder.mid.attn_1 = nn.Identity()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Convolutions and norms keep torch's own start (a VQ trained from scratch learns faster
-        from it).
+        """Keep torch's own initial values of convolutions and norms.
+
+        A VQ model that starts from them learns faster.
         """
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
@@ -122,7 +127,7 @@ class ImageTokenizer(PreTrainedModel):
 
     @property
     def downsample(self) -> int:
-        """Pixels a side that one code stands for."""
+        """The number of pixels along each side that one code stands for."""
         return 2 ** (len(self.config.channel_multiplier) - 1)
 
     @property
@@ -131,9 +136,9 @@ class ImageTokenizer(PreTrainedModel):
         return self.config.num_embeddings
 
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, H, W) -> latents (B, embed_dim, h, w), before the quantizer.
+        """Encode pixels (B, 3, H, W) into latents (B, embed_dim, h, w), before the quantizer.
 
-        Raises `ValueError` on a wrong shape.
+        Raises `ValueError` for a wrong shape.
         """
         fits = pixels.ndim == 4 and pixels.shape[1] == 3
         if not fits or any(side % self.downsample for side in pixels.shape[2:]):
@@ -143,17 +148,18 @@ class ImageTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] -> ids (B, H/f, W/f), int64."""
+        """Encode pixels (B, 3, H, W) in [-1, 1] into ids (B, H/f, W/f), int64."""
         return self.quantize.nearest(self.latents(pixels.to(self.device, self.dtype)))
 
     @torch.no_grad()
     def decode(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids (B, h, w) -> pixels (B, 3, h*f, w*f), about [-1, 1] (not clamped)."""
+        """Decode ids (B, h, w) into pixels (B, 3, h*f, w*f), about [-1, 1] (not clamped)."""
         return self.decoder(self.post_quant_conv(self.quantize.lookup(ids.to(self.device))))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One training pass: pixels -> (reconstruction, ids, quantizer loss, latents), with
-        gradients.
+        """Run one training pass with gradients.
+
+        Returns the reconstruction, ids, the quantizer's loss, and latents.
         """
         latents = self.latents(pixels)
         codes, ids, loss = self.quantize(latents)

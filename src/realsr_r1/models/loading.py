@@ -1,8 +1,7 @@
-"""Reading policies and image tokenizers from disk: our own folders and the layouts they are
-published in.
+"""Reads policies and image tokenizers from disk: our own folders and the published layouts.
 
-A policy keeps the layout it was stored in, so heads that shared a norm go on sharing it. Tensors
-are compared with what the model expects before any is loaded (`models.checking`). Knows files and
+A policy keeps the layout it was stored in, so heads that shared a norm still share it. Tensors are
+compared with what the model expects before any is loaded (`models.checking`). Knows files and
 tensors; no tokens.
 """
 
@@ -42,22 +41,22 @@ __all__ = ["WEIGHTS", "WEIGHTS_INDEX", "load_image_tokenizer", "load_policy", "p
            "tensor_shapes", "usable_attention"]
 
 logger = logging.getLogger(__name__)
-disable_progress_bar()  # of loading and saving: one bar a file says nothing
+disable_progress_bar()  # a bar for each file that is loaded or saved would say nothing
 
 
 def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
                 attn_implementation: str | None = None,
                 quantization_config: Any | None = None) -> PreTrainedModel:
-    """Load a policy from one of our folders, or from one as its family is published (Lumina-mGPT's
-    and transformers' layout).
+    """Load a policy from one of our folders, or from a folder in its family's published layout.
 
-    `dtype`: of the parameters (a torch dtype or its name); the file's own by default, the widest
-    where it holds several. `attn_implementation`: as in transformers; `flash_attention_2` becomes
-    `sdpa`, with one warning, where it can't run. `quantization_config`: a `BitsAndBytesConfig`, to
-    hold the layers in 4 or 8 bits (QLoRA). Under an active DeepSpeed ZeRO-3 config the parameters
-    are partitioned while they are read, in DeepSpeed's type. One line, at level info and on rank 0
-    only, says what was loaded. Raises `UserError` that names a missing folder, another
-    architecture, and the first tensor that is missing, unexpected or of a wrong shape.
+    Lumina-mGPT's and transformers' layouts are published ones. `dtype`: of the parameters
+    (a torch dtype or its name); by default the file's own, the widest where it holds several.
+    `attn_implementation`: as in transformers; `flash_attention_2` becomes `sdpa`, with one warning,
+    where it can't run. `quantization_config`: a `BitsAndBytesConfig`, to hold the layers in 4 or 8
+    bits (QLoRA). Under an active DeepSpeed ZeRO-3 config the parameters are partitioned while they
+    are read, in DeepSpeed's type. One line, at level info and on rank 0 only, says what was loaded.
+    Raises `UserError` for a missing folder, another architecture, and the first tensor that is
+    missing, unexpected or of a wrong shape.
     """
     path = Path(path)
     attention = usable_attention(attn_implementation) if attn_implementation else None
@@ -80,16 +79,17 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
         fill_partitioned(policy, path)
     else:
         fill(policy, path, dtype)
-    policy.name_or_path = str(path)  # peft writes it into an adapter's config; export finds the base by it
+    policy.name_or_path = str(path)  # peft writes it into an adapter's config, where export finds the base
     if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         logger.info(_summary(path, policy, headers, len(found) - len(headers)))
     return policy
 
 
 def _keep_backward(policy: PreTrainedModel) -> None:
-    """At the first forward without gradients on a CPU with AVX512-BF16 bitsandbytes repacks 4-bit
-    weights into a form that has no backward, for good: a rollout would spoil every gradient after
-    it.
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU with AVX512-BF16.
+
+    It does that at the first forward without gradients, for ever, and the new form has no backward.
+    A rollout would spoil every gradient after it.
     """
     for module in policy.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -105,7 +105,7 @@ def _summary(path: Path, policy: PreTrainedModel, headers: Mapping[str, TensorHe
 
 
 def usable_attention(name: str) -> str:
-    """`name`, or `sdpa` with one warning where FlashAttention 2 is asked for and can't run."""
+    """Return `name`, or `sdpa` with one warning where FlashAttention 2 is wanted but can't run."""
     if name == "flash_attention_2" and not (torch.cuda.is_available() and is_flash_attn_2_available()):
         import warnings
 
@@ -116,7 +116,7 @@ def usable_attention(name: str) -> str:
 
 
 def policy_config(path: Path) -> PolicyConfig:
-    """The policy's config of a folder, ours or published.
+    """Return the config of the policy in a folder, ours or published.
 
     Raises `UserError` for another architecture.
     """
@@ -135,7 +135,8 @@ def _empty_policy(path: Path, attn_implementation: str | None = None) -> tuple[F
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise UserError(f"{file} describes a model of type {kind!r}; known are {known_types()}")
-    # A config may stand alone, as in configs/models; one of ours says all by itself.
+    # A config may have no weights beside it, as in configs/models. Our own configs are complete
+    # without tensors.
     is_stored = kind in family.published and any((path / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX))
     shapes = tensor_shapes(path) if is_stored else {}
     try:
@@ -151,11 +152,11 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
                          **overrides: Any) -> ImageTokenizer:
     """Load an image tokenizer onto the CPU: a folder that we saved, or a published file.
 
-    A file is a pickle (`.pt`, `.pth`, `.ckpt`; read as data only) or `.safetensors`. `family`: what
-    it is, one of `published.FAMILIES`; by default told by its tensor names. Its shape is told by a
-    `.yaml` of the same name beside it, else by its tensors. `dtype`: of the parameters (a torch
-    dtype or its name), float32 by default. `overrides`: keys of `ImageTokenizerConfig` that win
-    over all that. Raises `UserError` naming the file or tensor at fault.
+    A file is a pickle (`.pt`, `.pth`, `.ckpt`; read as data only) or `.safetensors`. `family`: one
+    of `published.FAMILIES`, by default found by its tensor names. Its shape comes from a `.yaml` of
+    the same name beside it, else from its tensors. `dtype`: of the parameters
+    (a torch dtype or its name), by default float32. `overrides`: keys of `ImageTokenizerConfig`
+    that win over all of these. Raises `UserError` that names the file or tensor at fault.
     """
     path = Path(path)
     for key in overrides:
@@ -171,7 +172,7 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
                             "tokenizer")
         if not (path / WEIGHTS).is_file():
             raise UserError(f"{path} has no {WEIGHTS}")
-        file_headers(path / WEIGHTS)  # names a damaged file
+        file_headers(path / WEIGHTS)  # raises an error that names a damaged file
         state, stored_name, why = load_file(path / WEIGHTS), str, ""
     elif path.is_file():
         state, stored_name, values, why = published_image_tokenizer(path, family, overrides)
@@ -182,12 +183,12 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape)
                         for name, tensor in ImageTokenizer(config).state_dict().items()}
-    except Exception as error:  # as for a policy's config
+    except Exception as error:  # bad values can fail anywhere in transformers
         raise UserError(f"{path}: these shapes make no image tokenizer{why}: {_one_line(error)}") from error
     check_tensors(path, {name: tuple(tensor.shape) for name, tensor in state.items()},
                   {stored_name(name): shape for name, shape in expected.items()}, why=why)
-    # Not from_pretrained: under ZeRO-3 that would partition this model too, and it stays whole on
-    # every rank.
+    # Don't use from_pretrained here: under ZeRO-3 it would partition this model too, which must
+    # stay whole on every rank.
     model = ImageTokenizer(config)
     model.load_state_dict({name: state[stored_name(name)].float() for name in expected})
     target = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32

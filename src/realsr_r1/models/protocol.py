@@ -1,9 +1,9 @@
-"""What rollout, training, planning, export and loading may ask of a policy, whatever base model it
-is of.
+"""What the other packages may ask of a policy, whatever its base model is.
 
-A base model is a `Family`: a config class (`PolicyConfig`) and a policy class (`Policy`), which
-`realsr_r1.models.families` lists. Here are also the plain data that go between: `PolicyShape` (a
-policy in numbers) and `PackedRow` (how tokens lie in a row).
+Rollout, training, planning, export and loading use it. A base model is a `Family`: a config class
+(`PolicyConfig`) and a policy class (`Policy`), which `realsr_r1.models.families` lists. Plain data
+that go between them are also here: `PolicyShape` (a policy in numbers) and `PackedRow`
+(how tokens lie in a row).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-# What every family calls the matrices of a layer, as transformers' Llama and those after it do.
+# The names of a layer's matrices in every family; transformers' Llama and later models use them.
 LAYER_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class PolicyShape:
-    """Sizes of a policy: a decoder with gated MLPs, two RMS norms a layer, and perhaps norms of
-    queries and keys.
+    """Sizes of a policy: a decoder with gated MLPs and two RMS norms in each layer.
 
-    `query_norm_rows` and `key_norm_rows`: rows of a head's width that those have, scale and shift
-    each; 0 where there are none.
+    There may also be norms of queries and keys. `query_norm_rows` and `key_norm_rows` are the
+    numbers of their rows, 0 where there are no such norms. A row has the width of a head and holds
+    scale and shift.
     """
 
     hidden: int
@@ -47,7 +47,7 @@ class PolicyShape:
 
     @property
     def kv_width(self) -> int:
-        """Width of a token's keys, and of its values."""
+        """The width of one token's keys, which is also that of its values."""
         return self.kv_heads * self.head_dim
 
     @property
@@ -60,7 +60,7 @@ class PolicyShape:
 
     @property
     def matrix_parameters(self) -> int:
-        """Weights of all layers' matrices: what a token is multiplied with, but for the head."""
+        """The number of weights in all layers' matrices; the head isn't counted."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.matrices.values())
 
     @property
@@ -69,7 +69,7 @@ class PolicyShape:
 
     @property
     def parameters(self) -> int:
-        """All of them: matrices, norms and biases of the layers, the last norm, embedding and head.
+        """The number of all parameters: of the layers, the last norm, the embedding and the head.
         """
         norms = 2 * self.hidden + 2 * self.head_dim * (self.query_norm_rows + self.key_norm_rows)
         biases = (self.attention_bias * 2 * (self.hidden + self.kv_width)
@@ -80,13 +80,12 @@ class PolicyShape:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """How tokens lie in one row: for each group its prompt, then its completions, all of one
-    length.
+    """How tokens lie in one row: for each group its prompt, then its completions of equal length.
 
-    `groups`: (tokens of the prompt, number of completions), in order; `length`: tokens of every
-    completion in the row (shorter ones are padded at their ends, where nothing looks at the
-    padding). A completion sees its prompt and itself. A group without completions is a whole
-    sample, which sees itself only.
+    `groups`: (tokens of the prompt, number of completions), in order. `length`: tokens of every
+    completion in the row; shorter ones are padded at the end, where nothing looks. A completion
+    sees its prompt and itself. A group without completions is a whole sample, which sees only
+    itself.
     """
 
     groups: tuple[tuple[int, int], ...]
@@ -94,26 +93,26 @@ class PackedRow:
 
     @classmethod
     def of_samples(cls, lengths: Iterable[int]) -> PackedRow:
-        """A row of whole samples of these lengths, each seeing only itself."""
+        """Return a row of whole samples of these lengths, each of which sees only itself."""
         return cls(tuple((length, 0) for length in lengths), 0)
 
     @property
     def has_completions(self) -> bool:
-        """Whether any group has one (else the row is samples)."""
+        """Whether any group has completions (otherwise the row holds samples)."""
         return any(count for _, count in self.groups)
 
     @property
     def runs(self) -> list[tuple[int, int]]:
-        """Of a row of samples: tokens of a sample, and how many of that length are neighbours."""
+        """For a row of samples: (tokens of a sample, number of neighbours of that length)."""
         return [(length, len(list(run))) for length, run in groupby(length for length, _ in self.groups)]
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each group's prompt, and of all its completions, in the row's order."""
+        """The tokens of each group's prompt and of all its completions, in the row's order."""
         return [tokens for prompt, count in self.groups for tokens in (prompt, count * self.length)]
 
     def spans(self) -> Iterator[tuple[slice, slice, int]]:
-        """For each group: where its prompt is, where its completions are, and how many they are."""
+        """Yield for each group where its prompt is, where its completions are, and their number."""
         start = 0
         for prompt_length, count in self.groups:
             middle = start + prompt_length
@@ -122,7 +121,10 @@ class PackedRow:
             start = end
 
     def positions(self) -> torch.Tensor:
-        """Positions of the packed tokens, (1, T) int64: completions go on from their prompt."""
+        """Return the positions of the packed tokens, (1, T) int64.
+
+        Positions of a completion go on from its prompt.
+        """
         pieces = []
         for prompt_length, count in self.groups:
             own = torch.arange(prompt_length, prompt_length + self.length)
@@ -130,10 +132,10 @@ class PackedRow:
         return torch.cat(pieces)[None]
 
     def predecessors(self) -> torch.Tensor:
-        """Packed places whose states predict the completions, (completions, length + 1) int64.
+        """Return the places whose states predict completions, (completions, length + 1) int64.
 
-        The first is the prompt's last token; the last one predicts what follows the row's last
-        token.
+        The first place of a completion is its prompt's last token. The state at its last place
+        predicts what follows the completion's last token.
         """
         rows = []
         for prompt, own, count in self.spans():
@@ -143,78 +145,84 @@ class PackedRow:
 
 
 class Decoder(Protocol):
-    """A policy that continues N distinct prompts in R rows, with everything it has computed kept in
-    caches.
+    """A policy that continues N distinct prompts in R rows and caches what it has computed.
 
-    While a row writes an image it may have an unconditional branch: a second row that sees the
-    image's tokens only, at positions from 0. Branches have slots of their own. `U` below is the
-    number of branches now.
+    While a row writes an image it may have an unconditional branch: a second row that sees only the
+    image's tokens, at positions from 0. Branches have slots of their own. `U` below is the
+    present number of branches.
     """
 
-    prompt_states: torch.Tensor  # (N, hidden): hidden state of each prompt's last token
+    prompt_states: torch.Tensor  # (N, hidden): the hidden state of each prompt's last token
     prompt_of_row: torch.Tensor  # (R,) int64
 
     @property
     def first_rows(self) -> torch.Tensor:
-        """The first row of each prompt, (N,)."""
+        """Return the first row of each prompt, (N,)."""
 
     def by_prompt(self, values: torch.Tensor) -> torch.Tensor:
-        """A value a row (R,) -> a prompt's side by side, (N, largest group); what fills a small
-        group means nothing.
+        """Lay one value for each row, (R,), out by prompt, (N, largest group).
+
+        The places that fill up a smaller group have no meaning.
         """
 
     def by_row(self, values: torch.Tensor) -> torch.Tensor:
-        """Inverse of `by_prompt`."""
+        """Return the values in the order of rows: the inverse of `by_prompt`."""
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states (n, hidden) -> scores of all ids, (n, vocabulary), in float32 at least."""
+        """Turn hidden states (n, hidden) into scores of all ids, (n, vocabulary).
+
+        They are at least float32.
+        """
 
     def code_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states (n, hidden) -> scores of the image codes only, (n, codes), in float32 at
-        least.
+        """Turn hidden states (n, hidden) into scores of the image codes, (n, codes).
+
+        They are at least float32.
         """
 
     def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
              branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feed every row its token (R,), and the branches of `rows` (U,) the same; the branch of
-        `rows[i]` is in slot i.
+        """Feed every row its token, and the branches of `rows` (U,) the same tokens.
 
-        `places` (U,): positions of these tokens in their images; `branch_columns`: at least the
-        largest place + 1. Returns hidden states (R, hidden) and (U, hidden).
+        `tokens` (R,). The branch of `rows[i]` is in slot i. `places` (U,): positions of these
+        tokens in their images. `branch_columns`: at least the largest place + 1. Returns hidden
+        states (R, hidden) and (U, hidden).
         """
 
     def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor,
              places: torch.Tensor, branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feed every row n tokens (R, n), the first at place `starts` (R,) of its completion, and
-        the branches of `rows` too.
+        """Feed every row n tokens (R, n), and the branches of `rows` the same tokens.
 
-        What a row was fed from there on before is forgotten. `own_columns`: the largest start + n;
-        `places` (U,): of the first tokens in their images; `branch_columns`: at least the largest
-        place + n. Don't mix with `step`. Returns hidden states (R, n, hidden) and (U, n, hidden).
+        `starts` (R,): the place of the first of them in the row's completion; what the row was fed
+        from there on before is forgotten. `own_columns`: the largest start + n. `places` (U,): the
+        places of the first tokens in their images. `branch_columns`: at least the largest place +
+        n. Don't mix with `step`. Returns hidden states (R, n, hidden) and (U, n, hidden).
         """
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only, (n,) int64."""
+        """Keep only these rows, (n,) int64."""
 
     def keep_slots(self, slots: torch.Tensor, branch_columns: int) -> None:
-        """Move the branches in `slots` (n,) to slots 0 to n-1; `branch_columns`: columns of their
-        caches in use.
+        """Move the branches in `slots` (n,) to slots 0 to n-1.
+
+        `branch_columns`: the number of columns of their caches in use.
         """
 
 
 class PolicyConfig(Protocol):
-    """A `transformers.PreTrainedConfig` with transformers' names (`vocab_size`, `hidden_size`,
-    ...), and these.
+    """A `transformers.PreTrainedConfig` with transformers' names, and the members below.
+
+    The names are `vocab_size`, `hidden_size`, ...
     """
 
-    model_type: str  # of our own folders
+    model_type: str  # the one that our own folders have
 
     @classmethod
     def from_folder(cls, raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PolicyConfig:
-        """The config of a folder, ours or published: `raw` is its config.json.
+        """Make the config of a folder, ours or published; `raw` is its config.json.
 
-        `shapes`: of its tensors; empty for a folder of ours, or where there are none. May raise
-        anything for bad values.
+        `shapes`: of its tensors; empty for one of our folders, or where there are no tensors. May
+        raise any exception for bad values.
         """
 
     @property
@@ -222,17 +230,17 @@ class PolicyConfig(Protocol):
         """The policy in numbers."""
 
     def as_published(self, dtype: torch.dtype | None, vocabulary: Mapping[str, int] | None) -> dict[str, Any]:
-        """The config.json of this policy in the layout that its family is published in; tensors
-        keep their names.
+        """Return the policy's config.json in the layout that its family is published in.
 
-        `dtype`: of the written tensors (None: of several types); `vocabulary`: name -> id, where
-        the text tokenizer is known.
+        Tensors keep their names. `dtype`: the type of the written tensors (None: several types).
+        `vocabulary`: name -> id, where the text tokenizer is known.
         """
 
 
 class Policy(Protocol):
-    """A `transformers.PreTrainedModel` with a language model's head, `lm_head`, and these. (peft's
-    wrapper passes them on.)
+    """A `transformers.PreTrainedModel` with a language model's head, and the members below.
+
+    The head is `lm_head`. peft's wrapper passes the members on.
     """
 
     config: PolicyConfig
@@ -240,36 +248,37 @@ class Policy(Protocol):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
                 position_ids: torch.Tensor | None = None, shared_prompts: PackedRow | None = None,
                 logits_to_keep: int | torch.Tensor = 0, **kwargs: Any) -> Any:
-        """`.logits` (B, L, vocabulary), image tokens included; `logits_to_keep`: as in
-        transformers.
+        """Return an object with `.logits` (B, L, vocabulary), image tokens included.
 
-        With `shared_prompts`, `input_ids` (1, T) is the packed row they describe. Of a row with
-        completions, the last hidden states are (completions, length + 1, hidden): those that
-        predict each completion's tokens.
+        `logits_to_keep`: as in transformers. With `shared_prompts`, `input_ids` (1, T) is the
+        packed row that they describe. For a row with completions, the last hidden states are
+        (completions, length + 1, hidden): those that predict each completion's tokens.
         """
 
     def make_decoder(self, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
                      max_new_tokens: int, max_span: int, code_ids: torch.Tensor,
                      cuda_graphs: bool = False) -> Decoder:
-        """Compute the prompts, and be ready to continue them.
+        """Compute the prompts, and return a decoder that continues them.
 
-        `prompts`: distinct, lists of ids; `prompt_of_row` (R,): which one a row continues.
-        `max_new_tokens`: tokens a row can be fed; `max_span`: tokens an unconditional branch can be
-        fed (0: there will be none). `code_ids`: those of the image codes, ascending. `cuda_graphs`:
-        record steps, and repeat them; changes nothing but the time.
+        `prompts`: distinct lists of ids. `prompt_of_row` (R,): the prompt that a row continues.
+        `max_new_tokens`: how many tokens a row can be fed. `max_span`: how many tokens an
+        unconditional branch can be fed (0: there will be none). `code_ids`: ids of the image codes,
+        ascending. `cuda_graphs`: whether to record steps and repeat them, which changes nothing but
+        the time.
         """
 
     def answer_modules(self) -> list[nn.Module]:
-        """Modules that run, on a packed row of samples, only where an answer is predicted (for
-        counting operations).
+        """Return the modules that run only where an answer is predicted, on a packed row of
+        samples.
+
+        They are used to count operations.
         """
 
     def prepare_for_cold_start(self, dropout: float) -> None:
-        """Whatever makes supervised training faster and changes gradients by rounding only; and
-        dropout, in training mode.
+        """Make supervised training faster, and add dropout in training mode.
 
-        `dropout`: the share, in [0, 1), that is dropped of what attention and MLP add to the
-        residual stream.
+        What makes it faster may change gradients by rounding only. `dropout`: the share, in [0, 1),
+        that is dropped of what attention and MLP add to the residual stream.
         """
 
 
@@ -277,11 +286,10 @@ class Policy(Protocol):
 class Family:
     """A base model.
 
-    `config` and `policy`: classes that keep `PolicyConfig` and `Policy`; they are registered with
-    Auto classes.
-
-    `published`: `model_type` of folders that others published -> who did, for messages. `left_out`:
-    what the names of tensors begin with that such folders hold beside the policy.
+    `config` and `policy`: classes that fulfil `PolicyConfig` and `Policy`; they are registered with
+    transformers' Auto classes. `published`: `model_type` of published folders -> who publishes
+    them, for messages. `left_out`: how the names of those tensors begin that such folders hold
+    besides the policy's.
     """
 
     config: type

@@ -1,8 +1,7 @@
-"""Image tokenizers as LlamaGen and Chameleon publish them: one file with a state dict, in their own
-tensor names.
+"""Image tokenizers as LlamaGen and Chameleon publish them: one file with a state dict.
 
-Reads the file, tells its family by its names and its shape by its tensors (or by the `.yaml` beside
-it). Makes no model (that is for `realsr_r1.models.loading`).
+This module reads the file, finds its family by the tensor names, and its shape by the tensors (or
+by the `.yaml` beside it). It makes no model (`realsr_r1.models.loading` does).
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ from safetensors.torch import load_file
 
 from realsr_r1.core.errors import UserError
 
-# What a file's tensors don't tell: LlamaGen (arXiv 2406.06525) l2-normalises codes, Chameleon
-# (arXiv 2405.09818) doesn't.
+# What the tensors of a file don't tell: LlamaGen (arXiv 2406.06525) l2-normalises codes, and
+# Chameleon (arXiv 2405.09818) doesn't.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llamagen-vq8": {"l2_normalised_codes": True},
     "llamagen-vq16": {"l2_normalised_codes": True},
     "chameleon": {"l2_normalised_codes": False},
 }
-STATE_KEYS = ("model", "state_dict")  # where LlamaGen's and Chameleon's pickles keep the state dict
-# Tensors that belong to training: LlamaGen's count of used codes, Chameleon's discriminator and
+STATE_KEYS = ("model", "state_dict")  # LlamaGen's and Chameleon's pickles keep the state dict there
+# These tensors are for training only: LlamaGen's count of used codes, Chameleon's discriminator and
 # perceptual loss.
 TRAINING_TENSORS = re.compile(r"quantize\.codebook_used$|loss\.")
-# Keys of Chameleon's `model.params.ddconfig`, as keys of `ImageTokenizerConfig`; and of
+# Keys of Chameleon's `model.params.ddconfig` -> keys of `ImageTokenizerConfig`; then the same for
 # `model.params`.
 DDCONFIG_KEYS = {"ch": "base_channels", "ch_mult": "channel_multiplier", "num_res_blocks": "num_res_blocks",
                  "z_channels": "latent_channels", "in_channels": "in_channels", "out_ch": "out_channels"}
 PARAMS_KEYS = {"n_embed": "num_embeddings", "embed_dim": "embed_dim"}
 
-# (our name, LlamaGen's), applied in turn. LlamaGen numbers the three middle blocks, and levels in
-# the order they run in.
+# (our name, LlamaGen's name), applied one after the other. LlamaGen numbers the three middle
+# blocks, and numbers levels in the order in which they run.
 _LLAMAGEN_NAMES = (
     (r"(en|de)coder\.(?:down|up)\.(\d+)\.block\.", r"\1coder.conv_blocks.\2.res."),
     (r"(en|de)coder\.(?:down|up)\.(\d+)\.", r"\1coder.conv_blocks.\2."),
@@ -49,11 +48,11 @@ _LLAMAGEN_NAMES = (
 
 def published_image_tokenizer(path: Path, family: str | None, overrides: Mapping[str, Any]
                               ) -> tuple[dict[str, torch.Tensor], Callable[[str], str], dict[str, Any], str]:
-    """Read a published file: its tensors, our names -> its names, keys of `ImageTokenizerConfig`,
-    and whose they are.
+    """Read a published file.
 
-    `family` and `overrides` as in `load_image_tokenizer`; the last part is for messages. Raises
-    `UserError` as that does.
+    Returns its tensors, a function from our tensor names to its names, keys of
+    `ImageTokenizerConfig`, and a text for messages that says where these come from. `family`,
+    `overrides` and errors are as in `load_image_tokenizer`.
     """
     state = {name: tensor for name, tensor in read_state_dict(path).items()
              if not TRAINING_TENSORS.match(name)}
@@ -74,11 +73,10 @@ def published_image_tokenizer(path: Path, family: str | None, overrides: Mapping
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` file, or of a pickle (`.pt`, `.pth`, `.ckpt`), bare or under
-    one of `STATE_KEYS`.
+    """Read the tensors of a `.safetensors` file or of a pickle (`.pt`, `.pth`, `.ckpt`).
 
-    Raises `UserError` that names a file that can't be read, and a pickle that holds more than data
-    (it is not run).
+    The state dict is the whole file, or lies under one of `STATE_KEYS`. Raises `UserError` that
+    names a file that can't be read, or a pickle that holds more than data (it is not run).
     """
     try:
         is_pickle = path.suffix != ".safetensors"
@@ -98,7 +96,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    # torch says in its sixth line what else the pickle asks for
+    # torch's message names what else the pickle asks for.
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named:
         return f"it asks for {named[1]}"
@@ -106,7 +104,7 @@ def _reason(error: Exception) -> str:
 
 
 def family_of(state: Mapping[str, torch.Tensor], path: Path) -> str:
-    """The family a state dict is of, by its tensor names.
+    """Return the family of a state dict, found by its tensor names.
 
     Raises `UserError` when it is none of `FAMILIES`.
     """
@@ -119,10 +117,11 @@ def family_of(state: Mapping[str, torch.Tensor], path: Path) -> str:
 
 
 def published_name(name: str, family: str, levels: int) -> str:
-    """A tensor of `ImageTokenizer` under its publisher's name; `levels`: how many the tokenizer
-    has.
+    """Return the publisher's name of a tensor of `ImageTokenizer`.
+
+    `levels`: the number of levels of the tokenizer.
     """
-    if family == "chameleon":  # numbers the decoder's levels by size, ours by the order they run in
+    if family == "chameleon":  # it numbers the decoder's levels by size, we by the order they run in
         return re.sub(r"^decoder\.up\.(\d+)\.", lambda match: f"decoder.up.{levels - 1 - int(match[1])}.",
                       name)
     for ours, theirs in _LLAMAGEN_NAMES:
@@ -131,7 +130,7 @@ def published_name(name: str, family: str, levels: int) -> str:
 
 
 def shape_of(state: Mapping[str, torch.Tensor], family: str) -> dict[str, Any]:
-    """What a published state dict tells of its shape: keys of `ImageTokenizerConfig`.
+    """Return what a published state dict tells about its shape, as keys of `ImageTokenizerConfig`.
 
     Those it doesn't tell are left out.
     """
@@ -163,9 +162,9 @@ def shape_of(state: Mapping[str, torch.Tensor], family: str) -> dict[str, Any]:
 
 
 def yaml_shape(file: Path) -> dict[str, Any]:
-    """What Chameleon's `vqgan.yaml` says, as keys of `ImageTokenizerConfig`.
+    """Return the shape in Chameleon's `vqgan.yaml`, as keys of `ImageTokenizerConfig`.
 
-    Raises `UserError` naming a file of another form.
+    Raises `UserError` that names a file of another form.
     """
     import yaml
 

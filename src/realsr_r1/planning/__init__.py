@@ -1,2 +1,1 @@
-"""What a training run needs of a machine, by formulas: memory and time by part, and what would fit.
-"""
+"""What a training run needs of a machine, by formulas: memory and time by part, and what fits."""

@@ -1,7 +1,6 @@
-"""What would fit on a machine: the largest groups and batches, other ways to train, and the first
-change that helps.
+"""What would fit on a machine: the largest groups and batches, other ways to train, first changes.
 
-Asks `memory` again with one setting changed at a time.
+It asks `memory` again with one setting changed at a time.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from realsr_r1.planning.machines import GIB, Machine
 from realsr_r1.planning.memory import peak, phases
 from realsr_r1.planning.workload import Sharding, Workload
 
-# torch's allocator loses some memory to blocks that don't fit what is asked next, and these
-# formulas are no measurement.
+# The share of a GPU's memory that is planned with. torch's allocator loses some memory to blocks
+# that don't fit later requests, and these formulas are no measurement.
 USABLE = 0.9
-LORA_RANK = 32  # of configs/recipes/lora_grpo.yaml
-MOST = 64       # largest group and number of prompts that is looked for
+LORA_RANK = 32  # the rank in configs/recipes/lora_grpo.yaml
+MOST = 64       # the largest group and number of prompts that are tried
 
 
 def fits(work: Workload, machine: Machine) -> bool:
@@ -28,8 +27,9 @@ def fits(work: Workload, machine: Machine) -> bool:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to train: what it is called, the flags that choose it, its peak in bytes and phase,
-    whether it fits.
+    """A way to train: its name, the flags that choose it, its peak, and whether it fits.
+
+    The peak is in bytes, with the phase in which it occurs.
     """
 
     name: str
@@ -40,8 +40,9 @@ class Way:
 
 
 def ways(work: Workload, machine: Machine) -> list[Way]:
-    """All weights or adapters, on each of local_scripts' ways to spread them, with the rest of the
-    settings as they are.
+    """Return the ways to train: all weights or adapters, with each of local_scripts' ZeRO settings.
+
+    All other settings stay as they are.
     """
     full = replace(work, trained=work.policy.parameters, adapters=0, quantised_bits=0, weight_bytes=2,
                    autocast=False)
@@ -66,8 +67,9 @@ def ways(work: Workload, machine: Machine) -> list[Way]:
 
 
 def largest(work: Workload, machine: Machine) -> dict[str, int | None]:
-    """The largest value of one setting that fits, the others as they are; None where not even the
-    smallest does.
+    """Return for each setting the largest value that fits while the others stay as they are.
+
+    It is None where even the smallest value doesn't fit.
     """
     def group(count: int) -> Workload:
         micro = count if work.micro == work.generations else min(work.micro, count)
@@ -87,7 +89,7 @@ def largest(work: Workload, machine: Machine) -> dict[str, int | None]:
 
 def _largest(change: Callable[[int], Workload], candidates: Sequence[int], machine: Machine) -> int | None:
     found = None
-    for candidate in candidates:  # ascending: what needs more memory comes later
+    for candidate in candidates:  # ascending: later ones need more memory
         if not fits(change(candidate), machine):
             break
         found = candidate
@@ -95,8 +97,10 @@ def _largest(change: Callable[[int], Workload], candidates: Sequence[int], machi
 
 
 def advice(work: Workload, machine: Machine) -> list[str]:
-    """Sentences: whether it fits; if not, each single change that makes it fit; where room is left,
-    what to use it for.
+    """Return sentences that say whether the run fits.
+
+    If it doesn't, they list each single change that makes it fit. Where room is left, they say what
+    to use it for.
     """
     phase, count = peak(work)
     room = f"{count / GIB:.1f} of {machine.memory / GIB:.0f} GiB at its peak ({phase})"
@@ -126,7 +130,7 @@ def advice(work: Workload, machine: Machine) -> list[str]:
 
 
 def _remedies(work: Workload) -> list[tuple[str, Callable[[Workload], Workload]]]:
-    """Single changes, those that change the training least first."""
+    """Return single changes; those that change the training least come first."""
     final = work.images[-1]
     found: list[tuple[str, Callable[[Workload], Workload]]] = []
     if work.micro > 1:

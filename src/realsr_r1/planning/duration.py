@@ -1,9 +1,8 @@
-"""Time of one rollout and what is learned from it, by part, and what limits each part: a roofline
-(Williams et al. 2009).
+"""Time of one rollout and of learning from it, by part, and what limits each part.
 
-A part takes as long as the slowest of four: operations, bytes of the GPU's memory, bytes over
-links, operations to be started by the CPU. They are taken to overlap, so what comes out is a bound
-from below at the rates given.
+This is a roofline model (Williams et al. 2009). A part takes as long as the slowest of four things:
+operations, bytes of the GPU's memory, bytes over links, and operations that the CPU must start.
+They are assumed to overlap, so the result is a lower bound at the given rates.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from realsr_r1.planning.machines import HOST_BANDWIDTH_GB, Machine
 from realsr_r1.planning.memory import cache_bytes_a_token, trained_size, whole_weights
 from realsr_r1.planning.workload import Workload
 
-# Operations that torch starts in a decoder's `step`: for a layer with and without unconditional
-# rows, and for choosing a token (grammar, guidance, top-k, draw); counted, see
-# tests/planning/test_duration.py.
+# The number of operations that torch starts in a decoder's `step`: for each layer, and for choosing
+# a token (grammar, guidance, top-k, draw). tests/planning/test_duration.py counts them.
 STEP_OPERATIONS_A_LAYER, STEP_OPERATIONS = 49, 120
-TRAINING_OPERATIONS_A_LAYER = 60  # of a layer's forward; small beside its work at these lengths
+TRAINING_OPERATIONS_A_LAYER = 60  # in a layer's forward; at these lengths they matter little
 
 
 @dataclass(frozen=True)
 class StepPart:
-    """A part of a step: seconds, and what they would be if only one thing limited it (thing ->
-    seconds).
+    """A part of a step, with the seconds that it would take if only one thing limited it.
+
+    They are given as thing -> seconds; the slowest thing decides how long the part takes.
     """
 
     name: str
@@ -37,13 +36,14 @@ class StepPart:
 
     @property
     def limit(self) -> str:
-        """What limits it."""
+        """The thing that limits it."""
         return max(self.limits, key=self.limits.get)
 
 
 def parts(work: Workload, machine: Machine) -> list[StepPart]:
-    """The parts of one rollout on every GPU and of learning from it, in order; those that take no
-    time left out.
+    """Return the parts of one rollout on every GPU and of learning from it, in order.
+
+    Those that take no time are left out.
     """
     found = [gather(work, machine), prefill(work, machine), rollout(work, machine),
              decode_and_score(work, machine), *scores_before(work, machine), loss(work, machine),
@@ -60,14 +60,15 @@ def _part(name: str, machine: Machine, flops: float = 0.0, moved: float = 0.0, s
 
 
 def _others(work: Workload) -> float:
-    """Share of a whole that a process gets from the others in an all-gather, or gives in a
-    reduce-scatter.
+    """Return the share of a whole that a process gets from the others in an all-gather.
+
+    It gives the same share in a reduce-scatter.
     """
     return (work.world - 1) / work.world
 
 
 def gather(work: Workload, machine: Machine) -> StepPart:
-    """Under ZeRO-3, all weights are gathered once a rollout; offloaded ones come from the CPU
+    """Under ZeRO-3, gather all weights once for each rollout; offloaded ones come from the CPU
     first.
     """
     whole = whole_weights(work) if work.sharding.stage == 3 else 0.0
@@ -76,8 +77,9 @@ def gather(work: Workload, machine: Machine) -> StepPart:
 
 
 def _read_weights(work: Workload) -> float:
-    """Bytes moved to multiply a small batch with all layers. bitsandbytes unpacks matrices for it:
-    reads, writes, reads.
+    """Return the bytes that are moved to multiply a small batch with all layers.
+
+    bitsandbytes unpacks matrices for this: it reads, writes and reads again.
     """
     matrices = work.policy.matrix_parameters
     if work.quantised_bits == 4:
@@ -86,15 +88,17 @@ def _read_weights(work: Workload) -> float:
 
 
 def _forward_flops(work: Workload, tokens: float, pairs: float) -> float:
-    """2 operations a weight and token; attention 4 a width and pair of (query, key), in every
-    layer.
+    """Return the operations of a forward through the layers.
+
+    They are 2 for each weight and token, and in every layer's attention 4 for each unit of width
+    and pair of (query, key).
     """
     policy = work.policy
     return 2 * (policy.matrix_parameters + work.adapters) * tokens + 4 * policy.layers * policy.hidden * pairs
 
 
 def prefill(work: Workload, machine: Machine) -> StepPart:
-    """Each distinct prompt once."""
+    """Compute each distinct prompt once."""
     tokens = work.prompts * work.prompt
     return _part("prefill", machine, flops=_forward_flops(work, tokens, tokens * work.prompt / 2),
                  moved=work.prompts * _read_weights(work),
@@ -102,15 +106,16 @@ def prefill(work: Workload, machine: Machine) -> StepPart:
 
 
 def rollout(work: Workload, machine: Machine) -> StepPart:
-    """One step a token, R rows at once, and inside images R unconditional ones more.
+    """Write completions: one step for each token, with R rows, and with R unconditional ones in
+    images.
 
-    Each step reads the layers' weights, the head's rows (all of them in text, the codes' in
+    Each step reads the layers' weights, the head's rows (all of them in text, those of the codes in
     images), the prompts' cache once, and what the rows' own caches hold so far.
     """
     policy, rows, steps, token = work.policy, work.rows, work.expected, cache_bytes_a_token(work)
     in_images = min(sum(work.images), steps)
     twice = in_images if work.span else 0
-    # Rows of the head, over all steps
+    # Rows of the head that are read, summed over all steps.
     codes, words = in_images * work.tokenizer.codes, (steps - in_images) * policy.vocabulary
     own = rows * steps**2 / 2 + (rows * sum(span**2 for span in work.images) / 2 if work.span else 0)
     row_steps = rows * (steps + twice)
@@ -121,17 +126,16 @@ def rollout(work: Workload, machine: Machine) -> StepPart:
              + (codes + words) * policy.hidden * work.weight_bytes + own * token)
     operations = steps * (STEP_OPERATIONS_A_LAYER * policy.layers + STEP_OPERATIONS)
     if work.adapters:
-        # Two products, a scale and a sum a matrix
+        # For each matrix two products, a scale and a sum.
         operations += steps * policy.layers * len(policy.matrices) * 4
     return _part("rollout", machine, flops=flops, moved=moved, started=operations)
 
 
 def decode_and_score(work: Workload, machine: Machine) -> StepPart:
-    """Decoding the final images (the smaller ones: 5/16 of them more) and all experts on the final
-    ones, in float32.
+    """Decode the images and let all experts score the final ones, in float32.
 
-    Tensor cores multiply float32 at about a half (TF32) of bfloat16's rate at best, so the rate is
-    halved here.
+    The smaller images take 5/16 of the final images' decoding on top. Tensor cores multiply float32
+    at about half (TF32) of bfloat16's rate at best, so the rate is halved here.
     """
     decoded = work.tokenizer.decode_flops * (1 + 1 / 4 + 1 / 16)
     scored = sum(expert_cost(name).image_flops for name in work.experts) * (work.largest_px / 512)**2
@@ -139,7 +143,8 @@ def decode_and_score(work: Workload, machine: Machine) -> StepPart:
 
 
 def _scoring_pass(work: Workload) -> tuple[float, float]:
-    """Operations of the layers' and of the head's forward over a rollout, at the expected length.
+    """Return the operations of the layers' forward and of the head's, over a rollout of expected
+    length.
     """
     tokens = work.packed(work.expected)
     pairs = 0.0
@@ -152,13 +157,15 @@ def _scoring_pass(work: Workload) -> tuple[float, float]:
 
 
 def _weights_sent(work: Workload) -> float:
-    """Bytes that one pass over the layers gathers under ZeRO-3."""
+    """Return the bytes that one pass over the layers gathers under ZeRO-3."""
     return whole_weights(work) * _others(work) if work.sharding.stage == 3 else 0.0
 
 
 def scores_before(work: Workload, machine: Machine) -> list[StepPart]:
-    """One more forward for the reference (`beta` above 0), and one where TRL scores a rollout
-    before learning.
+    """Return the extra forwards before learning.
+
+    There is one for the reference (`beta` above 0), and one where TRL scores a rollout before it
+    learns from it.
     """
     layers, scores = _scoring_pass(work)
     sent = _weights_sent(work) * work.rows / work.micro
@@ -169,10 +176,10 @@ def scores_before(work: Workload, machine: Machine) -> list[StepPart]:
 def loss(work: Workload, machine: Machine) -> StepPart:
     """Forward and backward of all microbatches, as often as a rollout is learned from.
 
-    A backward is two forwards, one where only adapters are trained; checkpointing computes the
-    layers' forward once more. The head: forward, its tiles again, and two products in the backward
-    (one where the head isn't trained). ZeRO sends weights for the forward and for the backward, and
-    gradients once (arXiv 1910.02054, section 7): each microbatch.
+    A backward costs as much as two forwards, or one where only adapters are trained; checkpointing
+    computes the layers' forward once more. The head needs its forward, its tiles again, and two
+    products in the backward (one where the head isn't trained). In each microbatch, ZeRO sends
+    weights for the forward and for the backward, and gradients once (arXiv 1910.02054, section 7).
     """
     layers, scores = _scoring_pass(work)
     passes = (2 if work.adapters else 3) + work.checkpointing
@@ -187,8 +194,9 @@ def loss(work: Workload, machine: Machine) -> StepPart:
 
 
 def update(work: Workload, machine: Machine) -> StepPart:
-    """AdamW reads and writes its states and weights, 28 bytes a parameter; offloaded ones in the
-    CPU's memory.
+    """AdamW reads and writes its states and weights, 28 bytes for each parameter.
+
+    Offloaded ones are in the CPU's memory.
     """
     moved = work.updates * 28.0 * work.trained / (work.world if work.sharding.stage else 1)
     if not work.sharding.offload_optimizer:

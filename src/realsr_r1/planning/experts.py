@@ -1,5 +1,6 @@
-"""What the visual experts cost, by name: measured once on random weights, so that planning
-downloads nothing.
+"""What the visual experts cost, by name, so that planning downloads nothing.
+
+The costs were measured once on random weights.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ExpertCost:
-    """`parameters` (float32); `image_bytes`, `image_flops`: activations and operations for one
-    image of 512 x 512 px.
+    """The cost of one expert.
+
+    `parameters` (float32). `image_bytes`, `image_flops`: bytes of activations and operations for
+    one image of 512 x 512 px.
     """
 
     parameters: float
@@ -18,10 +21,10 @@ class ExpertCost:
     image_flops: float
 
 
-# pyiqa 0.1.16's networks, float32, one image of 512 px: parameters counted, bytes as live tensors
-# at the peak of the forward (scripts/benchmarks/live_bytes.py), operations by torch's
-# FlopCounterMode. Two images take twice the bytes and operations of one (CLIP's text, 58e9
-# operations once a call, is left out).
+# For pyiqa 0.1.16's networks in float32 and one image of 512 px. The parameters are counted, the
+# bytes are those of live tensors at the peak of the forward (scripts/benchmarks/live_bytes.py), and
+# the operations come from torch's FlopCounterMode. Two images take twice the bytes and operations.
+# CLIP's text takes 58e9 operations in each call, which are left out.
 COSTS = {
     "topiq_nr": ExpertCost(45.2e6, 122e6, 74e9),
     "musiq": ExpertCost(27.1e6, 109e6, 35e9),
@@ -32,5 +35,5 @@ NOTHING = ExpertCost(0.0, 0.0, 0.0)  # PIQE and SSIM have no weights; what one's
 
 
 def expert_cost(name: str) -> ExpertCost:
-    """The cost of an expert; nothing for those without weights and for unknown ones."""
+    """Return the cost of an expert, which is nothing for unknown ones and those without weights."""
     return COSTS.get(name, NOTHING)

@@ -1,7 +1,7 @@
-"""Machines that a run is planned for: GPUs by name, from public data sheets, or by numbers of one's
-own.
+"""Machines that a run is planned for: GPUs by name from public data sheets, or with your own
+numbers.
 
-Knows numbers of hardware; what a run does with them is for `memory` and `duration`.
+Knows numbers of hardware; `memory` and `duration` know what a run does with them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_yaml
 
-GIB, GB = 2**30, 1e9  # cards are labelled in GiB (an "80 GB" A100 has 81,920 MiB), rates are in powers of ten
+GIB, GB = 2**30, 1e9  # memory is in GiB (an "80 GB" A100 has 81,920 MiB), rates are in powers of ten
 
 
 @dataclass(frozen=True)
 class Gpu:
     """A GPU by its data sheet.
 
-    `memory_gib`; `tflops`: bfloat16 on tensor cores, dense, with float32 accumulation;
-    `bandwidth_gb`: of its memory, GB/s; `link_gb`: to the other GPUs of its machine in one
-    direction, GB/s; `host_gb`: PCIe in one direction, GB/s.
+    `memory_gib`: its memory. `tflops`: bfloat16 on tensor cores, dense, with float32 accumulation.
+    `bandwidth_gb`: of its memory, GB/s. `link_gb`: to the other GPUs of its machine in one
+    direction, GB/s. `host_gb`: PCIe in one direction, GB/s.
     """
 
     memory_gib: float
@@ -34,8 +34,8 @@ class Gpu:
     source: str
 
 
-# NVLink and PCIe are printed for both directions together: half of that is here. Where a sheet
-# prints rates with sparsity, half of that is here, too.
+# Data sheets give NVLink and PCIe for both directions together; half of that is here. Where a sheet
+# gives rates with sparsity, half of that is here, too.
 GPUS = {
     "a100-40gb": Gpu(40, 312, 1555, 300, 32, "NVIDIA A100 data sheet, 40 GB SXM"),
     "a100-80gb": Gpu(80, 312, 2039, 300, 32, "NVIDIA A100 data sheet, 80 GB SXM"),
@@ -49,24 +49,26 @@ GPUS = {
     "rtx4090": Gpu(24, 165, 1008, 32, 32, "NVIDIA Ada GPU architecture white paper, RTX 4090"),
     "rtx3090": Gpu(24, 71, 936, 32, 32, "NVIDIA Ampere GA102 white paper, RTX 3090"),
 }
-# Shares of a data sheet's rates that well-made code reaches. Compute: 0.46 to 0.52 were reported
+# The shares of a data sheet's rates that good code reaches. Compute: 0.46 to 0.52 were reported
 # for training large models (PaLM, arXiv 2204.02311; Megatron-LM on A100, arXiv 2104.04473). Memory
 # and links: copies reach 0.8 to 0.9.
 COMPUTE_SHARE, BANDWIDTH_SHARE, LINK_SHARE = 0.45, 0.8, 0.7
-# Of one operation of PyTorch on an idle GPU, Python included: some microseconds, by the CPU
+# The time to start one operation of PyTorch on an idle GPU, Python included: some microseconds,
+# depending on the CPU.
 LAUNCH_SECONDS = 6e-6
-NETWORK_GB = 25.0      # between machines, GB/s a machine and direction: one adapter of 200 Gb/s
-# Of the CPU's memory, GB/s: what an offloaded optimizer works from (8 channels of DDR4-3200: 205)
+NETWORK_GB = 25.0      # between machines, GB/s for each machine and direction: one 200 Gb/s adapter
+# The rate of the CPU's memory, from which an offloaded optimizer works, in GB/s (8 channels of
+# DDR4-3200 have 205).
 HOST_BANDWIDTH_GB = 150.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run gets: bytes of one GPU, and rates that it really reaches.
+    """What a run gets: bytes of one GPU, and the rates that it really reaches.
 
-    `flops`: operations/s; `bandwidth`, `link`, `host`: bytes/s of a GPU's memory, to its
-    neighbours, to the CPU; `network`: bytes/s between machines, of a whole machine; `launch`:
-    seconds that starting an operation takes.
+    `flops`: operations/s. `bandwidth`, `link`, `host`: bytes/s of a GPU's memory, to its
+    neighbours, and to the CPU. `network`: bytes/s between machines, for a whole machine. `launch`:
+    the seconds that it takes to start an operation.
     """
 
     name: str
@@ -83,18 +85,19 @@ class Machine:
 
     @property
     def world(self) -> int:
-        """Processes, one a GPU."""
+        """The number of processes, one for each GPU."""
         return self.gpus * self.nodes
 
     @property
     def gather_rate(self) -> float:
-        """Bytes/s at which one GPU takes part in a collective: its links', or its share of the
-        network's.
+        """The bytes/s at which one GPU takes part in a collective.
+
+        It is the rate of its links, or its share of the network.
         """
         return self.link if self.nodes == 1 else min(self.link, self.network / self.gpus)
 
 
-# Numbers of one's own -> the field of `Machine` they become, and the unit they are given in.
+# Your own numbers -> the field of `Machine` that they become, and their unit.
 MEASURED = {"memory_gib": ("memory", GIB), "tflops": ("flops", 1e12), "bandwidth_gb": ("bandwidth", GB),
             "link_gb": ("link", GB), "host_gb": ("host", GB), "network_gb": ("network", GB),
             "launch_us": ("launch", 1e-6)}
@@ -102,12 +105,12 @@ MEASURED = {"memory_gib": ("memory", GIB), "tflops": ("flops", 1e12), "bandwidth
 
 def machine(gpu: str | None, gpus: int = 1, nodes: int = 1,
             measured: Mapping[str, float] | None = None) -> Machine:
-    """A machine of `nodes` times `gpus` GPUs.
+    """Return a machine of `nodes` times `gpus` GPUs.
 
-    `gpu`: a name of `GPUS`, whose rates are taken at the shares above; `measured`: keys of
-    `MEASURED`, taken as they are and winning over the data sheet. Without `gpu`, memory, tflops and
-    bandwidth must be among them. Raises `UserError` that names what is unknown, missing or not
-    above 0.
+    `gpu`: a name in `GPUS`, whose rates are multiplied with the shares above. `measured`: keys of
+    `MEASURED`, which are taken as they are and win over the data sheet. Without `gpu`, memory,
+    tflops and bandwidth must be among them. Raises `UserError` that names what is unknown, missing
+    or not above 0.
     """
     measured = dict(measured or {})
     if gpus < 1 or nodes < 1:
@@ -137,7 +140,7 @@ def machine(gpu: str | None, gpus: int = 1, nodes: int = 1,
 
 
 def read_measured(path: str | Path) -> dict[str, float]:
-    """A YAML or JSON file of `MEASURED` numbers.
+    """Read a YAML or JSON file of `MEASURED` numbers.
 
     Raises `UserError` that names a missing or broken file.
     """

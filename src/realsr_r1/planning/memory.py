@@ -12,23 +12,23 @@ from realsr_r1.planning.workload import Workload
 
 Parts = dict[str, float]  # part -> bytes
 
-# TRL's chunked head (trl.kernels.chunked_logprob): a tile of scores, reused for all tokens and all
-# of the vocabulary.
+# TRL's chunked head (trl.kernels.chunked_logprob) has one tile of scores, which it uses again for
+# all tokens and all of the vocabulary.
 TILE_TOKENS, TILE_COLUMNS = 4096, 32_768
-# Copies of a tile in float32 that its backward holds where torch folds it: measured on CPU. Triton
-# has none.
+# The number of float32 copies of a tile that the backward holds where torch computes it (measured
+# on a CPU). Triton needs none.
 TORCH_TILES = 7.25
-# CUDA's context with its libraries, and NCCL's buffers: some 0.5 to 1 GiB together on current
+# CUDA's context with its libraries and NCCL's buffers take some 0.5 to 1 GiB together on current
 # drivers.
 CONTEXT_BYTES = 1.0 * 2**30
 
 
 def phases(work: Workload) -> dict[str, Parts]:
-    """What is held at the peak of each phase: phase -> part -> bytes, parts that are 0 left out.
+    """Return what is held at the peak of each phase: phase -> part -> bytes.
 
-    `prefill`: computing prompts. `rollout`: writing completions. `images`: decoding theirs
-    (parameters are still gathered). `scoring`: experts. `loss`: forward and backward. `update`: the
-    optimizer's step.
+    Parts of 0 bytes are left out. `prefill`: computing prompts. `rollout`: writing completions.
+    `images`: decoding their images (parameters are still gathered). `scoring`: experts. `loss`:
+    forward and backward. `update`: the optimizer's step.
     """
     held = resident(work)
     everything = {"prefill": gathered(work) | prefill(work), "rollout": gathered(work) | rollout(work),
@@ -40,7 +40,7 @@ def phases(work: Workload) -> dict[str, Parts]:
 
 
 def peak(work: Workload) -> tuple[str, float]:
-    """The phase that needs most, and its bytes."""
+    """Return the phase that needs most, and its bytes."""
     totals = {phase: sum(parts.values()) for phase, parts in phases(work).items()}
     phase = max(totals, key=totals.get)
     return phase, totals[phase]
@@ -55,11 +55,11 @@ def _sum(*several: Parts) -> Parts:
 
 
 def base_bytes(work: Workload) -> float:
-    """The policy's own weights, whole.
+    """Return the bytes of the policy's own weights, not spread over GPUs.
 
-    In b bits a matrix takes b/8 bytes a weight, and in 4 bits a scale for each 64 weights: 4 bytes,
-    or with nested quantisation 1 byte and 4 more for each 256 of them (arXiv 2305.14314, section
-    3). The rest isn't quantised.
+    In b bits a matrix takes b/8 bytes for each weight. In 4 bits there is also a scale for each 64
+    weights: 4 bytes, or with nested quantisation 1 byte, and 4 more for each 256 scales
+    (arXiv 2305.14314, section 3). The other weights aren't quantised.
     """
     policy = work.policy
     if not work.quantised_bits:
@@ -70,10 +70,10 @@ def base_bytes(work: Workload) -> float:
 
 
 def trained_size(work: Workload) -> int:
-    """Bytes of a trained parameter.
+    """Return the bytes of a trained parameter.
 
-    DeepSpeed casts adapters to the weights' type; else they are float32, on quantised weights
-    bfloat16 (TRL).
+    DeepSpeed casts adapters to the weights' type. Otherwise they are float32, and on quantised
+    weights bfloat16 (TRL).
     """
     if not work.adapters or work.sharding.stage:
         return work.weight_bytes
@@ -81,18 +81,18 @@ def trained_size(work: Workload) -> int:
 
 
 def whole_weights(work: Workload) -> float:
-    """The policy with its adapters, not spread."""
+    """Return the bytes of the policy with its adapters, not spread over GPUs."""
     return base_bytes(work) + work.adapters * trained_size(work)
 
 
 def resident(work: Workload) -> Parts:
-    """What is held through the whole step.
+    """Return what is held through the whole step.
 
-    ZeRO (arXiv 1910.02054): stage 2 spreads gradients and optimizer states over the processes,
-    stage 3 weights too. Under DeepSpeed gradients have the weights' type and AdamW keeps a float32
-    copy of the weights beside its two states, 12 bytes a trained parameter. Plain torch: gradients
-    and two states in the weights' type, and with several processes DDP's buckets, as large as the
-    gradients. Offloaded parts rest in the CPU's memory.
+    ZeRO (arXiv 1910.02054) spreads gradients and optimizer states over the processes in stage 2,
+    and weights too in stage 3. Under DeepSpeed gradients have the weights' type, and AdamW keeps a
+    float32 copy of the weights besides its two states: 12 bytes for each trained parameter. Plain
+    torch keeps gradients and two states in the weights' type, and with several processes DDP's
+    buckets, which are as large as the gradients. Offloaded parts are in the CPU's memory.
     """
     zero, trained, world, size = work.sharding, work.trained, work.world, trained_size(work)
     gradients, states = trained * size, trained * (12 if zero.stage else 2 * size)
@@ -111,20 +111,21 @@ def resident(work: Workload) -> Parts:
 
 
 def gathered(work: Workload) -> Parts:
-    """Under ZeRO-3 a rollout has the whole policy on every GPU, beside its part."""
+    """Under ZeRO-3, a rollout has the whole policy on every GPU, besides the GPU's own part."""
     return {"gathered weights": whole_weights(work) if work.sharding.stage == 3 else 0.0}
 
 
 def cache_bytes_a_token(work: Workload) -> int:
-    """Keys and values of one token of one row, in all layers."""
+    """Return the bytes of the keys and values of one token of one row, in all layers."""
     return 2 * work.policy.layers * work.policy.kv_width * work.weight_bytes
 
 
 def prefill(work: Workload) -> Parts:
-    """The decoder, one prompt after another: their caches, copied once into one tensor, and one
-    layer's forward.
+    """Return what the decoder needs to compute prompts one after the other.
 
-    The MLP's forward holds four of its widths, and two of the layer's stay beside it.
+    There are the prompts' caches, which are copied once into one tensor, and one layer's forward.
+    The MLP's forward holds four tensors of its width, and two of the layer's width stay besides
+    them.
     """
     policy, size = work.policy, work.weight_bytes
     return {"cache: prompts": 2 * work.prompts * work.prompt * cache_bytes_a_token(work),
@@ -132,12 +133,13 @@ def prefill(work: Workload) -> Parts:
 
 
 def rollout(work: Workload) -> Parts:
-    """The decoder: caches, made once at their full length, and the largest temporaries of one step.
+    """Return what the decoder needs: caches of full length, and the largest temporaries of one
+    step.
 
-    Prompts once each; completions R rows x budget; unconditional branches R rows x longest span.
-    The head's rows of the codes are copied. A step's scores over prompt and budget exist in the
-    weights' type three times and once in float32; the vocabulary's for R rows once in their own
-    type and twice in float32, with a mask.
+    Prompts are cached once each, completions as R rows x budget, and unconditional branches as R
+    rows x longest span. The head's rows of the codes are copied. A step's scores over prompt and
+    budget exist three times in the weights' type and once in float32. The vocabulary's scores for R
+    rows exist once in their own type and twice in float32, with a mask.
     """
     policy, rows, size = work.policy, work.rows, work.weight_bytes
     token = cache_bytes_a_token(work)
@@ -152,11 +154,12 @@ def rollout(work: Workload) -> Parts:
 
 
 def decoding(work: Workload) -> Parts:
-    """The image tokenizer's decoder at its widest: the last level, at full size (float32).
+    """Return what the image tokenizer's decoder needs where it is widest: the last level, in full
+    size.
 
-    There three maps are held at a time, of the channels that come from below where those are more:
-    a block's input, what is convolved, and the result. All of a rollout's final images are one
-    batch, up to `MAX_BATCH_PIXELS`.
+    Everything is float32. Three maps are held at a time: a block's input, what is convolved, and
+    the result. They have the channels of the level below where those are more. All final images of
+    a rollout are one batch of up to `MAX_BATCH_PIXELS`.
     """
     pixels = work.largest_px**2
     images = max(1, min(work.rows, MAX_BATCH_PIXELS // pixels))
@@ -164,8 +167,9 @@ def decoding(work: Workload) -> Parts:
 
 
 def scoring(work: Workload) -> Parts:
-    """The expert that needs most for the group's final images, one batch an expert; measured for
-    512 px (`experts`).
+    """Return what the largest expert needs for the group's final images, one batch for each expert.
+
+    It was measured for 512 px (`experts`).
     """
     share = work.largest_px**2 / 512**2
     largest = max((expert_cost(name).image_bytes for name in work.experts), default=0.0)
@@ -173,13 +177,13 @@ def scoring(work: Workload) -> Parts:
 
 
 def saved_by_a_layer(work: Workload, completion: int) -> float:
-    """What one layer keeps for its backward, in a microbatch of this completion length.
+    """Return what one layer keeps for its backward, in a microbatch of this completion length.
 
-    A token: both RMS norms' input in float32, their two products, inputs and results of q and k
-    norms, q, k, v, the attention's result and its copy in the packed row; four widths of the MLP;
-    statistics of norms and softmax. A group with a shared prompt also keeps keys and values of
-    prompt + completion for each completion. Without FlashAttention the mask of completion x (prompt
-    + completion) is kept, the one term that isn't linear in length.
+    For each token: both RMS norms' input in float32 and their two products; inputs and results of
+    the q and k norms; q, k and v; the attention's result and its copy in the packed row; four
+    tensors of the MLP's width; statistics of norms and softmax. A group with a shared prompt also
+    keeps keys and values of prompt + completion for each completion. Without FlashAttention the
+    mask of completion x (prompt + completion) is kept, the only term that isn't linear in length.
     """
     policy, size, tokens = work.policy, work.weight_bytes, work.packed(completion)
     token = size * (9 * policy.hidden + 4 * policy.kv_width + 4 * policy.intermediate) + 8 * policy.hidden
@@ -195,8 +199,9 @@ def saved_by_a_layer(work: Workload, completion: int) -> float:
 
 
 def kept_by_layers(work: Workload, completion: int) -> float:
-    """Between forward and backward: every layer's input with checkpointing, else all that layers
-    save.
+    """Return what is kept between forward and backward.
+
+    With checkpointing that is every layer's input, otherwise all that layers save.
     """
     if work.checkpointing:
         return work.policy.layers * work.packed(completion) * work.policy.hidden * work.weight_bytes
@@ -204,11 +209,10 @@ def kept_by_layers(work: Workload, completion: int) -> float:
 
 
 def backward_of_a_layer(work: Workload, completion: int) -> float:
-    """On top of what is kept, while the last layer's MLP is gone through: gradients of its width
-    and one of the layer's.
+    """Return what comes on top of what is kept, during the backward of the last layer's MLP.
 
-    Three are of the MLP's width. With checkpointing the layer is recomputed, and lets go of one of
-    that width by then.
+    There are three gradients of the MLP's width and one of the layer's. With checkpointing the
+    layer is computed again, and has freed one tensor of the MLP's width by then.
     """
     policy = work.policy
     widths = (2 if work.checkpointing else 3) * policy.intermediate + policy.hidden
@@ -217,19 +221,21 @@ def backward_of_a_layer(work: Workload, completion: int) -> float:
 
 
 def last_states(work: Workload, completion: int) -> float:
-    """After the layers: the last norm's input in float32, its two products, and the completions'
-    states, gathered.
+    """Return what is held after the layers.
+
+    There are the last norm's input in float32, its two products, and the completions' gathered
+    states.
     """
     size, hidden = work.weight_bytes, work.policy.hidden
     return hidden * (work.packed(completion) * (4 + 2 * size) + work.micro * (completion + 1) * size)
 
 
 def head(work: Workload, completion: int) -> float:
-    """TRL's chunked head in its backward: one tile, float32 gradients of its input and (if trained)
-    of its weights.
+    """Return what TRL's chunked head holds in its backward.
 
-    The tile is `TILE_TOKENS` x `TILE_COLUMNS` at most: no term of length x vocabulary. In the end
-    the weights' gradient is copied into their type; torch's copies of a tile are gone by then.
+    There are one tile, and float32 gradients of its input and (if trained) of its weights. The tile
+    has at most `TILE_TOKENS` x `TILE_COLUMNS`, so no term grows with length x vocabulary. In the
+    end the weights' gradient is copied into their type; torch's copies of a tile are freed by then.
     """
     policy, size = work.policy, work.weight_bytes
     count = work.micro * (completion + 1)
@@ -242,11 +248,11 @@ def head(work: Workload, completion: int) -> float:
 
 
 def live_parameters(work: Workload) -> Parts:
-    """What DeepSpeed holds while it computes: gathered weights (stage 3), buckets of gradients on
-    their way.
+    """Return what DeepSpeed holds during the computation.
 
-    Gathered are at most `max_live` parameters, but at least the largest tensor. Under autocast
-    torch keeps a bfloat16 copy of every weight.
+    There are gathered weights (stage 3) and buckets of gradients to be sent. At most `max_live`
+    parameters are gathered, but at least the largest tensor. Under autocast torch keeps a bfloat16
+    copy of every weight.
     """
     policy, zero = work.policy, work.sharding
     live = 0.0
@@ -260,8 +266,9 @@ def live_parameters(work: Workload) -> Parts:
 
 
 def loss(work: Workload) -> Parts:
-    """Forward and backward of one microbatch at the longest completions; the head's backward or a
-    layer's, the larger.
+    """Return what forward and backward of one microbatch need, at the longest completions.
+
+    The head's backward or a layer's backward counts, whichever is larger.
     """
     completion = work.completion
     kept = kept_by_layers(work, completion)
@@ -273,8 +280,9 @@ def loss(work: Workload) -> Parts:
 
 
 def update(work: Workload) -> Parts:
-    """DeepSpeed's step makes float32 gradients of the part it updates: a `sub_group` (stage 3), all
-    it owns (stage 2).
+    """Return what DeepSpeed's step adds: float32 gradients of the part it updates.
+
+    This part is a `sub_group` (stage 3), or all that the process owns (stage 2).
     """
     zero = work.sharding
     if not zero.stage or zero.offload_optimizer:

@@ -1,8 +1,7 @@
-"""What a GRPO run computes, in numbers: shapes of its models, lengths, batches, types, and how it
-is spread over GPUs.
+"""What a GRPO run computes, in numbers: its models' shapes, lengths, batches, types and GPUs.
 
-Reads them from a run's settings and a model's config files, no weights. What they cost is for
-`memory` and `duration`.
+It reads them from a run's settings and a model's config files, without weights. `memory` and
+`duration` compute what they cost.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
     from realsr_r1.chain.settings import ChainSettings
     from realsr_r1.training.config import ChainGRPOConfig
 
-QUESTION_TOKENS = 50  # of a prompt beside its photo: the question and the turn's ends
-# What a published vocabulary says of the image tokenizer that belongs to it: codes, their size, and
-# the encoder's width multipliers. LlamaGen (arXiv 2406.06525) and Chameleon (arXiv 2405.09818) have
-# 128 base channels, 2 residual blocks a level and 256 latent channels.
+QUESTION_TOKENS = 50  # tokens of a prompt besides its photo: the question and the turn's ends
+# The size of a published vocabulary tells which image tokenizer belongs to it: its codes, their
+# size, and the encoder's width multipliers. LlamaGen (arXiv 2406.06525) and Chameleon (arXiv
+# 2405.09818) have 128 base channels, 2 residual blocks in each level and 256 latent channels.
 PUBLISHED_TOKENIZERS: dict[int, dict[str, Any]] = {
     73_728: {"num_embeddings": 16_384, "embed_dim": 8, "channel_multiplier": [1, 2, 2, 4]},
     65_536: {"num_embeddings": 8192, "embed_dim": 256, "channel_multiplier": [1, 1, 2, 2, 4]},
@@ -35,21 +34,23 @@ PUBLISHED_TOKENIZERS: dict[int, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TokenizerShape:
-    """Sizes of an image tokenizer: its parameters, channels at full and at half resolution, codes,
-    pixels a code's side.
+    """Sizes of an image tokenizer.
+
+    They are its parameters, the channels at full and at half resolution, the number of codes, and
+    the pixels along a code's side.
     """
 
     parameters: int
     channels: tuple[int, int]
     codes: int
     downsample: int
-    decode_flops: float  # of one image of the chain's largest size
+    decode_flops: float  # for one image of the chain's largest size
 
     @classmethod
     def of(cls, values: Mapping[str, Any], px: int) -> TokenizerShape:
-        """From keys of `ImageTokenizerConfig`; counted on torch's meta device.
+        """Compute the sizes from keys of `ImageTokenizerConfig`, on torch's meta device.
 
-        `px`: side of the largest image.
+        `px`: the side of the largest image.
         """
         import torch
         from torch.utils.flop_counter import FlopCounterMode
@@ -69,11 +70,11 @@ class TokenizerShape:
 
 @dataclass(frozen=True)
 class Sharding:
-    """What DeepSpeed spreads over the GPUs: `stage` 2 or 3 of ZeRO (arXiv 1910.02054), 0 without
-    DeepSpeed.
+    """What DeepSpeed spreads over the GPUs.
 
-    Elements, not bytes: `max_live` gathered at a time (stage 3), `bucket` reduced at a time (None:
-    hidden size squared), `sub_group` updated at a time (stage 3). See local_scripts/README.md.
+    `stage`: 2 or 3 of ZeRO (arXiv 1910.02054), 0 without DeepSpeed. The following count elements,
+    not bytes. `max_live`: gathered at a time (stage 3). `bucket`: reduced at a time (None: hidden
+    size squared). `sub_group`: updated at a time (stage 3). See local_scripts/README.md.
     """
 
     stage: int = 0
@@ -86,7 +87,7 @@ class Sharding:
 
     @classmethod
     def read(cls, path: str | Path) -> Sharding:
-        """From a DeepSpeed JSON. Raises `UserError` that names the file when it isn't one."""
+        """Read a DeepSpeed JSON. Raises `UserError` that names the file when it isn't one."""
         values = read_json(path)
         zero = values.get("zero_optimization") if isinstance(values, dict) else None
         if not isinstance(zero, dict) or zero.get("stage") not in (2, 3):
@@ -107,12 +108,12 @@ class Sharding:
 
 @dataclass(frozen=True)
 class Workload:
-    """A run, of one process. Lengths in tokens.
+    """The work of one process of a run. Lengths are in tokens.
 
-    `completion`: what caches are made for, and the longest there can be; `expected`: what a whole
-    chain takes; `images`: tokens of its three images; `prompts`: distinct ones in a rollout, each
-    with `generations` completions; `micro`: completions in one forward and backward; `trained`:
-    parameters that are; `weight_bytes`: of a parameter.
+    `completion`: the length that caches are made for, which is the longest possible. `expected`:
+    the length of a whole chain. `images`: the tokens of its images. `prompts`: distinct ones in a
+    rollout, each with `generations` completions. `micro`: completions in one forward and backward.
+    `trained`: the number of trained parameters. `weight_bytes`: bytes of a parameter.
     """
 
     policy: PolicyShape
@@ -137,38 +138,39 @@ class Workload:
     autocast: bool  # matrices are computed in bfloat16 from float32 weights
     trained: int
     adapters: int  # parameters of LoRA adapters; 0 when all weights are trained
-    quantised_bits: int  # of the layers' matrices; 0: not quantised
+    quantised_bits: int  # bits of the layers' matrices; 0: not quantised
     nested: bool
     reference: bool
     old_scores: bool  # log-probabilities are scored once more before the loss
     experts: tuple[str, ...]
-    triton: bool = True  # where there is none (CPU), the head's tiles are folded by torch, in several copies
+    triton: bool = True  # without it (CPU) torch computes the head's tiles, with several copies
 
     @property
     def rows(self) -> int:
-        """Completions that one process rolls out at a time."""
+        """The number of completions that one process writes at a time."""
         return self.prompts * self.generations
 
     @property
     def groups_of_micro(self) -> list[tuple[int, int]]:
-        """For each prompt in a microbatch's packed row, (times the prompt is there, completions
-        that share it).
+        """For each prompt in a microbatch's packed row: (how often it is there, completions that
+        share it).
         """
         whole, rest = divmod(self.micro, self.generations)
         groups = [(1, self.generations)] * whole + [(1, rest)] * bool(rest)
         return groups if self.share_prompts else [(count, count) for _, count in groups]
 
     def packed(self, completion: int) -> int:
-        """Tokens of a microbatch's row with completions of this length."""
+        """Return the tokens of a microbatch's row with completions of this length."""
         return sum(prompts * self.prompt + count * completion for prompts, count in self.groups_of_micro)
 
 
 def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape, tokenizer: TokenizerShape,
              chain: ChainSettings, sharding: Sharding, world: int, text_tokens: int) -> Workload:
-    """The numbers of a run with these settings (already in TRL's units) on `world` processes.
+    """Return the numbers of a run on `world` processes with these settings (already in TRL's
+    units).
 
-    `text_tokens`: of a chain beside its images. Raises `UserError` for settings that grpo would
-    refuse, too.
+    `text_tokens`: tokens of a chain besides its images. Raises `UserError` also for settings that
+    grpo would refuse.
     """
     from realsr_r1.training.adapters import adapter_config
 
@@ -178,13 +180,13 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
         raise UserError("--load_in_4bit and --load_in_8bit don't go with DeepSpeed ZeRO-3; plan it with "
                         "--deepspeed local_scripts/zero2.json or --deepspeed none")
     units = max(1, chain.target_px // chain.grid_unit_px)
-    # Only geometry is asked of it: no ids.
+    # Only the geometry of this layout is used, not its ids.
     layout = TokenLayout(0, 0, 0, 0, 0, 0, {}, (), policy.vocabulary, chain.grid_unit_px,
                          tokenizer.downsample)
     images = tuple(layout.span_length(*size) for size in chain.chain.image_sizes(units, units))
     made = args.per_device_train_batch_size * args.steps_per_generation
     span = 0
-    if args.guidance_scale != 1.0:  # under "image" a row may draw any size that fits the budget
+    if args.guidance_scale != 1.0:  # with "image" a row may draw any size that fits the budget
         span = images[-1] if args.grammar == "chain" else args.max_completion_length
     is_half = args.bf16 if sharding.stage else model_args.dtype in ("bfloat16", "float16")
     passes = args.steps_per_generation * args.num_iterations
@@ -206,7 +208,9 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
 
 
 def _adapter_parameters(policy: PolicyShape, config: Any | None) -> int:
-    """Parameters of LoRA adapters (arXiv 2106.09685): r rows and r columns a matrix."""
+    """Return the number of parameters of LoRA adapters (arXiv 2106.09685): r rows and columns a
+    matrix.
+    """
     if config is None:
         return 0
     targets = policy.matrices if isinstance(config.target_modules, str) else config.target_modules
@@ -214,10 +218,10 @@ def _adapter_parameters(policy: PolicyShape, config: Any | None) -> int:
 
 
 def tokenizer_values(model: Path, policy: PolicyShape) -> dict[str, Any]:
-    """Keys of `ImageTokenizerConfig` for the image tokenizer in a model folder, or the one its
-    vocabulary was published with.
+    """Return keys of `ImageTokenizerConfig` for the image tokenizer of a model folder.
 
-    Raises `UserError` where neither tells.
+    Where the folder has none, they belong to the tokenizer that its vocabulary was published with.
+    Raises `UserError` where neither is known.
     """
     file = model / "image_tokenizer" / "config.json"
     if file.is_file():

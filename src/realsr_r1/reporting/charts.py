@@ -1,7 +1,6 @@
-"""Draws a run's curves with matplotlib: one themed SVG a panel for the page, and all panels in one
-PNG.
+"""Draws a run's curves with matplotlib: one themed SVG for each panel, and one PNG with all panels.
 
-Knows `Run`, no HTML beyond the SVG element.
+The SVGs are for the page. Knows `Run`, and no HTML besides the SVG element.
 """
 
 from __future__ import annotations
@@ -21,16 +20,17 @@ if TYPE_CHECKING:
 PANEL_INCHES = (3.9, 2.1)
 COLUMNS = 3
 
-# In an SVG every colour is one of these placeholders, replaced by a CSS variable of the page's
-# theme.
+# Every colour in an SVG is one of these placeholders; a CSS variable of the page's theme replaces
+# it.
 PLACEHOLDERS = {"muted": "#010203", "line": "#010204", "accent": "#010205", "second": "#010206"}
-# In the PNG, on white.
+# The colours in the PNG, on white.
 LIGHT = {"muted": "#6a6a64", "line": "#e3e1da", "accent": "#0a6c66", "second": "#b4531f"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: a title, the training values, and evaluation's where they were logged."""
+    """One chart: a title, the training values, and the evaluation's values where they were logged.
+    """
 
     title: str
     training: Series
@@ -38,12 +38,12 @@ class Panel:
 
 
 def reward_title(name: str) -> str:
-    """`format_reward` -> `format`."""
+    """Return a reward's title: `format_reward` becomes `format`."""
     return name.removesuffix("_reward").replace("_", " ")
 
 
 def panels(run: Run) -> list[Panel]:
-    """Total reward, each reward, loss, completion length: those that were logged."""
+    """Return the panels that were logged: total reward, each reward, loss, completion length."""
     keys = [("total reward", "reward")]
     keys += [(reward_title(name), f"rewards/{name}/mean") for name in run.rewards()]
     keys += [("loss", "loss"), ("completion length, tokens", "completions/mean_length")]
@@ -52,7 +52,7 @@ def panels(run: Run) -> list[Panel]:
 
 
 def panel_svg(panel: Panel) -> str:
-    """The chart as an `<svg>` element without ids, colours or fonts of its own."""
+    """Return the chart as an `<svg>` element without ids, colours or fonts of its own."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": panel.title}):
@@ -66,7 +66,7 @@ def panel_svg(panel: Panel) -> str:
 
 
 def save_png(charts: list[Panel], title: str, path: Path) -> None:
-    """All panels in one picture on white."""
+    """Draw all panels in one picture on white."""
     from matplotlib.figure import Figure
 
     rows = -(-len(charts) // COLUMNS)
@@ -107,8 +107,9 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
 
 
 def _themed(svg: str, title: str) -> str:
-    """Only the element: no XML head, metadata, ids of groups (the page has many charts), fixed
-    colours or fonts.
+    """Return only the `<svg>` element, in the colours and fonts of the page.
+
+    The XML head, the metadata and the ids of groups are removed, as the page has many charts.
     """
     svg = svg[svg.index("<svg"):]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)

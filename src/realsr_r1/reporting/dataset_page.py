@@ -1,8 +1,7 @@
-"""One page about a dataset: how much it holds, how its labels are balanced, its tags, and pairs of
-LQ and HQ crops.
+"""One page about a dataset: its size, the balance of its labels, its tags, and LQ and HQ crops.
 
-Needs no script and no other file, and holds nothing that changes from run to run (no date): the
-same data give the same bytes.
+The page needs no script and no other file. It holds nothing that changes from run to run (no date),
+so the same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from realsr_r1.data.building.assembly import Contents
 
 PAGE_FILE = "dataset.html"
-PAIRS, TAGS, ITEMS = 12, 40, 50  # shown at most
+PAIRS, TAGS, ITEMS = 12, 40, 50  # the page shows at most so many
 OWN_CSS = """
 .columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 14px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
@@ -43,7 +42,7 @@ OWN_CSS = """
 
 
 def write_dataset_page(folder: Path, contents: Contents) -> None:
-    """Write the page about the dataset saved in `folder` into it."""
+    """Write the page about the dataset saved in `folder` into that folder."""
     with atomic_file(folder / PAGE_FILE) as partial:
         partial.write_text(_page(folder, contents), encoding="utf-8")
 
@@ -80,7 +79,10 @@ def _figures(contents: Contents) -> list[tuple[str, int]]:
 
 
 def _bars(values: Iterable[tuple[str, int]], whole: int, largest: int) -> str:
-    """One list item a value: its name, a bar that is full at `largest`, its share of `whole`."""
+    """Return one list item for each value: its name, its bar, and its share of `whole`.
+
+    A bar is full at `largest`.
+    """
     return "".join(
         f'<ul class="scores"><li><span class="name">{html.escape(name)}</span>'
         f'<span class="bar"><i style="width:{100 * value / max(largest, 1):.1f}%"></i></span>'
@@ -101,7 +103,8 @@ def _tags(contents: Contents) -> str:
         return '<p class="missing">The photos of train have no tags.</p>'
     shown = sorted(contents.tags.items(), key=lambda item: (-item[1], item[0]))[:TAGS]
     photos = contents.photos.get("train", 0)
-    which = f"The {len(shown)} most frequent of {len(contents.tags):,} tags" if len(shown) < len(contents.tags) else "All tags"
+    which = (f"The {len(shown)} most frequent of {len(contents.tags):,} tags"
+             if len(shown) < len(contents.tags) else "All tags")
     return (f'<p>{which}: share of the photos of train.</p><div class="card '
             f'tags">{_bars(shown, photos, shown[0][1])}</div>')
 
@@ -111,12 +114,13 @@ def _pairs(folder: Path) -> str:
 
     split = folder / read_json(folder / "dataset_dict.json")["splits"][0]
     records = pyarrow.concat_tables(pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
-                                    # `datasets` takes a second to import
+                                    # without `datasets`, whose import takes a second
                                     for file in sorted(split.glob("*.arrow")))
     count = min(PAIRS, len(records))
     places = [round(number * (len(records) - 1) / max(count - 1, 1)) for number in range(count)]
     shown = "".join(_pair(records.slice(place, 1).to_pylist()[0]) for place in places)
-    return f"<p>{count} of {len(records):,} records, evenly spaced, not chosen.</p><div class=pairs>{shown}</div>"
+    return (f"<p>{count} of {len(records):,} records, evenly spaced, not chosen.</p>"
+            f"<div class=pairs>{shown}</div>")
 
 
 def _pair(record: Mapping[str, Any]) -> str:
@@ -128,7 +132,7 @@ def _pair(record: Mapping[str, Any]) -> str:
 
 
 def _data_uri(file: Mapping[str, Any]) -> str:
-    """`file`: an image as `datasets` stores it, its bytes."""
+    """Return an image as a data URI. `file`: the image as `datasets` stores it (its bytes)."""
     buffer = io.BytesIO()
     picture = to_rgb(ImageOps.exif_transpose(eight_bits(Image.open(io.BytesIO(file["bytes"])))))
     contained(picture, 2 * CELL, enlarge=False).save(buffer, format="PNG", compress_level=1)

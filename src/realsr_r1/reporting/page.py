@@ -1,7 +1,7 @@
-"""Writes the report's page: sections, strips and tiles as HTML that needs no script and no other
-file.
+"""Writes the report's page: sections, strips and tiles as HTML.
 
-Gets everything read and drawn; everything that comes from a file is escaped here or in tables.py.
+The page needs no script and no other file. Everything comes to this module already read and drawn;
+texts from files are escaped here or in tables.py.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from realsr_r1.reporting.tables import TOTAL, comparison_table, metrics_table
 if TYPE_CHECKING:
     from PIL import Image
 
-EMBEDDED_PX = 2 * CELL  # larger pictures are embedded at twice the size they are shown at
+EMBEDDED_PX = 2 * CELL  # larger pictures are embedded at twice the size at which they are shown
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a report shows; a part that is None or empty gets a sentence on how to make it."""
+    """What a report shows; a part that is None or empty gets a sentence that says how to make it.
+    """
 
     run: Run
     panels: list[Panel]
@@ -40,7 +41,7 @@ class Content:
 
 
 def render_page(content: Content) -> str:
-    """The whole page."""
+    """Return the whole page."""
     sections = [
         ("before-after", "Before and after", _comparison(content)),
         ("curves", "Training curves", _curves(content)),
@@ -87,7 +88,7 @@ def _plain(value: Any) -> str:
 
 
 def _tiles(content: Content) -> list[tuple[str, str]]:
-    """(label, value) of the headline figures that are known."""
+    """Return (label, value) of the headline figures that are known."""
     tiles = [("steps", f"{content.run.steps:,}")]
     if content.panels:  # the total reward, or the loss of a run without rewards
         tiles.append((f"{content.panels[0].title}, start → end", _start_to_end(content.panels[0])))
@@ -101,7 +102,10 @@ def _tiles(content: Content) -> list[tuple[str, str]]:
 
 
 def _start_to_end(panel: Panel) -> str:
-    """Both means with the decimals that give the larger one three digits."""
+    """Return the means at the start and at the end.
+
+    Both get the number of decimals that shows three digits of the larger one.
+    """
     start, end = panel.training.start_and_end
     largest = max(abs(start), abs(end))
     decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
@@ -111,7 +115,7 @@ def _start_to_end(panel: Panel) -> str:
 # --- sections ---
 
 def _missing(text: str, command: str) -> str:
-    # flags must not break at hyphens
+    # The page must not break flags at their hyphens.
     words = " ".join(f"<span>{html.escape(word)}</span>" for word in command.split())
     return f'<p class="missing">{text} <code>{words}</code></p>'
 
@@ -134,8 +138,8 @@ def _curves(content: Content) -> str:
         return _missing("The log holds no rewards and no loss. They come from",
                         "realsr-r1 grpo --config FILE.yaml")
     figures = "".join(
-        f'<figure '
-        f'class="chart"><header><h3>{html.escape(panel.title)}</h3><span>{_start_to_end(panel)}</span></header>'
+        f'<figure class="chart"><header><h3>{html.escape(panel.title)}</h3>'
+        f"<span>{_start_to_end(panel)}</span></header>"
         f"{panel_svg(panel)}</figure>" for panel in content.panels)
     window = content.panels[0].training.window
     dots = " Dots: evaluation." if any(panel.evaluation for panel in content.panels) else ""
@@ -169,7 +173,8 @@ def _metrics(content: Content) -> str:
         return _missing("No metrics here. Make them, then give them to the report with --metrics:",
                         "realsr-r1 evaluate --restored RESTORED --gt ORIGINALS --output METRICS")
     colour = any(row["name"] == "mean colour" for row in content.metrics["rows"])
-    baseline = " Mean colour: a flat image of the original's mean colour, the least that counts." if colour else ""
+    baseline = (" Mean colour: a flat image of the original's mean colour, the least that counts."
+                if colour else "")
     return f"<p>Means over {content.metrics['pairs']} photos.{baseline}</p>{metrics_table(content.metrics)}"
 
 
@@ -201,7 +206,8 @@ def _data_uri(picture: Image.Image) -> str:
 
 def _scores(strip: Strip) -> str:
     if strip.rewards:
-        return f'<ul class="scores">{"".join(_score(name, value) for name, value in strip.rewards.items())}</ul>'
+        return ('<ul class="scores">'
+                f'{"".join(_score(name, value) for name, value in strip.rewards.items())}</ul>')
     lines = "".join(f"<dt>{html.escape(label)}</dt><dd>{html.escape(figures)}</dd>"
                     for label, figures in strip.metrics)
     return f'<dl class="lines">{lines}</dl>'
@@ -217,8 +223,9 @@ def _score(name: str, value: float | None) -> str:
 
 
 def _chain(strip: Strip) -> str:
-    """The chain's texts by section, the degradations checked against the truth, and the text as it
-    was written.
+    """Return the chain's texts by section, and the text as it was written.
+
+    The degradations are compared with the truth where it is known.
     """
     if strip.text is None:
         return ""
@@ -238,8 +245,9 @@ def _chain(strip: Strip) -> str:
 
 
 def _degradation(body: str, truth: list[str]) -> str:
-    """The items named, each marked right or wrong where the truth is known (compared as the reward
-    does).
+    """Return the items of a text, each marked right or wrong where the truth is known.
+
+    They are compared as the reward compares them.
     """
     items = [item.strip() for item in body.split(",")]
     listed = []
@@ -249,7 +257,8 @@ def _degradation(body: str, truth: list[str]) -> str:
             continue
         expected = truth[index] if index < len(truth) else ""
         right = item.lower() == expected.strip().lower()
-        correction = f' <span class="muted">({html.escape(expected)})</span>' if expected and not right else ""
+        correction = (f' <span class="muted">({html.escape(expected)})</span>'
+                      if expected and not right else "")
         mark = '<span class="right">✓</span>' if right else '<span class="wrong">✗</span>'
         listed.append(f"<li>{mark} {html.escape(item)}{correction}</li>")
     return f'<ul class="items">{"".join(listed)}</ul>'

@@ -1,4 +1,4 @@
-"""Reads a training run's folder: its log, its settings, the sample folders.
+"""Reads a training run's folder: its log, its settings, and its sample folders.
 
 Knows files, no drawing and no HTML.
 """
@@ -16,12 +16,12 @@ from typing import Any
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import existing_folder, read_json
 
-LOG_FILE = "log_history.jsonl"  # one JSON object a logged step
-STATE_FILE = "trainer_state.json"  # the trainer's own; holds the log up to its checkpoint
-SETTINGS_FILE = "settings.json"  # name -> value, where a run wrote one
+LOG_FILE = "log_history.jsonl"  # one JSON object for each logged step
+STATE_FILE = "trainer_state.json"  # the trainer's own file, with the log up to its checkpoint
+SETTINGS_FILE = "settings.json"  # name -> value; some runs have none
 SECONDS_KEY = "train_runtime"
 
-# Settings worth the reader's eye, in this order; the others are folded away.
+# The most interesting settings, in the order of the page; the others are folded away.
 HEADLINE_SETTINGS = (
     "model_name_or_path", "dataset_name", "grammar", "num_generations", "learning_rate", "max_steps",
     "num_train_epochs", "generation_batch_size", "reward_funcs",
@@ -30,13 +30,13 @@ HEADLINE_SETTINGS = (
 
 @dataclass(frozen=True)
 class Series:
-    """Values of one logged key against steps."""
+    """The values of one logged key by step."""
 
     steps: list[int]
     values: list[float]
 
     def moving_average(self) -> list[float]:
-        """The mean of the last `window` values at every step (of fewer, at the start)."""
+        """Return the mean of the last `window` values at every step (of fewer at the start)."""
         window = self.window
         return [sum(part) / len(part) for part in
                 (self.values[max(0, index + 1 - window):index + 1] for index in range(len(self.values)))]
@@ -48,14 +48,17 @@ class Series:
 
     @property
     def start_and_end(self) -> tuple[float, float]:
-        """Means of the first and of the last `window` values (of a third of them, in a short run)."""
+        """Return the means of the first and of the last `window` values.
+
+        In a short run they are the means of its first and its last third.
+        """
         count = max(1, min(self.window, len(self.values) // 3))
         return sum(self.values[:count]) / count, sum(self.values[-count:]) / count
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, its log records in order, its settings, and when it last wrote its log."""
+    """A run's folder, its log records in order, its settings, and when its log was last written."""
 
     folder: Path
     records: list[dict[str, Any]]
@@ -64,12 +67,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's own name where its settings have one, or else the folder's."""
+        """The run's own name where its settings have one, else the folder's name."""
         return str(self.settings.get("run_name") or self.folder.resolve().name)
 
     @property
     def steps(self) -> int:
-        """Number of the last logged step."""
+        """The number of the last logged step."""
         return max((record["step"] for record in self.records), default=0)
 
     @property
@@ -78,16 +81,16 @@ class Run:
         return next((record[SECONDS_KEY] for record in reversed(self.records) if SECONDS_KEY in record), None)
 
     def series(self, key: str) -> Series | None:
-        """The finite values logged as `key`, or None when there are none.
+        """Return the finite values logged as `key`, or None when there are none.
 
-        A step logged twice counts once.
+        A step that was logged twice counts once.
         """
         found = {record["step"]: float(record[key]) for record in self.records
                  if isinstance(record.get(key), (int, float)) and math.isfinite(record[key])}
         return Series(list(found), list(found.values())) if found else None
 
     def rewards(self) -> list[str]:
-        """Names of the rewards in the log, in the order they were logged."""
+        """The names of the rewards in the log, in the order they were logged."""
         keys = dict.fromkeys(key for record in self.records for key in record)
         return [match[1] for key in keys if (match := re.fullmatch(r"rewards/(.+)/mean", key))]
 
@@ -110,7 +113,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def sample_folders(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every saved group, by step."""
+    """Return (step, folder) of every saved group, in the order of the steps."""
     found = [(int(match[1]), path) for path in (run / "samples").glob("step-*")
              if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()]
     return sorted(found)
@@ -127,16 +130,18 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise ValueError("no object with a step")
         except ValueError as error:
-            if number == len(lines):  # the run was stopped while writing it
+            if number == len(lines):  # the run was stopped while it wrote this line
                 break
-            raise UserError(f"{path}, line {number}, is not a log record ({error}); remove that line") from error
+            raise UserError(f"{path}, line {number}, is not a log record ({error}); "
+                            "remove that line") from error
         records.append(record)
     return records
 
 
 def _state_files(folder: Path) -> list[Path]:
-    """trainer_state.json files, the latest first: the folder's own, then the checkpoints' from last
-    to first.
+    """Return the trainer_state.json files, the latest first.
+
+    The folder's own comes first, then the checkpoints' from the last to the first.
     """
     checkpoints = [(int(match[1]), path) for path in folder.glob("checkpoint-*")
                    if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
@@ -145,7 +150,7 @@ def _state_files(folder: Path) -> list[Path]:
 
 
 def _read_settings(folder: Path, states: list[Path]) -> dict[str, Any]:
-    """The run's settings file, or what the trainer's state tells of them."""
+    """Return the run's settings from its own file, or else those in the trainer's state."""
     if (folder / SETTINGS_FILE).is_file():
         settings = read_json(folder / SETTINGS_FILE)
         if not isinstance(settings, dict):

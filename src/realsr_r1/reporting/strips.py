@@ -1,8 +1,7 @@
-"""Strips of a photo on its way through the chain: LQ, the chain's images, HQ.
+"""Strips: LQ, the chain's images and HQ of one photo side by side.
 
-Reads them from sample folders and from a restored folder, and draws a PNG.
-
-Knows files and PIL images, no HTML.
+Reads them from sample folders and from a restored folder, and draws a PNG. Knows files and PIL
+images, no HTML.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from realsr_r1.core.files import existing_folder, read_json
 from realsr_r1.core.images import list_images, load_image
 from realsr_r1.reporting.run_folder import sample_folders
 
-CELL = 144  # px, the side of a picture in the PNG and on the page
-MOST_RESTORED = 12  # strips of restored photos in one report
+CELL = 144  # the side of a picture in the PNG and on the page, in px
+MOST_RESTORED = 12  # the most strips of restored photos in one report
 
 
 @dataclass(frozen=True)
 class Strip:
     """One photo on its way through the chain.
 
-    `pictures`: column -> image or None, in the order they are shown; `text`: the chain, one of
-    `spec`; `rewards`: name -> value or None; `metrics`: (label, figures); `degradation`, `tags`:
+    `pictures`: column -> image or None, in the order they are shown. `text`: the chain, in the form
+    of `spec`. `rewards`: name -> value or None. `metrics`: (label, figures). `degradation`, `tags`:
     the truth, where it is known.
     """
 
@@ -51,8 +50,9 @@ class Strip:
 
 
 def sample_strips(run: Path) -> list[Strip]:
-    """The first completion of the first, the middle and the last saved group; [] where the run
-    saved none.
+    """Return the first completion of the first, the middle and the last saved group.
+
+    The list is empty where the run saved none.
     """
     folders = sample_folders(run)
     chosen = sorted({0, len(folders) // 2, len(folders) - 1}) if folders else []
@@ -77,10 +77,10 @@ def _sample_strip(step: int, folder: Path) -> Strip:
 
 def restored_strips(restored: Path, gt: Path | None, metrics: dict[str, Any] | None) -> tuple[list[Strip],
                                                                                               int]:
-    """Strips of a restored folder, evenly spaced by name, with each photo's metrics -> (strips,
-    number of photos).
+    """Return strips of a restored folder with each photo's metrics, and the number of photos.
 
-    Raises `UserError` when a folder is missing or has no images.
+    The strips are spaced evenly by name. Raises `UserError` when a folder is missing or has no
+    images.
     """
     files = list_images(existing_folder(restored, "--restored"))
     if not files:
@@ -103,7 +103,7 @@ def restored_strips(restored: Path, gt: Path | None, metrics: dict[str, Any] | N
 
 
 def _metric_lines(scores: dict[str, Any], metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """`("PSNR (Y)", "22.31 dB (LQ input 24.10)")`: a pair a metric."""
+    """Return a pair for each metric, as `("PSNR (Y)", "22.31 dB (LQ input 24.10)")`."""
     lines = []
     for name, metric in metrics.items():
         values = {row: scores[row].get(name) for row in ("restored", "LQ input") if row in scores}
@@ -117,12 +117,12 @@ def _metric_lines(scores: dict[str, Any], metrics: dict[str, Any]) -> list[tuple
 
 
 def draw_strips(strips: list[Strip], path: Path) -> None:
-    """All strips under one another in a PNG on white, a line of text over each."""
+    """Draw all strips below one another in a PNG on white, each with a line of text above it."""
     from PIL import ImageDraw, ImageFont
 
     title_font, font = ImageFont.load_default(15), ImageFont.load_default(12)
     gap, heading, margin = 8, 24, 16
-    # of one run, so of one chain
+    # All strips are from one run and so from one chain.
     columns = list(max((strip.pictures for strip in strips), key=len, default={}))
     width = 2 * margin + len(columns) * (CELL + gap) - gap
     row_height = heading + CELL + 14
@@ -150,8 +150,9 @@ def draw_strips(strips: list[Strip], path: Path) -> None:
 
 
 def contained(image: Image.Image, side: int, enlarge: bool) -> Image.Image:
-    """`image` scaled so that its longer side is `side` px (smooth); without `enlarge`, a smaller
-    one stays as it is.
+    """Scale `image` smoothly so that its longer side is `side` px.
+
+    Without `enlarge` a smaller image stays as it is.
     """
     scale = side / max(image.size)
     if scale >= 1 and not enlarge:
@@ -173,8 +174,9 @@ def _picture(path: Path) -> Image.Image | None:
 
 
 def _spec(folder: Path) -> ChainSpec:
-    """The chain whose texts and images lie in `folder`; the published one where nothing says so (an
-    older version's).
+    """Return the chain whose texts and images lie in `folder`.
+
+    It is the published chain where no file says so (in a folder of an older version).
     """
     path = folder / CHAIN_FILE
     return ChainSpec.from_dict(_object(path), str(path)) if path.is_file() else ChainSpec.published()
@@ -192,6 +194,6 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _tags(value: Any) -> list[str]:
-    """A list of tags, from a list of strings or of comma-separated ones."""
+    """Return a list of tags from a list of strings, each with one or several tags (with commas)."""
     items = [value] if isinstance(value, str) else value or []
     return [tag.strip() for item in items for tag in str(item).split(",") if tag.strip()]

@@ -1,4 +1,7 @@
-"""The page's style sheet: light and dark by the reader's setting, one column on narrow screens, no outside fonts."""
+"""The page's style sheet: light or dark by the reader's setting, one column on narrow screens.
+
+It uses no fonts from outside.
+"""
 
 CSS = """
 :root {

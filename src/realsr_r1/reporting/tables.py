@@ -1,5 +1,6 @@
-"""The report's two tables as HTML: rewards before and after training, and the metrics of
-`realsr-r1 evaluate`.
+"""The report's tables as HTML: rewards before and after training, and metrics.
+
+The metrics are those of `realsr-r1 evaluate`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ TOTAL = "total"
 
 
 def read_comparison(before: Path, after: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two files of reward means: {"label", "n", "rewards": {name: {"mean", "ci95": [lo, hi]}},
-    "paired" (in `after`)}.
+    """Read two files of reward means.
 
+    Each is {"label", "n", "rewards": {name: {"mean", "ci95": [lo, hi]}}, "paired" (in `after`)}.
     Raises `UserError` for a file of another form, and when the two name different rewards.
     """
     sides = []
@@ -38,8 +39,10 @@ def read_comparison(before: Path, after: Path) -> tuple[dict[str, Any], dict[str
 
 
 def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """A row a reward: mean and 95 % interval before and after, their difference, and both on an
-    axis from 0.
+    """Return a table with one row for each reward.
+
+    A row has mean and 95 % interval before and after, their difference, and both means on an axis
+    from 0.
     """
     labels = [html.escape(str(side.get("label") or name))
               for side, name in ((before, "before"), (after, "after"))]
@@ -50,7 +53,8 @@ def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
         rows.append(
             f'<tr{" class=total" if name == TOTAL else ""}><td>{html.escape(name)}</td>'
             + "".join(f"<td>{side['mean']:.3f}{_interval(side.get('ci95'))}</td>" for side in sides)
-            + f"<td>{paired['difference']:+.3f}{_verdict(paired.get('ci95'))}{_interval(paired.get('ci95'), '+')}</td>"
+            + f"<td>{paired['difference']:+.3f}{_verdict(paired.get('ci95'))}"
+              f"{_interval(paired.get('ci95'), '+')}</td>"
             + f"<td>{_range(sides)}</td></tr>")
     head = (f'<tr><th>reward</th><th><i class="key before"></i>{labels[0]}</th>'
             f'<th><i class="key after"></i>{labels[1]}</th><th>difference</th><th></th></tr>')
@@ -64,7 +68,7 @@ def _interval(bounds: list[float] | None, sign: str = "") -> str:
 
 
 def _verdict(bounds: list[float] | None) -> str:
-    """An arrow where the interval of the difference leaves out zero."""
+    """Return an arrow where the interval of the difference excludes zero."""
     if not bounds or bounds[0] <= 0 <= bounds[1]:
         return ""
     return '&nbsp;<span class="right" title="above zero">▲</span>' if bounds[0] > 0 else (
@@ -72,7 +76,7 @@ def _verdict(bounds: list[float] | None) -> str:
 
 
 def _range(sides: list[dict[str, Any]]) -> str:
-    """Both means with their intervals on an axis from 0 to the next whole number."""
+    """Draw both means with their intervals on an axis from 0 to the next whole number."""
     highest = max(1, math.ceil(max(max([side["mean"], *(side.get("ci95") or [])]) for side in sides)))
 
     def percent(value: float) -> float:
@@ -88,7 +92,7 @@ def _range(sides: list[dict[str, Any]]) -> str:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """metrics.json of `realsr-r1 evaluate`. Raises `UserError` for a file of another form."""
+    """Read metrics.json of `realsr-r1 evaluate`. Raises `UserError` for a file of another form."""
     value = read_json(path)
     if not isinstance(value, dict) or not {"metrics", "rows", "images"} <= value.keys():
         raise UserError(f"{path} isn't a metrics.json of realsr-r1 evaluate (given by --metrics)")
@@ -96,8 +100,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def metrics_table(result: dict[str, Any]) -> str:
-    """A row a metric, a column each for LQ input, mean colour, restored; the best of a row stands
-    out.
+    """Return a table with one row for each metric.
+
+    It has a column each for LQ input, mean colour and restored; the best value of a row stands out.
     """
     head = "".join(f"<th>{html.escape(row['name'])}</th>" for row in result["rows"])
     rows = []
@@ -110,9 +115,11 @@ def metrics_table(result: dict[str, Any]) -> str:
                         for value, text in zip(values, shown))
         unit = f", {metric['unit']}" if metric.get("unit") else ""
         better = "lower" if metric["lower_better"] else "higher"
-        arrow = f'<span class="muted" title="{better} is better">{"↓" if metric["lower_better"] else "↑"}</span>'
+        arrow = (f'<span class="muted" title="{better} is better">'
+                 f'{"↓" if metric["lower_better"] else "↑"}</span>')
         rows.append(f"<tr><td>{html.escape(metric['label'] + unit)} {arrow}</td>{cells}</tr>")
     notes = [f"{name}: n/a ({reason})" for name, reason in result.get("unavailable", {}).items()]
     notes += result.get("notes", [])
-    listed = f'<ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in notes)}</ul>' if notes else ""
+    listed = (f'<ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in notes)}</ul>'
+              if notes else "")
     return f'<div class="scroll"><table><tr><th>metric</th>{head}</tr>{"".join(rows)}</table></div>{listed}'

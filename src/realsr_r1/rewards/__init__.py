@@ -1,7 +1,7 @@
-"""Rewards: plain functions with TRL's signature, `f(completions, **columns) -> list[float | None]`,
-one file each.
+"""Rewards: functions with TRL's signature, `f(completions, **columns) -> list[float | None]`.
 
-A fault of the completion scores 0.0; a record that lacks the truth gets None, which TRL leaves out.
+Each reward has a file of its own. A completion at fault scores 0.0. A record that lacks the truth
+gets None, and TRL leaves it out.
 """
 
 from realsr_r1.rewards.degradation import degradation_reward

@@ -15,13 +15,14 @@ ITEM_COUNT = 5  # blur, resize, noise, compression, second resize
 def degradation_reward(completions: Sequence[str],
                        degradation: Sequence[Sequence[str] | str | None] | None = None,
                        spec: ChainSpec | None = None, **columns: Any) -> list[float | None]:
-    """Share of the five items that are right, item i against item i (0, 0.2 ... 1).
+    """Return the share of the five items that are right (0, 0.2 ... 1), for each completion.
 
-    Reads the first section of `spec` (the published chain by default) that is about degradation.
+    Item i of the answer is compared with item i of the truth. The answer is read from the first
+    section of `spec` (by default the published chain) that is about degradation.
 
-    `degradation`: the truth of each completion, five strings, or one string with four commas. Case
-    and outer white space don't count. A missing item is wrong; a sixth one, or no such section,
-    scores 0.0. A record whose truth is not five words or phrases gets None.
+    `degradation`: the truth of each completion, five strings or one string with four commas. Case
+    and outer white space don't count. A missing item is wrong. An answer with a sixth item or
+    without such a section scores 0.0. A record whose truth is not five words or phrases gets None.
     """
     section = (spec or ChainSpec.published()).about("degradation")[0]
     truths = [None] * len(completions) if degradation is None else degradation

@@ -1,13 +1,12 @@
-"""Visual experts: image-quality metrics turned into scores from 0 to 1, known by name, or one's
-own.
-
-Knows pictures and metrics; which picture of a completion is scored, it leaves to generation.py.
+"""Visual experts: image-quality metrics turned into scores from 0 to 1, known by name, or your own.
 
 An expert is any object with `name: str`, `needs_hq: bool` and
-`score(images, hq) -> list of floats`: `images` are RGB PIL images of one size, `hq` their
-references at the same size, or None where `needs_hq` is false. Higher is better. One's own is named
-`package.module:factory`; `factory(device)` returns the expert, and carries the same `needs_hq` (as
-a class does) so that a dataset without references is refused before training.
+`score(images, hq) -> list of floats`. `images` are RGB PIL images of one size; `hq` are their
+references at the same size, or None where `needs_hq` is false. A higher score is better. Your own
+expert is named `package.module:factory`. `factory(device)` returns the expert. The factory has the
+attribute `needs_hq` too (as a class does), so that a dataset without references is refused before
+training. This module knows pictures and metrics; generation.py decides which picture of a
+completion is scored.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from realsr_r1.core.errors import UserError, is_disk_full
 from realsr_r1.core.images import resize_to_cover, to_pixels, to_rgb
 from realsr_r1.core.import_named import import_named
 
-# the published code's four; all download weights
+# The four experts of the published code; all of them download weights.
 DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
 
 
 class Expert(Protocol):
-    """See the top of this file."""
+    """What an expert must have; the top of this file explains it."""
 
     name: str
     needs_hq: bool
@@ -42,9 +41,10 @@ class Expert(Protocol):
 class Metric:
     """How a metric of pyiqa becomes an expert.
 
-    `worst`, `best`: the values that become 0 and 1; beyond them is clamped. `min_side`: px; smaller
-    images are enlarged to it, since the metric's windows or strides need that. `one_by_one`: a
-    batch is slower than its images in turn. `on_cpu`: wherever the others are.
+    `worst`, `best`: the values that become 0 and 1; values beyond them are clamped. `min_side`: in
+    px; smaller images are enlarged to it, because the metric's windows or strides need that.
+    `one_by_one`: whether images are scored one after the other because a batch is slower. `on_cpu`:
+    whether the metric runs on the CPU even where the others run on a GPU.
     """
 
     worst: float
@@ -56,15 +56,15 @@ class Metric:
     on_cpu: bool = False
 
 
-# PIQE counts blocks of 16x16 px and takes its best and worst value from 0 and 100 (pyiqa's
-# `score_range`). Measured on photos at 48 px, where there are nine blocks: flat and strongly
-# blurred images get 100, so does every image of one colour, black gives NaN; noise of sigma 60
-# gives 60 to 80 and a clean photo 10 to 90, 45 on average. Noise of sigma 10 and mild JPEG often
-# read as *better* than clean, so PIQE alone invites light grain: pair it with SSIM. pyiqa's SSIM
-# unfolds the batch into 121 float64 copies: 64 images of 48 px take 1.5 ms each in turn and 6 to 12
-# ms each in one batch on a CPU; at 512 px a batch would take gigabytes. PIQE takes variances as
-# differences of large squares, which need all of float32: on a GPU, pyiqa lets convolutions round
-# to TF32.
+# PIQE judges blocks of 16x16 px, and its values lie between 0 (best) and 100 (worst) (pyiqa's
+# `score_range`). We measured it on photos of 48 px, which have nine blocks. Flat and strongly
+# blurred images get 100, and so does every image of one colour; a black one gives NaN. Noise of
+# sigma 60 gives 60 to 80, and a clean photo 10 to 90, 45 on average. Noise of sigma 10 and mild
+# JPEG often get a *better* value than the clean photo, so PIQE alone rewards light grain: use it
+# together with SSIM. PIQE runs on the CPU because it computes variances as differences of large
+# squares, which need full float32; on a GPU, pyiqa lets convolutions round to TF32.
+# pyiqa's SSIM unfolds the batch into 121 float64 copies. On a CPU, 64 images of 48 px take 1.5 ms
+# each one by one, and 6 to 12 ms each in one batch; at 512 px a batch would take gigabytes.
 METRICS = {
     "topiq_nr": Metric(worst=0, best=1, min_side=32),
     "musiq": Metric(worst=0, best=100, min_side=32),
@@ -78,7 +78,7 @@ METRICS = {
 class MetricExpert:
     """One of `METRICS` on `device`.
 
-    Raises `UserError` when it can't be made, most often for want of its weights.
+    Raises `UserError` when it can't be made, most often because its weights are missing.
     """
 
     def __init__(self, name: str, device: str):
@@ -88,9 +88,9 @@ class MetricExpert:
         self._metric = _create_metric(name, "cpu" if self.spec.on_cpu else device)
 
     def score(self, images: list[Image.Image], hq: list[Image.Image] | None) -> list[float]:
-        """Scores from 0 to 1 of `images` (RGB, one size), without gradients;
+        """Score `images` (RGB, one size) from 0 to 1, without gradients.
 
-        NaN where the metric gives no number.
+        A score is NaN where the metric gives no number.
         """
         import torch
 
@@ -104,8 +104,9 @@ class MetricExpert:
         return [(value - self.spec.worst) / (self.spec.best - self.spec.worst) for value in values]
 
     def _pixels(self, images: list[Image.Image]) -> Any:
-        """RGB images of one size -> pixels (B, 3, H, W) in [0, 1], enlarged to the metric's
-        smallest side.
+        """Turn RGB images of one size into pixels (B, 3, H, W) in [0, 1].
+
+        Images below the metric's smallest side are enlarged to it.
         """
         width, height = images[0].size
         scale = self.spec.min_side / min(width, height)
@@ -121,7 +122,7 @@ def _create_metric(name: str, device: str) -> Callable[..., Any]:
 
     try:
         return pyiqa.create_metric(name, device=torch.device(device))
-    # each downloader raises its own: URLError, HfHubHTTPError, httpx's, unpickling errors
+    # Each downloader has errors of its own: URLError, HfHubHTTPError, httpx's, unpickling errors.
     except Exception as error:
         if is_disk_full(error) or not METRICS[name].downloads:
             raise
@@ -134,13 +135,13 @@ def _create_metric(name: str, device: str) -> Callable[..., Any]:
 
 
 def create_experts(names: Sequence[str], device: str = "cpu") -> list[Expert]:
-    """The experts of these names, made once a device.
+    """Return the experts of these names; on each device an expert is made once and then kept.
 
-    Raises `UserError` for an unknown one, listing the known ones.
+    Raises `UserError` for an unknown name, and lists the known ones.
     """
     if not names:
         raise UserError(f"no expert given for the generation reward; known ones are {', '.join(METRICS)}")
-    for name in names:  # all of them before the first download
+    for name in names:  # check all names before the first download
         if name not in METRICS:
             _custom_factory(name)
     return [_create_expert(name, str(device)) for name in names]
@@ -158,9 +159,9 @@ def _create_expert(name: str, device: str) -> Expert:
 
 
 def expert_needs_hq(name: str) -> bool:
-    """Whether the expert `name` needs the HQ image, without making it.
+    """Whether the expert `name` needs the HQ image; the expert isn't made for this.
 
-    Raises `UserError` for an unknown one.
+    Raises `UserError` for an unknown name.
     """
     return METRICS[name].needs_hq if name in METRICS else bool(getattr(_custom_factory(name), "needs_hq",
                                                                        False))
@@ -172,10 +173,11 @@ def _custom_factory(name: str) -> Callable[[str], Expert]:
 
 def score_images(expert: Expert, images: Sequence[Image.Image],
                  hq: Sequence[Image.Image] | None = None) -> list[float]:
-    """Scores from 0 to 1 of images of any sizes, one call of the expert a size.
+    """Score images of any sizes from 0 to 1, with one call of the expert for each size.
 
-    `hq`: references, needed if `expert.needs_hq`. What is outside 0..1 is clamped. NaN counts as 0
-    and warns: an image that a metric can't judge (PIQE: all black) must not be a way round it.
+    `hq`: references, needed if `expert.needs_hq`. Values outside 0..1 are clamped. NaN counts as 0
+    and gives a warning: a policy must not earn anything by images that the metric can't judge
+    (an all black one for PIQE).
     """
     if expert.needs_hq:
         if hq is None:
@@ -200,12 +202,12 @@ def score_images(expert: Expert, images: Sequence[Image.Image],
 
 
 def _comparable(image: Image.Image, hq: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """`image` and `hq` at one size, with at least as many pixels as `hq` has.
+    """Return `image` and `hq` at one size, with at least as many pixels as `hq` has.
 
-    A smaller image is enlarged, keeping its shape: at its own size there would be less to get
-    wrong, and a policy that is free to choose sizes would learn to draw small (measured: 16 px in
-    place of 48 took SSIM from 0.56 to 0.95). `hq` is then scaled to cover the image and cropped in
-    the middle, as the chain's own images are made.
+    A smaller image is enlarged and keeps its shape. At its own size fewer details could be wrong,
+    and a policy that is free to choose sizes would learn to draw small images (measured: 16 px
+    instead of 48 raised SSIM from 0.56 to 0.95). Then `hq` is scaled to cover the image and
+    cropped in the middle, as the chain's own images are made.
     """
     scale = math.sqrt(hq.width * hq.height / (image.width * image.height))
     if scale > 1:

@@ -1,4 +1,4 @@
-"""The format reward: is the completion one whole chain? What a chain is, `realsr_r1.chain` knows."""
+"""The format reward: is the completion one whole chain, as `realsr_r1.chain` defines it?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def format_reward(completions: Sequence[str], images: Sequence[Sequence[Image.Image] | None] | None = None,
                   spec: ChainSpec | None = None, **columns: Any) -> list[float]:
-    """1.0 for a well-formed chain of `spec` (the published one by default), else 0.0.
+    """Return 1.0 for a well-formed chain of `spec` (by default the published one), else 0.0.
 
-    `images`: the images of each completion; where they are given, there must be exactly as many as
-    the chain has, since text alone can't tell a decoded image from its name.
+    `images`: the images of each completion. Where they are given, there must be exactly as many as
+    the chain has, because text alone can't tell a decoded image from its written name.
     """
     spec = spec or ChainSpec.published()
     well_formed = [parse_chain(text, spec).is_well_formed for text in completions]

@@ -1,4 +1,4 @@
-"""The generation reward: what visual experts (experts.py) think of a completion's final image."""
+"""The generation reward: how visual experts (experts.py) score a completion's final image."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ if TYPE_CHECKING:
 
 
 class GenerationReward:
-    """Mean of the experts' scores (0..1) of the last image of each completion; a reward function
-    with its experts.
+    """A reward function: the mean of the experts' scores (0..1) of each completion's last image.
 
-    `experts`: names, see experts.py; they are made here, on `device`. `spec`: the chain, the
-    published one by default. Raises `UserError` for an unknown expert and for one that can't be
-    loaded. Call it with TRL's signature:
+    `experts`: names, see experts.py; the experts are made here, on `device`. `spec`: the chain, by
+    default the published one. Raises `UserError` for an unknown expert and for one that can't be
+    loaded.
 
-    `images`: the images of each completion. `hq`: the HQ image of each record or None; where it is
-    missing, the experts that need it are left out of that mean. A chain that is not well formed, or
-    has fewer images than it should, scores 0.0; a record that no expert can judge (all need the
-    missing HQ image) gets None.
+    Call the object with TRL's signature. `images`: the images of each completion. `hq`: the HQ
+    image of each record, or None; where it is None, the mean leaves out the experts that need it. A
+    chain that is not well formed or has fewer images than it should scores 0.0. A record that no
+    expert can judge (all need the missing HQ image) gets None.
     """
 
     __name__ = "generation_reward"  # TRL logs a reward under its __name__
@@ -62,14 +61,18 @@ class GenerationReward:
 def generation_reward(completions: Sequence[str], experts: Sequence[str] = DEFAULT_EXPERTS,
                       device: str = "cpu",
                       spec: ChainSpec | None = None, **columns: Any) -> list[float | None]:
-    """`GenerationReward(experts, device, spec)` as a plain function; experts are made at the first
-    call and kept.
+    """Call `GenerationReward(experts, device, spec)` as a plain function.
+
+    Experts are made at the first call and kept.
     """
     return GenerationReward(tuple(experts), device, spec)(completions, **columns)
 
 
 def _columns(settings: RewardSettings) -> tuple[str, ...]:
-    """The HQ image where all experts need it: else the others score where there is none."""
+    """Return the HQ image's column only where all experts need it.
+
+    Otherwise the other experts score the records without an HQ image.
+    """
     return ("hq",) if all([expert_needs_hq(name) for name in settings.experts]) else ()
 
 

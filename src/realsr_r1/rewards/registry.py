@@ -1,5 +1,6 @@
-"""Rewards by name: the four of the chain, or one's own as `package.module:function`, and the
-columns each needs.
+"""Rewards by name: the four of the chain or your own, and the columns that each needs.
+
+Your own reward is named `package.module:function`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from realsr_r1.rewards.understanding import UNDERSTANDING
 
 REWARDS = (FORMAT, DEGRADATION, UNDERSTANDING, GENERATION)
 
-# What the trainer passes to every reward beside the dataset's columns.
+# The arguments that the trainer passes to every reward besides the dataset's columns.
 TRAINER_ARGUMENTS = {"prompts", "completions", "completion_ids", "images", "trainer_state", "log_extra",
                      "log_metric",
                      "environments"}
@@ -26,13 +27,13 @@ TRAINER_ARGUMENTS = {"prompts", "completions", "completion_ids", "images", "trai
 
 def load_reward_funcs(names: Sequence[str], experts: Sequence[str] | None = None, device: str = "cpu",
                       chain: ChainSpec | None = None) -> list[RewardFunc]:
-    """Reward functions with TRL's signature, in the order of `names`.
+    """Return reward functions with TRL's signature, in the order of `names`.
 
     `names`: format, degradation, understanding, generation (with or without `_reward`), or
-    `package.module:function`. `experts`, `device`: of the generation reward; the published code's
-    four by default. `chain`: what completions are, the published chain by default. Raises
-    `UserError` for an unknown reward or expert, with the list of known ones, for a reward that
-    reads what the chain doesn't have, and for an expert that can't be loaded.
+    `package.module:function`. `experts`, `device`: for the generation reward; by default the
+    published code's four experts. `chain`: the chain of the completions, by default the published
+    one. Raises `UserError` for an unknown reward or expert, with a list of the known ones, for a
+    reward that judges a section that the chain lacks, and for an expert that can't be loaded.
     """
     settings = _settings(experts, device, chain)
     return [reward.build(settings) for reward in _rewards(names, settings)]
@@ -40,10 +41,10 @@ def load_reward_funcs(names: Sequence[str], experts: Sequence[str] | None = None
 
 def required_columns(names: Sequence[str], experts: Sequence[str] | None = None,
                      chain: ChainSpec | None = None) -> dict[str, tuple[str, ...]]:
-    """The dataset's columns that each of `names` needs, as name -> columns. Loads no expert.
+    """Return the dataset's columns that each of `names` needs: name -> columns. Loads no expert.
 
-    Raises `UserError` as `load_reward_funcs` does. One's own function needs the arguments that have
-    no default and that the trainer doesn't give.
+    A function of your own needs the arguments that have no default and that the trainer doesn't
+    pass. Raises `UserError` as `load_reward_funcs` does.
     """
     settings = _settings(experts, "cpu", chain)
     return {name: reward.columns(settings) for name, reward in zip(names, _rewards(names, settings),
@@ -56,7 +57,7 @@ def _settings(experts: Sequence[str] | None, device: str, chain: ChainSpec | Non
 
 
 def _rewards(names: Sequence[str], settings: RewardSettings) -> list[Reward]:
-    """All of them, before the first is made: an expert may have to be downloaded."""
+    """Look up all rewards before the first is made, since an expert may have to be downloaded."""
     found = [_reward(name) for name in names]
     for reward in found:
         reward.require_section(settings.chain)

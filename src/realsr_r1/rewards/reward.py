@@ -1,6 +1,4 @@
-"""What a reward is: a name, what it reads of a chain, the columns it needs, and how its function is
-made.
-"""
+"""What a reward is: a name, the section it judges, the columns it needs, and its function."""
 
 from __future__ import annotations
 
@@ -17,9 +15,10 @@ RewardFunc = Callable[..., list["float | None"]]  # f(completions, **columns), T
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """What rewards are made for: `chain`, what completions are;
+    """The settings that rewards are made with.
 
-    `experts` (names) and `device`, of the generation reward.
+    `chain`: the chain of the completions. `experts` (names) and `device`: for the generation
+    reward.
     """
 
     chain: ChainSpec
@@ -31,9 +30,9 @@ class RewardSettings:
 class Reward:
     """A reward by name.
 
-    `section`: what the sections that it judges are about (one of `spec.ABOUT`), or None where it
-    judges the whole chain. `columns`: settings -> the columns of the dataset that it can't do
-    without. `build`: settings -> its function.
+    `section`: the subject of the sections that it judges (one of `spec.ABOUT`), or None where it
+    judges the whole chain. `columns`: settings -> the dataset's columns that it can't do without.
+    `build`: settings -> its function.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Reward:
     build: Callable[[RewardSettings], RewardFunc]
 
     def require_section(self, chain: ChainSpec) -> None:
-        """Raise `UserError` where no section of the chain is what this reward reads."""
+        """Raise `UserError` where the chain has no section that this reward judges."""
         if self.section is not None and not chain.about(self.section):
             raise UserError(f"the {self.name} reward reads a section about {self.section}, and this model's "
                             f"chain has none (its sections are {', '.join(chain.names())}); leave it out of "
@@ -50,5 +49,5 @@ class Reward:
 
 
 def bound(function: RewardFunc, **arguments: Any) -> RewardFunc:
-    """`function` with these arguments, under its own name (TRL logs a reward under that)."""
+    """Return `function` with these arguments set, under its own name, by which TRL logs it."""
     return functools.update_wrapper(functools.partial(function, **arguments), function)

@@ -13,7 +13,7 @@ from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.chain.text import parse_chain
 from realsr_r1.rewards.reward import Reward, bound
 
-# Plurals that no rule gives, of whole words and of the ends of others (woman, policeman,
+# Plurals that follow no rule. They also count at the end of longer words (woman, policeman,
 # grandchild).
 IRREGULAR_PLURALS = {"man": "men", "foot": "feet", "tooth": "teeth", "goose": "geese", "mouse": "mice",
                      "child": "children", "person": "people"}
@@ -21,15 +21,15 @@ IRREGULAR_PLURALS = {"man": "men", "foot": "feet", "tooth": "teeth", "goose": "g
 
 def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str] | str | None] | None = None,
                          spec: ChainSpec | None = None, **columns: Any) -> list[float | None]:
-    """Share of the record's tags that the first description names (0..1); 3 of 4 is 0.75.
+    """Return the share of the record's tags that the first description names (0..1).
 
-    The first description of `spec` is `<rough_understand>` in the published chain, which is the
-    default.
+    3 of 4 tags give 0.75. The first description of the published chain, which is the default
+    `spec`, is `<rough_understand>`.
 
-    `tag`: the tags of each completion, a list of strings, each one tag or several with commas
-    between (the published code's form), or one such string. A tag counts as a whole word or phrase,
-    singular or plural, whatever the case; one that is listed twice counts once. No such section
-    scores 0.0; a record without tags gets None.
+    `tag`: the tags of each completion. They are a list of strings, each with one tag or several
+    divided by commas (the published code's form), or one such string. A tag counts as a whole word
+    or phrase, in singular or plural, and case doesn't matter. A tag that is listed twice counts
+    once. An answer without such a section scores 0.0. A record without tags gets None.
     """
     section = (spec or ChainSpec.published()).about("description")[0]
     records = [None] * len(completions) if tag is None else tag
@@ -45,7 +45,7 @@ def _score(description: str, record: Sequence[str] | str | None) -> float | None
 
 
 def _tags(record: Sequence[str] | str | None) -> list[str]:
-    """The tags in lower case, single spaces, each once."""
+    """Return the tags in lower case with single spaces, without repeats."""
     entries = [record] if isinstance(record, str) else record if record is not None else []
     parts = [part for entry in entries if isinstance(entry, str) for part in entry.split(",")]
     return list(dict.fromkeys(tag for tag in (" ".join(part.lower().split()) for part in parts) if tag))
@@ -59,8 +59,9 @@ def _names(description: str, tag: str) -> bool:
 
 
 def _forms(word: str) -> list[str]:
-    """A word in lower case and its plurals: cat, cats; box, boxes; city, cities; leaf, leaves;
-    woman, women.
+    """Return a word in lower case and its plurals.
+
+    For example: cat, cats; box, boxes; city, cities; leaf, leaves; woman, women.
     """
     forms = [word, word + "s"]
     if word.endswith(("s", "x", "z", "ch", "sh", "o")):

@@ -16,9 +16,7 @@ __all__ = ["Rollout", "RolloutConfig", "RolloutEngine"]
 
 
 def __getattr__(name: str) -> Any:
-    """The engine, when it is asked for: it needs torch, and a command line that reads settings
-    doesn't.
-    """
+    """Import the engine only when it is used: it needs torch, which reading settings doesn't."""
     if name in ("Rollout", "RolloutEngine"):
         from realsr_r1.rollout import engine
 

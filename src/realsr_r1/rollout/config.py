@@ -1,8 +1,6 @@
-"""Settings of a rollout, in one place: defaults, help texts, checks.
+"""Settings of a rollout, in one place: defaults, help texts and checks.
 
-GRPO, restore and samples take them from here.
-
-Knows no torch.
+GRPO, restore and samples take them from here. Knows no torch.
 """
 
 from __future__ import annotations
@@ -23,11 +21,12 @@ def _setting(default: Any, text: str, choices: Sequence[str] | None = None) -> A
 
 @dataclass
 class RolloutConfig:
-    """How completions are sampled. Raises `UserError` naming the field when a value makes no sense.
+    """How completions are sampled. Raises `UserError` that names a field with a value out of range.
 
-    Defaults are the published code's, except two. The text top-k is Lumina-mGPT's: with the
-    published 1 all completions of a group write the same text, and the text's rewards teach
-    nothing. `max_text_tokens` belongs to grammar "chain", which the published code hasn't.
+    Defaults are the published code's, with two exceptions. The text top-k is Lumina-mGPT's: with
+    the published 1, all completions of a group would write the same text, and the text's rewards
+    would teach nothing. `max_text_tokens` belongs to the grammar "chain", which the published code
+    doesn't have.
     """
 
     num_generations: int = _setting(5, "Completions a prompt (G), at least 1.")
@@ -81,11 +80,11 @@ class RolloutConfig:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], source: str, **flags: Any) -> RolloutConfig:
-        """The sampling settings of a model folder, under `flags` (None: not given, so the folder's
-        counts).
+        """Return the sampling settings of a model folder, with `flags` in their place where given.
 
-        `source`: where `settings` are from. Raises `UserError` for a key that is no field, and for
-        bad values; it names the source where the fault is there.
+        A flag that is None was not given, so the folder's value counts. `source`: where `settings`
+        come from. Raises `UserError` for a key that is no field and for bad values; it names the
+        source where the fault is there.
         """
         known = {item.name for item in fields(cls)}
         unknown = sorted(set(settings) - known)
@@ -100,19 +99,17 @@ class RolloutConfig:
 
 
 def rollout_field(name: str) -> Any:
-    """A field of `RolloutConfig` for another dataclass of settings: the same default, help and
-    choices.
+    """Repeat a field of `RolloutConfig` in another dataclass, with its default, help and choices.
     """
     setting = _field(name)
     return field(default=setting.default, metadata=dict(setting.metadata))
 
 
 def add_rollout_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add a flag `--NAME` for each of these fields of `RolloutConfig`; one that isn't given is
-    None.
+    """Add a flag `--NAME` for each of these fields of `RolloutConfig`.
 
-    So the value comes from elsewhere: `RolloutConfig.from_settings` takes it from a model folder's
-    chain settings.
+    A flag that isn't given is None, and `RolloutConfig.from_settings` then takes the value from a
+    model folder's chain settings.
     """
     for name in names:
         setting = _field(name)

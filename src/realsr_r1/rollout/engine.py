@@ -1,7 +1,7 @@
-"""The rollout engine: completions for prompts, a group at a time.
+"""The rollout engine: writes completions for prompts, a group at a time.
 
-Checks what it is given, and writes the completions, one batched forward a token (`one_by_one`) or
-fewer (`jacobi.look_ahead`).
+It checks its input, and then writes all completions together, with one forward pass for each token
+(`one_by_one`) or with fewer (`jacobi.look_ahead`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = ["Rollout", "RolloutEngine"]
 class RolloutEngine:
     """Samples completions of a policy under a grammar, with guidance inside images.
 
-    Args: policy: a loaded policy (`realsr_r1.models.protocol.Policy`), or a LoRA one around it; on
-        any device, of any float type. Under ZeRO-3 its parameters must be gathered.
-        processor_or_layout: the `ChainProcessor` of the model, or its `TokenLayout`. config: see
-        `RolloutConfig`.
+    `policy`: a loaded policy (`realsr_r1.models.protocol.Policy`), also one inside a LoRA wrapper;
+    on any device, of any float type. Under ZeRO-3 its parameters must be gathered.
+    `processor_or_layout`: the `ChainProcessor` of the model, or its `TokenLayout`. `config`: see
+    `RolloutConfig`.
     """
 
     def __init__(self, policy: nn.Module, processor_or_layout: ChainProcessor | TokenLayout,
@@ -50,11 +50,12 @@ class RolloutEngine:
     @torch.no_grad()
     def generate(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int = 0,
                  first_row: int = 0) -> Rollout:
-        """G completions of one prompt (a list of ids), or N x G of a list of prompts, grouped.
+        """Write G completions of one prompt (a list of ids), or of each prompt in a list.
 
-        `step`: global step; `first_row`: number of the first completion in the whole batch, where
-        this call makes a part of it. Both only choose the random numbers. Raises `UserError` when a
-        prompt is empty, a chain can't fit the budget, or the policy's scores are not finite.
+        The completions of N prompts (N x G) come grouped by prompt. `step`: the global step.
+        `first_row`: the number of this call's first completion in the whole batch. Both only choose
+        the random numbers. Raises `UserError` when a prompt is empty, a chain doesn't fit into the
+        budget of tokens, or the policy's scores are not finite.
         """
         prompts = [prompt_ids] if prompt_ids and isinstance(prompt_ids[0], int) else prompt_ids
         if not prompts or not all(prompts):
@@ -66,7 +67,7 @@ class RolloutEngine:
 
 
 def one_by_one(state: RolloutState) -> Rollout:
-    """Write every completion to its end, one token of every row a forward pass."""
+    """Write every completion to its end; one forward pass writes one token of every row."""
     grammar = state.grammar
     tokens, unchanged_steps = state.choose_first(), state.unchanged_steps()
     for position in range(state.config.max_new_tokens):
@@ -91,8 +92,9 @@ def one_by_one(state: RolloutState) -> Rollout:
 
 @contextmanager
 def _evaluating(policy: nn.Module) -> Iterator[None]:
-    """No dropout and no gradient checkpointing (it would drop the cache) inside; every module's own
-    mode afterwards.
+    """Switch off dropout and gradient checkpointing inside the block.
+
+    Gradient checkpointing would drop the cache. Every module gets its own mode back afterwards.
     """
     modes = [(module, module.training) for module in policy.modules()]
     policy.eval()

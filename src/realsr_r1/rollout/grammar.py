@@ -1,8 +1,8 @@
-"""What may come next: two grammars over token ids, kept for a whole batch of rows as tensors.
+"""What may come next: two grammars over token ids, kept as tensors for a whole batch of rows.
 
-Both count, a row, the tokens of the image span it is in: `offset` is 0 outside, 1 after image
-start, 2 after the rows token, 3 and more among codes and new lines. Knows ids and budgets; no text,
-no policy, no random numbers.
+Both count, for each row, the tokens of the image span it is in. This `offset` is 0 outside, 1 after
+the image start, 2 after the token for the number of rows, and 3 or more among codes and new lines.
+Knows ids and budgets; no text, no policy, no random numbers.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
 
 FREE = -1  # in `forced()`: the row has a choice
-_CODE, _BODY = -1, -2  # slots of a chain's program that hold no fixed id
+_CODE, _BODY = -1, -2  # in a chain's program: slots for a code and for a text body, without a fixed id
 
 
 class ImageGrammar:
-    """Constrains image spans only: text is free, sizes are chosen among those that fit, the rest of
-    a span is regular.
+    """Constrains image spans only.
 
-    An image may start only where the smallest span still fits into `max_new_tokens`, so no span is
+    Text is free, sizes are chosen among those that fit, and the rest of a span has a fixed form. An
+    image may start only where the smallest span still fits into `max_new_tokens`, so no span is
     ever cut. `vocab_size` is the policy's. Rows end with the end-of-turn token or at the budget.
     """
 
@@ -42,20 +42,23 @@ class ImageGrammar:
                       layout.bos]] = False
         self.no_image = self.in_text.clone()
         self.no_image[layout.image_start] = False
-        # Tokens written; tokens of the image span it is in; size of the span's grid of codes.
+        # For each row: tokens written; tokens of its current image span; the size of the span's
+        # grid of codes.
         self.position, self.offset, self.height, self.width = torch.zeros(4, rows, dtype=torch.int64,
                                                                           device=device).unbind()
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def forced(self) -> torch.Tensor:
-        """The one id the grammar leaves inside a span, pad for a finished row, `FREE` where there
-        is a choice; (R,).
+        """Return the only id that is possible for each row, (R,).
+
+        It is the pad token for a finished row, and `FREE` where there is a choice.
         """
         return self.upcoming(1)[:, 0]
 
     def upcoming(self, count: int) -> torch.Tensor:
-        """`forced()` of the next `count` tokens, (R, count); meaningless after a row's
-        `steady_steps()`.
+        """Return `forced()` of the next `count` tokens, (R, count).
+
+        Values after a row's `steady_steps()` have no meaning.
         """
         place = self.offset[:, None] - 3 + torch.arange(count, device=self.offset.device)
         height, width = self.height[:, None], self.width[:, None]
@@ -66,14 +69,15 @@ class ImageGrammar:
         return forced.masked_fill_(self.done[:, None], self.layout.pad)
 
     def allowed(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Which ids may come next for `rows` that are outside image bodies, (n, vocabulary)."""
+        """Return which ids may come next for `rows` that are outside image bodies, (n, vocabulary).
+        """
         offset, remaining = self.offset[rows, None], self.max_new_tokens - self.position[rows, None]
         smallest = min(self.layout.size_ids)
         starts = self.layout.span_length(smallest, smallest) <= remaining
         text = torch.where(starts, self.in_text, self.no_image)
         per_unit = self.layout.codes_per_unit
-        # Tokens that an image of this many rows (and the fewest columns), or this many columns,
-        # still needs.
+        # The tokens that an image of this many rows (and the fewest columns) still needs; below,
+        # the same for this many columns.
         by_rows = 3 + self.units * (per_unit * (smallest * per_unit + 1))
         by_columns = 2 + self.height[rows, None] * (self.units * per_unit + 1)
         is_size = self.units > 0
@@ -81,19 +85,22 @@ class ImageGrammar:
         return torch.where(offset == 0, text, is_size & (needed <= remaining))
 
     def chooses_text(self) -> torch.Tensor:
-        """Rows that may have a choice outside image bodies, (R,) bool."""
+        """Return which rows may have a choice outside image bodies, (R,) bool."""
         return (self.offset < 3) & ~self.done
 
     def steady_steps(self) -> torch.Tensor:
-        """For how many tokens from now a row is sure to stay where it is: in text, in an image's
-        body, done; (R,).
+        """Return for how many tokens each row is sure to stay where it is, (R,).
+
+        A row is in text, in an image's body, or done.
         """
         steps = torch.where(self.offset >= 3, 4 + self.height * (self.width + 1) - self.offset, 1)
         return steps.masked_fill_(self.done, self.max_new_tokens)
 
     def advance(self, tokens: torch.Tensor, count: torch.Tensor | int = 1) -> None:
-        """Every row took its token, (R,), or, from its token on, `count` (R,) of its `upcoming`
-        ones (0: none).
+        """Tell the grammar which token every row took, (R,).
+
+        With `count` (R,), a row took that many tokens: `tokens` has the first of them, and the
+        others are its `upcoming` ones. 0 stands for none.
         """
         self.position = self.position + count
         units = self.units[tokens] * self.layout.codes_per_unit
@@ -106,12 +113,12 @@ class ImageGrammar:
         self.done = self.done | (tokens == self.layout.end_of_turn) | (self.position >= self.max_new_tokens)
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only, (n,) int64."""
+        """Keep only these rows, (n,) int64."""
         self.position, self.offset, self.height, self.width, self.done = (
             state[rows] for state in (self.position, self.offset, self.height, self.width, self.done))
 
     def longest_span(self) -> int:
-        """Tokens of the longest image that fits the budget (0: none does)."""
+        """Return the number of tokens of the longest image that fits the budget (0: none fits)."""
         sizes, per_unit, longest = sorted(self.layout.size_ids), self.layout.codes_per_unit, 0
         for rows in sizes:
             most_columns = ((self.max_new_tokens - 4) // (rows * per_unit) - 1) // per_unit
@@ -122,14 +129,15 @@ class ImageGrammar:
 
 
 class ChainGrammar:
-    """Forces the whole chain: tags, spans and end-of-turn; text bodies and codes are chosen.
+    """Forces the whole chain: tags, spans and end-of-turn. Text bodies and codes are chosen.
 
-    A chain is a program of slots, one a token: a fixed id, a code, or a text body, which stays
-    until the first id of what follows it comes (its closing tag; without tags the next image, tag
-    or the end). That id is forced when the body has `max_text_tokens`, or when the rest needs all
-    that is left of `max_new_tokens`; so every completion is well formed. `image_sizes` has an entry
-    a prompt: (rows, columns) in grid units of its images, in order; `prompt_of_row` (R,) says which
-    is a row's. Raises `UserError` when the budget can't hold the chain.
+    A chain is a program of slots, one for each token: a fixed id, a code, or a text body. A row
+    stays in the slot of a text body until it writes the first id of what follows (the closing tag;
+    without tags the next image, the next tag or the end). That id is forced when the body has
+    `max_text_tokens`, or when the rest of the chain needs all that is left of `max_new_tokens`. So
+    every completion is well formed. `image_sizes` has an entry for each prompt: (rows, columns) in
+    grid units of its images, in order. `prompt_of_row` (R,) says which prompt a row belongs to.
+    Raises `UserError` when the budget can't hold the chain.
     """
 
     def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[Sequence[int]]],
@@ -160,23 +168,25 @@ class ChainGrammar:
         self.steady = table([program.steady_steps() for program in programs], max_new_tokens)
         self.ends = torch.tensor([len(program.ids) for program in programs], device=device)
         sections = layout.chain_form.sections
-        self.closing = torch.tensor(programs[0].closing, device=device)  # of each section, what ends its body
+        # For each section, the id that ends its body.
+        self.closing = torch.tensor(programs[0].closing, device=device)
         self.in_body = torch.zeros(len(sections), vocab_size, dtype=torch.bool, device=device)
         self.in_body[:, list(layout.chain_form.body_ids)] = True
         self.in_body[torch.arange(len(sections), device=device), self.closing] = True
         self.has_body = len(layout.chain_form.body_ids) > 0
-        # Tokens written; the slot that comes next; tokens of the text body, or of the image span,
-        # it is in.
+        # For each row: tokens written; the next slot; tokens of its current text body; tokens of
+        # its current image span.
         self.position, self.slot, self.body_length, self.offset = (torch.zeros_like(prompt_of_row)
                                                                    for _ in range(4))
         self.done = torch.zeros_like(prompt_of_row, dtype=torch.bool)
 
     def forced(self) -> torch.Tensor:
-        """The one id the chain leaves, pad for a finished row, `FREE` where there is a choice;
-        (R,).
+        """Return the only id that the chain leaves to each row, (R,).
+
+        It is the pad token for a finished row, and `FREE` where there is a choice.
         """
         ids = self.ids[self.prompt_of_row, self.slot]
-        # what must still come, the closing tag's first id included
+        # The number of tokens that must still come, the closing tag's first id included.
         rest = self.ends[self.prompt_of_row] - self.slot
         closes = (self.body_length >= self.max_text_tokens) | (rest >= self.max_new_tokens - self.position)
         if not self.has_body:
@@ -186,32 +196,37 @@ class ChainGrammar:
         return forced.masked_fill_(forced < 0, FREE)
 
     def upcoming(self, count: int) -> torch.Tensor:
-        """`forced()` of the next `count` tokens, (R, count); meaningless after a row's
-        `steady_steps()`.
+        """Return `forced()` of the next `count` tokens, (R, count).
+
+        Values after a row's `steady_steps()` have no meaning.
         """
         slots = self.slot[:, None] + torch.arange(1, count, device=self.slot.device)
         later = self.ids[self.prompt_of_row[:, None], slots.clamp_(max=self.ids.shape[1] - 1)]
         return torch.cat((self.forced()[:, None], later.masked_fill_(later < 0, FREE)), dim=1)
 
     def allowed(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Which ids may come next for `rows` that are in text bodies (others' are meaningless), (n,
-        vocabulary).
+        """Return which ids may come next for `rows` that are in text bodies, (n, vocabulary).
+
+        Values of other rows have no meaning.
         """
         return self.in_body[self.sections[self.prompt_of_row[rows], self.slot[rows]]]
 
     def chooses_text(self) -> torch.Tensor:
-        """Rows in text bodies, (R,) bool."""
+        """Return which rows are in text bodies, (R,) bool."""
         return self.ids[self.prompt_of_row, self.slot] == _BODY
 
     def steady_steps(self) -> torch.Tensor:
-        """For how many tokens from now a row is sure to stay where it is: text, tag, span start,
-        codes, done; (R,).
+        """Return for how many tokens each row is sure to stay where it is, (R,).
+
+        A row is in text, in a tag, at the start of a span, in codes, or done.
         """
         return self.steady[self.prompt_of_row, self.slot]
 
     def advance(self, tokens: torch.Tensor, count: torch.Tensor | int = 1) -> None:
-        """Every row took its token, (R,), or, from its token on, `count` (R,) of its `upcoming`
-        ones (0: none).
+        """Tell the grammar which token every row took, (R,).
+
+        With `count` (R,), a row took that many tokens: `tokens` has the first of them, and the
+        others are its `upcoming` ones. 0 stands for none.
         """
         self.position = self.position + count
         stays = (self.ids[self.prompt_of_row, self.slot] == _BODY) & (
@@ -222,22 +237,22 @@ class ChainGrammar:
         self.done = self.slot >= self.ends[self.prompt_of_row]
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only, (n,) int64."""
+        """Keep only these rows, (n,) int64."""
         self.prompt_of_row, self.position, self.slot, self.body_length, self.offset, self.done = (
             state[rows] for state in (self.prompt_of_row, self.position, self.slot, self.body_length,
                                       self.offset, self.done))
 
     def longest_span(self) -> int:
-        """Tokens of the longest image."""
+        """Return the number of tokens of the longest image."""
         return self._longest_span
 
 
 class _Program:
-    """One prompt's chain as slots:
+    """One prompt's chain as slots.
 
-    `ids` (or `_CODE`, `_BODY`), `offsets` in the image span, `sections` by number.
-
-    `closing`: of each section, the id that ends its text body (meaningless for an image).
+    `ids`: the fixed id of each slot, or `_CODE` or `_BODY`. `offsets`: the place of each slot in
+    its image span. `sections`: the number of each slot's section. `closing`: for each section the
+    id that ends its text body (without meaning for an image).
     """
 
     def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[int]]):
@@ -272,8 +287,10 @@ class _Program:
         self._add(len(sections) - 1, [layout.end_of_turn])
 
     def steady_steps(self) -> list[int]:
-        """A slot: how many slots from it on are alike, in a body's, outside an image, at its start,
-        or in its body.
+        """Return for each slot how many slots of the same kind come from it on.
+
+        The kinds are: in a text body, outside an image, at an image's start, and in an image's
+        body.
         """
         slots = zip(self.ids, self.offsets, strict=True)
         kinds = [(token == _BODY, offset >= 1, offset >= 3) for token, offset in slots]
@@ -285,7 +302,7 @@ class _Program:
 
     def _add(self, section: int, ids: Sequence[int], offsets: Sequence[int] | None = None) -> None:
         offsets = [0] * len(ids) if offsets is None else offsets
-        if ids and self._ends_body:  # its first id comes in the body's slot
+        if ids and self._ends_body:  # the first id is written in the slot of the text body
             self.closing[self.sections[-1]] = ids[0]
             ids, offsets, self._ends_body = ids[1:], offsets[1:], False
         self.ids += ids
@@ -294,9 +311,9 @@ class _Program:
 
 
 def chain_sizes(layout: TokenLayout, prompt_ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Sizes of a chain's images from the prompt's last image.
+    """Return the sizes of a chain's images, computed from the last image of the prompt.
 
-    Raises `UserError` when the prompt holds none.
+    Raises `UserError` when the prompt holds no image.
     """
     spans = layout.find_spans(prompt_ids)
     if not spans:

@@ -1,8 +1,8 @@
 """Classifier-free guidance for a batch whose rows enter and leave images at different times.
 
-A row has an unconditional branch while it is in an image span; the branch sees only the tokens from
-the image start on, at positions from 0. Knows row numbers and scores; the policy's caches are the
-decoder's.
+A row has an unconditional branch while it is in an image span. The branch sees only the tokens from
+the image start on, at positions from 0. This module knows row numbers and scores; the policy's
+caches belong to the decoder.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import torch
 
 
 class UnconditionalRows:
-    """Which rows have an unconditional branch now: `rows` (U,) int64, slot -> row; `slot_of_row`
-    (R,) its inverse.
+    """Which rows have an unconditional branch now.
+
+    `rows` (U,) int64: slot -> row. `slot_of_row` (R,): the inverse.
     """
 
     def __init__(self, batch: int, device: torch.device):
@@ -20,10 +21,10 @@ class UnconditionalRows:
         self.slot_of_row = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def update(self, inside: torch.Tensor) -> torch.Tensor | None:
-        """Follow `inside` (R,) bool: slots of rows that left go, slots of rows that came are added
-        at the end.
+        """Follow `inside` (R,) bool, which says which rows are inside an image.
 
-        Returns the old slots that stay, in their new order, or None when none went.
+        Rows that left an image lose their slots, and rows that entered one get slots at the end.
+        Returns the old slots that stay, in their new order, or None when no row left.
         """
         stays = inside[self.rows]
         gone = not bool(stays.all())
@@ -35,9 +36,7 @@ class UnconditionalRows:
         return stays.nonzero()[:, 0] if gone else None
 
     def keep(self, rows: torch.Tensor) -> torch.Tensor:
-        """The batch goes on with `rows` (n,) int64 only, renumbered.
-
-        Returns the slots that stay.
+        """Keep only `rows` (n,) int64 of the batch, with new numbers; returns the slots that stay.
         """
         new_number = torch.full_like(self.slot_of_row, -1)
         new_number[rows] = torch.arange(len(rows), device=rows.device)
@@ -50,7 +49,8 @@ class UnconditionalRows:
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
-    """`uncond + scale * (cond - uncond)`, for scores of one shape (after Ho and Salimans, arXiv
-    2207.12598).
+    """Return `uncond + scale * (cond - uncond)` for scores of one shape.
+
+    The formula follows Ho and Salimans, arXiv 2207.12598.
     """
     return torch.lerp(unconditional, conditional, scale)

@@ -1,16 +1,15 @@
-"""Speculative Jacobi Decoding (Teng et al., arXiv 2410.01699): several tokens a row in one forward,
-same distribution.
+"""Speculative Jacobi Decoding (Teng et al., arXiv 2410.01699): several tokens a row in one forward.
 
-A row looks ahead over a window of tokens. Forced ones are known; of every code there is a draft,
-and the distribution it was drawn from. One forward over the drafts gives every code a new
-distribution, and its draft stays, or is drawn again, by the rule of speculative sampling, which
-makes it a draw from that one. Up to the first draft that had to go, and what came in its place,
-tokens are final: their distributions were computed from final tokens. The rest are the drafts of
-the next forward.
+A row looks ahead over a window of tokens. Tokens that the grammar forces are known. For each image
+code there is a draft, together with the distribution it was drawn from. One forward over the drafts
+gives every code a new distribution. By the rule of speculative sampling the draft then stays or is
+drawn again, which makes it a draw from the new distribution. Tokens up to the first replaced draft,
+its replacement included, are final, because their distributions were computed from final tokens.
+The others are the drafts of the next forward.
 
-Why it is exact: drafts depend on what stands before them, never on what stands behind. So, whatever
-came before, a draft is a draw from the distribution kept beside it, as long as each of its updates
-has a random number of its own.
+The result has the same distribution as decoding one by one, because a draft depends only on the
+tokens before it and never on those after it. Whatever came before, it is a draw from the
+distribution kept beside it, as long as each of its updates has a random number of its own.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ from realsr_r1.rollout.state import Rollout, RolloutState
 
 @dataclass
 class Drafts:
-    """Of the n rows in the batch, what may come next: `codes` (n, N) by number, `drawn_from` (n, N,
-    C) float64, rows of sum 1.
+    """Guesses of the next tokens of the n rows in the batch.
 
-    N is `config.jacobi`, the tokens of a row fed in one forward. Column j belongs to the j-th token
-    from a row's next on, in text and tags, too, where nobody asks for it.
+    `codes` (n, N): numbers of image codes. `drawn_from` (n, N, C) float64: the distributions they
+    were drawn from, with sums of 1. N is `config.jacobi`, the number of tokens of a row in one
+    forward. Column j belongs to the j-th token from a row's next one on. Drafts are kept in text
+    and tags too, where they aren't used.
     """
 
     codes: torch.Tensor
@@ -37,23 +37,23 @@ class Drafts:
 
     @classmethod
     def start(cls, state: RolloutState) -> Drafts:
-        """Before anything is known all codes are alike."""
+        """Make the first drafts: before anything is known, all codes are equally likely."""
         codes = len(state.code_ids)
         drafts = state.sampler.first_drafts(codes)
         shape = (*drafts.shape, codes)
         return cls(drafts, torch.full(shape, 1 / codes, dtype=torch.float64, device=drafts.device))
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only, (n,) int64."""
+        """Keep only these rows, (n,) int64."""
         self.codes, self.drawn_from = self.codes[rows], self.drawn_from[rows]
 
     def update(self, state: RolloutState, states: torch.Tensor, branch_states: torch.Tensor,
                rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Let the first m drafts of `rows` follow the distributions at `states` (rows, m, hidden).
+        """Update the first m drafts of `rows` with the distributions at `states` (rows, m, hidden).
 
-        Returns ids and log-probabilities, (rows, m). Forced places and those behind an image's end
-        are updated with the others: nobody asks for them, and they stay draws from what is kept
-        beside them.
+        Returns ids and log-probabilities, (rows, m). Drafts at forced places and behind an image's
+        end are updated like the others. They aren't used, but they stay draws from the
+        distributions kept beside them.
         """
         m, numbers = states.shape[1], state.rows[rows]
         scores = state.code_scores(states, branch_states, rows)
@@ -63,8 +63,9 @@ class Drafts:
         return state.code_ids[codes], log_q
 
     def move_up(self, state: RolloutState, count: torch.Tensor) -> None:
-        """Rows took `count` (n,) tokens, so their drafts move up by as many; new ones are drawn
-        from the last distribution.
+        """Move the drafts of each row up by the `count` (n,) tokens that it took.
+
+        New drafts are drawn from the last distribution.
         """
         window = self.codes.shape[1]
         source = torch.arange(window, device=count.device) + count[:, None]
@@ -75,8 +76,9 @@ class Drafts:
 
 
 def look_ahead(state: RolloutState) -> Rollout:
-    """Write every completion to its end; rows go on at their own pace: by one token in text, by
-    more in tags and images.
+    """Write every completion to its end, each row at its own pace.
+
+    A row advances by one token in text, and by several in tags and images.
     """
     drafts, forwards = Drafts.start(state), torch.ones_like(state.rows)
     last = state.choose_first()
@@ -94,11 +96,11 @@ def look_ahead(state: RolloutState) -> Rollout:
 
 
 def _one_forward(state: RolloutState, drafts: Drafts, last: torch.Tensor) -> torch.Tensor:
-    """One forward from the rows' last tokens (n,) on. Returns their new last tokens."""
+    """Do one forward from the rows' last tokens (n,) on; returns their new last tokens."""
     grammar, start, has_ended = state.grammar, state.lengths[state.rows], state.grammar.done
     window = grammar.steady_steps().clamp(max=state.config.jacobi).masked_fill(has_ended, 1)
-    # In images always N: what drafts behind a row's window become must not depend on its
-    # neighbours' windows.
+    # In images m is always N: the drafts behind a row's window must not depend on the windows of
+    # its neighbours.
     m = state.config.jacobi if state.image_rows[1] else int(window.max())
     ahead = torch.arange(m, device=window.device)
     forced = grammar.upcoming(m)
@@ -134,7 +136,7 @@ def _one_forward(state: RolloutState, drafts: Drafts, last: torch.Tensor) -> tor
 
 
 def _advance(state: RolloutState, drafts: Drafts, tokens: torch.Tensor, count: torch.Tensor) -> None:
-    """Every row took `count` (n,) tokens, the first of them in `tokens` (n,)."""
+    """Advance every row by `count` (n,) tokens, of which `tokens` (n,) has the first."""
     state.lengths[state.rows] += count
     state.grammar.advance(tokens, count)
     drafts.move_up(state, count)

@@ -1,9 +1,9 @@
-"""How tokens are drawn: the `Sampler` of a rollout, which a new rule touches alone, and the
-functions it is made of.
+"""How tokens are drawn: the `Sampler` of a rollout, and the functions it is made of.
 
-Random numbers as a function of their place, top-k with ties kept, inverse-CDF draws, and the rule
-by which drafts are kept or drawn again. Everything works on a batch of rows as tensors. Knows
-scores and counters; no grammar, no policy.
+A new rule for drawing changes the `Sampler` alone. The functions give random numbers that depend
+only on their place, top-k that keeps ties, inverse-CDF draws, and the rule by which drafts are kept
+or drawn again. Everything works on a batch of rows as tensors. Knows scores and counters; no
+grammar, no policy.
 """
 
 from __future__ import annotations
@@ -19,67 +19,70 @@ _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
-BELOW_ONE = 1 - 2.0**-52  # times a total, in float64, this is always less than the total
+BELOW_ONE = 1 - 2.0**-52  # a float64 total multiplied with this is always less than the total
 ENTROPY_MAX, ENTROPY_MIDDLE = 10.0, 5.0  # nats; the published code's
 
 
 class Sampler:
-    """Every draw of a rollout: its random numbers, and the rules for text, for image codes, and for
-    drafts of codes.
+    """Makes every draw of a rollout: random numbers, and rules for text, image codes and drafts.
 
-    `rows` (R,) int64: numbers of the rollout's rows in the whole batch. What a row draws is a
-    function of (seed, step, row, position), and for drafts of their place in the window: it depends
-    on no neighbour. The rows of the methods below are places in `rows`.
+    `rows` (R,) int64: the numbers of the rollout's rows in the whole batch. What a row draws
+    depends only on (seed, step, row, position), and for drafts on their place in the window; it
+    never depends on its neighbours. Where the methods below take `rows`, these are indices into
+    this `rows`.
     """
 
     def __init__(self, config: RolloutConfig, step: int, rows: torch.Tensor):
         self.config = config
         self.is_guided = config.guidance_scale != 1.0
         self._uniforms = uniforms(config.seed, step, rows, config.max_new_tokens)
-        # A position's numbers for drafts: one for its update at each place in the window, the last
-        # for its first draft.
+        # The random numbers for the drafts of a position: one for its update at each place in the
+        # window, and the last one for its first draft.
         self._draft_uniforms = None
         if config.jacobi > 1:
             positions = config.max_new_tokens + config.jacobi
             self._draft_uniforms = uniforms(config.seed, step, rows, positions, draws=config.jacobi + 1)
 
     def numbers(self, rows: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
-        """The uniform numbers of `rows` (n,) at their `positions`, (n,) float64."""
+        """Return the uniform random numbers of `rows` (n,) at their `positions`, (n,) float64."""
         return self._uniforms[rows, positions]
 
     def draw_text(self, scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text and sizes: fixed top-k, temperature, draw.
+        """Draw text and sizes: fixed top-k, then temperature.
 
-        Scores (n, V), -inf where a token is not allowed; see `draw`.
+        `scores` (n, V), -inf where a token is not allowed; see `draw` for the rest.
         """
         return draw(scores, self.config.text_top_k, self.config.temperature, uniform)
 
     def draw_codes(self, scores: torch.Tensor, unconditional: torch.Tensor | None,
                    uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image codes by number: guidance, top-k by entropy, temperature, draw.
+        """Draw image codes, as numbers of codes: guidance, top-k by entropy, then temperature.
 
-        Scores (n, C); `uniform` (n,); see `draw`.
+        `scores` (n, C); `uniform` (n,); see `draw` for the rest.
         """
         scores, k = self._guided(scores, unconditional)
         return draw(scores, k, self.config.temperature, uniform, self.config.image_top_k_max)
 
     def _guided(self, scores: torch.Tensor,
                 unconditional: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores after guidance, and their top-k, (n,)."""
+        """Return the scores after guidance, and the top-k of each row, (n,)."""
         if unconditional is not None:
             scores = guide(scores, unconditional, self.config.guidance_scale)
         return scores, entropy_top_k(scores, self.config.image_top_k_min, self.config.image_top_k_max)
 
     def first_drafts(self, codes: int) -> torch.Tensor:
-        """A draft of every row at each place of its window, (R, jacobi) int64, uniform among
-        numbers of `codes` codes.
+        """Draw a first draft for each place of every row's window, (R, jacobi) int64.
+
+        All numbers below `codes` are equally likely.
         """
         return (self._draft_uniforms[:, :self.config.jacobi, -1] * codes).long()
 
     def draw_drafts(self, drawn_from: torch.Tensor, rows: torch.Tensor,
                     positions: torch.Tensor) -> torch.Tensor:
-        """Drafts for the window of `rows` (n,) from their `positions` (n,) on, drawn from
-        `drawn_from` (n, C); (n, jacobi).
+        """Draw drafts for the windows of `rows` (n,), from their `positions` (n,) on;
+        (n, jacobi).
+
+        `drawn_from` (n, C): the distributions.
         """
         places = torch.arange(self.config.jacobi, device=rows.device)
         uniform = self._draft_uniforms[rows[:, None], positions[:, None] + places, -1]
@@ -88,12 +91,11 @@ class Sampler:
     def update_drafts(self, drafts: torch.Tensor, drawn_from: torch.Tensor, scores: torch.Tensor,
                       unconditional: torch.Tensor | None, rows: torch.Tensor,
                       positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Turn drafts (n, m) into draws from what `draw_codes` draws from, changing as few as can
-        be (`couple`).
+        """Turn drafts (n, m) into draws as `draw_codes` makes them, changing as few as possible.
 
-        `drawn_from` (n, m, C): what they were drawn from; `scores` (n * m, C); `positions` (n,): of
-        the first drafts of `rows` (n,). Returns the codes, what they are drawn from now, and their
-        log-probabilities, (n, m).
+        See `couple`. `drawn_from` (n, m, C): the distributions of the drafts. `scores` (n * m, C).
+        `positions` (n,): of the first drafts of `rows` (n,). Returns the codes, the distributions
+        they are draws from now, and their log-probabilities, (n, m).
         """
         scores, k = self._guided(scores, unconditional)
         target = weights(scores, k, self.config.temperature, self.config.image_top_k_max)
@@ -107,12 +109,12 @@ class Sampler:
 
 def uniforms(seed: int, step: int, rows: torch.Tensor, positions: int,
              draws: int | None = None) -> torch.Tensor:
-    """Uniform numbers in [0, 1), (len(rows), positions) float64, each a hash of (seed, step, row,
-    position).
+    """Return uniform numbers in [0, 1), (len(rows), positions) float64.
 
-    `rows` (R,) int64: rows of the whole batch. With `draws`, (len(rows), positions, draws): that
-    many numbers a position, others than the one without. Integer arithmetic only, so every device
-    gives the same numbers.
+    Each is a hash of (seed, step, row, position). `rows` (R,) int64: numbers of rows in the whole
+    batch. With `draws` the result is (len(rows), positions, draws): that many numbers for each
+    position, all different from the one without `draws`. The arithmetic is on integers only, so
+    every device gives the same numbers.
     """
     key = torch.zeros((), dtype=torch.int64, device=rows.device)
     for counter in (torch.full_like(key, _signed(seed)), torch.full_like(key, _signed(step)), rows[:, None],
@@ -134,15 +136,15 @@ def _mix(key: torch.Tensor) -> torch.Tensor:
 
 
 def _shift(key: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift (torch's keeps the sign)."""
+    """Shift right without the sign (torch's own shift keeps the sign)."""
     return (key >> bits) & (2**(64 - bits) - 1)
 
 
 def entropy_top_k(scores: torch.Tensor, k_min: int, k_max: int) -> torch.Tensor:
-    """How many of a row's likeliest choices may be drawn, (R,) int64, from the entropy of `scores`
-    (R, C), all finite.
+    """Return how many of a row's likeliest choices may be drawn, (R,) int64.
 
-    k_min + (k_max - k_min) * sigmoid(H - 5), H in nats within [0, 10], at least 1 and at most C.
+    It is k_min + (k_max - k_min) * sigmoid(H - 5), at least 1 and at most C. H is the entropy of
+    `scores` (R, C, all finite) in nats, clamped to [0, 10].
     """
     log_probabilities = torch.log_softmax(scores, dim=-1)
     entropy = (-log_probabilities.exp() * log_probabilities).sum(-1).clamp(0.0, ENTROPY_MAX)
@@ -152,12 +154,11 @@ def entropy_top_k(scores: torch.Tensor, k_min: int, k_max: int) -> torch.Tensor:
 
 def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, uniform: torch.Tensor,
          k_max: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw from every row: top-k with ties kept, then temperature, then the inverse CDF at
-    `uniform`.
+    """Draw from every row: top-k with ties kept, then temperature, then the inverse CDF.
 
-    `scores`, `k` and `k_max`: see `weights`; `uniform` (R,) or, for several draws a row, (R, m),
-    float64. Returns the choices, int64, and the log-probability each was drawn with, float64 (NaN
-    where the scores are), shaped as `uniform`.
+    `scores`, `k` and `k_max`: see `weights`. `uniform`: where the inverse CDF is taken, (R,) or,
+    for several draws a row, (R, m), float64. Returns the choices, int64, and the log-probabilities
+    they were drawn with, float64 (NaN where the scores are), both shaped as `uniform`.
     """
     kept = weights(scores, k, temperature, k_max)
     cumulative = kept.cumsum(-1)
@@ -169,11 +170,10 @@ def draw(scores: torch.Tensor, k: int | torch.Tensor, temperature: float, unifor
 
 def weights(scores: torch.Tensor, k: int | torch.Tensor, temperature: float,
             k_max: int | None = None) -> torch.Tensor:
-    """What choices are drawn in proportion to, (R, C) float64: top-k with ties kept, then
-    temperature.
+    """Return what choices are drawn in proportion to, (R, C) float64: top-k, then temperature.
 
-    `scores` (R, C), -inf where a choice is not allowed; `k` one number, or (R,) int64 and then at
-    most `k_max` (C by default).
+    Top-k keeps all choices that tie with the last one. `scores` (R, C), -inf where a choice is not
+    allowed. `k`: one number, or (R,) int64 of at most `k_max` (C by default).
     """
     k_max = k if isinstance(k, int) else k_max or scores.shape[-1]
     ranked = scores.topk(min(k_max, scores.shape[-1])).values
@@ -182,8 +182,9 @@ def weights(scores: torch.Tensor, k: int | torch.Tensor, temperature: float,
 
 
 def invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The choices at `uniform` (R, m), of sums of weights (R, C) whose last is their total; (R, m)
-    int64.
+    """Return the choices at `uniform` (R, m), as (R, m) int64.
+
+    `cumulative` (R, C): cumulative sums of weights, whose last is their total.
     """
     choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return choice.clamp_(max=cumulative.shape[-1] - 1)  # NaN scores would give an index past the end
@@ -191,19 +192,19 @@ def invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 def couple(drafts: torch.Tensor, drawn_from: torch.Tensor, target: torch.Tensor,
            uniform: torch.Tensor) -> torch.Tensor:
-    """Turn drafts that were drawn from one distribution into draws from another, changing as few as
-    can be; (R,) int64.
+    """Turn drafts from one distribution into draws from another, changing as few as possible.
 
-    A draft stays with probability min(1, target / drawn_from) at it; another is drawn from what
-    `target` has more than `drawn_from` (the rule of speculative sampling: Leviathan, Kalman and
-    Matias, arXiv 2211.17192). `drafts` (R,) int64; `drawn_from`, `target` (R, C) float64, rows of
-    sum 1; `uniform` (R,) float64, independent of the drafts.
+    A draft stays with probability min(1, target / drawn_from) at its choice. Otherwise it is drawn
+    again from the excess of `target` over `drawn_from` (the rule of speculative sampling:
+    Leviathan, Kalman and Matias, arXiv 2211.17192). `drafts` (R,) int64; `drawn_from`, `target`
+    (R, C) float64, rows of sum 1; `uniform` (R,) float64, independent of the drafts. Returns the
+    draws, (R,) int64.
     """
     before, now = (table.gather(1, drafts[:, None])[:, 0] for table in (drawn_from, target))
     kept = (now / before).clamp(max=1.0)
     excess = (target - drawn_from).clamp_(min=0.0).cumsum_(-1)
-    # Given that a draft goes, what is left of its random number is uniform again, and independent
-    # of it.
+    # Where a draft is replaced, the rest of its random number is uniform again, and independent of
+    # the draft.
     left = ((uniform - kept) / (1 - kept)).clamp_(0.0, BELOW_ONE)
     others = invert(excess, left[:, None])[:, 0]
     stays = (uniform < kept) | (excess[:, -1] <= 0)  # without excess the two differ by rounding only

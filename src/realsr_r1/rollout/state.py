@@ -1,7 +1,6 @@
-"""A rollout on its way: which rows are in the batch, what they have written, and what every loop
-over it does.
+"""The state of a rollout: which rows are in the batch, what they have written, and common steps.
 
-Puts grammar, guidance, sampler and decoder together; nothing here loops over rows. The loops are
+It puts grammar, guidance, sampler and decoder together, but loops over nothing. The loops are
 `engine.one_by_one` and `jacobi.look_ahead`. Knows ids; no text, no images.
 """
 
@@ -20,21 +19,21 @@ from realsr_r1.rollout.grammar import FREE, ChainGrammar, ImageGrammar, chain_si
 from realsr_r1.rollout.guidance import UnconditionalRows
 from realsr_r1.rollout.sampling import Sampler
 
-# Tokens of n rows, the log-probabilities they were drawn with, and whether there was a choice.
+# The tokens of n rows, the log-probabilities they were drawn with, and whether there was a choice.
 Choice = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | bool"]
-# Rows of the batch, for indexing (a slice where it is all of them), and how many they are.
+# An index of rows of the batch (a slice where it is all of them), and the number of rows.
 Rows = tuple["torch.Tensor | slice", int]
-COMPACT_SHARE = 0.25  # finished rows leave the batch when they are this share of it
+COMPACT_SHARE = 0.25  # finished rows leave the batch when they make up this share of it
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Completions of a batch, N prompts x G, grouped.
+    """Completions of a batch: N prompts x G, grouped by prompt.
 
-    `completion_ids`: the end-of-turn included where it was written. `sampled_mask`: 1 where the
-    grammar left a choice, 0 where it left one id. `log_q`: log-probability each token was drawn
-    with (guidance, grammar, top-k and temperature applied), 0 where it left one id. `forwards`:
-    batched forward passes each completion took, its prompt's included.
+    `completion_ids`: the end-of-turn is included where it was written. `sampled_mask`: 1 where the
+    grammar left a choice, 0 where it left one id. `log_q`: the log-probability each token was drawn
+    with (after guidance, grammar, top-k and temperature), 0 where the grammar left one id.
+    `forwards`: the number of batched forward passes of each completion, its prompt's included.
     """
 
     completion_ids: list[list[int]]
@@ -47,13 +46,13 @@ class Rollout:
 class RolloutState:
     """One call of `generate`: R completions, of which those in `rows` are still in the batch.
 
-    Args: config, grammar, decoder, sampler: what the rollout follows. code_ids: ids of the image
-        codes, ascending, (C,). rows: completions in the batch, (n,) int64; grammar, decoder and
-        `branches` know these only, as 0 to n-1. branches: which of them have an unconditional
-        branch. branch_columns: columns of the branches' caches that are in use. image_rows,
-        text_rows: which of the batch choose codes next, and which choose text or sizes. tokens,
-        sampled, log_q: what was written so far, (R, max_new_tokens) each; see `Rollout`. lengths:
-        tokens written, (R,) int64.
+    `config`, `grammar`, `decoder`, `sampler`: what the rollout works with. `code_ids`: ids of the
+    image codes, ascending, (C,). `rows`: the completions in the batch, (n,) int64; grammar,
+    decoder and `branches` know only these, as 0 to n-1. `branches`: which of them have an
+    unconditional branch. `branch_columns`: the number of columns of the branches' caches in use.
+    `image_rows`, `text_rows`: which rows of the batch choose codes next, and which choose text or
+    sizes. `tokens`, `sampled`, `log_q`: what was written so far, (R, max_new_tokens) each; see
+    `Rollout`. `lengths`: tokens written, (R,) int64.
     """
 
     config: RolloutConfig
@@ -74,8 +73,9 @@ class RolloutState:
     @classmethod
     def start(cls, policy: Policy, layout: TokenLayout, config: RolloutConfig, prompts: list[tuple[int, ...]],
               step: int, first_row: int) -> RolloutState:
-        """The prompts are computed, and nothing is written; arguments are those of
-        `RolloutEngine.generate`.
+        """Compute the prompts, and return a state in which nothing is written yet.
+
+        The arguments are those of `RolloutEngine.generate`.
         """
         embedding = policy.get_input_embeddings()
         device, vocab_size = embedding.weight.device, embedding.num_embeddings
@@ -92,7 +92,7 @@ class RolloutState:
         sampler = Sampler(config, step, rows + first_row)
         span = grammar.longest_span() if sampler.is_guided else 0
         code_ids = torch.tensor(sorted(layout.code_ids), device=device)
-        ahead = max(config.jacobi - 1, 0)  # drafts are fed beyond a budget's, or an image's, end
+        ahead = max(config.jacobi - 1, 0)  # drafts are fed beyond the end of a budget or an image
         decoder = policy.make_decoder(distinct, prompt_of_row, config.max_new_tokens + ahead,
                                       span and span + ahead, code_ids, config.cuda_graphs)
         tokens = torch.full((len(rows), config.max_new_tokens), layout.pad, device=device)
@@ -104,7 +104,7 @@ class RolloutState:
             log_q=torch.zeros_like(tokens, dtype=torch.float64), lengths=torch.zeros_like(rows))
 
     def sort_rows(self) -> None:
-        """Sort the batch's rows by what they do next, and let branches follow the images."""
+        """Sort the batch's rows by what they do next, and give branches to the rows in images."""
         self.image_rows, self.text_rows = _sorted(self.grammar)
         if self.sampler.is_guided:
             staying = self.branches.update(self.grammar.offset > 0)
@@ -113,13 +113,16 @@ class RolloutState:
                 self.decoder.keep_slots(staying, self.branch_columns)
 
     def unchanged_steps(self) -> int:
-        """For how many tokens `sort_rows` holds: inside images the device need not be asked."""
+        """Return for how many tokens the sorting by `sort_rows` stays valid.
+
+        Inside images the device need not be asked at every token.
+        """
         return int(self.grammar.steady_steps().min())
 
     def leave_out_done(self) -> torch.Tensor | None:
         """Drop finished rows from the batch once they are many.
 
-        Returns which rows of it stay, (n,), or None for all.
+        Returns the rows of the batch that stay, (n,), or None for all.
         """
         staying = (~self.grammar.done).nonzero()[:, 0]
         if len(staying) > (1 - COMPACT_SHARE) * len(self.rows):
@@ -131,9 +134,9 @@ class RolloutState:
         return staying
 
     def choose_first(self) -> torch.Tensor:
-        """The first token of every row, (R,).
+        """Choose the first token of every row, (R,).
 
-        Rows of a prompt draw from one distribution, which is computed once.
+        Rows of the same prompt draw from one distribution, which is computed once.
         """
         decoder = self.decoder
 
@@ -145,8 +148,9 @@ class RolloutState:
         return self._choose(0, choose_text, None)
 
     def choose(self, position: int, states: torch.Tensor, branch_states: torch.Tensor) -> torch.Tensor:
-        """The token at `position` of every row in the batch, (n,), from hidden states of rows and
-        branches.
+        """Choose the token at `position` of every row in the batch, (n,).
+
+        `states`, `branch_states`: hidden states of the rows and of their branches.
         """
         def choose_text(rows: torch.Tensor | slice, uniform: torch.Tensor) -> Choice:
             return self.choose_text(states[rows], rows, uniform)
@@ -160,7 +164,7 @@ class RolloutState:
 
     def _choose(self, position: int, choose_text: Callable[..., Choice],
                 choose_code: Callable[..., Choice] | None) -> torch.Tensor:
-        """What the grammar forces, or what is chosen; keeps count of what was sampled."""
+        """Take what the grammar forces or what is chosen, and record which tokens were sampled."""
         forced = self.grammar.forced()
         is_free, tokens, has_choice = forced == FREE, forced.clone(), torch.zeros_like(self.grammar.done)
         uniform = self.sampler.numbers(self.rows, position)
@@ -174,9 +178,10 @@ class RolloutState:
         return torch.where(is_free, tokens, forced)
 
     def choose_text(self, states: torch.Tensor, rows: torch.Tensor | slice, uniform: torch.Tensor) -> Choice:
-        """Text and sizes among what the grammar allows, from hidden states of `rows` (n, hidden).
+        """Choose text and sizes among what the grammar allows.
 
-        `uniform`: (n,), or (n, m) for m draws of each of `rows`.
+        `states`: hidden states of `rows`, (n, hidden). `uniform`: (n,), or (n, m) for m draws of
+        each row.
         """
         allowed = self.grammar.allowed(rows)
         scores = self.decoder.logits(states).masked_fill(~allowed, -float("inf"))
@@ -184,11 +189,11 @@ class RolloutState:
 
     def code_scores(self, states: torch.Tensor, branch_states: torch.Tensor,
                     rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scores of the image codes at hidden states of `rows`, and at those of their branches
-        (None without guidance).
+        """Return scores of the image codes for `rows` and for their branches.
 
-        `states` (n, hidden) or (n, m, hidden), then there are n * m scores, (n * m, C);
-        `branch_states`: of all branches.
+        The second is None without guidance. `states`: hidden states of the rows, (n, hidden), or
+        (n, m, hidden), which gives scores (n * m, C). `branch_states`: hidden states of all
+        branches.
         """
         if not self.sampler.is_guided:
             return self.decoder.code_logits(states.flatten(0, -2)), None
@@ -197,7 +202,7 @@ class RolloutState:
         return conditional, unconditional
 
     def rollout(self, forwards: torch.Tensor) -> Rollout:
-        """What was written. Raises `UserError` where the policy's scores were not finite."""
+        """Return what was written. Raises `UserError` where the policy's scores were not finite."""
         if not self.log_q.isfinite().all():
             raise UserError("the policy's scores are not finite: its training has diverged (lower "
                             "learning_rate, or go back to an earlier checkpoint) or its type is too narrow "
@@ -208,7 +213,7 @@ class RolloutState:
 
 
 def _sorted(grammar: ChainGrammar | ImageGrammar) -> tuple[Rows, Rows]:
-    """Rows of the batch that choose codes next, and those that choose text or sizes."""
+    """Return the rows of the batch that choose codes next, and those that choose text or sizes."""
     everything = slice(None)
     image_rows, text_rows = ((everything if len(rows) == len(grammar.done) else rows, len(rows)) for rows in (
         (grammar.offset >= 3).nonzero()[:, 0], grammar.chooses_text().nonzero()[:, 0]))

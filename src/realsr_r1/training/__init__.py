@@ -1,1 +1,1 @@
-"""The two training stages: what they share, and a folder each (`cold_start`, `grpo`)."""
+"""The two training stages (`cold_start` and `grpo`, each a folder), and what they share."""

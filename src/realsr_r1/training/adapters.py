@@ -1,7 +1,7 @@
-"""LoRA and QLoRA: TRL's `--use_peft`, `--lora_*` and `--load_in_4bit` as peft's and bitsandbytes'
-settings.
+"""LoRA and QLoRA: turns TRL's flags into settings of peft and bitsandbytes.
 
-Knows names of the policy's layers and what goes together; the adapters themselves are peft's.
+The flags are `--use_peft`, `--lora_*` and `--load_in_4bit`. Knows the names of the policy's layers
+and which flags go together; peft makes the adapters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
-    """The LoRA settings of a run, or None for full training.
+    """Return the LoRA settings of a run, or None for full training.
 
     Raises `UserError` for flags that don't go together.
     """
@@ -33,11 +33,11 @@ def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
     if model_args.lora_r < 1:
         raise UserError(f"--lora_r {model_args.lora_r} must be at least 1")
     config = get_peft_config(model_args)
-    # By default every matrix of the layers: arXiv 2305.14314 found that it takes all of them to
-    # match full training.
+    # By default every matrix of the layers has an adapter: arXiv 2305.14314 found that only this
+    # is as good as full training.
     targets = model_args.lora_target_modules or list(LAYER_MATRICES)
     if targets != "all-linear":
-        targets = [targets] if isinstance(targets, str) else targets  # ModelConfig unpacks a list of one
+        targets = [targets] if isinstance(targets, str) else targets  # ModelConfig makes a list of one a text
         unknown = [name for name in targets if name not in LAYER_MATRICES]
         if unknown:
             raise UserError(f"--lora_target_modules {unknown[0]}: the policy's layers have "
@@ -47,7 +47,7 @@ def adapter_config(model_args: ModelConfig) -> PeftConfig | None:
 
 
 def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
-    """How the base policy is quantised, or None. Raises `UserError` where it can't be."""
+    """Return how the base policy is quantised, or None. Raises `UserError` where it can't be."""
     from transformers.integrations import is_deepspeed_zero3_enabled
     from trl import get_quantization_config
 
@@ -64,18 +64,19 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
 
 
 def with_adapter(policy: Any, config: PeftConfig, args: TrainingArguments) -> Any:
-    """`policy` with new adapters for a plain `Trainer`, its own weights frozen. (TRL's trainers do
-    this themselves.)
+    """Return `policy` with new adapters for a plain `Trainer`, its own weights frozen.
+
+    TRL's trainers do this themselves.
     """
     from peft import get_peft_model
     from transformers import set_seed
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     set_seed(args.seed)  # adapters begin at random
-    # ZeRO-3 gathers parameters of one type together, so adapters can't be float32 on a bfloat16
-    # policy.
+    # ZeRO-3 gathers parameters together that must have the same type, so adapters on a bfloat16
+    # policy can't be float32.
     policy = get_peft_model(policy, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if args.gradient_checkpointing:
-        # The embedding is frozen: without this nothing in a checkpoint needs gradients
+        # The embedding is frozen, so without this no input of a checkpointed layer needs gradients.
         policy.enable_input_require_grads()
     return policy

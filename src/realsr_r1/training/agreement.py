@@ -1,5 +1,6 @@
-"""Ranks that fail together: a fault on one rank is known to all before the next collective would
-hang on it.
+"""Lets ranks fail together: all of them learn of a fault before the next collective.
+
+Otherwise the ranks without a fault would wait there for ever.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from realsr_r1.core.errors import UserError, is_disk_full
 class Agreement:
     """Keeps the first fault of this rank until `settle`, which all ranks call.
 
-    `with agreement: ...` keeps an exception back; `guard` does so for a reward function.
+    `with agreement: ...` holds an exception back, and `guard` does the same for a reward function.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,7 @@ class Agreement:
         return False
 
     def guard(self, reward: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
-        """`reward`, which gives None for every completion where it fails.
+        """Wrap `reward` so that it gives None for every completion when it fails.
 
         Coroutines are left to TRL.
         """
@@ -49,8 +50,9 @@ class Agreement:
         return guarded
 
     def settle(self) -> None:
-        """Raise on all ranks when one has a fault: its own there, and one that names it on the
-        others.
+        """Raise an error on all ranks when any rank has a fault.
+
+        A rank with a fault raises its own; the others raise an error that names it.
         """
         fault, self.fault = self.fault, None
         said = None

@@ -1,4 +1,4 @@
-"""What training writes down as it goes: one JSON line a logged step, for `realsr-r1 report`."""
+"""The log of a training run: one JSON line for each logged step, for `realsr-r1 report`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOG_FILE = "log_history.jsonl"
 class JsonLog(TrainerCallback):
     """Appends every log to `output_dir/log_history.jsonl`.
 
-    On resume, steps after the checkpoint are dropped first.
+    When a run resumes, the steps after its checkpoint are dropped first.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,

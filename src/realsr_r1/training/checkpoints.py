@@ -1,5 +1,6 @@
-"""Which checkpoint counts (one with a completion marker, written last, after a barrier), and what a
-run may go on from it with.
+"""Which checkpoints are complete, and what a resumed run must have in common with its start.
+
+A complete checkpoint has a completion marker, which is written last, after a barrier.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_file, read_json
 
 MARKER = "complete"
-SETTINGS_FILE = "settings.json"  # name -> value: what a run was started with, for the report and for going on
+# A run's settings as name -> value, for the report, and for checks when the run resumes.
+SETTINGS_FILE = "settings.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class CompletionMarker(TrainerCallback):
-    """Marks a checkpoint once every rank has written its part, and only then deletes what
-    `--save_total_limit` allows.
+    """Marks a checkpoint once every rank has written its part.
+
+    Only then does it delete old checkpoints, as `--save_total_limit` asks.
     """
 
     def __init__(self) -> None:
@@ -30,8 +33,8 @@ class CompletionMarker(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
-        # transformers deletes the old checkpoints before the new one has its marker: a run killed
-        # there has none left.
+        # transformers would delete the old checkpoints before the new one has its marker, and a run
+        # that is killed then would have none.
         self.limit, args.save_total_limit = args.save_total_limit or self.limit, None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
@@ -48,7 +51,7 @@ class CompletionMarker(TrainerCallback):
         complete = complete_checkpoints(folder)
         for step in sorted(complete)[:-self.limit] if self.limit else ():
             if complete[step].name != best:
-                (complete[step] / MARKER).unlink()  # first: a checkpoint that is half deleted must not count
+                (complete[step] / MARKER).unlink()  # first, so that a half-deleted checkpoint doesn't count
                 shutil.rmtree(complete[step], ignore_errors=True)
 
 
@@ -59,17 +62,16 @@ def mark_complete(folder: Path) -> None:
 
 
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
-    """Step -> folder of every checkpoint in `folder` that has its completion marker."""
+    """Return step -> folder of every checkpoint in `folder` that has its completion marker."""
     return {step: path for step, path in _checkpoints(folder).items() if (path / MARKER).is_file()}
 
 
 def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
-    """The newest complete checkpoint in `output_dir`, or None.
+    """Return the newest complete checkpoint in `output_dir`, or None.
 
-    `set_aside`: rename half-written ones, with a line each.
-
-    Raises `UserError` when the newest complete one holds weights only (`--save_only_model true`): a
-    run can't go on from it with its optimizer.
+    `set_aside`: whether to rename half-written ones, with a line for each. Raises `UserError` when
+    the newest complete one holds weights only (`--save_only_model true`), because a run can't
+    resume without its optimizer's state.
     """
     folder = Path(output_dir)
     complete = complete_checkpoints(folder)
@@ -83,7 +85,8 @@ def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
     if not (newest / "scheduler.pt").is_file() and not any(newest.glob("global_step*")):
         start, first = newest, ""
         if (newest / "adapter_config.json").is_file():
-            start, first = "MODEL", f"merge its adapter (realsr-r1 export --checkpoint {newest} --output MODEL), then "
+            start, first = "MODEL", (f"merge its adapter (realsr-r1 export --checkpoint {newest} "
+                                     "--output MODEL), then ")
         raise UserError(f"{newest} holds weights only, so the run in {folder} can't go on: {first}start a "
                         f"new run from it with --model_name_or_path {start} and another --output_dir, or "
                         f"remove {folder} to begin again")
@@ -91,10 +94,10 @@ def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
 
 
 def require_same_run(output_dir: str | Path, settings: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise `UserError` where the run in `output_dir` was started with another value of one of
-    these settings.
+    """Raise `UserError` where the run in `output_dir` was started with other settings.
 
-    They decide whether its checkpoint can be loaded, or which records come next.
+    `names`: the settings that must be equal. They decide whether its checkpoint can be loaded, or
+    which records come next.
     """
     file = Path(output_dir) / SETTINGS_FILE
     before = read_json(file) if file.is_file() else {}

@@ -1,4 +1,4 @@
-"""Settings of the two training stages: TRL's and transformers' own, plus what the chain needs."""
+"""Settings of the two training stages: TRL's and transformers' own, and those for the chain."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CHOICES = {"loss_type": LOSS_TYPES, "scale_rewards": SCALINGS,
 
 @dataclass
 class ColdStartConfig(TrainingArguments):
-    """What `realsr-r1 sft` takes: every field of `TrainingArguments`, and these.
+    """The settings of `realsr-r1 sft`: every field of `TrainingArguments`, and these.
 
-    The model's are in TRL's `ModelConfig`.
+    TRL's `ModelConfig` has the settings of the model.
     """
 
     dataset_name: str = field(default="", metadata={
@@ -38,7 +38,8 @@ class ColdStartConfig(TrainingArguments):
                 "records ask."})
     z_loss: float = field(default=0.0, metadata={"help": "Weight of the mean of log²Z (Lumina-mGPT: 1e-5)."})
     dropout: float = field(default=0.0, metadata={
-        "help": "Of what attention and MLP add to the residual stream (Lumina-mGPT and PURE: 0.05)."})
+        "help": "Share that is dropped of what attention and MLP add to the residual stream (Lumina-mGPT and "
+                "PURE: 0.05)."})
     sample_steps: int = field(default=500, metadata={
         "help": "Steps between chains that are written and decoded into output_dir/samples; 0 = none."})
     peak_tflops: float | None = field(default=None, metadata={
@@ -54,7 +55,7 @@ class ColdStartConfig(TrainingArguments):
         "help": "Keep false: the collator needs all columns."})
 
     def __post_init__(self) -> None:
-        """Raises `UserError` when the dataset is missing, and for values that can't work."""
+        """Raise `UserError` when the dataset is missing, and for values that can't work."""
         _require_dataset(self.dataset_name)
         _require_finite(self)
         _require_at_least_1(self, "per_device_train_batch_size", "per_device_eval_batch_size",
@@ -82,10 +83,11 @@ class ColdStartConfig(TrainingArguments):
 
 @dataclass
 class ChainGRPOConfig(GRPOConfig):
-    """What `realsr-r1 grpo` takes: every field of TRL's `GRPOConfig`, and these.
+    """The settings of `realsr-r1 grpo`: every field of TRL's `GRPOConfig`, and these.
 
-    The defaults are the published code's; those of rollouts stand in `RolloutConfig`.
-    `per_device_train_batch_size` counts prompts, as in the published launch line (`batch_unit`).
+    The defaults are the published code's; `RolloutConfig` has those of rollouts.
+    `per_device_train_batch_size` counts prompts, as in the published launch line (see
+    `batch_unit`).
     """
 
     dataset_name: str = field(default="", metadata={
@@ -148,14 +150,15 @@ class ChainGRPOConfig(GRPOConfig):
         "help": "TRL's loss; grpo: mean over sequences of token means."})
     scale_rewards: str = field(default="group", metadata={
         "help": "What advantages are divided by (published: group)."})
-    learning_rate: float = field(default=2e-6, metadata={"help": "Of AdamW (published code: 2e-6)."})
+    learning_rate: float = field(default=2e-6, metadata={
+        "help": "Learning rate of AdamW (published code: 2e-6)."})
     num_train_epochs: float = field(default=2.0, metadata={
         "help": "Passes over the prompts (published code: 2)."})
     beta: float = field(default=0.0, metadata={
         "help": "Weight of the KL term to the reference policy (published code: 0)."})
 
     def __post_init__(self) -> None:
-        """Translate prompts into TRL's batch numbers.
+        """Translate numbers of prompts into TRL's batch sizes, which count completions.
 
         Raises `UserError` for values that can't work.
         """
@@ -174,7 +177,7 @@ class ChainGRPOConfig(GRPOConfig):
                             "true")
         if self.sample_steps < 0:
             raise UserError(f"--sample_steps {self.sample_steps} must be 0 or more")
-        self.rollout_config(self.num_generations)  # says now what the first rollout would
+        self.rollout_config(self.num_generations)  # raises now what the first rollout would raise
         if self.batch_unit == "prompts":
             if self.steps_per_generation is not None:
                 raise UserError("--steps_per_generation goes with --batch_unit completions; with prompts it "
@@ -188,7 +191,7 @@ class ChainGRPOConfig(GRPOConfig):
             self.per_device_train_batch_size = micro
             self.steps_per_generation = completions // micro
             self.gradient_accumulation_steps *= completions // micro
-            self.batch_unit = "completions"  # the numbers are TRL's from here on
+            self.batch_unit = "completions"  # from here on the numbers have TRL's meaning
         elif self.loss_batch_size is not None:
             raise UserError("--loss_batch_size goes with --batch_unit prompts; with completions, "
                             "--per_device_train_batch_size is that number")
@@ -205,7 +208,7 @@ class ChainGRPOConfig(GRPOConfig):
                 raise UserError(f"--{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
     def rollout_config(self, num_generations: int) -> RolloutConfig:
-        """The engine's settings for groups of `num_generations`.
+        """Return the engine's settings for groups of `num_generations`.
 
         Raises `UserError` for values out of range.
         """
@@ -217,7 +220,7 @@ class ChainGRPOConfig(GRPOConfig):
             cuda_graphs=self.cuda_graphs, seed=self.seed)
 
     def _require_whole_groups(self) -> None:
-        """A group is made on one device."""
+        """Raise `UserError` unless every group is made on one device."""
         made, group = self.per_device_train_batch_size * self.steps_per_generation, self.num_generations
         if made % group:
             raise UserError(f"a device makes {made} completions a rollout (--per_device_train_batch_size "

@@ -1,5 +1,6 @@
-"""Start and end of a training process, the same for the cold start and GRPO: the process group, and
-the model folder.
+"""Start and end of a training process: the process group, and the model folder.
+
+Both are the same for the cold start and GRPO.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def prepare_process(args: TrainingArguments) -> None:
     """Join the process group, and let wandb work offline where nobody is logged in.
 
-    On CPU with DeepSpeed the group must be there before a model is built.
+    On a CPU with DeepSpeed, the group must exist before a model is built.
     """
     import logging
     import os
@@ -27,18 +28,17 @@ def prepare_process(args: TrainingArguments) -> None:
     import datasets
     import torch
 
-    # DeepSpeed calls collectives under their old names; torch says so at every step.
+    # DeepSpeed calls collectives by their old names, and torch warns about that at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    # And TRL asks transformers for gradient checkpointing under its old name, at every rollout.
+    # TRL asks transformers for gradient checkpointing by its old name, at every rollout.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")
-    # Our rollouts plug in there, and requirements.txt pins the TRL they were tested with.
+    # Our rollouts use this argument, and requirements.txt pins the TRL that they were tested with.
     warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-    # peft looks at the base folder's config whenever it saves adapters, and a published one names
-    # another type.
+    # peft reads the base folder's config whenever it saves adapters, and transformers warns when a
+    # published one names another model type.
     logging.getLogger("transformers.configuration_utils").addFilter(
         lambda record: "instantiate a model of type" not in record.getMessage())
-    # DeepSpeed counts accumulation steps where DeepSpeed runs, and accelerate says at every start
-    # that it takes its count.
+    # At every start accelerate says that it takes the number of accumulation steps from DeepSpeed.
     logging.getLogger("accelerate.accelerator").addFilter(
         lambda record: "Gradient accumulation steps mismatch" not in record.getMessage())
     if args.process_index:  # rank 0 says it for all
@@ -48,7 +48,7 @@ def prepare_process(args: TrainingArguments) -> None:
     if args.deepspeed and "RANK" in os.environ and not torch.cuda.is_available():
         import deepspeed.ops
 
-        # An op for inference that DeepSpeed would compile here, for minutes; training doesn't use
+        # DeepSpeed would compile this op for minutes. It is for inference, and training doesn't use
         # it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
@@ -57,14 +57,14 @@ def prepare_process(args: TrainingArguments) -> None:
         import wandb
 
         if not wandb.login(prompt=False):
-            wandb.setup(wandb.Settings(mode="offline"))  # the variable would come too late: login has read it
+            wandb.setup(wandb.Settings(mode="offline"))  # login has read the variable already
 
 
 def save_model_folder(trainer: Trainer, processor: ChainProcessor, output_dir: str | Path) -> None:
-    """Write a complete model folder into `output_dir`; rank 0 writes, all ranks take part in
-    gathering weights.
+    """Write a complete model folder into `output_dir`.
 
-    A marker comes last: without it the run doesn't count as finished (`is_finished`).
+    Rank 0 writes, and all ranks take part in gathering the weights. A marker is written last;
+    without it the run doesn't count as finished (`is_finished`).
     """
     if trainer.is_world_process_zero():
         processor.save_pretrained(output_dir)
@@ -74,7 +74,5 @@ def save_model_folder(trainer: Trainer, processor: ChainProcessor, output_dir: s
 
 
 def is_finished(output_dir: str | Path) -> bool:
-    """Whether the run in `output_dir` has come to its end, the writing of its model folder
-    included.
-    """
+    """Whether the run in `output_dir` has ended and its model folder is completely written."""
     return (Path(output_dir) / MARKER).is_file()

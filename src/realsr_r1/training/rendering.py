@@ -1,6 +1,4 @@
-"""The text tokenizer as trainers see it: it renders images in text, and saving it saves the whole
-processor.
-"""
+"""The text tokenizer as trainers see it: it shows images in texts and saves the whole processor."""
 
 from __future__ import annotations
 
@@ -15,15 +13,16 @@ if TYPE_CHECKING:
 
 
 class RenderingTokenizer(PreTrainedTokenizerFast):
-    """The text tokenizer as TRL sees it: an image decodes to `<|image|>`, and a checkpoint gets the
-    whole processor.
+    """The text tokenizer as TRL sees it.
+
+    It decodes an image to `<|image|>`, and saving it saves the whole processor.
     """
 
     processor: ChainProcessor
 
     @classmethod
     def of(cls, processor: ChainProcessor) -> RenderingTokenizer:
-        """The tokenizer of `processor`."""
+        """Return the tokenizer of `processor` in this form."""
         source = processor.tokenizer
         tokenizer = cls(tokenizer_object=source.backend_tokenizer, bos_token=source.bos_token,
                         padding_side="left",
@@ -33,12 +32,13 @@ class RenderingTokenizer(PreTrainedTokenizerFast):
         return tokenizer
 
     def batch_decode(self, sequences: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
-        """Ids -> texts, an image as `<|image|>`."""
+        """Decode ids into texts, with `<|image|>` for an image."""
         return [self.processor.decode_text(ids) for ids in sequences]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
-        """Save tokenizer, image tokenizer and chain settings: a checkpoint is a complete model
-        folder.
+        """Save tokenizer, image tokenizer and chain settings.
+
+        So a checkpoint is a complete model folder.
         """
         self.processor.save_pretrained(save_directory)
         return ()

@@ -1,5 +1,6 @@
-"""What a person looks at during a run: samples of one group as files and in the trackers' logs, and
-the text log of rewards (DEBUG_MODE, LOG_PATH).
+"""What a person looks at during a run: samples of one group, and the text log of rewards.
+
+Samples go to files and to the logs of the trackers. DEBUG_MODE and LOG_PATH ask for the text log.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ SAMPLES_FOLDER = "samples"
 def write_samples(output_dir: str | Path, step: int, record: Mapping[str, Any], completions: Sequence[str],
                   images: Sequence[Sequence[Image]], rewards: Mapping[str, Sequence[float | None]],
                   chain: ChainSpec) -> None:
-    """Write `output_dir/samples/step-NNNNNN/`: the record, its photos, each completion's text,
-    images and rewards, and `chain`.
+    """Write a folder `output_dir/samples/step-NNNNNN` about the completions of one group.
+
+    It holds the record, its photos, each completion's text, images and rewards, and `chain`.
     """
     with atomic_folder(Path(output_dir) / SAMPLES_FOLDER / f"step-{step:06d}") as folder:
         write_json(folder / "prompt.json",
@@ -32,7 +34,7 @@ def write_samples(output_dir: str | Path, step: int, record: Mapping[str, Any], 
                 record[name].save(folder / f"{name}.png")
         for index, (text, found) in enumerate(zip(completions, images, strict=True)):
             (folder / f"completion-{index}.txt").write_text(text + "\n", encoding="utf-8")
-            # a broken chain may hold fewer or more
+            # A broken chain may hold fewer or more images.
             for label, image in zip(chain.labels, found, strict=False):
                 image.save(folder / f"completion-{index}-{label}.png")
         write_json(folder / "rewards.json", rewards)
@@ -41,9 +43,7 @@ def write_samples(output_dir: str | Path, step: int, record: Mapping[str, Any], 
 
 def show_samples(callbacks: Iterable[TrainerCallback], step: int, completions: Sequence[str],
                  images: Sequence[Sequence[Image]], chain: ChainSpec) -> None:
-    """Put completions' texts and images into the logs of wandb and tensorboard, where a run reports
-    to them.
-    """
+    """Log the texts and images of completions to wandb and tensorboard, where the run uses them."""
     import numpy
     from transformers.integrations import TensorBoardCallback, WandbCallback
 
@@ -66,8 +66,9 @@ def show_samples(callbacks: Iterable[TrainerCallback], step: int, completions: S
 
 def append_reward_log(path: str | Path, step: int, rank: int, completions: Sequence[str],
                       rewards: Mapping[str, Sequence[float | None]]) -> None:
-    """Append this rank's completions with their rewards to the text file at `path` (LOG_PATH), in
-    one write.
+    """Append this rank's completions and their rewards to the text file at `path` (LOG_PATH).
+
+    Everything is written at once, so that ranks don't mix.
     """
     entries = []
     for index, text in enumerate(completions):

@@ -1,6 +1,6 @@
 """The policy in one piece, for rollouts in the middle of training.
 
-What it relies on in TRL is the hook `unwrap_model_for_generation` of `grpo.trl_hooks`.
+It relies on TRL's hook `unwrap_model_for_generation`, see `grpo.trl_hooks`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer
 
 @contextmanager
 def whole_policy(trainer: Trainer) -> Iterator[PreTrainedModel]:
-    """The policy of `trainer`, gathered on every rank under ZeRO-3, without gradient checkpointing.
+    """Yield the policy of `trainer` without gradient checkpointing, gathered under ZeRO-3.
 
     All ranks must enter, and the block must end normally: an exception would leave the policy
     without its hooks. Under `--bf16` without DeepSpeed the weights are float32, and the computation

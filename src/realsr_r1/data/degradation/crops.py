@@ -1,7 +1,6 @@
-"""Where crops of a photo lie, and making them: regions of the splits, boxes, HQ and LQ images,
-records.
+"""Crops of a photo: regions of the splits, boxes, HQ and LQ images, and records.
 
-Knows one photo at a time and writes nothing: data.building.jobs does.
+Knows one photo at a time and writes nothing; data.building.jobs writes.
 """
 
 from __future__ import annotations
@@ -19,19 +18,21 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.data.degradation.config import DegradationConfig
 from realsr_r1.data.degradation.degrade import degrade, random_for
 
-# left, top, right, bottom in the photo's pixels; right and bottom are outside
+# Left, top, right and bottom in the photo's pixels; right and bottom are outside the box.
 Box = tuple[int, int, int, int]
 
-RESERVED_SHARE = 0.28  # of the photo's longer side, kept for test_crops
+RESERVED_SHARE = 0.28  # the share of the photo's longer side that is kept for test_crops
 
 
 @dataclass(frozen=True)
 class CropPlan:
-    """How crops are cut. `crop_px`: side of the HQ image in px. `seed`: of every draw.
+    """How crops are cut.
 
-    `scales`: smallest and largest side of a crop as a share of the photo's shorter side, drawn
-    log-uniformly and clipped to what fits; None takes the largest square in the middle of the
-    region. `reserve`: keep a strip for test_crops. `question`: what a record asks (`problem`).
+    `crop_px`: the side of the HQ image in px. `seed`: the seed of every draw. `scales`: the
+    smallest and the largest side of a crop as a share of the photo's shorter side; it is drawn
+    log-uniformly and clipped to what fits. With None a crop is the largest square in the middle of
+    the region. `reserve`: whether to keep a strip for test_crops. `question`: what a record asks
+    (`problem`).
     """
 
     crop_px: int
@@ -44,7 +45,7 @@ class CropPlan:
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop: its record, and what its files hold.
+    """A crop: its record, and the content of its files.
 
     `parameters`: every value drawn for the degradation.
     """
@@ -56,17 +57,18 @@ class Crop:
 
 
 def split_regions(size: tuple[int, int], photo: str, plan: CropPlan) -> dict[str, Box]:
-    """The part of a photo of `size` (width, height) that each split may crop from.
+    """Return the part of a photo of `size` (width, height) that each split may crop from.
 
-    `train` and `test_crops` share no pixel: with `plan.reserve` a strip at one end of the longer
-    side, chosen by the photo's name, is kept for `test_crops`. `test`: all of it. Raises
-    `UserError` where a region can't hold a crop.
+    `train` and `test_crops` share no pixel: with `plan.reserve`, a strip at one end of the longer
+    side is kept for `test_crops`, and the photo's name decides which end. `test` may use all of the
+    photo. Raises `UserError` where a region can't hold a crop.
     """
     width, height = size
     longer, shorter = max(size), min(size)
     strip = max(math.ceil(RESERVED_SHARE * longer), plan.crop_px) if plan.reserve else 0
     if shorter < plan.crop_px or longer - strip < plan.crop_px:
-        beside = f" beside the reserved strip of {strip} px" if plan.reserve and shorter >= plan.crop_px else ""
+        beside = (f" beside the reserved strip of {strip} px"
+                  if plan.reserve and shorter >= plan.crop_px else "")
         raise UserError(f"{width}x{height} px has no room for a crop of {plan.crop_px} px{beside}")
     at_start = bool(random_for(plan.seed, f"{photo}/reserved").random() < 0.5)
     kept, rest = ((0, strip), (strip, longer)) if at_start else ((longer - strip, longer),
@@ -79,7 +81,8 @@ def split_regions(size: tuple[int, int], photo: str, plan: CropPlan) -> dict[str
 
 
 def draw_box(region: Box, shorter_side: int, key: str, plan: CropPlan) -> Box:
-    """A square inside `region`, at least `plan.crop_px` wide; `key` names the crop."""
+    """Draw a square inside `region`, with sides of at least `plan.crop_px`; `key` names the crop.
+    """
     left, top, right, bottom = region
     largest = min(right - left, bottom - top)
     if plan.scales is None:
@@ -93,9 +96,9 @@ def draw_box(region: Box, shorter_side: int, key: str, plan: CropPlan) -> Box:
 
 
 def cut(photo: Image.Image, box: Box, crop_px: int) -> Image.Image:
-    """The crop at `crop_px` x `crop_px`.
+    """Return the crop at `crop_px` x `crop_px`.
 
-    It is cut first: a resize with `box=` would read pixels beside the box.
+    It is cut out before it is resized: a resize with `box=` would read pixels beside the box.
     """
     crop = photo.crop(box)
     if crop.size == (crop_px, crop_px):
@@ -104,11 +107,10 @@ def cut(photo: Image.Image, box: Box, crop_px: int) -> Image.Image:
 
 
 def make_crops(photo: Image.Image, name: str, split: str, numbers: range, plan: CropPlan) -> Iterator[Crop]:
-    """The crops of `split` with these numbers.
+    """Yield the crops of `split` with these numbers.
 
-    `name`: the photo's, with / between folders; files are named after it.
-
-    Raises `UserError` where the photo is too small.
+    `name`: the photo's name, with / between folders; files are named after it. Raises `UserError`
+    where the photo is too small.
     """
     import cv2
 

@@ -1,9 +1,9 @@
-"""Tags and descriptions from a model, asked in batches; what it fails on is asked again, alone, and
-then listed.
+"""Tags and descriptions from a model, which is asked for photos in batches.
 
-Its answers, one for each image, are tags (a list, or one comma-separated text), or a description of
-each level of the chain (an object, or a list). They become files of JSON lines, which sidecars.py
-reads. The model runs in a process (model_process.py).
+A photo that it fails on is asked for again alone, and then listed. For each image the model gives
+tags (a list, or one comma-separated text), or a description of each level of the chain
+(an object, or a list). The answers become files of JSON lines, which sidecars.py reads. The model
+runs in a process of its own (model_process.py).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from realsr_r1.data.photos.sources import Photo
 
 NUMBERS = {"batch_size": (int, 1, 4096), "longest_side_px": (int, 32, 65536),
            "timeout_seconds": (float, 0.1, 86400),
-           "retries": (int, 0, 100)}  # kind, least, most
+           "retries": (int, 0, 100)}  # type, smallest and largest value
 
 
 @dataclass(frozen=True)
 class AnnotationConfig:
-    """See configs/annotation/default.yaml.
+    """The settings in configs/annotation/default.yaml, which explains them.
 
-    `tagger`, `captioner`: what their factories are given.
+    `tagger`, `captioner`: the settings that their factories get.
     """
 
     batch_size: int = 8
@@ -44,7 +44,7 @@ class AnnotationConfig:
 
     @classmethod
     def from_yaml(cls, path: Path) -> AnnotationConfig:
-        """Raises `UserError` that names the file and the key."""
+        """Read the settings. Raises `UserError` that names the file and the key."""
         values = read_yaml(path, "--annotation")
         known = (*NUMBERS, "tagger", "captioner")
         for key, value in values.items() if isinstance(values, dict) else [("", None)]:
@@ -67,10 +67,10 @@ def _check_number(value: Any, kind: type, least: float, most: float, where: str)
 def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
                config: AnnotationConfig, levels: tuple[str, ...] = LEVELS) -> Callable[[Part, PhotoJob],
                                                                                        PhotoJob] | None:
-    """`prepare` for `make_missing_parts`: has a part's photos annotated (a photo once, though
-    several parts may hold it).
+    """Return the argument `prepare` of `make_missing_parts`: it has a part's photos annotated.
 
-    `levels`: of descriptions.
+    A photo is annotated once, though several parts may hold it. `levels`: the levels of
+    descriptions.
     """
     if not asked:
         return None
@@ -91,10 +91,10 @@ def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
 
 def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: AnnotationConfig, path: Path,
              levels: tuple[str, ...] = LEVELS) -> None:
-    """Write what `model` says of the photos to `path`, a JSON line each; of a photo it fails on,
-    why.
+    """Write what `model` answers for the photos to `path`, one JSON line for each photo.
 
-    `kind`: tag or description. Does nothing when the file is there.
+    A photo that the model fails on gets a line with the reason. `kind`: tag or description. Does
+    nothing when the file is there.
     """
     if path.is_file():
         return
@@ -114,7 +114,7 @@ def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: An
 
 def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess,
          levels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Name -> the answer's keys, or `error`."""
+    """Return name of a photo -> the keys of the answer, or `error`."""
     try:
         answers = model.answers(photos)
     except Unreadable as failure:
@@ -139,9 +139,9 @@ def _checked(answer: Any, kind: str, name: str, levels: tuple[str, ...]) -> dict
 @contextmanager
 def models(specs: dict[str, str | None], config: AnnotationConfig,
            levels: tuple[str, ...] = LEVELS) -> Iterator[dict[str, ModelProcess]]:
-    """The models that are named, by kind; ended at the end.
+    """Start the models that are named, by kind, and end them when the block ends.
 
-    A captioner's settings get `levels`, those it has to describe.
+    A captioner's settings get `levels`, the levels that it has to describe.
     """
     settings = {"tag": config.tagger, "description": {**config.captioner, "levels": list(levels)}}
     made = {kind: ModelProcess(spec, kind, settings[kind], config.timeout_seconds, config.longest_side_px)

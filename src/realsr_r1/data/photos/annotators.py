@@ -1,8 +1,7 @@
-"""Taggers and captioners from the Hugging Face Hub: models that answer a prompt about an image, and
-zero-shot detectors.
+"""Taggers and captioners from the Hugging Face Hub, on the GPU where there is one.
 
-Prompts and labels come from the settings (configs/annotation/default.yaml). On the GPU where there
-is one.
+They are models that answer a prompt about an image, and zero-shot detectors. Prompts and labels
+come from the settings (configs/annotation/default.yaml).
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ Images = Sequence["Image.Image"]
 
 
 def tagger(name: str, settings: dict[str, Any]) -> Callable[[Images], list[list[str]]]:
-    """A detector (asked for `candidate_labels`, kept from `threshold` on), or a model that answers
-    `prompt`.
+    """Return a detector, or a model that answers `prompt`.
+
+    A detector looks for `candidate_labels` and keeps those with a score of at least `threshold`.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
@@ -34,8 +34,9 @@ def tagger(name: str, settings: dict[str, Any]) -> Callable[[Images], list[list[
 
 
 def captioner(name: str, settings: dict[str, Any]) -> Callable[[Images], list[dict[str, str]]]:
-    """A model that answers a prompt for each of the `levels` of descriptions (`rough`, `middle` and
-    `final`, say).
+    """Return a model that answers one prompt for each of the `levels` of descriptions.
+
+    The published chain's levels are `rough`, `middle` and `final`.
     """
     levels = settings["levels"]
     answer, prompts = _answerer(name, settings), {key: _needed(settings, key) for key in levels}
@@ -56,7 +57,10 @@ def _needed(settings: dict[str, Any], key: str) -> Any:
 
 
 def _answerer(name: str, settings: dict[str, Any]) -> Callable[[Images, str], list[str]]:
-    """A function (images, prompt) -> texts; greedy, so that a photo gets the same answer each time."""
+    """Return a function (images, prompt) -> texts.
+
+    It decodes greedily, so a photo gets the same answer each time.
+    """
     pipe = _pipeline("image-text-to-text", name)
 
     def answer(images: Images, prompt: str) -> list[str]:

@@ -1,11 +1,11 @@
-"""Tags and descriptions of photos from files: one file a photo, one JSON line a photo, or beside
-the photo in its tar or row.
+"""Tags and descriptions of photos, read from files.
 
-Formats: NAME.txt holds comma-separated tags (UTF-8), NAME.json a text for each level of the chain's
-descriptions (rough, middle and final in the published chain). A JSON line names its photo under
-`image` (or `file_name`) and holds `tag` (a list, or one comma-separated text) and a key for each
-level (or `descriptions`, a list of them). A sample of a tar has KEY.txt and KEY.json, a row of a
-dataset the columns `tag` and `descriptions`. Opens no photo.
+They lie in one file for each photo, in one JSON line for each photo, or beside the photo in its tar
+or dataset row. NAME.txt holds comma-separated tags (UTF-8). NAME.json holds a text for each level
+of the chain's descriptions (rough, middle and final in the published chain). A JSON line names its
+photo under `image` (or `file_name`) and holds `tag` (a list, or one comma-separated text) and a key
+for each level (or `descriptions`, a list of them). A sample of a tar has KEY.txt and KEY.json, and
+a row of a dataset has the columns `tag` and `descriptions`. This module opens no photo.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import escaped, is_text
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo, RowPlace, walk
 
-LEVELS = ChainSpec.published().levels  # of descriptions, where no other chain is asked for
-MOST_TAGS = 200  # of one photo: RAM++ names some tens; a file with thousands is no list of what a photo shows
-LOOKED_AT = 100  # photos of a tar or dataset
+LEVELS = ChainSpec.published().levels  # levels of descriptions, where no other chain is asked for
+# The most tags of one photo. RAM++ gives some tens; thousands don't describe what a photo shows.
+MOST_TAGS = 200
+LOOKED_AT = 100  # photos of a tar or dataset that are looked at to see whether they have tags
 KINDS = {"tag": ".txt", "description": ".json"}
 
 
-# --- values: what they must be; `where` names the file, and the line in it ---
+# --- Checks of values; `where` names the file and the line in it ---
 
 def checked_tags(value: Any, where: str) -> list[str]:
-    """A list of tags, or of comma-separated texts, or one, as clean tags in their order.
+    """Return clean tags in their order.
 
-    Raises `UserError`, for none, too.
+    `value`: one comma-separated text, or a list of tags or of such texts. Raises `UserError` for
+    bad tags, and where there are none.
     """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(map(is_text, texts)):
@@ -50,10 +52,10 @@ def checked_tags(value: Any, where: str) -> list[str]:
 
 
 def checked_descriptions(value: Any, where: str, levels: Sequence[str] = LEVELS) -> list[str]:
-    """An object with a text for each of a chain's `levels` (or `descriptions`, a list of them) as
-    those texts, in order.
+    """Return the text for each of a chain's `levels`, in order.
 
-    Raises `UserError` that names the one which is missing or can't stand in a chain.
+    `value`: an object with a text for each level (or `descriptions`, a list of them). Raises
+    `UserError` that names the text which is missing or can't stand in a chain.
     """
     if isinstance(value, dict) and isinstance(value.get("descriptions"), (list, tuple)):
         value = value["descriptions"]
@@ -73,7 +75,7 @@ def checked_descriptions(value: Any, where: str, levels: Sequence[str] = LEVELS)
 def _parsed(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
-    # not JSON, not UTF-8, a number of thousands of digits, brackets without end
+    # The text isn't JSON or UTF-8, has a number of thousands of digits, or brackets without end.
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({error})") from error
 
@@ -85,13 +87,13 @@ def _tags_of_text(data: bytes, where: str) -> list[str]:
         raise UserError(f"{where} is not UTF-8 text ({error})") from error
 
 
-# --- where values come from: `read(photo)` gives them or raises UserError ---
+# --- Places of values; `read(photo)` returns them or raises UserError ---
 
 @dataclass(frozen=True)
 class SidecarFolder:
-    """One file a photo, at the photo's place below `folder`. `kind`: a key of `KINDS`;
+    """One file for each photo, at the photo's place below `folder`.
 
-    `levels`: of descriptions.
+    `kind`: a key of `KINDS`. `levels`: the levels of descriptions.
     """
 
     folder: Path
@@ -105,7 +107,7 @@ class SidecarFolder:
             data = path.read_bytes()
         except FileNotFoundError as error:
             raise UserError(f"no {where}") from error
-        except OSError as error:  # a folder, no right to read, a name that is too long
+        except OSError as error:  # it is a folder, may not be read, or has too long a name
             raise UserError(f"{where} can't be read ({error.strerror})") from error
         if self.kind == "tag":
             return _tags_of_text(data, where)
@@ -115,10 +117,10 @@ class SidecarFolder:
         return self
 
     def orphans(self, photos: Iterable[str], images: str) -> list[Item]:
-        """The files that belong to none of the photos. `photos`: names without suffix."""
+        """Return the files that belong to none of the photos. `photos`: names without suffix."""
         known, bad = set(photos), []
         for path in walk(self.folder):
-            # as rejected photos are named
+            # Rejected photos are named in the same way.
             stem = escaped(path.relative_to(self.folder).with_suffix("").as_posix())
             if path.suffix == KINDS[self.kind] and stem not in known:
                 bad.append(Item(path.name, f"{self.kind} file {path} has no image {stem}.* in {images}"))
@@ -127,9 +129,10 @@ class SidecarFolder:
 
 @dataclass(frozen=True)
 class JsonLines:
-    """One JSON line a photo.
+    """One JSON line for each photo.
 
-    `lines`: name, and name without suffix -> where its line begins, and its number.
+    `lines`: name of a photo, or name without suffix -> where its line begins (in bytes), and the
+    number of the line.
     """
 
     path: Path
@@ -140,8 +143,9 @@ class JsonLines:
 
     @classmethod
     def index(cls, path: Path, kind: str, levels: tuple[str, ...] = LEVELS) -> JsonLines:
-        """Read the file once and note where each photo's line is; lines that name no photo are
-        rejected.
+        """Read the file once and note where each photo's line is.
+
+        Lines that name no photo are rejected.
         """
         lines: dict[str, tuple[int, int]] = {}
         rejected = []
@@ -168,7 +172,7 @@ class JsonLines:
         with open(self.path, "rb") as file:
             file.seek(start)
             value = _parsed(file.readline(), f"line {number} of {self.path}")
-        # annotation.py's, of a photo that a model failed on
+        # annotation.py writes this key for a photo that a model failed on.
         if isinstance(value.get("error"), str) and value["error"].strip():
             raise UserError(value["error"])
         where = f"line {number} of {self.path}"
@@ -176,7 +180,7 @@ class JsonLines:
                 else checked_descriptions(value, where, self.levels))
 
     def only(self, photos: Iterable[Photo]) -> JsonLines:
-        """The same for these photos, small enough to hand to another process."""
+        """Return the lines of these photos only, small enough to hand to another process."""
         names = [name for photo in photos for name in (photo.name, photo.stem)]
         return replace(self, lines={name: self.lines[name] for name in names if name in self.lines},
                        rejected=())
@@ -199,7 +203,7 @@ def _image_name(value: Any, where: str) -> str:
 
 @dataclass(frozen=True)
 class Beside:
-    """In the photo's tar sample, or in its row of a dataset."""
+    """Tags or descriptions that lie in the photo's tar sample, or in its row of a dataset."""
 
     kind: str
     levels: tuple[str, ...] = LEVELS
@@ -235,12 +239,13 @@ Reader = SidecarFolder | JsonLines | Beside
 
 def reader(path: Path | None, kind: str, photos: list[Photo],
            levels: tuple[str, ...] = LEVELS) -> Reader | None:
-    """What `path` (a folder, or a file of JSON lines) says; without one, what lies beside the
-    photos, or None.
+    """Return a reader of `path` (a folder, or a file of JSON lines).
 
-    Beside the photos, the first `LOOKED_AT` of them decide: tags are read where any of these has
-    some, descriptions where half of these have them, and then photos without are rejected. Where
-    fewer have descriptions none are used, which is said. `levels`: of descriptions.
+    Without a path, return a reader of what lies beside the photos, or None. The first `LOOKED_AT`
+    photos of tars and datasets decide which. Tags are read where any of these photos has some.
+    Descriptions are read where at least half of them have some, and then photos without are
+    rejected; where fewer have descriptions, none are used, and a line says so. `levels`: the levels
+    of descriptions.
     """
     if path is not None:
         return SidecarFolder(path, kind, levels) if path.is_dir() else JsonLines.index(path, kind, levels)

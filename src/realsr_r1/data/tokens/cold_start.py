@@ -1,9 +1,7 @@
-"""Chains to train the cold start on: bodies in several natural wordings, images from the HQ photo,
-ids for both.
+"""Chains for the cold start: texts in several natural wordings, images from the HQ photo, and ids.
 
-Knows records and the processor; conversations of other projects are read in
-`realsr_r1.data.tokens.conversations`, shards of tokens are written in
-`realsr_r1.data.tokens.tokenising`, and the training itself is in `realsr_r1.sft`.
+Knows records and the processor. `realsr_r1.data.tokens.conversations` reads conversations of other
+projects, `realsr_r1.data.tokens.tokenising` writes shards of tokens, and `realsr_r1.sft` trains.
 """
 
 from __future__ import annotations
@@ -24,18 +22,17 @@ COLUMNS = ("image", "problem", "tag", "degradation", "hq")
 
 
 def listed(tags: Sequence[str]) -> str:
-    """Tags as a phrase: "a", "a and b", "a, b and c"."""
+    """Return tags as a phrase: "a", "a and b", "a, b and c"."""
     tags = [tag.strip() for item in tags for tag in item.split(",") if tag.strip()]
     return " and ".join([", ".join(tags[:-1]), tags[-1]] if len(tags) > 1 else tags)
 
 
 def chain_texts(record: Mapping[str, Any], seed: int, index: int,
                 spec: ChainSpec | None = None) -> dict[str, str]:
-    """Section -> body, of the text sections of a record's chain.
+    """Write the text sections of a record's chain: section -> body.
 
-    Degradations are canonical; the rest varies with (seed, index).
-
-    Raises `UserError` for a record with another number of descriptions than the chain has levels.
+    Degradations have one fixed form; the wording of the rest varies with (seed, index). Raises
+    `UserError` for a record that has another number of descriptions than the chain has levels.
     """
     spec = spec or ChainSpec.published()
     choose = random.Random(f"{seed}:{index}")
@@ -53,8 +50,9 @@ def chain_texts(record: Mapping[str, Any], seed: int, index: int,
 
 
 def _descriptions(record: Mapping[str, Any], tags: str, spec: ChainSpec, choose: random.Random) -> list[str]:
-    """What each section about a description tells: the record's description of its level, or what
-    its tags give.
+    """Return the texts of the sections about a description.
+
+    Each tells the record's description of its level, or, where there is none, the record's tags.
     """
     sections, descriptions = spec.about("description"), list(record.get("descriptions") or [])
     if descriptions:
@@ -69,11 +67,10 @@ def _descriptions(record: Mapping[str, Any], tags: str, spec: ChainSpec, choose:
 
 def encode_records(records: Mapping[str, Sequence[Any]], indices: Sequence[int], processor: ChainProcessor,
                    seed: int) -> list[Sample]:
-    """A batch of columns -> a sample each: the question with the LQ photo, and the chain.
+    """Turn a batch of columns into samples: the question with the LQ photo, and the chain.
 
-    `indices`: numbers of the records.
-
-    Raises `UserError` for a record that makes no chain.
+    `indices`: the numbers of the records. Raises `UserError` for a record that gives no valid
+    chain.
     """
     rows = [{name: records[name][row] for name in records} for row in range(len(indices))]
     finals = [processor.fit(row["hq"]) for row in rows]

@@ -1,9 +1,9 @@
-"""Lumina-mGPT's conversation JSON: a list of {"conversations": [{"from", "value"}, ...], "image":
-[paths]} (its TRAIN.md).
+"""Lumina-mGPT's conversation JSON, as its TRAIN.md describes it.
 
-Questions ("human") and answers ("gpt" or "assistant") alternate; `<|image|>` stands for the images
-in their order. Every answer is trained on; one that is written as a chain has its losses counted by
-section.
+A file is a list of {"conversations": [{"from", "value"}, ...], "image": [paths]}. Questions
+("human") and answers ("gpt" or "assistant") alternate; `<|image|>` stands for the images in their
+order. Every answer is trained on. Losses are counted by section where an answer is written as a
+chain.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ ASKING, ANSWERING = ("human",), ("gpt", "assistant")
 
 
 def read_conversations(path: str | Path) -> Dataset:
-    """The conversations of a JSON file, as columns `values` (texts in turn), `images` (paths) and
-    `fault` (empty, or why a record can't be used: it has no texts and images then).
+    """Read the conversations of a JSON file into a dataset.
 
-    In the file, paths are absolute, or relative to its folder, which they must not leave then.
-    Raises `UserError` that names a file which is no list.
+    Its columns are `values` (the texts, turn by turn), `images` (paths) and `fault`: why a record
+    can't be used, or an empty text. A record with a fault has no texts and images. Paths in the
+    file are absolute, or relative to its folder, and a relative one must not leave the folder.
+    Raises `UserError` that names a file which holds no list.
     """
     from datasets import Dataset, Features, List, Value
 
@@ -67,7 +68,7 @@ def _checked(record: Any, folder: Path) -> tuple[list[str], list[str]]:
         raise UserError("'image' must be a list of paths")
     texts = [turn["value"] for turn in turns]
     places = sum(text.count(IMAGE) for text in texts)
-    if not places:  # as Lumina-mGPT reads it: images without a place stand before the first question
+    if not places:  # images without a place stand before the first question, as in Lumina-mGPT
         texts[0] = f"{IMAGE} " * len(images) + texts[0]
     elif places != len(images):
         raise UserError(f"{len(images)} images for {places} times {IMAGE}")
@@ -80,7 +81,7 @@ def _image_path(image: str, folder: Path) -> str:
         if not path.is_file():
             raise UserError(f"no such image: {path}")
         inside = Path(image).is_absolute() or path.resolve().is_relative_to(folder.resolve())
-    # a name that is too long, a null byte, a loop of links
+    # The name is too long or has a null byte, or the links make a loop.
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{image[:200]!r} is no path "
                         f"({error.strerror if isinstance(error, OSError) else error})") from error
@@ -90,7 +91,7 @@ def _image_path(image: str, folder: Path) -> str:
 
 
 def encode_conversations(records: Mapping[str, Sequence[Any]], processor: ChainProcessor) -> list[Sample]:
-    """A batch of columns -> a sample each.
+    """Turn a batch of columns into samples.
 
     Raises `UserError` for a record with a fault, and for an image that can't be read.
     """
@@ -130,8 +131,9 @@ def _answer(answer: str, spans: Any, processor: ChainProcessor) -> list[Piece]:
 
 
 def _fitted(image: Image, processor: ChainProcessor) -> Image:
-    """An image of whole grid units, no larger than the target, stays as it is (a chain's smaller
-    ones); others are fitted.
+    """Fit an image, unless it has whole grid units and is no larger than the target.
+
+    A chain's smaller images are such, and stay as they are.
     """
     from realsr_r1.core.images import to_rgb
 

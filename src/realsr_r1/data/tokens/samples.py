@@ -1,5 +1,6 @@
-"""A tokenised sample, and what part of it each token belongs to: the question, a section of the
-chain, or other parts.
+"""A tokenised sample: its ids, and for each token the part that it belongs to.
+
+A part is the question, a section of the chain, or one of the other parts of an answer.
 """
 
 from __future__ import annotations
@@ -7,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-QUESTION = -1  # not trained on
+QUESTION = -1  # the number of the question, which isn't trained on
 
 Piece = tuple[str, Sequence[int]]  # (part, its ids)
 
 
 @dataclass
 class Sample:
-    """`input_ids` and, for each, the number of its part (`QUESTION` or an index of
-    `ChainSpec.parts`).
+    """`input_ids` and, for each id, the number of its part.
+
+    The number is `QUESTION` or an index of `ChainSpec.parts`.
     """
 
     input_ids: list[int]
@@ -23,9 +25,9 @@ class Sample:
 
     @classmethod
     def of(cls, question: Sequence[int], answer: Iterable[Piece], parts: Sequence[str]) -> Sample:
-        """A turn: the question's ids, and the answer piece by piece;
+        """Make one turn of the question's ids and the pieces of the answer.
 
-        `parts`: names of an answer's parts.
+        `parts`: the names of an answer's parts.
         """
         sample = cls(list(question), [QUESTION] * len(question))
         for part, ids in answer:
@@ -34,5 +36,5 @@ class Sample:
         return sample
 
     def __add__(self, other: Sample) -> Sample:
-        """A conversation of several turns."""
+        """Join turns into a conversation."""
         return Sample(self.input_ids + other.input_ids, self.sections + other.sections)

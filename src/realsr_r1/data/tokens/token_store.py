@@ -1,10 +1,10 @@
-"""A folder of token ids: memory-mapped Arrow shards that many processes make at once, and the file
-that says what made them.
+"""A folder of token ids: memory-mapped Arrow shards, and a file that says what they were made from.
 
-A shard is a function of its records, the tokenizers and the seed, and appears under its name only
-when it is whole. So work that was killed is done again by the same command, and the result is the
-same to the byte, whoever made which shard. Records that make no chain are left out; which, and why,
-is in the schema of their shard. Making shards is tokenising.py's business.
+Many processes can make shards at once. A shard depends only on its records, the tokenizers and the
+seed, and it gets its name only when it is whole. So after a stop the same command does the
+unfinished work again, and the result is the same to the byte, whichever process made a shard.
+Records that give no valid chain are left out; the schema of their shard says which ones and why.
+tokenising.py makes the shards.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ if TYPE_CHECKING:
     from realsr_r1.chain.processor import ChainProcessor
 
 STORE_FILE = "tokens.json"
-# key in a shard's schema: JSON of [number of a record, why it makes no chain]
+# This key of a shard's schema holds JSON: a list of [number of a record, why it gives no chain].
 REJECTED = b"realsr_r1.rejected"
-SHARD_RECORDS = 256  # 10 MiB of ids at 512 px, under a minute on a GPU: what a killed process has to do again
-FORMAT = 2  # raise when the same records and tokenizers would give other tokens
+# 256 records are 10 MiB of ids at 512 px. A GPU makes them in under a minute, which is the work
+# that is lost when a process is killed.
+SHARD_RECORDS = 256
+FORMAT = 2  # raise this when the same records and tokenizers would give other tokens
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a split is made from. `dataset_name`: a dataset folder, or a JSON of conversations.
+    """What a split is made from.
 
-    `numbers`: the records, in order.
-
-    `fingerprint`: of the records. `question`: what is asked of all, or None for what each record
-    asks.
+    `dataset_name`: a dataset folder, or a JSON of conversations. `numbers`: the numbers of the
+    records, in order. `fingerprint`: a short name for the content of the records. `question`: what
+    is asked of all records, or None where each record has a question of its own.
     """
 
     dataset_name: str
@@ -53,7 +54,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file to be, and the records in it. `number`: of the shard among all of the store."""
+    """A file that the store is to have, and the records in it.
+
+    `number`: its number among all shards of the store.
+    """
 
     number: int
     path: Path
@@ -63,15 +67,16 @@ class Shard:
 
 
 def tokenizer_fingerprint(processor: ChainProcessor) -> str:
-    """Names what turns records into ids: the text tokenizer, the image tokenizer, the sizes of
-    images, and the chain.
+    """Return a short name for everything that turns records into ids.
+
+    That is the text tokenizer, the image tokenizer, the sizes of images, and the chain.
     """
     settings, image_tokenizer = processor.settings, processor.image_tokenizer
     digest = hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode())
     digest.update(repr((settings.target_px, settings.grid_unit_px, settings.fit,
                         image_tokenizer.config.l2_normalised_codes)).encode())
     sections = processor.chain.sections
-    # tokens of that chain keep the name they had before there were others
+    # Tokens of the published chain keep the name that they had when it was the only one.
     if sections != ChainSpec.published().sections:
         digest.update(repr(sections).encode())
     for name, tensor in image_tokenizer.state_dict().items():
@@ -81,7 +86,10 @@ def tokenizer_fingerprint(processor: ChainProcessor) -> str:
 
 
 def describe(sources: Mapping[str, Source], tokenizer: str, fingerprint: str) -> dict[str, Any]:
-    """What `tokens.json` says. `tokenizer`: the folder that has it, for a person to read."""
+    """Return the content of `tokens.json`.
+
+    `tokenizer`: the folder with the tokenizer, as information for a person.
+    """
     return {"format": FORMAT, "tokenizer": {"folder": tokenizer, "fingerprint": fingerprint},
             "splits": {split: {"dataset": source.dataset_name, "records": len(source.numbers),
                                "seed": source.seed,
@@ -90,8 +98,9 @@ def describe(sources: Mapping[str, Source], tokenizer: str, fingerprint: str) ->
 
 
 def name_of(description: Mapping[str, Any]) -> str:
-    """A folder name for tokens made as `description` says, wherever the tokenizer and the dataset
-    lie.
+    """Return a folder name for the tokens that `description` describes.
+
+    It doesn't depend on the places of the tokenizer and the dataset.
     """
     facts = [description["format"], description["tokenizer"]["fingerprint"],
              {split: [facts["fingerprint"], facts["seed"]] for split, facts in description["splits"].items()}]
@@ -99,7 +108,7 @@ def name_of(description: Mapping[str, Any]) -> str:
 
 
 def digest(value: Any) -> str:
-    """A short name for plain values."""
+    """Return a short name (a hash) for plain values."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
@@ -107,8 +116,8 @@ def missing_shards(folder: Path, sources: Mapping[str, Source],
                    description: Mapping[str, Any]) -> list[Shard]:
     """Write `tokens.json`, and return the shards that aren't there yet, in order.
 
-    Raises `UserError` where the folder holds tokens of another tokenizer, of other records, or
-    something else.
+    Raises `UserError` where the folder holds tokens of another tokenizer or of other records, or
+    anything else.
     """
     if (folder / STORE_FILE).is_file():
         found = _description(folder, description["tokenizer"])
@@ -124,7 +133,7 @@ def missing_shards(folder: Path, sources: Mapping[str, Source],
 
 
 def plan_shards(folder: Path, sources: Mapping[str, Source]) -> list[Shard]:
-    """All shards that the folder is to have, in order."""
+    """Return all shards that the folder is to have, in order."""
     shards: list[Shard] = []
     for split, source in sources.items():
         records = len(source.numbers)
@@ -136,7 +145,7 @@ def plan_shards(folder: Path, sources: Mapping[str, Source]) -> list[Shard]:
 def clear_partials(shards: Iterable[Shard]) -> None:
     """Remove what a killed process left of these shards.
 
-    Only who is going to make them may do so.
+    Call this only in the process that is going to make them.
     """
     for shard in shards:
         for partial in shard.path.parent.glob(f".{shard.path.name}.*.partial"):
@@ -149,9 +158,10 @@ def _files(folder: Path, split: str, records: int) -> list[Path]:
 
 
 def _description(folder: Path, tokenizer: Mapping[str, str]) -> dict[str, Any]:
-    """What `tokens.json` says.
+    """Return the content of `tokens.json`.
 
-    Raises `UserError` where this code can't read it, or another tokenizer made them (naming both).
+    Raises `UserError` where this version can't read it, or where another tokenizer made the tokens
+    (the message names both).
     """
     found, again = read_json(folder / STORE_FILE), "make them again with realsr-r1 pretokenise"
     if not isinstance(found, dict) or found.get("format") != FORMAT or not {"tokenizer",
@@ -168,7 +178,7 @@ def _description(folder: Path, tokenizer: Mapping[str, str]) -> dict[str, Any]:
 
 
 def features() -> Features:
-    """A shard's columns: see `load_tokens`."""
+    """Return a shard's columns; `load_tokens` describes them."""
     from datasets import Features, List, Value
 
     return Features({"input_ids": List(Value("int32")), "sections": List(Value("int8")),
@@ -177,7 +187,7 @@ def features() -> Features:
 
 
 def rejected_records(shards: Iterable[Shard]) -> list[Item]:
-    """The records that those of the shards which are there leave out.
+    """Return the records that the finished ones of these shards leave out.
 
     An item's name is SPLIT:RECORD.
     """
@@ -186,9 +196,9 @@ def rejected_records(shards: Iterable[Shard]) -> list[Item]:
 
 
 def _rejected(path: Path) -> list[tuple[int, str]]:
-    """(number of a record, why it makes no chain).
+    """Return (number of a record, why it gives no chain) for each record that a shard leaves out.
 
-    Raises `UserError` that names a shard which was cut.
+    Raises `UserError` that names a shard which was cut off.
     """
     import pyarrow
 
@@ -205,18 +215,17 @@ def is_store(folder: str | Path) -> bool:
 
 
 def records_fingerprint(folder: str | Path, split: str) -> str:
-    """Names the records that the tokens of a split are of."""
+    """Return the fingerprint of the records that a split's tokens were made from."""
     return read_json(Path(folder) / STORE_FILE)["splits"][split]["fingerprint"]
 
 
 def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) -> Dataset:
-    """A split:
+    """Load a split, memory-mapped, as numpy.
 
-    `input_ids` (int32), `sections` (int8, numbers of `ChainSpec.parts`), `length` and `record` (its
-    number in the dataset's split), memory-mapped, as numpy.
-
-    `tokenizer`: {"folder", "fingerprint"} of the model that will be trained. Raises `UserError`
-    when another made the tokens, and when a split or a shard is missing, or holds nothing.
+    Its columns are `input_ids` (int32), `sections` (int8, numbers of `ChainSpec.parts`), `length`,
+    and `record` (the record's number in the dataset's split). `tokenizer`: {"folder",
+    "fingerprint"} of the model that will be trained. Raises `UserError` when another tokenizer made
+    the tokens, and when a split or a shard is missing or empty.
     """
     from datasets import concatenate_datasets
 

@@ -1,6 +1,6 @@
-"""Records to shards of token ids: which records a split has, and making one shard after the other.
+"""Records to shards of token ids: chooses the records of a split, and makes its shards one by one.
 
-What a shard is, and how a folder of them is read, is token_store.py's business.
+token_store.py defines a shard and reads a folder of them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 
     from realsr_r1.chain.processor import ChainProcessor
 
-BATCH_RECORDS = 64  # records whose images are in memory at once
+BATCH_RECORDS = 64  # the number of records whose images are in memory at once
 
 
 def open_source(dataset_name: str, split: str, seed: int, max_samples: int | None = None,
                 question: str | None = None) -> Source:
-    """A split to be tokenised, or `max_samples` records of it drawn with `seed`.
+    """Return a split to be tokenised, or `max_samples` records of it drawn with `seed`.
 
-    Raises `UserError` for bad data.
-
-    `question`: asked of all records; by default each asks its own (a conversation always does).
+    `question`: what is asked of all records; by default each record asks its own
+    (a conversation always does). Raises `UserError` for bad data.
     """
     records = _records(dataset_name, split)
     fingerprint = records._fingerprint
@@ -45,7 +44,7 @@ def open_source(dataset_name: str, split: str, seed: int, max_samples: int | Non
 
 
 def drawn(count: int, max_samples: int | None, seed: int) -> list[int]:
-    """All record numbers in order, or `max_samples` of them in random order."""
+    """Return all record numbers in order, or `max_samples` of them in random order."""
     import numpy
 
     if max_samples is None or max_samples >= count:
@@ -71,17 +70,18 @@ def _records(dataset_name: str, split: str) -> Dataset:
 class ShardWriter:
     """Makes one shard after the other.
 
-    `processor`: with the image tokenizer on the device that is to be used.
+    `processor`: its image tokenizer is on the device that is to be used.
     """
 
     def __init__(self, processor: ChainProcessor):
         self.processor = processor
-        # a JSON of conversations is checked when it is opened
+        # Opened sources are kept: opening a JSON of conversations checks all of it.
         self._opened: dict[tuple[str, str], Dataset] = {}
 
     def write(self, shard: Shard) -> int:
-        """Tokenise a shard's records and write it; returns how many they are, those that make no
-        chain included.
+        """Tokenise a shard's records and write them.
+
+        Returns their number, which includes the records that give no chain.
         """
         import pyarrow
 
@@ -105,7 +105,8 @@ class ShardWriter:
 
     def _samples(self, source: Source, numbers: Sequence[int]) -> tuple[list[tuple[int, Sample]],
                                                                         list[tuple[int, str]]]:
-        """(number of a record, its sample), and (number, why it makes none)."""
+        """Return (number of a record, its sample), and (number, reason) for those without a chain.
+        """
         from realsr_r1.data.records import read_rows
 
         where, key = f"{source.dataset_name} ({source.split})", (source.dataset_name, source.split)

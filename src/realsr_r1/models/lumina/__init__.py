@@ -1,3 +1,2 @@
-"""Lumina-mGPT's decoder as a policy: its layers, its way through packed rows, and its step-by-step
-decoder for rollouts.
+"""Lumina-mGPT's decoder as a policy: layers, attention in packed rows, and a decoder for rollouts.
 """

@@ -1,8 +1,7 @@
-"""The policy's attention: transformers' Chameleon's, with q/k norms in the published layout, and on
-packed rows a way of its own.
+"""The policy's attention: transformers' Chameleon attention with q/k norms in the published layout.
 
-Knows states and positions; which tokens of a packed row see which is said in
-`realsr_r1.models.lumina.packed_row`.
+It also works on packed rows. Knows states and positions; `realsr_r1.models.lumina.packed_row` says
+which tokens of a packed row see each other.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from realsr_r1.models.lumina.config import LuminaConfig
 from realsr_r1.models.lumina.packed_row import attend
 from realsr_r1.models.protocol import PackedRow
 
-QK_NORM_EPS = 1e-5  # Chameleon's layer norm over a head
+QK_NORM_EPS = 1e-5  # the epsilon of Chameleon's layer norm over a head
 
 
 class SharedHeadNorm(nn.Module):
-    """Layer norm over head_dim whose scale and shift (rows, head_dim) are shared by
-    `num_heads / rows` heads each.
+    """Layer norm over head_dim whose scale and shift are shared by several heads.
 
-    The published checkpoints hold a row for each model-parallel shard. Kept so, and not one a head
-    as transformers does, the heads of a row stay tied in training and the weights can be written
-    back as they were.
+    Scale and shift are (rows, head_dim), and a row serves `num_heads / rows` heads. The published
+    checkpoints hold one row for each model-parallel shard. We keep these rows, while transformers
+    stores one for each head. So the heads of a row stay tied in training, and the weights can be
+    written back in their published form.
     """
 
     def __init__(self, rows: int, num_heads: int, head_dim: int):
@@ -40,7 +39,7 @@ class SharedHeadNorm(nn.Module):
         self.heads_per_row = num_heads // rows
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """States (..., num_heads, head_dim), normalised over the last dimension."""
+        """Normalise states (..., num_heads, head_dim) over the last dimension."""
         states = F.layer_norm(states, states.shape[-1:], eps=QK_NORM_EPS)
         weight = self.weight.repeat_interleave(self.heads_per_row, dim=0)
         return states * weight + self.bias.repeat_interleave(self.heads_per_row, dim=0)
@@ -49,8 +48,8 @@ class SharedHeadNorm(nn.Module):
 class LuminaAttention(ChameleonAttention):
     """Chameleon's attention with a `SharedHeadNorm` each for queries and keys.
 
-    With `shared_prompts`, states (1, T, hidden) are the packed row they describe, and
-    `shared_masks` its masks; `places` (K,) are those in the row whose result is asked for.
+    With `shared_prompts`, states (1, T, hidden) are the packed row that they describe, and
+    `shared_masks` are its masks. `places` (K,) are the places in the row whose result is needed.
     """
 
     def __init__(self, config: LuminaConfig, layer_idx: int):
@@ -62,7 +61,7 @@ class LuminaAttention(ChameleonAttention):
     def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: PackedRow | None = None,
                 shared_masks: Any = None, places: torch.Tensor | None = None, **kwargs: Any
                 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """States -> attended states, and weights as transformers gives them (of a packed row None).
+        """Return the attended states and transformers' attention weights (None for a packed row).
         """
         if shared_prompts is None:
             return super().forward(hidden_states, *args, **kwargs)
@@ -76,19 +75,17 @@ class LuminaAttention(ChameleonAttention):
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864) as transformers computes them, bit for bit, in fewer
-    passes over memory, for the gradient less than half: there autograd fills each half up with
-    zeros.
+    """Apply rotary positions (arXiv 2104.09864), bit for bit as transformers does.
 
-    States (T, heads, head_dim); `cos` and `sin`, (T, 1, head_dim), need no gradient.
+    This needs fewer passes over memory, and for the gradient less than half of them, because in
+    transformers' form autograd fills each half up with zeros. States (T, heads, head_dim). `cos`
+    and `sin`, (T, 1, head_dim), need no gradient.
     """
     return _Rotation.apply(states, cos, sin)
 
 
 class _Rotation(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back: cos of either half is the same, and so is
-    sin.
-    """
+    """The gradient of a rotation is the rotation back: both halves have the same cos and sin."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Causal attention of a row of short samples in bfloat16 on a CPU, by plain matrix products, in
-place of torch's flash kernel.
+"""Causal attention of a row of short samples in bfloat16 on a CPU, by plain matrix products.
 
-Queries are taken in blocks, which see the keys up to their last one: so little is computed of what
-the mask hides. The probabilities are kept for the backward pass, 2 bytes a head and pair of tokens:
-so for samples of up to `SHORT` tokens. Scores are rounded to bfloat16, as transformers' eager
-attention has them.
+It takes the place of torch's flash kernel. Queries are processed in blocks, and a block sees the
+keys up to its last query, so that little is computed of what the mask hides. The probabilities are
+kept for the backward pass, 2 bytes for each head and pair of tokens; therefore it is used for
+samples of up to `SHORT` tokens only. Scores are rounded to bfloat16, as in transformers' eager
+attention.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-SHORT = 1024  # tokens of a sample
-BLOCK = 128  # queries, about: fewer are more, and smaller, products
-TILE = 16  # queries: whole tiles of the processors' matrix units
+SHORT = 1024  # tokens of a sample, at most
+BLOCK = 128  # queries in a block, about; smaller blocks mean more and smaller products
+TILE = 16  # a block has a multiple of so many queries, which fills the processors' matrix units
 
 
 def suits(value: torch.Tensor, longest: int) -> bool:
-    """Whether `attend` is for these values and samples of up to `longest` tokens."""
+    """Whether `attend` can be used for these values and samples of up to `longest` tokens."""
     return value.device.type == "cpu" and value.dtype == torch.bfloat16 and longest <= SHORT
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: list[tuple[int, int]],
            scaling: float) -> torch.Tensor:
-    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) -> (T, heads, head_dim)
-    bfloat16.
+    """Attend inside the samples of a row; returns (T, heads, head_dim) bfloat16.
 
-    `runs`: tokens of a sample, and how many samples of that length come one after the other.
+    `query` (T, heads, head_dim), `key` and `value` (T, kv heads, head_dim). `runs`: (tokens of a
+    sample, number of samples of that length one after the other).
     """
     group = query.shape[1] // key.shape[1]
     if group > 1:
@@ -38,10 +38,10 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: li
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scaling * query key^T + mask) value, a block of all samples of a run in one product.
+    """softmax(scaling * query key^T + mask) value, for a block of all samples of a run at once.
 
-    Autocast is off, which would copy scores to float32 for the softmax; norms leave queries and
-    keys in float32 under it.
+    Autocast is off, because it would copy scores to float32 for the softmax. Under autocast the
+    norms leave queries and keys in float32.
     """
 
     @staticmethod
@@ -76,7 +76,7 @@ class _Attention(torch.autograd.Function):
         for (length, _), of_attended, *places in zip(ctx.runs, of_runs, *places_of_runs, strict=True):
             (queries, keys, values), blocks = (next(kept) for _ in range(3)), _blocks(length)
             of_queries, of_keys, of_values = torch.empty_like(queries), None, None
-            for start, stop in reversed(blocks):  # from the one that sees all keys
+            for start, stop in reversed(blocks):  # the first one sees all keys
                 weights, of_block = next(kept), of_attended[:, start:stop]
                 of_scores = torch._softmax_backward_data(of_block @ values[:, :stop].mT, weights, -1,
                                                          weights.dtype)
@@ -94,19 +94,22 @@ class _Attention(torch.autograd.Function):
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
-    """Where blocks of a sample's queries begin and end: as even as whole tiles allow."""
+    """Return where the blocks of a sample's queries begin and end.
+
+    They are as even as whole tiles allow.
+    """
     size = -(-length // max(1, round(length / BLOCK)))
     size = -(-size // TILE) * TILE
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _runs(states: torch.Tensor, runs: list[tuple[int, int]]) -> list[torch.Tensor]:
-    """(T, heads, head_dim) -> a view of each run, (samples, heads, length, head_dim)."""
+    """Return a view of each run of (T, heads, head_dim), as (samples, heads, length, head_dim)."""
     pieces = states.split([length * count for length, count in runs])
     return [piece.unflatten(0, (count, -1)).transpose(1, 2)
             for piece, (_, count) in zip(pieces, runs, strict=True)]
 
 
 def _copied(runs: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Their copies in this type, (samples * heads, length, head_dim)."""
+    """Return copies of the runs in this type, as (samples * heads, length, head_dim)."""
     return [run.to(dtype, memory_format=torch.contiguous_format).flatten(0, 1) for run in runs]

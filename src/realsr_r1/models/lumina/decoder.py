@@ -1,8 +1,8 @@
-"""The policy, one token or several a row at a time, with caches allocated once: prompts',
-completions', unconditional ones.
+"""The policy's decoder for rollouts: feeds rows one token or several, with caches allocated once.
 
-Rows of one prompt share its keys and values. Conditional and unconditional rows go through the
-layers in one batch. Knows the policy's layers; no grammar, no sampling.
+There are caches for prompts, completions and unconditional branches. Rows of the same prompt share
+its keys and values. Conditional and unconditional rows go through the layers in one batch. Knows
+the policy's layers; no grammar, no sampling.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from realsr_r1.models.lumina.attention import QK_NORM_EPS
 
 
 class LuminaDecoder:
-    """Steps a policy over R rows: all by one token each (`step`), or each by several from its own
-    place on (`feed`).
+    """Steps a policy over R rows.
 
-    `model`, `lm_head`: the policy's; the other arguments are those of
-    `realsr_r1.models.protocol.Policy.make_decoder`, and what the methods do is said in its
-    `Decoder`.
+    `step` feeds all rows one token each; `feed` feeds several, and each row starts from its own
+    place. `model`, `lm_head`: the policy's. The other arguments are those of
+    `realsr_r1.models.protocol.Policy.make_decoder`, and the `Decoder` there explains the methods.
     """
 
     def __init__(self, model: nn.Module, lm_head: nn.Module, prompts: Sequence[Sequence[int]],
                  prompt_of_row: torch.Tensor, max_new_tokens: int, max_span: int, code_ids: torch.Tensor):
         self.model, self.lm_head, self.code_ids = model, lm_head, code_ids
-        # The head's rows of the codes, side by side; an adapter on the head has no such rows.
+        # The head's rows for the image codes, side by side; a head with an adapter has no such
+        # rows.
         self.code_head = lm_head.weight[code_ids] if type(lm_head) is nn.Linear else None
         self.device = prompt_of_row.device
         self.steps = 0
@@ -47,7 +47,7 @@ class LuminaDecoder:
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         longest = max(len(prompt) for prompt in prompts)
         caches, last = [], []
-        for prompt in prompts:  # one forward a distinct prompt
+        for prompt in prompts:  # one forward for each distinct prompt
             cache = DynamicCache()
             ids = torch.tensor([prompt], device=self.device)
             states = self.model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
@@ -58,12 +58,13 @@ class LuminaDecoder:
         def gather(states: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
             return torch.cat([F.pad(one, (0, 0, 0, longest - one.shape[2])).to(dtype) for one in states])
 
-        self.shared = []  # of each layer, keys and values (prompts, kv heads, longest prompt, head_dim)
+        # For each layer: keys and values, (prompts, kv heads, longest prompt, head_dim) each.
+        self.shared = []
         for layers in zip(*(cache.layers for cache in caches), strict=True):
             keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
-            for layer in layers:  # the gathered ones take their place: a prompt's take gigabytes
+            for layer in layers:  # drop what is gathered, since a prompt's cache takes gigabytes
                 layer.keys = layer.values = None
-            dtype = values[0].dtype  # autocast leaves the normed keys wider
+            dtype = values[0].dtype  # under autocast the normed keys have a wider type
             self.shared.append((gather(keys, dtype), gather(values, dtype)))
         self.prompt_mask = None  # (prompts, 1, 1, longest): what is padding
         if len({len(prompt) for prompt in prompts}) > 1:
@@ -73,22 +74,22 @@ class LuminaDecoder:
     def _empty_cache(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         like = self.shared[0][0]
         shape = (rows, like.shape[1], length, like.shape[3])
-        # Zeros, because columns a row hasn't reached are weighted with 0, and 0 times garbage may
-        # be NaN.
+        # Zeros, because columns that a row hasn't reached yet get the weight 0, and 0 times an
+        # arbitrary value may be NaN.
         return like.new_zeros(shape), like.new_zeros(shape)
 
     def _rotary_table(self, length: int) -> None:
         positions = torch.arange(length, device=self.device)[None]
         cos, sin = self.model.rotary_emb(self.prompt_states, positions)
         half = sin.shape[-1] // 2
-        # With the sign of transformers' rotate_half.
+        # The minus sign is the one in transformers' rotate_half.
         self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
 
     def _group_rows(self) -> None:
-        """Lay rows out as (prompts, largest group): `place` (prompts * largest,) -> row,
-        `place_of_row` (R,) -> place.
+        """Lay rows out as (prompts, largest group).
 
-        Both are None when the rows already lie so.
+        `place` (prompts * largest,): place -> row. `place_of_row` (R,): row -> place. Both are
+        None when the rows lie so already.
         """
         sizes = torch.bincount(self.prompt_of_row, minlength=len(self.prompt_lengths))
         self.largest = int(sizes.max())
@@ -104,27 +105,32 @@ class LuminaDecoder:
 
     @property
     def first_rows(self) -> torch.Tensor:
-        """The first row of each prompt, (prompts,)."""
+        """Return the first row of each prompt, (prompts,)."""
         first = torch.arange(len(self.prompt_lengths), device=self.device) * self.largest
         return first if self.place is None else self.place[first]
 
     def by_prompt(self, values: torch.Tensor) -> torch.Tensor:
-        """A value a row (R,) -> a prompt's side by side, (prompts, largest group); what fills a
-        small group means nothing.
+        """Lay one value for each row, (R,), out by prompt, (prompts, largest group).
+
+        The places that fill up a smaller group have no meaning.
         """
         return (values if self.place is None else values[self.place]).view(-1, self.largest)
 
     def by_row(self, values: torch.Tensor) -> torch.Tensor:
-        """Inverse of `by_prompt`."""
+        """Return the values in the order of rows: the inverse of `by_prompt`."""
         return values.flatten() if self.place is None else values.flatten()[self.place_of_row]
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states (n, hidden) -> scores of all ids, (n, vocabulary), in float32 at least."""
+        """Turn hidden states (n, hidden) into scores of all ids, (n, vocabulary).
+
+        They are at least float32.
+        """
         return _widened(self.lm_head(states))
 
     def code_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states (n, hidden) -> scores of the image codes only, (n, codes), in float32 at
-        least.
+        """Turn hidden states (n, hidden) into scores of the image codes, (n, codes).
+
+        They are at least float32.
         """
         if self.code_head is None:
             return self.logits(states)[:, self.code_ids]
@@ -155,8 +161,9 @@ class LuminaDecoder:
 
     def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor,
              places: torch.Tensor, branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feed every row n tokens (R, n), its first at `starts` (R,) of its completion, and the
-        branches of `rows` too.
+        """Feed every row n tokens (R, n), and the branches of `rows` the same.
+
+        `starts` (R,): the place of the first of them in the row's completion.
         """
         (count, n), self.steps = tokens.shape, own_columns
         ahead = torch.arange(n, device=self.device)
@@ -184,7 +191,7 @@ class LuminaDecoder:
 
     def _through_layers(self, tokens: torch.Tensor, positions: torch.Tensor,
                         attend: Callable[..., torch.Tensor]) -> torch.Tensor:
-        """Ids (B,) at their positions (B,) -> hidden states (B, hidden).
+        """Turn ids (B,) at their positions (B,) into hidden states (B, hidden).
 
         `attend(layer, query, key, value)` stores keys and values and attends; shapes are those of
         `_project`.
@@ -205,8 +212,9 @@ class LuminaDecoder:
 
     def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor,
                 in_use: int) -> _Window:
-        """Where the tokens at `columns` (B, n) go in `caches`, and which of their `in_use` first
-        columns they can't see.
+        """Return where tokens go in `caches`, and which columns they can't see.
+
+        `columns` (B, n): the columns of the tokens. Only the first `in_use` columns are looked at.
         """
         _, heads, length, _ = caches[0][0].shape
         first = torch.arange(len(columns) * heads, device=self.device).view(-1, 1, heads) * length
@@ -216,8 +224,10 @@ class LuminaDecoder:
 
     def _project(self, index: int, states: torch.Tensor, cos: torch.Tensor,
                  sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """States (B, hidden) -> queries (B, kv heads, heads / kv heads, head_dim), keys and values
-        (B, kv heads, head_dim), of the values' type; normed, rotated, queries scaled.
+        """Return queries, keys and values of states (B, hidden), in the values' type.
+
+        Queries are (B, kv heads, heads / kv heads, head_dim), keys and values
+        (B, kv heads, head_dim). Queries and keys are normed and rotated, and queries are scaled.
         """
         attention, norms = self.model.layers[index].self_attn, self.norms[index]
         batch, head_dim = len(states), attention.head_dim
@@ -233,8 +243,9 @@ class LuminaDecoder:
 
     def _attend(self, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
                 hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """Queries (R, kv heads, n, head_dim) over their prompt's and their own keys and values,
-        without `hidden` ones.
+        """Let queries (R, kv heads, n, head_dim) attend to their prompt's and their own tokens.
+
+        `keys`, `values`: those of their own tokens. Columns that are `hidden` are left out.
         """
         n = query.shape[2]
         prompt_keys, prompt_values = self.shared[index]
@@ -252,20 +263,20 @@ class LuminaDecoder:
         return self._to_rows(shared, n) + weights[..., length:] @ values
 
     def _to_groups(self, rows: torch.Tensor) -> torch.Tensor:
-        """(R, heads, n, d) -> (prompts, heads, largest group * n, d)."""
+        """Turn (R, heads, n, d) into (prompts, heads, largest group * n, d)."""
         _, heads, n, width = rows.shape
         rows = rows if self.place is None else rows[self.place]
         groups = rows.reshape(-1, self.largest, heads, n, width).transpose(1, 2)
         return groups.reshape(-1, heads, self.largest * n, width)
 
     def _to_rows(self, groups: torch.Tensor, n: int) -> torch.Tensor:
-        """Inverse of `_to_groups`."""
+        """Do the inverse of `_to_groups`."""
         _, heads, _, width = groups.shape
         rows = groups.view(-1, heads, self.largest, n, width).transpose(1, 2).reshape(-1, heads, n, width)
         return rows if self.place is None else rows[self.place_of_row]
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only, (n,) int64."""
+        """Keep only these rows, (n,) int64."""
         used = self.steps
         for cache in self.own:
             for tensor in cache:
@@ -274,7 +285,7 @@ class LuminaDecoder:
         prompts, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
         if len(prompts) < len(self.prompt_lengths):
             self.prompt_lengths = self.prompt_lengths[prompts]
-            for layer, (keys, values) in enumerate(self.shared):  # one at a time, for they are large
+            for layer, (keys, values) in enumerate(self.shared):  # one at a time, since they are large
                 self.shared[layer] = keys[prompts], values[prompts]
             self.prompt_mask = None if self.prompt_mask is None else self.prompt_mask[prompts]
         self._group_rows()
@@ -287,8 +298,9 @@ class LuminaDecoder:
 
 
 class _Window(NamedTuple):
-    """Where B rows' next n tokens go in a flattened cache, `places` (B * n * kv heads,), and
-    columns they can't see, `hidden` (B, 1, n * heads / kv heads, columns in use) bool.
+    """Where the next n tokens of B rows go in a flattened cache, and which columns they can't see.
+
+    `places` (B * n * kv heads,). `hidden` (B, 1, n * heads / kv heads, columns in use) bool.
     """
 
     places: torch.Tensor
@@ -305,7 +317,7 @@ class _Window(NamedTuple):
 
 def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
                 hidden: torch.Tensor) -> torch.Tensor:
-    """Queries (B, kv heads, n, head_dim) over keys and values without `hidden` ones."""
+    """Let queries (B, kv heads, n, head_dim) attend to keys and values that aren't `hidden`."""
     return _softmax((query @ keys.transpose(-1, -2)).masked_fill_(hidden, -float("inf"))) @ values
 
 
@@ -314,14 +326,15 @@ def _widened(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Over the last dimension, in float32 at least."""
+    """Compute the softmax over the last dimension, at least in float32."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     return torch.softmax(scores, dim=-1, dtype=dtype).to(scores.dtype)
 
 
 class _HeadNorms:
-    """The q and k norms of a layer applied to queries and keys side by side, (B, heads + kv heads,
-    head_dim).
+    """The q and k norms of a layer, applied to queries and keys side by side.
+
+    They lie as (B, heads + kv heads, head_dim).
     """
 
     def __init__(self, attention: nn.Module):

@@ -1,10 +1,9 @@
-"""A decoder whose steps are CUDA graphs: a step's kernels start together, where Python would start
-them one by one.
+"""A decoder whose steps are CUDA graphs: all kernels of a step start together.
 
-At batch sizes of a group, starting some 30 kernels a layer takes about as long as reading the
-layer's weights. A graph repeats what was recorded, in the same memory; so a step is recorded once
-for each of its shapes, and what differs from token to token goes in through tensors. On other
-devices the same steps run, unrecorded.
+Without graphs Python starts them one by one. At the batch size of a group, starting some 30 kernels
+in each layer takes about as long as reading the layer's weights. A graph repeats what was recorded,
+in the same memory. So a step is recorded once for each of its shapes, and what differs from token
+to token goes in through tensors. On other devices the same steps run without graphs.
 """
 
 from __future__ import annotations
@@ -16,16 +15,17 @@ import torch
 
 from realsr_r1.models.lumina.decoder import LuminaDecoder
 
-COLUMN_STEP = 512  # caches are read up to the next multiple, so that a step's shape holds for as many tokens
+# Caches are read up to the next multiple of this, so a step's shape stays the same for as many
+# tokens.
+COLUMN_STEP = 512
 
 Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 class GraphDecoder(LuminaDecoder):
-    """A decoder that records a step when its shape comes for the second time, and repeats it from
-    then on.
+    """A decoder that records a step when its shape comes for the second time.
 
-    What it returns holds until the next step.
+    From then on it repeats the recorded step. What it returns is valid until the next step.
     """
 
     def __init__(self, *args: object, **kwargs: object):
@@ -34,7 +34,7 @@ class GraphDecoder(LuminaDecoder):
 
     def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
              branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As of a plain decoder."""
+        """Do what a plain decoder does."""
         column = self.steps
         states, branch_states = self.feed(tokens[:, None], torch.full_like(tokens, column), column + 1, rows,
                                           places, branch_columns)
@@ -42,7 +42,7 @@ class GraphDecoder(LuminaDecoder):
 
     def feed(self, tokens: torch.Tensor, starts: torch.Tensor, own_columns: int, rows: torch.Tensor,
              places: torch.Tensor, branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As of a plain decoder."""
+        """Do what a plain decoder does."""
         reads = (self._rounded(own_columns, self.own),
                  self._rounded(branch_columns, self.unconditional) if len(rows) else 0)
         if reads[0] != self._reads:
@@ -54,7 +54,7 @@ class GraphDecoder(LuminaDecoder):
             self._seen[shape] = self._seen[shape] or record(step, (tokens, starts, rows, places), self._pool)
             step = self._seen[shape]
         else:
-            # Many shapes come only once; and a library sets itself up in its first call
+            # Many shapes come only once, and libraries set themselves up in their first call.
             self._seen[shape] = None
         result = step(tokens, starts, rows, places)
         self.steps = own_columns
@@ -65,14 +65,14 @@ class GraphDecoder(LuminaDecoder):
         return super().feed(tokens, starts, own_columns, rows, places, branch_columns)
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """As of a plain decoder."""
+        """Do what a plain decoder does."""
         super().keep_rows(rows)
         self._forget()
 
     def _forget(self) -> None:
-        """Drop all graphs: no step has their shape again.
+        """Drop all graphs, because no later step has their shape.
 
-        All, as they share memory, which goes with the last.
+        All must go, since they share memory that is freed with the last one.
         """
         self._seen: dict[tuple[int, ...], Step | None] = {}
         self._reads = 0
@@ -84,14 +84,15 @@ class GraphDecoder(LuminaDecoder):
 
 
 def record(step: Step, inputs: tuple[torch.Tensor, ...], pool: tuple[int, int] | None) -> Step:
-    """A function that does what `step` did with `inputs`, with others of their shapes: a CUDA
-    graph, in `pool`'s memory.
+    """Return a function that does what `step` did with `inputs`, for other inputs of these shapes.
+
+    It is a CUDA graph, in `pool`'s memory.
     """
     if inputs[0].device.type != "cuda":
         return step
     held = [tensor.clone() for tensor in inputs]
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile (a data loader's, which pins memory).
+    # Other threads may use the device at the same time (a data loader's thread pins memory).
     with (torch.cuda.device(held[0].device),
           torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")):
         result = step(*held)

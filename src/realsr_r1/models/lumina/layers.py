@@ -1,8 +1,7 @@
-"""A layer of the policy, and what the cold start changes about layers: gradients of norms,
-conversions under autocast, dropout.
+"""A layer of the policy, and what the cold start changes in layers.
 
-Weights, their names and all values stay transformers' Chameleon's. Knows states; what a packed row
-is, attention knows.
+It changes gradients of norms, conversions under autocast, and dropout. Weights, their names and all
+values stay those of transformers' Chameleon. Knows states; attention knows packed rows.
 """
 
 from __future__ import annotations
@@ -22,19 +21,18 @@ from realsr_r1.models.lumina.config import LuminaConfig
 
 
 class RMSNorm(ChameleonRMSNorm):
-    """weight * states / sqrt(mean(states²) + eps), of states (..., hidden), the mean in float32
-    (arXiv 1910.07467).
+    """weight * states / sqrt(mean(states²) + eps), with the mean in float32 (arXiv 1910.07467).
 
-    With `has_one_gradient` its values are the same to the bit, and its gradients differ by
-    rounding. Composed of torch's functions a norm keeps its input in float32 and the normalised
-    states, and goes some ten times over them in its backward; with one gradient it keeps its input
-    as it is.
+    States are (..., hidden). With `has_one_gradient` its values are the same to the bit, and its
+    gradients differ by rounding. Composed of torch's functions, a norm keeps its input in float32
+    and the normalised states, and reads them some ten times in its backward; with one gradient it
+    keeps its input as it is.
     """
 
     has_one_gradient = False
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """States, normalised over the last dimension."""
+        """Normalise states over the last dimension."""
         if self.has_one_gradient:
             return _Norm.apply(hidden_states, self.weight, self.variance_epsilon)
         return super().forward(hidden_states)
@@ -64,17 +62,17 @@ class _Norm(torch.autograd.Function):
 
 
 class LuminaLayer(GradientCheckpointingLayer):
-    """Attention and MLP, each added to the residual stream; norms before both, or after both where
-    the config says `swin_norm`.
+    """Attention and MLP, each added to the residual stream, with a norm before each.
 
-    The last layer of a policy runs its output projection and its MLP only at the places it is asked
-    for: nobody looks at the states of the others after their keys and values are made.
+    With `swin_norm` in the config the norms come after them. The last layer of a policy runs its
+    output projection and its MLP only at the places that are asked for: the states at other places
+    aren't used any more once their keys and values are made.
     """
 
     def __init__(self, config: LuminaConfig, index: int):
         super().__init__()
         self.norms_last, self.is_last = bool(config.swin_norm), index == config.num_hidden_layers - 1
-        # In this order: a seed's random numbers go to the same weights as in transformers' layer.
+        # The order matters: a seed's random numbers go to the same weights as in transformers.
         self.self_attn = LuminaAttention(config, index)
         self.mlp = ChameleonMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -82,11 +80,10 @@ class LuminaLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, predicting: torch.Tensor | None = None,
                 **kwargs: Any) -> tuple[torch.Tensor]:
-        """States (B, T, hidden) -> states.
+        """Turn states (B, T, hidden) into the next layer's states.
 
-        With `predicting` (K,), places in a packed row, the last layer's are (1, K, hidden).
-
-        `kwargs`: attention's.
+        With `predicting` (K,), places in a packed row, the last layer returns (1, K, hidden).
+        `kwargs`: those of the attention.
         """
         places = predicting if self.is_last else None
         normed = hidden_states if self.norms_last else self.input_layernorm(hidden_states)
@@ -100,7 +97,9 @@ class LuminaLayer(GradientCheckpointingLayer):
 
 
 def give_norms_one_gradient(policy: nn.Module) -> None:
-    """Let the RMS norms of a policy compute their gradients in one piece: faster, and less is kept.
+    """Let the RMS norms of a policy compute their gradients in one piece.
+
+    This is faster, and less is kept for the backward.
     """
     for module in policy.modules():
         if isinstance(module, RMSNorm):
@@ -108,11 +107,10 @@ def give_norms_one_gradient(policy: nn.Module) -> None:
 
 
 def convert_inputs_once(policy: nn.Module) -> None:
-    """Under autocast, convert the input of a layer's attention and MLP once, and not for each of
-    the matrices it goes into.
+    """Under autocast, convert the input of a layer's attention and of its MLP only once.
 
-    Values stay what they were; the gradients of the copies are summed in autocast's type. Without
-    autocast nothing changes.
+    Otherwise each matrix that it goes into converts it again. Values stay the same; the gradients
+    of the copies are summed in autocast's type. Without autocast nothing changes.
     """
     for module in policy.modules():
         if isinstance(module, (LuminaAttention, ChameleonMLP)):
@@ -126,10 +124,10 @@ def _convert(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor
 
 
 def add_dropout(policy: nn.Module, rate: float) -> None:
-    """Drop a share `rate` of what attention and MLP of every layer add to the residual stream, in
-    training mode.
+    """Drop a share `rate` of what attention and MLP of every layer add to the residual stream.
 
-    Lumina-mGPT trains so. Hooks, so that a saved policy knows nothing of it.
+    It happens in training mode only, as in Lumina-mGPT's training. It is done with hooks, so a
+    saved policy knows nothing of it.
     """
     for layer in policy.modules():
         if isinstance(layer, LuminaLayer):
@@ -140,6 +138,6 @@ def add_dropout(policy: nn.Module, rate: float) -> None:
 
 
 def _drop(rate: float, module: nn.Module, inputs: Any, output: Any) -> Any:
-    if isinstance(output, tuple):  # attention gives its weights, too
+    if isinstance(output, tuple):  # attention returns its weights too
         return (F.dropout(output[0], rate, module.training), *output[1:])
     return F.dropout(output, rate, module.training)

@@ -1,10 +1,9 @@
-"""Attention in a packed row: completions of one prompt beside it, computed once, with exact
-gradients; samples side by side.
+"""Attention in a packed row: a prompt once with its completions beside it, or samples side by side.
 
-How a microbatch lies in a row is said by `PackedRow`. Layers see plain tokens; only attention knows
-the packing: prompts attend to themselves, completions to their prompt and to themselves, and
-nothing is padded. Attends by whichever attention of transformers the policy has, or on a CPU by
-`realsr_r1.models.lumina.cpu_attention`.
+Gradients are exact. `PackedRow` says how a microbatch lies in a row. Layers see plain tokens, and
+only attention knows the packing: prompts attend to themselves, completions to their prompt and
+themselves, and nothing is padded. It uses the attention of transformers that the policy has, or on
+a CPU `realsr_r1.models.lumina.cpu_attention`.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from realsr_r1.models.protocol import PackedRow
 
 
 def masks(config: PretrainedConfig, layout: PackedRow, like: torch.Tensor) -> list[tuple[Any, Any]]:
-    """The masks of each group's prompt and of its completions, as the config's attention wants
+    """Return the masks of each group's prompt and completions, as the config's attention needs
     them.
 
-    Of a row of samples: (mask, None) for each of its `runs`. `like`: the embeddings, for their type
-    and device.
+    For a row of samples: (mask, None) for each of its `runs`. `like`: the embeddings, which give
+    type and device.
     """
     make = partial(AttentionMaskInterface()[config._attn_implementation], batch_size=1, dtype=like.dtype,
                    device=like.device, config=config)
@@ -40,10 +39,10 @@ def masks(config: PretrainedConfig, layout: PackedRow, like: torch.Tensor) -> li
 
 def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
            layout: PackedRow, masks: list[tuple[Any, Any]]) -> torch.Tensor:
-    """Queries (T, heads, head_dim), keys and values (T, kv heads, head_dim) of a packed row -> (T,
-    heads, head_dim).
+    """Attend in a packed row; returns (T, heads, head_dim).
 
-    `module`: the attention, for its config and scaling; `masks`: those of its config.
+    `query` (T, heads, head_dim), `key` and `value` (T, kv heads, head_dim). `module`: the
+    attention, which has config and scaling. `masks`: see the function `masks`.
     """
     name = module.config._attn_implementation
     dropout = module.attention_dropout if module.training else 0.0
@@ -53,10 +52,10 @@ def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, valu
     function = AttentionInterface().get_interface(name, eager_attention_forward)
 
     def inside(states: Iterable[torch.Tensor], mask: Any) -> torch.Tensor:
-        """(B, heads, T, head_dim) each -> (B * T, heads, head_dim)."""
+        """Attend with states (B, heads, T, head_dim); returns (B * T, heads, head_dim)."""
         return function(module, *states, mask, dropout=dropout, scaling=module.scaling)[0].flatten(0, 1)
 
-    # Split and not sliced: the gradient of a slice is as long as the whole row.
+    # Split the row, don't slice it: the gradient of a slice is as long as the whole row.
     if not layout.has_completions:
         runs = layout.runs
         pieces = zip(*(states.split([length * count for length, count in runs])
@@ -70,7 +69,7 @@ def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, valu
         outputs.append(inside(prompt, prompt_mask))
         if not len(own[0]):
             continue
-        # Each completion after its prompt's keys and values.
+        # The keys and values of each completion follow those of its prompt.
         query, *others = (_rows(states, count) for states in own)
         keys, values = (torch.cat((shared.expand(count, -1, -1, -1), mine), dim=2)
                         for shared, mine in zip(prompt[1:], others, strict=True))
@@ -79,5 +78,5 @@ def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, valu
 
 
 def _rows(states: torch.Tensor, count: int) -> torch.Tensor:
-    """(count * T, heads, head_dim) -> (count, heads, T, head_dim)."""
+    """Turn (count * T, heads, head_dim) into (count, heads, T, head_dim)."""
     return states.unflatten(0, (count, -1)).transpose(1, 2)

@@ -1,7 +1,6 @@
-"""The policy: the Lumina-mGPT decoder (Chameleon's, arXiv 2405.09818) with image logits, in the
-published layout.
+"""The policy: Lumina-mGPT's decoder (Chameleon's, arXiv 2405.09818), in the published layout.
 
-Layers are transformers' Chameleon but for the attention's norms and ways of their own through
+Its layers are transformers' Chameleon layers, except for the attention's norms and the handling of
 packed rows (`attention`, `layers`). The head does not mask image tokens, and there is no image
 tokenizer inside. Knows ids only.
 """
@@ -37,7 +36,7 @@ from realsr_r1.models.protocol import Family, PackedRow
 
 
 class LuminaPreTrainedModel(ChameleonPreTrainedModel):
-    """Config class, initialisation and split rules shared by the decoder and the policy."""
+    """Config class, initialisation and split rules, shared by the decoder and the policy."""
 
     config_class = LuminaConfig
     _no_split_modules = ["LuminaLayer"]
@@ -51,20 +50,23 @@ class LuminaPreTrainedModel(ChameleonPreTrainedModel):
             super()._init_weights(module)
 
     def enable_input_require_grads(self) -> None:
-        """transformers', once: each rollout switches gradient checkpointing off and on, and that
-        one adds a hook each time.
+        """Do what transformers does, but once.
+
+        Each rollout switches gradient checkpointing off and on, and transformers would add a hook
+        each time.
         """
         self.disable_input_require_grads()
         super().enable_input_require_grads()
 
 
 class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
-    """Chameleon's decoder without its image tokenizer; forward is `ChameleonModel`'s, for ids or
-    embeddings.
+    """Chameleon's decoder without its image tokenizer, for ids or embeddings.
+
+    The forward is `ChameleonModel`'s.
     """
 
     def __init__(self, config: LuminaConfig):
-        LuminaPreTrainedModel.__init__(self, config)  # not ChameleonModel's: that one builds a VQ model
+        LuminaPreTrainedModel.__init__(self, config)  # ChameleonModel's own would build a VQ model
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
@@ -77,13 +79,13 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
     def forward(self, input_ids: torch.LongTensor | None = None, attention_mask: Any = None,
                 position_ids: torch.LongTensor | None = None, shared_prompts: PackedRow | None = None,
                 predicting: torch.Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
-        """Chameleon's forward; with `shared_prompts`, `input_ids` (1, T) is the packed row they
-        describe, positions included.
+        """Run Chameleon's forward.
 
-        Then `last_hidden_state` is (completions, length + 1, hidden): the states that predict each
-        completion's tokens. Of a row of samples it is (1, T, hidden), or (1, K, hidden) of the
-        places `predicting` (K,). Raises `ValueError` for a cache beside it: a row begins at its
-        prompts.
+        With `shared_prompts`, `input_ids` (1, T) is the packed row that they describe, with its
+        positions. Then `last_hidden_state` is (completions, length + 1, hidden): the states that
+        predict each completion's tokens. For a row of samples it is (1, T, hidden), or
+        (1, K, hidden) for the places in `predicting` (K,). Raises `ValueError` when a cache is
+        given too, since a row begins with its prompts.
         """
         if shared_prompts is None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask,
@@ -91,7 +93,7 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
         if kwargs.get("past_key_values") is not None:
             raise ValueError("past_key_values have no place beside shared_prompts: a packed row begins at "
                              "its prompts")
-        # The mask has four dimensions, so transformers builds none of its own.
+        # This mask has four dimensions, so transformers builds no mask of its own.
         outputs = super().forward(
             input_ids=input_ids, position_ids=shared_prompts.positions().to(input_ids.device),
             attention_mask=input_ids.new_empty(1, 1, 0, 0),
@@ -105,12 +107,13 @@ class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
 
 
 class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
-    """`policy(input_ids, attention_mask, position_ids).logits`: (B, L, vocabulary), image tokens
-    included.
+    """The policy with its head: `policy(input_ids, attention_mask, position_ids).logits`.
+
+    They are (B, L, vocabulary), image tokens included.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    # transformers keeps an image encoder beside the decoder
+    # transformers keeps an image encoder besides the decoder.
     _keys_to_ignore_on_load_unexpected = [r"^model\.vqmodel\."]
 
     def __init__(self, config: LuminaConfig):
@@ -118,7 +121,7 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
         self.model = LuminaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.loss_type = "ForCausalLM"  # of transformers' loss functions
+        self.loss_type = "ForCausalLM"  # one of transformers' loss functions
         self.post_init()
 
     def forward(
@@ -133,7 +136,7 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Next-token logits, and with `labels` (-100 = not scored) the mean cross-entropy.
+        """Return next-token logits, and with `labels` (-100: not scored) the mean cross-entropy.
 
         `input_ids` (B, L); `attention_mask` (B, past + L), 1 = attend; `position_ids` (B, L);
         `logits_to_keep`: only the last n positions (0 = all), or a tensor of positions.
@@ -162,7 +165,7 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
         return kind(self.model, self.lm_head, prompts, prompt_of_row, max_new_tokens, max_span, code_ids)
 
     def answer_modules(self) -> list[nn.Module]:
-        """The head, and what the last layer does after its attention."""
+        """Return the head, and the parts of the last layer that follow its attention."""
         last = self.model.layers[-1]
         return [self.lm_head, last.self_attn.o_proj, last.mlp]
 
@@ -175,5 +178,5 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
 
 
 FAMILY = Family(config=LuminaConfig, policy=LuminaPolicy, published={PUBLISHED_MODEL_TYPE: "Lumina-mGPT"},
-                # transformers' Chameleon folders hold an image encoder, which can't decode
+                # transformers' Chameleon folders hold an image encoder, which has no decoder.
                 left_out="model.vqmodel.")

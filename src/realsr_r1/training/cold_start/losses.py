@@ -1,8 +1,7 @@
-"""The cold start's losses: cross-entropy together with log Z, which z-loss needs, and their means
-by section.
+"""The cold start's losses: cross-entropy with log Z (for z-loss), and means by section.
 
-Cross-entropy here has one gradient of the size of the logits. Composed of torch's functions it
-would take four: a chain of 512 px has over a GiB of logits in float32.
+The cross-entropy here keeps one gradient with the size of the logits. Composed of torch's functions
+it would need four, and a chain of 512 px has over a GiB of logits in float32.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from torch.autograd.function import once_differentiable
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (K, vocabulary) and labels (K,) -> each one's negative log-likelihood and log Z, (K,)
-    float32.
+    """Return the negative log-likelihood and log Z of each label, (K,) float32 each.
+
+    `logits` (K, vocabulary), `labels` (K,).
     """
     return _CrossEntropy.apply(logits, labels)
 
@@ -42,10 +42,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class SectionLosses:
-    """Sums of the answers' losses by part since the last reading: negative log-likelihood, tokens,
-    log²Z.
+    """Sums of the answers' losses by part since the last reading.
 
-    `parts`: the names of an answer's parts (`ChainSpec.parts`), by their numbers.
+    They are the negative log-likelihood, the number of tokens, and log²Z. `parts`: the names of an
+    answer's parts (`ChainSpec.parts`), in the order of their numbers.
     """
 
     def __init__(self, parts: Sequence[str]) -> None:
@@ -53,13 +53,15 @@ class SectionLosses:
         self.sums: torch.Tensor | None = None
 
     def add(self, nll: torch.Tensor, log_z: torch.Tensor, sections: torch.Tensor) -> None:
-        """Tokens' losses, log Z and sections, (K,) each."""
+        """Add the losses, log Z and sections of tokens, (K,) each."""
         columns = torch.stack((nll, torch.ones_like(nll), log_z.square()), dim=1).double()
         sums = columns.new_zeros(len(self.parts), 3).index_add_(0, sections, columns)
         self.sums = sums if self.sums is None else self.sums + sums
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """Means over the tokens of all ranks, of every section there was; all ranks must call it.
+        """Return the means over the tokens of all ranks for each part that occurred.
+
+        All ranks must call it.
         """
         rows = accelerator.reduce(self.sums).tolist()
         self.sums = None

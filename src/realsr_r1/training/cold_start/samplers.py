@@ -1,5 +1,6 @@
-"""The order in which records are trained on: a function of (seed, epoch), so that a resumed run
-finds it again.
+"""The order in which records are trained on.
+
+It depends only on (seed, epoch), so a resumed run finds it again.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class EpochSampler(Sampler[int]):
-    """Indices of an epoch, shuffled; with `group`, batches of so many have samples of similar
-    lengths.
+    """Shuffled indices of an epoch; with `group`, batches of that size have similar lengths.
 
-    `lengths`: tokens of each sample. `epoch`: tells the epoch's number when its iteration starts.
-    transformers' own length-grouped order draws from the global random state, which a resumed run
-    has elsewhere; and the epoch that accelerate hands to samplers gets lost in a resumed run of
-    several processes.
+    `lengths`: tokens of each sample. `epoch`: returns the epoch's number when an iteration starts.
+    transformers' own order by length draws from the global random state, which differs in a resumed
+    run; and a resumed run of several processes loses the epoch that accelerate hands to samplers.
     """
 
     def __init__(self, lengths: Sequence[int], seed: int, epoch: Callable[[], int], group: int | None = None):

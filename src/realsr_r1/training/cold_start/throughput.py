@@ -1,8 +1,7 @@
-"""How fast training goes: tokens a second, and the share of the device's arithmetic that the model
-needs (MFU).
+"""How fast training is: tokens a second, and the share of the device's peak that is used (MFU).
 
-Counts what the mathematics asks for (arXiv 2204.02311, appendix B): padding and recomputed
-activations earn nothing.
+Only the operations that the mathematics asks for count (arXiv 2204.02311, appendix B); those for
+padding and recomputed activations don't.
 """
 
 from __future__ import annotations
@@ -14,34 +13,38 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}  # of the product that measures a device; 4096 on others
+MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}  # side of the matrices that measure a device; others use 4096
 TRIALS = 5
 
 
 class Throughput:
     """Counts tokens and their floating-point operations between two readings.
 
-    `policy`: maybe inside peft's wrapper. `peak`: operations a second of one device; None leaves
-    MFU out.
+    `policy`: may be inside peft's wrapper. `peak`: operations a second of one device; with None
+    there is no MFU.
     """
 
     def __init__(self, policy: nn.Module, peak: float | None):
         at_answers = {module for root in policy.answer_modules() for module in root.modules()}
         matrices = [module for module in policy.modules() if isinstance(module, nn.Linear)]
-        # What runs at every token, and what runs only where an answer is predicted.
+        # Matrices that run at every token, and those that run only where an answer is predicted.
         self.everywhere, self.at_answers = ([module for module in matrices
                                              if (module in at_answers) == wanted]
                                             for wanted in (False, True))
         self.peak, shape = peak, policy.config.shape
-        self.attention = 2 * shape.hidden * shape.layers  # forward, causal, times a sample's length squared
+        # The operations of causal attention in the forward pass are this times a sample's length
+        # squared.
+        self.attention = 2 * shape.hidden * shape.layers
         self.restart()
 
     def restart(self) -> None:
-        """Begin to count now."""
+        """Start to count again from now."""
         self.tokens, self.operations, self.since = 0, 0.0, time.perf_counter()
 
     def add(self, lengths: Sequence[int], scored: int) -> None:
-        """One forward and backward of samples of these lengths, with logits at `scored` positions.
+        """Count one forward and backward of samples of these lengths.
+
+        `scored`: the number of positions with logits.
         """
         tokens = sum(lengths)
         self.tokens += tokens
@@ -50,7 +53,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside (evaluation, samples, checkpoints) takes no time."""
+        """Leave out the time of what happens inside (evaluation, samples, checkpoints)."""
         began = time.perf_counter()
         try:
             yield
@@ -58,8 +61,9 @@ class Throughput:
             self.since += time.perf_counter() - began
 
     def read(self, tokens: float, operations: float, devices: int) -> dict[str, float]:
-        """`tokens_per_second` of all devices and `mfu`, from the sums over the devices; then counts
-        anew.
+        """Return `tokens_per_second` of all devices and `mfu`, then start to count again.
+
+        `tokens`, `operations`: sums over the devices.
         """
         seconds = time.perf_counter() - self.since
         self.restart()
@@ -70,21 +74,23 @@ class Throughput:
 
 
 def _products(modules: Sequence[nn.Linear]) -> int:
-    """Operations a token: 2 a weight in the forward, 2 for the gradient of the input, 2 for that of
-    a trained weight.
+    """Return the operations for one token.
 
-    From the features, not from the weight: under ZeRO-3 and in 4 bits it is not there in its shape.
+    A weight takes 2 in the forward, 2 for the gradient of the input, and 2 for its own gradient if
+    it is trained. They are computed from the layers' features, because under ZeRO-3 and in 4 bits
+    the weight doesn't have its shape.
     """
     return sum(module.in_features * module.out_features * (6 if module.weight.requires_grad else 4)
                for module in modules)
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the best of a few large matrix products: what this device reaches, not
-    what its maker says.
+    """Return the operations a second of the fastest of a few large matrix products.
+
+    This is what the device really reaches, not the figure of its maker.
     """
     size = MATRIX_SIZE.get(device.type, 4096)
-    # GPUs take constants faster
+    # Random numbers, because GPUs are faster with constants.
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in "ab")
     seconds = []
     for _ in range(TRIALS):

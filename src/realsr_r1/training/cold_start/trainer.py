@@ -1,8 +1,7 @@
-"""The cold start's trainer: transformers' `Trainer` on packed rows, with losses by section,
-throughput and sample chains.
+"""The cold start's trainer: transformers' `Trainer` on packed rows.
 
-Knows ids and sections of tokens; how chains become tokens is said in
-`realsr_r1.data.tokens.cold_start`.
+It adds losses by section, throughput and sample chains. Knows ids and sections of tokens;
+`realsr_r1.data.tokens.cold_start` turns chains into tokens.
 """
 
 from __future__ import annotations
@@ -36,28 +35,28 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label that is not scored
 SAMPLE_CHAINS = 2
-# In tokens: few different shapes (oneDNN compiles for each), whole tiles of the processors' matrix
-# units.
+# Lengths in tokens are rounded up to multiples of these. This gives few different shapes (oneDNN
+# compiles code for each) and whole tiles of the processors' matrix units.
 TILE, ROW_TILE = 16, 64
 
 
 class ColdStartTrainer(Trainer):
-    """Trains a policy on the answers of tokenised samples (`input_ids`, `sections`, `length`;
-    `realsr_r1.data.tokens.token_store`).
+    """Trains a policy on the answers of tokenised samples.
 
-    The samples of a microbatch are laid one after the other into one row (`pack_samples`):
-    attention stays inside each sample, positions begin again, and the head runs only where an
-    answer is predicted. The loss is the mean over the answers' tokens of the whole step, plus
-    `z_loss` times the mean of log²Z (arXiv 2204.02311).
+    The samples have `input_ids`, `sections` and `length` (`realsr_r1.data.tokens.token_store`).
+    Those of a microbatch are put one after the other into one row (`pack_samples`): attention stays
+    inside each sample, positions begin again, and the head runs only where an answer is predicted.
+    The loss is the mean over the answers' tokens of the whole step, plus `z_loss` times the mean of
+    log²Z (arXiv 2204.02311).
     """
 
     def __init__(self, model: Any, processor: ChainProcessor, args: ColdStartConfig, train_dataset: Dataset,
                  eval_dataset: Dataset | None = None, callbacks: Sequence[TrainerCallback] = ()):
         self.processor = processor
-        # A process has one device; torchrun starts more (DataParallel can't split a row)
+        # A process uses one device, because DataParallel can't split a row; torchrun starts more.
         args._n_gpu = min(args.n_gpu, 1)
         model.prepare_for_cold_start(args.dropout)
-        for config in (model.config, model.generation_config):  # else transformers does it with a warning
+        for config in (model.config, model.generation_config):  # otherwise transformers warns and does it
             config.bos_token_id, config.pad_token_id = processor.layout.bos, processor.layout.pad
             config.eos_token_id = processor.layout.end_of_turn
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
@@ -83,13 +82,13 @@ class ColdStartTrainer(Trainer):
                             together if args.train_sampling_strategy == "group_by_length" else None)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; throughput counts from here."""
+        """Do what `Trainer.train` does; throughput counts from here."""
         self._throughput.restart()
         return super().train(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
                      num_items_in_batch: torch.Tensor | int | None = None) -> Any:
-        """The loss of a packed row (`pack_samples`), over `num_items_in_batch` tokens."""
+        """Return the loss of a packed row (`pack_samples`), over `num_items_in_batch` tokens."""
         layout, where, sections = inputs["layout"], inputs["where"], inputs["sections"]
         filling = where[-1:].expand(-len(where) % ROW_TILE)
         outputs = model(input_ids=inputs["input_ids"], shared_prompts=layout,
@@ -101,7 +100,7 @@ class ColdStartTrainer(Trainer):
             total = total + self.args.z_loss * log_z.square().sum()
         loss = total / (len(where) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            # The count is of all ranks, and their gradients are averaged
+            # The number of tokens is that of all ranks, and the ranks' gradients are averaged.
             loss = loss * self.accelerator.num_processes
         lengths = inputs["lengths"]
         if self.model.training:
@@ -113,8 +112,9 @@ class ColdStartTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _first_seen(self, samples: int) -> int:
-        """How many of an evaluation batch's samples are no repeats, with which accelerate fills up
-        the ranks' last round.
+        """Return how many samples of an evaluation batch are no repeats.
+
+        accelerate repeats samples to fill up the ranks' last round.
         """
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
@@ -122,7 +122,7 @@ class ColdStartTrainer(Trainer):
         return max(0, state.remainder - self.args.process_index * self.args.eval_batch_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds losses by section, tokens a second and MFU to a training step's log."""
+        """Add losses by section, tokens a second and MFU to a training step's log."""
         if "loss" in logs and self._losses["train"].sums is not None:
             logs = {**logs, **self._losses["train"].read(self.accelerator)}
             counted = torch.tensor([self._throughput.tokens, self._throughput.operations],
@@ -132,8 +132,10 @@ class ColdStartTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """`eval_loss` is the mean negative log-likelihood of all tokens, each counted once; adds
-        each section's.
+        """Return the metrics of an evaluation.
+
+        `eval_loss` is the mean negative log-likelihood of all tokens, each counted once; the means
+        of each section are added.
         """
         with self._throughput.paused():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -147,14 +149,14 @@ class ColdStartTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def write_sample(self) -> None:
-        """Chains for the first sample's question, decoded into `output_dir/samples`.
+        """Write chains for the first sample's question, decoded, into `output_dir/samples`.
 
         All ranks must call it (ZeRO-3).
         """
         sample = (self.eval_dataset if self.eval_dataset is not None else self.train_dataset)[0]
         ids, sections = sample["input_ids"].tolist(), sample["sections"].tolist()
         prompt = ids[:next(place for place, section in enumerate(sections) if section != QUESTION)]
-        # Else a conversation, which may ask for anything
+        # Otherwise the sample is a conversation, which may ask for anything.
         is_chain = set(range(len(self.processor.chain.sections))) <= set(sections)
         config = RolloutConfig.from_settings(
             self.processor.settings.sampling, "the chain settings", num_generations=SAMPLE_CHAINS,
@@ -181,7 +183,7 @@ class ColdStartTrainer(Trainer):
 
 
 class SampleChains(TrainerCallback):
-    """Has the trainer write a sample every `sample_steps` steps."""
+    """Makes the trainer write a sample every `sample_steps` steps."""
 
     def __init__(self, trainer: ColdStartTrainer):
         self.trainer = trainer
@@ -193,15 +195,17 @@ class SampleChains(TrainerCallback):
 
 
 def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Samples -> one row, the shortest first: `input_ids` and `labels` (1, T), `layout`, and for
-    the K tokens that are scored `where` the states are that predict them, their `sections` and the
-    numbers of their `samples`, (K,) each. `lengths`: tokens of each sample, in the order given.
+    """Pack samples into one row, the shortest first.
 
-    Each is filled up to a multiple of `TILE` tokens, and the row to one of `ROW_TILE`, which
-    nothing attends to and nothing scores.
+    The result has `input_ids` and `labels`, (1, T), and `layout`. For the K tokens that are scored
+    it has `where` (the places of the states that predict them), their `sections`, and the numbers
+    of their `samples`, (K,) each. `lengths` are the tokens of each sample in the given order.
+
+    Each sample is padded to a multiple of `TILE` tokens, and the row to a multiple of `ROW_TILE`.
+    Nothing attends to the padding, and it isn't scored.
     """
     lengths = [len(sample["input_ids"]) for sample in samples]
-    # Neighbours of one length are attended to together.
+    # Neighbours of the same length share one attention call.
     order = sorted(range(len(samples)), key=lengths.__getitem__)
     gaps = [-lengths[number] % TILE for number in order]
     filled = [lengths[number] + gap for number, gap in zip(order, gaps, strict=True)]

@@ -1,7 +1,7 @@
 """From TRL's padded microbatch to a packed row in which every group has its prompt once.
 
-Knows TRL's tensors (prompts padded at the left, completions at the right); what the row means to
-the layers is said in `realsr_r1.models.protocol.PackedRow`.
+Knows TRL's tensors (prompts padded at the left, completions at the right);
+`realsr_r1.models.protocol.PackedRow` says what the row means to the layers.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ IGNORED = -100  # label that is not scored
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """`input_ids` (1, T), `labels` (B, longest completion) with `IGNORED` where a completion has
-    ended, and the layout.
+    """`input_ids` (1, T), `labels` (B, longest completion) and the layout of the row.
+
+    `labels` are `IGNORED` where a completion has ended.
     """
 
     input_ids: torch.Tensor
@@ -28,17 +29,17 @@ class PackedGroups:
 
 def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor,
                 completion_length: int) -> PackedGroups:
-    """Pack B rows of prompt + completion, (B, L) both; the last `completion_length` columns are the
-    completions.
+    """Pack B rows of prompt + completion into one row.
 
-    Neighbours with one prompt share it. A completion's last token is not fed: nothing is predicted
-    from it.
+    `input_ids`, `attention_mask`: (B, L); the last `completion_length` columns are the completions.
+    Neighbours with the same prompt share it. A completion's last token isn't fed, because nothing
+    is predicted from it.
     """
     prompts, completions = input_ids[:, :-completion_length], input_ids[:, -completion_length:]
     prompt_mask = attention_mask[:, :-completion_length]
     completion_mask = attention_mask[:, -completion_length:]
     differs = ((prompts[1:] != prompts[:-1]) | (prompt_mask[1:] != prompt_mask[:-1])).any(-1)
-    # One question to the device for the whole microbatch.
+    # One transfer from the device for the whole microbatch.
     facts = torch.cat((differs.long(), prompt_mask.sum(-1), completion_mask.sum(-1).max()[None])).tolist()
     count = len(input_ids)
     differs, prompt_lengths, longest = facts[:count - 1], facts[count - 1:-1], facts[-1]

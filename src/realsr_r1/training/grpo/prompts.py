@@ -1,6 +1,6 @@
-"""Records of a dataset as GRPO's trainer takes them:
+"""Records of a dataset as GRPO's trainer takes them.
 
-`prompt` as ids, and the columns that rewards and samples use.
+They have `prompt` as ids, and the columns that rewards and samples use.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ def load_prompts(dataset_name: str, split: str, processor: ChainProcessor,
                  reward_columns: Mapping[str, Sequence[str]],
                  folder: str | Path, max_prompt_length: int, max_samples: int | None = None, seed: int = 0,
                  process: int = 0, processes: int = 1, question: str | None = None) -> Dataset:
-    """A split with `prompt` (ids) and without `image` (it becomes `lq`).
+    """Return a split with `prompt` (ids) and `lq`, which `image` is renamed to.
 
-    Tokenised once, in folders inside `folder`.
-
-    `reward_columns`: reward -> columns it needs. `process` of `processes`: all call it, each
-    tokenises its part. `question`: what every prompt asks; by default what its record asks. Raises
-    `UserError` for a missing column or split and for a prompt that is longer than
+    Prompts are tokenised once, in folders inside `folder`. `reward_columns`: reward -> the columns
+    it needs. `process` of `processes`: all processes call this, and each tokenises its part.
+    `question`: what every prompt asks; by default each asks its record's question. Raises
+    `UserError` for a missing column or split, and for a prompt that is longer than
     `max_prompt_length`.
     """
     from datasets import concatenate_datasets
@@ -65,20 +64,20 @@ def load_prompts(dataset_name: str, split: str, processor: ChainProcessor,
 
 
 def other_question(records: Dataset, processor: ChainProcessor) -> str | None:
-    """The question that most of the records ask, or None where that is the model's own."""
+    """Return the question that most records ask, or None where it is the model's own."""
     asked = Counter(records["problem"]).most_common(1)[0][0]
     return None if asked == processor.chain.question else asked
 
 
 def needed_columns(reward_columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """What needs columns -> the columns: prompts, and each reward of `reward_columns`."""
+    """Return what needs columns -> the columns, for prompts and all rewards."""
     return {"every prompt": ("image", "problem"),
             **{f"the {name} reward": columns for name, columns in reward_columns.items()}}
 
 
 def encode_prompts(records: Mapping[str, Sequence[Any]], processor: ChainProcessor) -> dict[str,
                                                                                             list[list[int]]]:
-    """A batch of columns -> `prompt` (ids), for `datasets.Dataset.map`."""
+    """Turn a batch of columns into `prompt` (ids), for `datasets.Dataset.map`."""
     spans = processor.encode_images([processor.fit(image) for image in records["image"]])
     return {"prompt": [processor.prompt_from_span(span, text)
                        for span, text in zip(spans, records["problem"], strict=True)]}
@@ -86,11 +85,10 @@ def encode_prompts(records: Mapping[str, Sequence[Any]], processor: ChainProcess
 
 def _kept(folder: str | Path, records: Dataset, processor: ChainProcessor, make: Callable[[str], Dataset],
            *settings: Any) -> Dataset:
-    """What `make(fingerprint)` gives, kept in a folder inside `folder` that is named after what it
-    is made from.
+    """Return what `make(fingerprint)` gives, kept in a folder inside `folder`.
 
-    That is `records`, the tokenizers and image sizes of `processor`, and `settings`: a run that is
-    started again with other ones makes it anew. Reading is memory-mapped.
+    The folder's name depends on `records`, the tokenizers and image sizes of `processor`, and
+    `settings`, so a run that starts again with others makes it anew. Reading is memory-mapped.
     """
     from datasets import load_from_disk
 
