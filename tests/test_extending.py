@@ -114,7 +114,7 @@ def test_the_base_model_is_saved_and_loaded_under_its_own_name(written, tiny_mod
 
     example = module("my_base")
     try:
-        source = load_policy(tiny_model)
+        source = load_policy(tiny_model, dtype=torch.float32)
         policy = example.OwnPolicy(example.OwnConfig(**{**source.config.to_dict(),
                                                         "model_type": "own_model"}))
         policy.load_state_dict(source.state_dict())

@@ -56,7 +56,7 @@ def result(folder: Path, name: str) -> bytes:
 
 
 def test_a_folder_gives_a_png_and_a_chain_for_every_photo(restored):
-    parts = ("chain.txt", "final.png", "lq.png", "made_with.json", "middle.png", "rough.png")
+    parts = ("chain.json", "chain.txt", "final.png", "lq.png", "made_with.json", "middle.png", "rough.png")
     assert sorted(contents(restored)) == sorted([f"{name}.png" for name in NAMES]
                                                 + [f"chains/{name}/{part}" for name in NAMES
                                                    for part in parts])

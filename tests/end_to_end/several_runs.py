@@ -48,6 +48,7 @@ def main(file: Path) -> None:
                 shutil.copytree(*run["copy"])
             torch.distributed.barrier()
         {"grpo": grpo, "sft": sft}[run["stage"]].main(run["argv"])
+        torch.distributed.barrier()  # the next run may read what rank 0 has just written
         # As if the process were new to accelerate, which keeps the first run's settings.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -32,7 +32,7 @@ from .processes import ROOT, free_port, start
 CONFIGS = ROOT / "configs" / "chain"
 OWN = ("two_stage", "four_stage", "pure_one_step")  # taught to a policy by a cold start
 PURE = "published PURE"                              # as its publisher left it
-SHORT = ["--max_text_tokens", "6", "--max_new_tokens", "500", "--guidance_scale", "1"]
+SHORT = ["--max_text_tokens", "3", "--max_new_tokens", "500", "--guidance_scale", "1"]
 
 
 @dataclass
@@ -84,7 +84,7 @@ def grpo_flags(model: Path, dataset: Path, output: Path) -> list[str]:
             "--learning_rate", "1e-3",
             "--warmup_steps", "0", "--per_device_train_batch_size", "1", "--num_generations", "3",
             "--loss_batch_size", "3",
-            "--grammar", "chain", "--max_text_tokens", "6", "--max_completion_length", "500",
+            "--grammar", "chain", "--max_text_tokens", "3", "--max_completion_length", "500",
             "--sample_steps", "1",
             "--experts", "piqe", "ssim"]
 
@@ -113,11 +113,9 @@ def chains(photos_dir, small_model, tmp_path_factory) -> dict[str, Chain]:
         else:
             jobs.append({"stage": "sft", "seen": str(chain.folder / "seen"), "argv": [
                 "--config", "configs/recipes/tiny_sft.yaml", "--deepspeed", "local_scripts/zero3.json",
-                "--output_dir",
-                str(chain.taught), "--dataset_name", str(chain.dataset), "--model_name_or_path",
-                str(small_model),
-                "--max_steps", "1", "--bf16", "false", "--per_device_train_batch_size", "2", "--sample_steps",
-                "1", *flags]})
+                "--output_dir", str(chain.taught), "--dataset_name", str(chain.dataset),
+                "--model_name_or_path", str(small_model), "--max_steps", "1", "--bf16", "false",
+                "--per_device_train_batch_size", "2", "--sample_steps", "0", "--logging_steps", "1", *flags]})
             rewards = ["format", "understanding", "generation", *(["degradation"] if "stage" in name else [])]
             flags = ["--reward_funcs", *rewards]
         jobs.append({"stage": "grpo", "seen": str(chain.folder / "seen"),

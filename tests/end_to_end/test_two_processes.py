@@ -106,7 +106,7 @@ def test_samples_of_one_group_are_written(trained, step):
     completions = [f"completion-{index}{ending}" for index in range(3)
                    for ending in (".txt", "-rough.png", "-middle.png", "-final.png")]
     assert {file.name for file in folder.iterdir()} == {"prompt.json", "lq.png", "hq.png", "rewards.json",
-                                                        *completions}
+                                                        "chain.json", *completions}
     rewards = json.loads((folder / "rewards.json").read_text())
     assert set(rewards) == {"format", "degradation", "understanding", "generation", "vowels", "total"}
     for index in range(3):

@@ -29,7 +29,8 @@ def own_module(tmp_path, monkeypatch):
 def test_the_four_load_by_name_with_or_without_the_suffix(chain, photos):
     names = ["format", "generation_reward", "degradation_reward", "understanding"]
     funcs = load_reward_funcs(names, experts=["piqe"])
-    assert funcs[0] is format_reward and funcs[2:] == [degradation_reward, understanding_reward]
+    assert [funcs[place].func for place in (0, 2, 3)] == [format_reward, degradation_reward,
+                                                          understanding_reward]
     assert [func.__name__ for func in funcs] == ["format_reward", "generation_reward", "degradation_reward",
                                                  "understanding_reward"]
     assert 0 < funcs[1]([chain()], images=[photos[:3]])[0] < 1

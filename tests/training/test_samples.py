@@ -34,7 +34,7 @@ def test_whole_broken_and_empty_completions_are_written(record, tmp_path):
     folder = tmp_path / "samples" / "step-000012"
     sections = ["final", "middle", "rough"]
     assert names(folder) == sorted(
-        ["prompt.json", "lq.png", "hq.png", "rewards.json", "completion-0.txt", "completion-1.txt",
+        ["prompt.json", "lq.png", "hq.png", "rewards.json", "chain.json", "completion-0.txt", "completion-1.txt",
          "completion-2.txt",
          *(f"completion-{index}-{section}.png" for index in (0, 1) for section in sections)])
     assert json.loads((folder / "prompt.json").read_text()) == {
@@ -46,8 +46,8 @@ def test_whole_broken_and_empty_completions_are_written(record, tmp_path):
 def test_a_record_of_the_seeds_form_has_samples_too(record, tmp_path):
     seed_form = {key: record[key] for key in ("tag", "problem", "lq")}
     write_samples(tmp_path, 1, seed_form, ["x"], [[]], {"format": [0.0]}, CHAIN)
-    assert names(tmp_path / "samples" / "step-000001") == ["completion-0.txt", "lq.png", "prompt.json",
-                                                           "rewards.json"]
+    assert names(tmp_path / "samples" / "step-000001") == [
+        "chain.json", "completion-0.txt", "lq.png", "prompt.json", "rewards.json"]
 
 
 def test_samples_of_a_repeated_step_replace_the_old(record, tmp_path):

@@ -90,7 +90,8 @@ def images(photos_dir: Path):
 def test_a_model_that_answers_gives_tags_and_three_descriptions(answering_model, images):
     tags = hf_annotators.tagger(answering_model, {"prompt": "Name things", "max_new_tokens": 4})(images)
     assert len(tags) == 2 and all(isinstance(tag, str) for found in tags for tag in found)
-    describe = hf_annotators.captioner(answering_model, {"rough": "one", "middle": "two", "final": "three",
+    describe = hf_annotators.captioner(answering_model, {"levels": ["rough", "middle", "final"],
+                                                       "rough": "one", "middle": "two", "final": "three",
                                                          "max_new_tokens": 3})
     texts = describe(images)
     assert [set(text) for text in texts] == [{"rough", "middle", "final"}] * 2

@@ -207,7 +207,7 @@ BROKEN_PNG = {"bytes": b"\x89PNG\r\n\x1a\n and no more", "path": None}
     ("degradation", [["light blur"]], "'degradation' in record 0 of {} (train) must be a list of five texts, "
                                       "not a list of 1"),
     ("descriptions", [["a", "b", "c"], ["a", "b"]],
-     "'descriptions' in record 1 of {} (train) must be a list of three texts"),
+     "record 1 of {} (train): it has 2 descriptions, and the chain has the levels rough, middle, final"),
     ("problem", ["<|image|> or <|image|>"], "record 0 of {} (train): the question '<|image|> or <|image|>' "
                                             "has 2 times"),
     ("image", [BROKEN_PNG], "record 0 of {} (train) can't be read")])
