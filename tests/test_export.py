@@ -102,7 +102,8 @@ def test_a_tokenizer_inside_the_published_folder_is_found(published_files, tmp_p
     shutil.copy(published_files / "tokenizer" / "tokenizer.json", tmp_path / "lumina")
     (tmp_path / "lumina" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast"}))
     folder = exported(tmp_path, tmp_path / "lumina", *export_flags(published_files, without="--tokenizer"))
-    assert ChainProcessor.from_pretrained(folder).encode_text("the cat") == text_tokenizer(8192)("the cat").input_ids
+    assert (ChainProcessor.from_pretrained(folder).encode_text("the cat")
+            == text_tokenizer(8192)("the cat").input_ids)
 
 
 @pytest.mark.parametrize("name", ["lumina", "pure", "pure_one_step"])
@@ -235,7 +236,8 @@ def test_an_adapter_is_merged_into_its_base(layout, tiny_model, tmp_path):
     torch.testing.assert_close(logits(load_policy(folder)), logits(model), atol=1e-4, rtol=0)
     assert (logits(load_policy(folder)) - logits(load_policy(base, dtype=torch.float32))).abs().max() > 1e-2
     if layout == "ours":
-        assert ChainProcessor.from_pretrained(folder).settings == ChainProcessor.from_pretrained(base).settings
+        assert (ChainProcessor.from_pretrained(folder).settings
+                == ChainProcessor.from_pretrained(base).settings)
 
 
 def test_an_adapter_is_merged_in_float32_and_written_as_its_base_is(tmp_path):

@@ -99,8 +99,7 @@ class RolloutConfig:
 
 
 def rollout_field(name: str) -> Any:
-    """Repeat a field of `RolloutConfig` in another dataclass, with its default, help and choices.
-    """
+    """Repeat a field of `RolloutConfig` in another dataclass: default, help and choices."""
     setting = _field(name)
     return field(default=setting.default, metadata=dict(setting.metadata))
 

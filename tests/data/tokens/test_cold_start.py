@@ -104,7 +104,8 @@ def test_every_token_of_the_answer_has_its_section_and_the_question_has_none(pro
     for sample in encoded:
         length = sample.sections.count(QUESTION)
         assert len(sample.sections) == len(sample.input_ids)
-        assert QUESTION not in sample.sections[length:] and sample.sections[-1] == PUBLISHED.parts.index("tags")
+        assert (QUESTION not in sample.sections[length:]
+                and sample.sections[-1] == PUBLISHED.parts.index("tags"))
         by_section = {name: [token for token, part in zip(sample.input_ids, sample.sections, strict=True)
                              if part == number]
                       for number, name in enumerate(PUBLISHED.parts)}

@@ -86,7 +86,8 @@ def test_a_split_is_its_records_chains_in_order(store, processor):
     expected = encode_records(records(RECORDS), range(RECORDS), processor, seed=0)
     assert len(tokens) == RECORDS and tokens.cache_files  # memory-mapped
     for found, sample in zip(tokens, expected, strict=True):
-        assert found["input_ids"].tolist() == sample.input_ids and found["sections"].tolist() == sample.sections
+        assert (found["input_ids"].tolist() == sample.input_ids
+                and found["sections"].tolist() == sample.sections)
         assert found["length"] == len(sample.input_ids)
     assert tokens["record"][:].tolist() == list(range(RECORDS))
 
@@ -234,7 +235,8 @@ def test_a_text_is_no_list_of_tags(tiny_model, tmp_path, capsys):
                                                                                                    datasets.Image())
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "bad"))
     assert exit_code(pretokenise.main, argv(tmp_path / "bad", tiny_model, tmp_path / "tokens")) == 2
-    assert "'tag' in record 0" in (said := capsys.readouterr().err) and "must be a list of texts, not 'cat, dog'" in said
+    assert ("'tag' in record 0" in (said := capsys.readouterr().err)
+            and "must be a list of texts, not 'cat, dog'" in said)
 
 
 def test_a_split_without_records_is_named(dataset, tiny_model, tmp_path, capsys):
@@ -309,7 +311,8 @@ def test_training_on_records_that_make_no_chain_says_the_way_out(dataset, tiny_m
     bad = with_column(dataset, tmp_path / "bad", "degradation", [["light blur"]])
     training = argv(bad, tiny_model, tmp_path / "run")[:-2]
     assert exit_code(sft, [*training, "--report_to", "none"]) == 2
-    assert "1 records of" in (said := capsys.readouterr().err) and "pretokenise --skip_bad" in said and "record 0" in said
+    assert ("1 records of" in (said := capsys.readouterr().err) and "pretokenise --skip_bad" in said
+            and "record 0" in said)
 
 
 def test_bad_conversations_are_listed_and_the_others_are_done(tiny_model, tmp_path, capsys):
