@@ -1,4 +1,4 @@
-"""`realsr-r1 export`: published files become a model folder, and weights come out as they went in."""
+"""`realsr-r1 export`: published files become a model folder, and weights come out unchanged."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def test_that_folder_restores_a_photo(ours):
 def test_a_tokenizer_inside_the_published_folder_is_found(published_files, tmp_path):
     shutil.copytree(published_files / "lumina", tmp_path / "lumina")
     shutil.copy(published_files / "tokenizer" / "tokenizer.json", tmp_path / "lumina")
-    (tmp_path / "lumina" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast"}))
+    (tmp_path / "lumina" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizerFast"}))
     folder = exported(tmp_path, tmp_path / "lumina", *export_flags(published_files, without="--tokenizer"))
     assert (ChainProcessor.from_pretrained(folder).encode_text("the cat")
             == text_tokenizer(8192)("the cat").input_ids)

@@ -33,7 +33,8 @@ def good(settings):
     return model
 
 def captions(settings):
-    return lambda images: [{key: f"{key} of {image.width}." for key in ("rough", "middle", "final")} for image in images]
+    return lambda images: [{key: f"{key} of {image.width}." for key in ("rough", "middle", "final")}
+                           for image in images]
 
 def troubled(settings):
     def model(images):
