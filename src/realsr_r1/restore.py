@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="photos at a time (default: 8)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=POLICY_DTYPES,
-                        help="of the policy (default: bfloat16 on CUDA, else float32)")
+                        help="type of the policy (default: bfloat16 on CUDA, else float32)")
     parser.add_argument("--grammar", choices=["chain", "image"], default="chain",
                         help="chain: every answer is a whole chain; image: only images are forced (default: "
                              "chain)")

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="seed of the choice of prompts and of the noise (default: 0)")
     parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time (default: 4)")
     parser.add_argument("--dtype", choices=POLICY_DTYPES,
-                        help="of the policy (default: bfloat16 on CUDA, else float32)")
+                        help="type of the policy (default: bfloat16 on CUDA, else float32)")
     parser.add_argument("--label", help="name in tables (default: the folder's)")
     parser.add_argument("--compare", help="JSON of another model with the same prompts and noise, to pair "
                                           "with")
