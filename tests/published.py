@@ -73,7 +73,7 @@ def _prefixes(word: str) -> list[str]:
 
 
 def image_tokenizer(family: str, **changes: Any) -> ImageTokenizer:
-    """A random image tokenizer of a published family, with its codes and down-sampling, but narrow."""
+    """A random image tokenizer of a published family: its codes and down-sampling, but narrow."""
     import torch
 
     from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig

@@ -1,4 +1,4 @@
-"""`realsr-r1` answers at once, lists the commands that exist, and refuses others with exit code 2."""
+"""`realsr-r1` answers at once, lists the commands, and refuses unknown ones with exit code 2."""
 
 from __future__ import annotations
 

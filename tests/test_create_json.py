@@ -234,7 +234,8 @@ def test_when_every_item_is_bad_they_are_listed_and_nothing_else_is_written(phot
         path.write_bytes(b"")
     for _ in range(2):  # the second time from what the first one found
         assert exit_code(flags(photos, tmp_path / "out", "--skip_bad")) == 2
-        assert f"no good item among {len(paths)}" in (said := error_line(capsys)) and "out/rejected.jsonl" in said
+        assert (f"no good item among {len(paths)}" in (said := error_line(capsys))
+                and "out/rejected.jsonl" in said)
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["create_json.json",
                                                                           "rejected.jsonl"]
     assert {json.loads(line)["name"]

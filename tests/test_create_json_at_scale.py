@@ -116,9 +116,9 @@ def test_tars_give_the_same_crops_as_folders_of_their_photos(photos_dir, tmp_pat
 def test_a_hugging_face_dataset_is_a_source(photos_dir, tmp_path):
     rows = {"image": [str(photos_dir / f"{name}.png") for name in NAMES],
             "tags": [f"{name}, thing" for name in NAMES]}
-    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows).cast_column("image",
-                                                                                datasets.Image())}).save_to_disk(
-        str(tmp_path / "hf"))
+    datasets.DatasetDict({
+        "train": datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()),
+    }).save_to_disk(str(tmp_path / "hf"))
     argv = ["--hf_dataset", str(tmp_path / "hf"), "--output", str(tmp_path / "out"), "--crop_px", "48",
             "--degradation", str(TINY)]
     assert main([*argv, "--num_proc", "1"]) == 0
@@ -136,7 +136,8 @@ def test_killed_three_times_and_started_again_the_result_is_the_same_to_the_byte
     (images / "broken.png").write_bytes(b"no photo")
     assert main(flags(images, lines, tmp_path / "whole", *more)) == 0
     output = tmp_path / "out"
-    finished_parts = lambda: len(list((tmp_path / ".out.making" / "parts").glob("0*/part.json")))  # noqa: E731
+    finished_parts = lambda: len(list(  # noqa: E731
+        (tmp_path / ".out.making" / "parts").glob("0*/part.json")))
     for wanted in (1, 3, 4):
         process = subprocess.Popen([sys.executable, "-m", "realsr_r1.create_json",
                                     *flags(images, lines, output, *more)],

@@ -135,7 +135,8 @@ def test_bad_lines_of_json_are_listed(folder, tmp_path):
     listed = {item["name"]: item["reason"]
               for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
     assert set(listed) == {"cmyk.jpg", *(f"known.jsonl:{number}" for number in (2, 3, 4, 5, 6, 8))}
-    assert "as line 1 is" in listed["known.jsonl:5"] and "isn't in" in listed["known.jsonl:6"] and "no tags" in listed["cmyk.jpg"]
+    assert ("as line 1 is" in listed["known.jsonl:5"] and "isn't in" in listed["known.jsonl:6"]
+            and "no tags" in listed["cmyk.jpg"])
     assert list(load_dataset_dict(tmp_path / "out")["train"]["source"]) == ["good.png"]
 
 
@@ -270,7 +271,8 @@ def test_when_no_photo_can_be_used_the_first_reason_is_said(folder, tmp_path, ca
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "part.tar").write_bytes(b"no tar at all" * 100)
     assert exit_code(flags((tmp_path / "tars", folder[1]), tmp_path / "out")) == 2
-    assert "no good item among " in (said := capsys.readouterr().err) and "part.tar can't be read to its end" in said
+    assert ("no good item among " in (said := capsys.readouterr().err)
+            and "part.tar can't be read to its end" in said)
     assert "part.tar" in (tmp_path / "out" / "rejected.jsonl").read_text()
 
 
@@ -362,7 +364,8 @@ def test_links_to_nothing_and_what_is_no_file_are_listed(folder, tmp_path):
     listed = {item["name"]: item["reason"]
               for item in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
     assert {"gone.png", "holiday", "circle", "pipe.jpg"} <= set(listed) and "again" not in listed
-    assert "nowhere.png): No such file" in listed["gone.png"] and "neither a file nor a folder" in listed["pipe.jpg"]
+    assert ("nowhere.png): No such file" in listed["gone.png"]
+            and "neither a file nor a folder" in listed["pipe.jpg"])
     assert list(load_dataset_dict(tmp_path / "out")["train"]["source"]) == ["good.png"]
 
 

@@ -1,4 +1,4 @@
-"""`realsr-r1 export`: published files become a model folder, and weights come out as they went in."""
+"""`realsr-r1 export`: published files become a model folder, and weights come out unchanged."""
 
 from __future__ import annotations
 
@@ -100,9 +100,11 @@ def test_that_folder_restores_a_photo(ours):
 def test_a_tokenizer_inside_the_published_folder_is_found(published_files, tmp_path):
     shutil.copytree(published_files / "lumina", tmp_path / "lumina")
     shutil.copy(published_files / "tokenizer" / "tokenizer.json", tmp_path / "lumina")
-    (tmp_path / "lumina" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast"}))
+    (tmp_path / "lumina" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizerFast"}))
     folder = exported(tmp_path, tmp_path / "lumina", *export_flags(published_files, without="--tokenizer"))
-    assert ChainProcessor.from_pretrained(folder).encode_text("the cat") == text_tokenizer(8192)("the cat").input_ids
+    assert (ChainProcessor.from_pretrained(folder).encode_text("the cat")
+            == text_tokenizer(8192)("the cat").input_ids)
 
 
 @pytest.mark.parametrize("name", ["lumina", "pure", "pure_one_step"])
@@ -235,7 +237,8 @@ def test_an_adapter_is_merged_into_its_base(layout, tiny_model, tmp_path):
     torch.testing.assert_close(logits(load_policy(folder)), logits(model), atol=1e-4, rtol=0)
     assert (logits(load_policy(folder)) - logits(load_policy(base, dtype=torch.float32))).abs().max() > 1e-2
     if layout == "ours":
-        assert ChainProcessor.from_pretrained(folder).settings == ChainProcessor.from_pretrained(base).settings
+        assert (ChainProcessor.from_pretrained(folder).settings
+                == ChainProcessor.from_pretrained(base).settings)
 
 
 def test_an_adapter_is_merged_in_float32_and_written_as_its_base_is(tmp_path):

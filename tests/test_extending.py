@@ -80,7 +80,8 @@ def test_the_chain_is_what_a_policy_writes(written, tiny_model):
     assert processor.chain == spec and spec.labels == ("sketch", "final")
     engine = RolloutEngine(load_policy(tiny_model), processor, RolloutConfig(
         num_generations=1, grammar="chain", max_text_tokens=4, max_new_tokens=400, guidance_scale=1.0))
-    text, images = processor.decode(engine.generate(processor.encode_prompt(photo("coffee"))).completion_ids[0])
+    text, images = processor.decode(
+        engine.generate(processor.encode_prompt(photo("coffee"))).completion_ids[0])
     assert parse_chain(text, spec).is_well_formed and [image.width for image in images] == [32, 48]
 
 

@@ -38,7 +38,8 @@ def test_the_papers_run_on_six_a100s(six):
     """
     rollout = six["memory_bytes"]["rollout"]
     assert six["parameters"] == {"policy": 7_080_267_776, "trained": 7_080_267_776}
-    assert rollout["weights"] == pytest.approx(7_080_267_776 * 2 / 6) and rollout["gathered weights"] == 7_080_267_776 * 2
+    assert (rollout["weights"] == pytest.approx(7_080_267_776 * 2 / 6)
+            and rollout["gathered weights"] == 7_080_267_776 * 2)
     assert rollout["optimizer"] == pytest.approx(7_080_267_776 * 12 / 6)
     assert rollout["cache: completions"] == 5 * 7000 * 2 * 32 * 4096 * 2
     assert six["peak"]["phase"] == "rollout" and 60 * GIB < six["peak"]["bytes"] < 75 * GIB
@@ -105,7 +106,8 @@ def test_a_whole_model_folder_brings_its_own_image_tokenizer_and_sizes(tiny_mode
           "--deepspeed", "none",
           "--memory_gib", "8", "--tflops", "0.1", "--bandwidth_gb", "10", "--json", str(file)])
     result = json.loads(file.read_text(encoding="utf-8"))
-    assert result["run"]["tokenizer"]["downsample"] == 4 and result["run"]["largest_px"] == 48 and result["peak"]["fits"]
+    assert (result["run"]["tokenizer"]["downsample"] == 4 and result["run"]["largest_px"] == 48
+            and result["peak"]["fits"])
 
 
 @pytest.mark.parametrize("flags, named", [

@@ -168,7 +168,8 @@ def test_corrupt_photos_are_named_and_the_others_done(model, photos, restored, t
 def test_an_answer_without_an_image_is_a_bad_item(model, photos, tmp_path, capsys):
     argv = ["--grammar", "image", "--max_new_tokens", "4"]  # no image fits
     assert restore(model, photos / "coffee.png", tmp_path / "out", *argv) == 2
-    said = f"the policy wrote no image for {photos / 'coffee.png'} in 4 tokens; try another --seed, a larger --max_new_tokens"
+    said = (f"the policy wrote no image for {photos / 'coffee.png'} in 4 tokens; "
+            "try another --seed, a larger --max_new_tokens")
     assert said in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""realsr-r1 sft: a model folder from chains, resumed where it was, and clear words for bad input."""
+"""realsr-r1 sft: makes a model folder from chains, resumes, and says clearly what input is bad."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def test_the_folder_is_a_complete_model_of_the_recipes_shape(trained):
     assert policy.config.vocab_size == processor.layout.vocab_size
     assert policy.config.eos_token_id == processor.layout.end_of_turn
     with torch.no_grad():
-        assert policy(input_ids=torch.tensor([processor.encode_prompt(photo("coffee"))])).logits.isfinite().all()
+        assert policy(input_ids=torch.tensor(
+            [processor.encode_prompt(photo("coffee"))])).logits.isfinite().all()
 
 
 def test_the_loss_of_every_step_is_logged_and_falls(trained):
@@ -165,7 +166,8 @@ def test_a_model_folder_is_trained_on(dataset, trained, tmp_path):
                  "--hidden_size", "64")
     assert exit_code(main, argv) == 0
     assert load_policy(tmp_path / "more").config.hidden_size == 32
-    before, after = load_file(trained / "model.safetensors"), load_file(tmp_path / "more" / "model.safetensors")
+    before, after = (load_file(trained / "model.safetensors"),
+                     load_file(tmp_path / "more" / "model.safetensors"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert losses(tmp_path / "more")[1] < losses(trained)[1] - 0.2
 

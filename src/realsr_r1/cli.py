@@ -1,6 +1,6 @@
 """`realsr-r1 <command> ...`: finds the entry point of a command and hands the arguments to it.
 
-Knows the commands' names and one line about each; loads an entry point only when it is asked for.
+Knows the commands' names and one line about each; loads an entry point only when it is needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from realsr_r1 import __version__
 from realsr_r1.core.errors import UserError, run
 
-# command -> (module of the package, what it does), in the order of the job
+# Command -> (module of the package, what it does), in the order in which they are used.
 COMMANDS = {
     "create-json": ("create_json", "photos and their tags -> a dataset of degraded crops with true labels"),
     "train-tokenizer": ("train_tokenizer", "photos -> an image tokenizer (VQ)"),
@@ -29,15 +29,17 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The console script. Leaves the process with the command's exit code; 2 on bad input."""
+    """The console script.
+
+    It ends the process with the command's exit code, which is 2 on bad input.
+    """
     run(dispatch, argv)
 
 
 def dispatch(argv: list[str] | None = None) -> int | None:
-    """Run the command that `argv` (default: the process's arguments) starts with, and return its
-    exit code.
+    """Run the command that `argv` (default: the process's arguments) begins with.
 
-    Raises `UserError` on an unknown command.
+    Returns its exit code. Raises `UserError` for an unknown command.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -53,7 +55,7 @@ def dispatch(argv: list[str] | None = None) -> int | None:
 
 
 def usage() -> str:
-    """The help text: one line a command."""
+    """Return the help text, with one line for each command."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(["usage: realsr-r1 <command> [options]", "", *lines, "",

@@ -1,9 +1,9 @@
-"""realsr-r1 create-json: photos and what is known of them -> degraded crops, JSON lists in the
-published format, and a DatasetDict.
+"""realsr-r1 create-json: makes a dataset of degraded crops from photos and their annotations.
 
-With --json, an existing list becomes a DatasetDict as it is. Plans what data/building/arguments.py
-has read from the command line; data/building/build.py has the parts made and joined,
-data/building/jobs.py makes one.
+It writes JSON lists in the published format, and a DatasetDict. With --json, an existing list
+becomes a DatasetDict as it is. This module plans what data/building/arguments.py has read from the
+command line. data/building/build.py has the parts made and joins them, and data/building/jobs.py
+makes one part.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _exit_code(state: dict[str, Any], args: argparse.Namespace) -> int:
-    """Raises `UserError` where items were bad.
+    """Return the exit code, or raise `UserError` where items were bad.
 
-    What is bad in a shard is said by --merge, which alone has them all.
+    Bad items of a shard are reported by --merge, which alone has all of them.
     """
     from realsr_r1.data.building.assembly import LEFT_OUT_FILE, REJECTED_FILE
 
@@ -80,23 +80,23 @@ def _exit_code(state: dict[str, Any], args: argparse.Namespace) -> int:
 
 
 def _finished_state(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
-    """What `folder` was made from, if that is what is asked for now."""
+    """Return the state of `folder` if it was already made from `made_from`."""
     from realsr_r1.data.building.build import STATE_FILE
 
     if not (folder / STATE_FILE).is_file():
         return None
     state = read_json(folder / STATE_FILE)
     if isinstance(state, dict) and state.get("fingerprint") == made_from:
-        # where nothing was good, nothing is lost by trying again
+        # Where no item was good, nothing is lost by another try.
         return state if state.get("records", 1) else None
     print(f"{folder} was made from other arguments or files; making it again")
     return None
 
 
-# --- plans ---
+# --- Plans ---
 
 def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: ChainSpec) -> Plan:
-    """Crops of photos, split as the arguments say."""
+    """Plan crops of photos, split as the arguments say."""
     from realsr_r1.data.building.build import Plan
     from realsr_r1.data.building.jobs import PhotoJob, make_missing_parts
     from realsr_r1.data.building.parts import plan_parts
@@ -159,7 +159,7 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: Cha
 
 
 def _with_orphans(args: argparse.Namespace, listing: Listing, readers: Sequence[Any]) -> list[Any]:
-    """What is wrong with the listing: rejected photos, and sidecars that belong to none."""
+    """Return what is wrong with the listing: rejected photos, and sidecars without a photo."""
     from realsr_r1.data.photos.sources import stem_of
 
     stems = [stem_of(item.name) for item in listing.rejected
@@ -170,8 +170,9 @@ def _with_orphans(args: argparse.Namespace, listing: Listing, readers: Sequence[
 
 
 def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
-    """Names of the photos that --test_photos names: by name or file name, with or without suffix;
-    by either view of a pair.
+    """Return the names of the photos that --test_photos names.
+
+    It may give the name or the file name, with or without suffix, of either view of a pair.
     """
     from realsr_r1.data.photos.sources import first_view, stem_of
 
@@ -199,7 +200,7 @@ def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
 
 
 def _plan_list(args: argparse.Namespace, made_from: dict[str, Any], chain: ChainSpec) -> Plan:
-    """The records of --json that are as they must be."""
+    """Plan the records of --json that are valid."""
     from realsr_r1.data.building.build import Plan
     from realsr_r1.data.building.jobs import ListJob, make_missing_parts
     from realsr_r1.data.building.parts import plan_list

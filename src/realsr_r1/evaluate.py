@@ -1,7 +1,7 @@
 """`realsr-r1 evaluate`: compares restored photos with the originals.
 
-Pairs files by name, averages over photos, prints a table, writes metrics.json and metrics.csv. The
-metrics themselves are in measuring/metrics.py.
+It pairs files by name, averages over photos, prints a table, and writes metrics.json and
+metrics.csv. The metrics are in measuring/metrics.py.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--restored", type=Path, required=True, help="folder of restored photos")
     add("--gt", type=Path, required=True, help="folder of originals (HQ)")
-    add("--lq", type=Path, help="folder of the degraded inputs: adds a row for them")
+    add("--lq", type=Path, help="folder of the degraded inputs, to add a row for them")
     add("--output", type=Path, required=True, help="folder for metrics.json and metrics.csv")
     add("--metrics", default=",".join(OFFLINE_METRICS), help=(
         "comma-separated, or all (default: %(default)s, which need no weights). Known: "
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# --- pairing ---
+# --- Pairing ---
 
 def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool) -> tuple[list[Triple], list[str]]:
     """Pair the images of the folders by their names without suffix.
@@ -144,13 +144,14 @@ def _listed(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + rest
 
 
-# --- scoring ---
+# --- Scoring ---
 
 def score(triples: list[Triple], scorers: dict[str, Scorer],
           skip_bad: bool) -> tuple[list[Triple], list[str]]:
-    """Fill in `scores`. Returns the triples that could be read, and a note for each that couldn't.
+    """Fill in `scores`.
 
-    Raises `UserError` that names an unreadable file, unless `skip_bad` is true.
+    Returns the triples that could be read, and a note for each of the others. Raises `UserError`
+    that names an unreadable file, unless `skip_bad` is true.
     """
     from tqdm import tqdm
 
@@ -174,7 +175,7 @@ def score(triples: list[Triple], scorers: dict[str, Scorer],
 
 
 def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
-    """The original, and by row name the images to compare with it, resized to its size."""
+    """Return the original, and the images to compare with it by row name, resized to its size."""
     from PIL import Image
 
     original = load_image(triple.gt)
@@ -192,7 +193,10 @@ def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
 
 def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer],
               notes: list[str]) -> dict[str, Any]:
-    """The content of metrics.json: metrics, each row's means and counts, each photo's values."""
+    """Return the content of metrics.json.
+
+    It has the metrics, each row's means and counts, and each photo's values.
+    """
     notes = list(notes)
     resized = sum(triple.resized for triple in triples)
     if resized:
@@ -232,7 +236,7 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
     }
 
 
-# --- output ---
+# --- Output ---
 
 def write_results(folder: Path, result: dict[str, Any]) -> None:
     """Write metrics.json and metrics.csv (a line for each photo, then `mean`): both or neither."""

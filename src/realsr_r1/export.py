@@ -1,10 +1,8 @@
-"""Turn published files or a training run into a self-contained model folder:
+"""Turns published files or a training run into a self-contained model folder.
 
-`realsr-r1 export --checkpoint DIR --output DIR`.
-
-Takes a finished run, a run that was stopped (its newest complete checkpoint), one checkpoint folder
-(with whole weights, with ZeRO shards only, or with a LoRA adapter, which is merged), or a published
-folder with the files that belong to it.
+`realsr-r1 export --checkpoint DIR --output DIR` takes a finished run, a stopped run
+(its newest complete checkpoint), one checkpoint folder (with whole weights, with ZeRO shards only,
+or with a LoRA adapter, which is merged), or a published folder with the files that belong to it.
 """
 
 from __future__ import annotations
@@ -34,12 +32,12 @@ if TYPE_CHECKING:
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 TOKENIZER = "tokenizer.json"
-RECORD = "export.json"  # in the written folder: what it was made from
+RECORD = "export.json"  # this file in the written folder says what the folder was made from
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Find the checkpoint and what belongs to it, load them, write the folder."""
+    """Find the checkpoint and what belongs to it, load them, and write the folder."""
     parser = argparse.ArgumentParser(prog="realsr-r1 export", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", required=True,
                         help="run folder, checkpoint folder, model folder or published folder")
@@ -56,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sampling", nargs="+", metavar="FIELD=VALUE", default=[],
                         help="sampling settings that restore uses by default, e.g. temperature=0.5 "
                              "image_top_k_max=100")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the written weights (default: as they are)")
     args = parser.parse_args(argv)
     source = find_weights(existing_folder(args.checkpoint, "--checkpoint"))
     output = Path(args.output)
@@ -87,8 +85,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def fingerprint(source: Path, args: argparse.Namespace) -> str:
-    """Of the weights in `source` and the flags that change what is written; the same command gives
-    the same.
+    """Return a short name for the weights in `source` and the flags that change what is written.
+
+    The same command gives the same name.
     """
     files = sorted(path for pattern in ("*.safetensors", "global_step*/*") for path in source.glob(pattern))
     parts = [Path(part) for part in (args.image_tokenizer, args.tokenizer, args.chain_settings) if part]
@@ -99,7 +98,7 @@ def fingerprint(source: Path, args: argparse.Namespace) -> str:
 
 
 def sampling_settings(assignments: list[str]) -> dict[str, Any]:
-    """`field=value` words -> fields of `RolloutConfig`.
+    """Turn `field=value` words into fields of `RolloutConfig`.
 
     Raises `UserError` for an unknown field or a bad value.
     """
@@ -123,13 +122,10 @@ def sampling_settings(assignments: list[str]) -> dict[str, Any]:
     return values
 
 
-# What goes in: a checkpoint and the parts that belong to it
+# --- Input: a checkpoint and the parts that belong to it ---
 
 def find_weights(folder: Path) -> Path:
-    """The folder that holds weights:
-
-    `folder` itself, or the newest complete checkpoint inside it.
-    """
+    """Return the folder with weights: `folder` itself, or its newest complete checkpoint."""
     if has_weights(folder) or (folder / ADAPTER).is_file() or any(folder.glob("global_step*")):
         return folder
     from realsr_r1.training.checkpoints import complete_checkpoints
@@ -141,15 +137,16 @@ def find_weights(folder: Path) -> Path:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds a policy's whole weights, in one file or in shards."""
+    """Whether a folder holds all weights of a policy, in one file or in shards."""
     from realsr_r1.models.checking import WEIGHTS_INDEX
 
     return any((folder / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX))
 
 
 def base_of(source: Path) -> list[Path]:
-    """The folder of the policy that an adapter was trained on; none where `source` holds no
-    adapter.
+    """Return the folder of the policy that an adapter was trained on.
+
+    The list is empty where `source` holds no adapter.
     """
     if not (source / ADAPTER).is_file():
         return []
@@ -161,8 +158,9 @@ def base_of(source: Path) -> list[Path]:
 
 
 def check_architecture(folder: Path) -> None:
-    """Raise `UserError` for a policy of another kind or a damaged file, before anything large is
-    read.
+    """Raise `UserError` for a policy of another kind or a damaged file.
+
+    This happens before anything large is read.
     """
     from realsr_r1.models.checking import tensor_headers
     from realsr_r1.models.loading import policy_config
@@ -173,8 +171,9 @@ def check_architecture(folder: Path) -> None:
 
 
 def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProcessor:
-    """The processor of the checkpoint, or of its base, with the parts that flags name in place of
-    its own.
+    """Return the processor of the checkpoint or of its base.
+
+    Parts that flags name take the place of its own.
     """
     from realsr_r1.chain.processor import IMAGE_TOKENIZER_FOLDER, ChainProcessor
     from realsr_r1.chain.settings import SETTINGS_FILE, ChainSettings
@@ -196,21 +195,18 @@ def make_processor(folders: list[Path], args: argparse.Namespace) -> ChainProces
         raise UserError(f"{folders[0]} has no text tokenizer ({TOKENIZER}): name the file or its folder with "
                         "--tokenizer")
     image_tokenizer = load_image_tokenizer(part("image_tokenizer", IMAGE_TOKENIZER_FOLDER,
-                                                "vqgan.ckpt for Lumina-mGPT, "
-                                                                                           "vq_ds8_c2i.pt for PURE"))
+                                                "vqgan.ckpt for Lumina-mGPT, vq_ds8_c2i.pt for PURE"))
     settings = ChainSettings.read(file)
     sampling = {**settings.sampling, **sampling_settings(args.sampling)}
-    RolloutConfig.from_settings(sampling, str(file))  # checks them
+    RolloutConfig.from_settings(sampling, str(file))  # raises an error for bad settings
     return ChainProcessor(tokenizer, image_tokenizer, dataclasses.replace(settings, sampling=sampling))
 
 
 def find_text_tokenizer(folders: list[Path], given: str | None) -> PreTrainedTokenizerBase | None:
-    """The text tokenizer `--tokenizer` names, else that of the first folder with one.
+    """Return the text tokenizer that `--tokenizer` names, else that of the first folder with one.
 
-    Raises `UserError` for a bad one.
-
-    The file alone counts: published folders name tokenizer classes that transformers would rebuild
-    in its own way.
+    Only its file counts, because published folders name tokenizer classes that transformers would
+    rebuild in its own way. Raises `UserError` for a bad file.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -229,7 +225,7 @@ def find_text_tokenizer(folders: list[Path], given: str | None) -> PreTrainedTok
     except Exception as error:  # tokenizers raises plain Exception
         raise UserError(f"{file} can't be read as a text tokenizer ({error})") from error
     roles = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
-    # others would be added
+    # Only names that the tokenizer has; others would be added to it.
     known = {role: name for role, name in roles.items() if tokenizer.token_to_id(name) is not None}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **known)
 
@@ -242,12 +238,12 @@ def check_vocabulary(policy: PreTrainedModel, processor: ChainProcessor) -> None
 
 
 def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedModel, dict[str, torch.dtype]]:
-    """The policy of a checkpoint folder in `dtype` (by default that of its weights), and the types
-    to write tensors in.
+    """Load the policy of a checkpoint folder, and return it with the types to write its tensors in.
 
-    Whole weights are read as they are, ZeRO shards are put together, and an adapter is merged into
-    its base in float32. Types are given only where the weights have several: then the policy has
-    the widest, and its tensors get their own back.
+    `dtype`: by default that of the weights. Whole weights are read as they are, ZeRO shards are put
+    together, and an adapter is merged into its base in float32. There are types only where the
+    weights have several: the policy then has the widest type, and its tensors are written in their
+    own.
     """
     import torch
 
@@ -268,7 +264,7 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedMode
     else:
         from peft import PeftModel
 
-        file_headers(source / "adapter_model.safetensors")  # names a damaged file
+        file_headers(source / "adapter_model.safetensors")  # raises an error that names a damaged file
         policy = PeftModel.from_pretrained(load_policy(weights, dtype=torch.float32),
                                            source).merge_and_unload()
     if dtype:
@@ -276,12 +272,12 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedMode
     return (policy, dtypes) if len(set(dtypes.values())) > 1 else (policy.to(*set(dtypes.values())), {})
 
 
-# What comes out
+# --- Output ---
 
 def save_weights(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], folder: Path) -> None:
-    """Config, generation config and weights, in shards where they are large;
+    """Write config, generation config and weights, in shards where they are large.
 
-    `dtypes` as `load_trained` gives them.
+    `dtypes`: see `load_trained`.
     """
     state = {name: tensor.to(dtypes.get(name, tensor.dtype))
              for name, tensor in policy.state_dict().items()} if dtypes else None
@@ -290,8 +286,8 @@ def save_weights(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], fol
 
 def save_ours(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], processor: ChainProcessor,
               folder: Path) -> None:
-    """A self-contained model folder: policy, tokenizers, chain settings."""
-    layout = processor.layout  # a published config may call id 1 the beginning, which is the padding
+    """Write a self-contained model folder: policy, tokenizers, chain settings."""
+    layout = processor.layout  # a published config may name the padding's id, 1, as the beginning
     policy.generation_config.update(bos_token_id=layout.bos, pad_token_id=layout.pad,
                                     eos_token_id=layout.end_of_turn)
     save_weights(policy, dtypes, folder)
@@ -301,7 +297,7 @@ def save_ours(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype], proces
 def save_lumina(policy: PreTrainedModel, dtypes: Mapping[str, torch.dtype],
                 tokenizer: PreTrainedTokenizerBase | None,
                 folder: Path) -> None:
-    """The policy, and its text tokenizer where there is one, in Lumina-mGPT's layout."""
+    """Write the policy, and its text tokenizer if there is one, in Lumina-mGPT's layout."""
     save_weights(policy, dtypes, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

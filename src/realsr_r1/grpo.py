@@ -1,4 +1,4 @@
-"""VLCoT-GRPO: fine-tune a cold-started policy with reinforcement learning.
+"""VLCoT-GRPO: fine-tunes a cold-started policy with reinforcement learning.
 
 `torchrun ... grpo.py --config FILE.yaml`.
 """
@@ -19,15 +19,14 @@ if TYPE_CHECKING:
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
 PROMPTS_FOLDER = "prompts"
-# a run goes on with the same only
+# These settings must be the same when a run resumes.
 LASTING = ("num_generations", "generation_batch_size", "seed", "optim", "use_peft", "lora_r")
 
 
 def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | None = None) -> None:
-    """Settings, process group, resume check, rewards, processor, data, policy, trainer, train,
-    save.
+    """Go from settings to the saved model; the steps follow one another below.
 
-    `trainer_class`: one's own, with a loss of its own for example (docs/extending.md).
+    `trainer_class`: a class of your own, for example with a loss of its own (docs/extending.md).
     """
     from trl import ModelConfig
 
@@ -70,14 +69,14 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     settings = shown_settings(args, model_args)
     if checkpoint:
         require_same_run(output, settings, LASTING)
-    # this and the next: a bad folder is said before anything is made
+    # This line and the next report a bad folder before anything is made.
     policy_config(Path(model_args.model_name_or_path))
     tensor_shapes(Path(model_args.model_name_or_path))
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device),
                                                args.chain_settings)
     experts = args.experts or list(processor.settings.experts)
-    agreement = Agreement()  # a fault inside would leave the other ranks waiting for this one
-    # one process first, for it may have to download their weights
+    agreement = Agreement()  # otherwise the other ranks would wait for a rank with a fault
+    # One process goes first, since it may have to download the experts' weights.
     with global_then_local_main_first(), agreement:
         reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device),
                                          chain=processor.chain)
@@ -98,13 +97,13 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
                         f"than the {wanted} of one rollout over all devices; use more prompts or a smaller "
                         "--per_device_train_batch_size")
     other = other_question(train, processor)
-    if other is not None:  # the model folder keeps what its policy was trained with
+    if other is not None:  # the model folder keeps the question that its policy is trained with
         if args.process_index == 0:
             print(f"{args.dataset_name} asks {other!r}, not the model folder's {processor.chain.question!r}: "
                   "this run trains with the former, and its model folder asks it from here on "
                   "(--chain_settings FILE would ask the file's)")
         processor = processor.with_settings(processor.settings.asking(other))
-    # In float32 unless --dtype says otherwise: DeepSpeed and autocast cast it themselves.
+    # The policy is in float32 unless --dtype says otherwise; DeepSpeed and autocast cast it.
     policy = load_policy(model_args.model_name_or_path, dtype=model_args.dtype,
                          quantization_config=quantization,
                          attn_implementation=model_args.attn_implementation)
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
 
 
 def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, Any]:
-    """What the report says of a run: our own settings and the optimizer's, in plain values."""
+    """Return the settings that the report shows: our own and the optimizer's, as plain values."""
     names = ["run_name", "dataset_name", "reward_funcs", "reward_weights", "experts", "num_generations",
              "generation_batch_size",
              "learning_rate", "max_steps", "num_train_epochs", "rollout_temperature", "guidance_scale",
@@ -132,7 +131,10 @@ def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, 
 
 
 def reward_log_path() -> str | None:
-    """Where the published code's `DEBUG_MODE=true LOG_PATH=FILE` asks for a text log of rewards."""
+    """Return the path of the text log of rewards, or None.
+
+    The published code asks for this log by `DEBUG_MODE=true LOG_PATH=FILE`.
+    """
     if os.environ.get("DEBUG_MODE", "").lower() not in ("true", "1"):
         return None
     return os.environ.get("LOG_PATH") or "reward_log.txt"

@@ -1,9 +1,9 @@
-"""Plan a GRPO run before renting GPUs: memory and time by part, their limits, and what would fit.
+"""Plans a GRPO run before GPUs are rented: memory and time by part, their limits, and what fits.
 
     realsr-r1 plan --config configs/recipes/pure_7b_grpo.yaml --gpu a100-80gb --gpus 6 \\
         --model_name_or_path configs/models/pure_7b
 
-Needs no GPU and no weights: the formulas are in `realsr_r1.planning`.
+Needs no GPU and no weights; the formulas are in `realsr_r1.planning`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RATES = {"memory_gib": "a GPU's memory, GiB", "tflops": "TFLOP/s that training r
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read settings, machine and model, compute the plan, show it."""
+    """Read settings, machine and model, compute the plan, and show it."""
     own, rest = _parser().parse_known_args(argv)
     machine = _machine(own)
     work = _workload(own, rest, machine)
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def plan(work: Workload, machine: Machine) -> dict[str, Any]:
-    """All figures of the plan, in bytes and seconds, ready for JSON."""
+    """Return all figures of the plan, in bytes and seconds, ready for JSON."""
     from realsr_r1.planning.advice import advice, fits, largest, ways
     from realsr_r1.planning.duration import parts
     from realsr_r1.planning.memory import peak, phases
@@ -127,7 +127,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     from realsr_r1.planning.workload import Sharding, TokenizerShape, tokenizer_values, workload
     from realsr_r1.training.config import ChainGRPOConfig
 
-    # A plan reads no data; grpo's settings ask for a name.
+    # A plan reads no data, but grpo's settings need a name.
     args, model_args = parse((ChainGRPOConfig, ModelConfig), ["--dataset_name", "none", *rest],
                              "realsr-r1 plan")
     if not model_args.model_name_or_path:
@@ -145,9 +145,9 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
 
 
 def _chain_settings(path: str | Path, required: bool) -> Any:
-    """Chain settings from a JSON or YAML file.
+    """Return chain settings from a JSON or YAML file.
 
-    The published ones (512 px) where there is no file, unless one was asked for (`required`).
+    Where there is no file they are the published ones (512 px), unless a file is `required`.
     """
     from realsr_r1.chain.settings import ChainSettings
 

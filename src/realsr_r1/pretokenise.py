@@ -1,10 +1,9 @@
-"""Records to token ids, once, for any number of training runs.
+"""Turns records into token ids, once for any number of training runs.
 
-`realsr-r1 pretokenise --dataset_name DATASET ...`.
-
-A command of its own, because it wants other machines than training does: many processes or GPUs
-with an image tokenizer each, no policy, no process group. `realsr-r1 sft` takes its folder as
-`--dataset_name` (or a dataset, and tokenises it itself).
+`realsr-r1 pretokenise --dataset_name DATASET ...` is a command of its own because it needs other
+machines than training: many processes or GPUs with an image tokenizer each, no policy and no
+process group. `realsr-r1 sft` takes its folder as `--dataset_name` (or takes a dataset, and
+tokenises it itself).
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
     from realsr_r1.data.photos.sources import Item
     from realsr_r1.data.tokens.token_store import Shard
 
-MadeWith = tuple[str, str | None]  # the model's folder, and --chain_settings
-SPLITS = ("train", "test_crops")  # what the cold start trains on, and what it evaluates on
+MadeWith = tuple[str, str | None]  # the model's folder, and the value of --chain_settings
+SPLITS = ("train", "test_crops")  # the cold start trains on the first and evaluates on the second
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Plan the shards, make those that are missing, say what there is.
+    """Plan the shards, make those that are missing, and print what there is.
 
-    Raises `UserError` where records make no chain.
+    Raises `UserError` where records give no valid chain.
     """
     args = _parser().parse_args(argv)
     part, parts = _part(args.shard)
@@ -71,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         _progress(mine, _in_processes(mine, made_with, processes) if processes > 1
                   else _here(mine, made_with))
     counts = ", ".join(f"{split} {len(source.numbers)}" for split, source in sources.items())
-    others = "" if len(mine) == len(missing) else f"; {len(missing) - len(mine)} shards are left to the other parts"
+    others = ("" if len(mine) == len(missing)
+              else f"; {len(missing) - len(mine)} shards are left to the other parts")
     print(f"{args.output_dir}: {counts} records, {len(mine)} shards made now{others}" if missing else
           f"{args.output_dir} is up to date, nothing to do: {counts} records")
     rejected = rejected_records(plan_shards(args.output_dir, sources))
@@ -81,8 +81,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _complain_of(rejected: Sequence[Item], records: int, made_now: bool, args: argparse.Namespace) -> None:
-    """Raise `UserError` for records that make no chain, unless there are others and that is
-    accepted.
+    """Raise `UserError` for records that give no valid chain.
+
+    It doesn't where that is accepted and there are other records.
     """
     from realsr_r1.data.building.assembly import REJECTED_FILE
 
@@ -110,10 +111,10 @@ def _parser() -> argparse.ArgumentParser:
                                  "the folder's: sections, sizes, and the question, which is then asked of "
                                  "all records")
     add("--output_dir", type=Path, required=True, help="folder to make")
-    add("--seed", type=int, default=0, help="of the chains' wordings (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the chains' wordings (default: 0)")
     add("--num_proc", type=int,
-        help="processes, dealt over the GPUs (default: one a GPU, or all cores); the result doesn't depend "
-             "on it")
+        help="processes, spread over the GPUs (default: one for each GPU, or all cores); the result doesn't "
+             "depend on it")
     add("--skip_bad", action="store_true", help="exit 0 although records make no chain and were left out")
     add("--shard", default="1/1", metavar="I/N",
         help="do part I of N, each on a machine of its own (default: 1/1)")
@@ -145,7 +146,7 @@ def _progress(shards: Sequence[Shard], done: Iterator[int]) -> None:
 
 
 def _here(shards: Sequence[Shard], made_with: MadeWith, worker: int = 0) -> Iterator[int]:
-    """Make shards in this process, on a GPU where there is one; yields the records of each."""
+    """Make shards in this process, on a GPU if there is one; yields the records of each."""
     import torch
 
     from realsr_r1.chain.processor import ChainProcessor
@@ -159,7 +160,7 @@ def _here(shards: Sequence[Shard], made_with: MadeWith, worker: int = 0) -> Iter
 
 
 def _in_processes(shards: Sequence[Shard], made_with: MadeWith, num_proc: int) -> Iterator[int]:
-    """Make shards in processes; yields the records of each shard.
+    """Make shards in several processes; yields the number of records of each shard.
 
     Raises `UserError` when one of them fails.
     """
@@ -170,7 +171,7 @@ def _in_processes(shards: Sequence[Shard], made_with: MadeWith, num_proc: int) -
         process = context.Process(target=_work, args=(shards[worker::num_proc], made_with, worker, writer),
                                   daemon=True)
         process.start()
-        writer.close()  # so that the reader sees the end when the process is gone
+        writer.close()  # so that the reader sees the end when the process has ended
         readers[reader] = process
     while readers:
         for reader in wait(list(readers)):
@@ -197,7 +198,7 @@ def _work(shards: Sequence[Shard], made_with: MadeWith, worker: int, writer: Con
     try:
         for records in _here(shards, made_with, worker):
             writer.send(records)
-            # killed: its next run must find nobody at its shards
+            # The parent was killed. Its next run must be the only one that makes its shards.
             if not multiprocessing.parent_process().is_alive():
                 return
     except UserError as error:

@@ -1,7 +1,7 @@
 """`realsr-r1 report`: one HTML page about a training run, with curves.png and strips.png beside it.
 
 The package `reporting` reads, draws and writes. The page shows what there is, and for what is
-missing the command that makes it.
+missing it names the command that makes it.
 """
 
 from __future__ import annotations

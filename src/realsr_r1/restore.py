@@ -1,11 +1,10 @@
-"""Restore photos with a model folder:
+"""Restores photos with a model folder.
 
-`realsr-r1 restore --model DIR --input FILE|DIR --output DIR`.
-
-Writes NAME.png for every photo, and in `chains/NAME/` its chain (text and the images on the way)
-and what it was made with. Photos that are done already are left as they are; a photo's noise
-depends on its place in the input only, so a resumed run gives the same (on a GPU: up to the
-rounding of batches of another size, which can tip a draw).
+`realsr-r1 restore --model DIR --input FILE|DIR --output DIR` writes NAME.png for every photo.
+`chains/NAME/` gets its chain (the text and the images on the way) and the settings it was made
+with. Photos that are already done stay as they are. A photo's noise depends only on its place in
+the input, so a resumed run gives the same result (on a GPU up to rounding, which differs in batches
+of another size and can change a draw).
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
     from realsr_r1.rollout import RolloutEngine
 
 CHAINS_FOLDER, MADE_WITH_FILE, BAD_ITEMS_FILE = "chains", "made_with.json", "bad_items.txt"
-# Of `RolloutConfig`, what decides how a photo is restored; `cuda_graphs` changes nothing but the
-# time.
+# The fields of `RolloutConfig` that decide how a photo is restored. `cuda_graphs` isn't here, since
+# it changes only the time.
 ENGINE_FLAGS = ("temperature", "guidance_scale", "text_top_k", "image_top_k_min", "image_top_k_max",
                 "max_new_tokens",
                 "max_text_tokens", "seed", "jacobi")
@@ -46,7 +45,7 @@ class Input(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A photo, as the policy sees it, and its own size (width, height) in px."""
+    """A photo, its image as the policy sees it, and its own size (width, height) in px."""
 
     photo: Input
     lq: Image
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="photos at a time (default: 8)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=POLICY_DTYPES,
-                        help="of the policy (default: bfloat16 on CUDA, else float32)")
+                        help="type of the policy (default: bfloat16 on CUDA, else float32)")
     parser.add_argument("--grammar", choices=["chain", "image"], default="chain",
                         help="chain: every answer is a whole chain; image: only images are forced (default: "
                              "chain)")
@@ -96,9 +95,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def find_photos(source: Path) -> list[Path]:
-    """The photos to restore.
+    """Return the photos to restore.
 
-    Raises `UserError` for none, and for two that would get the same name.
+    Raises `UserError` when there are none, and when two would get the same name.
     """
     if not source.exists():
         raise UserError(f"no such file or folder: {source} (given by --input)")
@@ -114,8 +113,9 @@ def find_photos(source: Path) -> list[Path]:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides how a photo is restored: the flags that were given, and the names, sizes and
-    times of the model's files.
+    """Return what decides how a photo is restored.
+
+    These are the flags that were given, and the names, sizes and times of the model's files.
     """
     model = Path(args.model)
     files = [(str(path.relative_to(model)), path.stat()) for path in sorted(model.rglob("*"))
@@ -127,9 +127,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_restored(output: Path, name: str, made_with: dict[str, Any]) -> bool:
-    """Whether `output` holds photo `name` already.
+    """Whether `output` already holds photo `name`.
 
-    Raises `UserError` when it was made with something else.
+    Raises `UserError` when it was made with other settings.
     """
     if not (output / f"{name}.png").is_file():
         return False
@@ -141,7 +141,7 @@ def is_restored(output: Path, name: str, made_with: dict[str, Any]) -> bool:
 
 
 def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine]:
-    """Policy and processor of the model folder, with its sampling settings under the flags."""
+    """Load policy and processor; flags win over the model folder's sampling settings."""
     from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.models import load_policy
     from realsr_r1.rollout import RolloutConfig, RolloutEngine
@@ -158,7 +158,7 @@ def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine
 
 def restore_all(photos: list[Input], processor: ChainProcessor, engine: RolloutEngine, output: Path,
                 made_with: dict[str, Any], batch_size: int) -> list[tuple[Path, str]]:
-    """Restore photos batch by batch; returns (photo, reason) for those that could not be."""
+    """Restore photos batch by batch; returns (photo, reason) for those that failed."""
     from tqdm import tqdm
 
     bad: list[tuple[Path, str]] = []
@@ -178,7 +178,7 @@ def restore_all(photos: list[Input], processor: ChainProcessor, engine: RolloutE
                 forwards, tokens = forwards + sum(rollout.forwards), tokens + sum(map(len,
                                                                                       rollout.completion_ids))
                 for (photo, lq, shape), ids in zip(part, rollout.completion_ids, strict=True):
-                    text, found = processor.decode(ids)  # one by one: a batch can round a pixel another way
+                    text, found = processor.decode(ids)  # one by one, since a batch can round differently
                     if found:
                         write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found,
                                     processor.chain, made_with)
@@ -195,8 +195,9 @@ def restore_all(photos: list[Input], processor: ChainProcessor, engine: RolloutE
 
 
 def neighbours(batch: list[Fitted]) -> Iterator[list[Fitted]]:
-    """Split a batch where a place is missing: the engine numbers the rows of a call, so their
-    noise, without gaps.
+    """Split a batch where a place is missing.
+
+    The engine numbers the rows of a call without gaps, and the numbers decide their noise.
     """
     part: list[Fitted] = []
     for item in batch:
@@ -210,8 +211,9 @@ def neighbours(batch: list[Fitted]) -> Iterator[list[Fitted]]:
 
 def write_chain(path: Path, lq: Image, text: str, images: list[Image], chain: ChainSpec,
                 made_with: dict[str, Any]) -> None:
-    """The folder of a photo's chain: the input as the policy saw it, text and images as it wrote
-    them, and what chain it is.
+    """Write the folder of a photo's chain.
+
+    It holds the input as the policy saw it, text and images as the policy wrote them, and `chain`.
     """
     with atomic_folder(path) as folder:
         lq.save(folder / "lq.png")
@@ -223,7 +225,10 @@ def write_chain(path: Path, lq: Image, text: str, images: list[Image], chain: Ch
 
 
 def write_photo(path: Path, image: Image) -> None:
-    """The restored photo; written after its chain, so it says that both are there."""
+    """Write the restored photo.
+
+    This comes after its chain, so the photo's file says that both exist.
+    """
     with atomic_file(path) as partial:
         image.save(partial, format="PNG")
 

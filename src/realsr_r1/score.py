@@ -1,9 +1,8 @@
-"""Measure a model folder by the rewards it earns:
+"""Measures a model folder by the rewards it earns.
 
-`realsr-r1 score --model DIR --dataset_name DIR --output FILE.json`.
-
-One completion a prompt. With the same `--seed` two models get the same prompts and the same noise,
-so `--compare` pairs them; intervals are 95 % bootstrap percentiles over prompts.
+`realsr-r1 score --model DIR --dataset_name DIR --output FILE.json` writes one completion for each
+prompt. With the same `--seed` two models get the same prompts and the same noise, so `--compare`
+can pair them. Intervals are 95 % bootstrap percentiles over prompts.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ RESAMPLES = 10_000
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prompts, completions, rewards, means and intervals."""
+    """Make prompts, completions, rewards, means and intervals."""
     parser = argparse.ArgumentParser(prog="realsr-r1 score", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--dataset_name", required=True, help="folder of a prepared dataset")
@@ -29,14 +28,14 @@ def main(argv: list[str] | None = None) -> None:
                         help="split to take prompts from (default: test_crops)")
     parser.add_argument("--samples", type=int, default=256, help="prompts, drawn with --seed (default: 256)")
     parser.add_argument("--recipe",
-                        help="GRPO recipe whose rollout settings, rewards and experts count (default: GRPO's "
-                             "defaults)")
+                        help="GRPO recipe whose rollout settings, rewards and experts are used (default: "
+                             "GRPO's defaults)")
     parser.add_argument("--grammar", choices=["image", "chain"], default="image", help="default: image")
     parser.add_argument("--seed", type=int, default=0,
-                        help="of the choice of prompts and of the noise (default: 0)")
+                        help="seed of the choice of prompts and of the noise (default: 0)")
     parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time (default: 4)")
     parser.add_argument("--dtype", choices=POLICY_DTYPES,
-                        help="of the policy (default: bfloat16 on CUDA, else float32)")
+                        help="type of the policy (default: bfloat16 on CUDA, else float32)")
     parser.add_argument("--label", help="name in tables (default: the folder's)")
     parser.add_argument("--compare", help="JSON of another model with the same prompts and noise, to pair "
                                           "with")
@@ -67,8 +66,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:
-    """Raise `UserError` unless another model's result, read from `path`, has the same prompts,
-    noise and rewards.
+    """Raise `UserError` unless another model's result can be paired with this one.
+
+    It must have the same prompts, noise and rewards. `path`: where it was read from.
     """
     for key, value in mine.items():
         theirs = other.get(key) if isinstance(other, dict) else None
@@ -78,8 +78,9 @@ def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:
 
 
 def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list[str]]:
-    """Reward name -> score of each prompt's completion, with the weighted `total`; and each
-    prompt's photo.
+    """Score each prompt's completion.
+
+    Returns reward name -> scores, with the weighted `total`, and each prompt's photo.
     """
     from tqdm import tqdm
     from trl import ModelConfig
@@ -130,26 +131,29 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are there."""
+    """Return the mean of the values that aren't None."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
 
 
 def mean_with_interval(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and its 95 % bootstrap interval over the values that are there."""
+    """Return the mean and its 95 % bootstrap interval, over the values that aren't None."""
     present = [value for value in values if value is not None]
     return {"mean": mean(present), "ci95": bootstrap_interval(present) if present else None}
 
 
 def paired_difference(before: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any]:
-    """Mean of after - before over prompts where both are there, with its 95 % bootstrap interval."""
+    """Return the mean of after - before and its 95 % bootstrap interval.
+
+    Only prompts with both values count.
+    """
     differences = [new - old for old, new in zip(before, after, strict=True) if old is not None
                    and new is not None]
     return {"difference": mean(differences), "ci95": bootstrap_interval(differences) if differences else None}
 
 
 def bootstrap_interval(values: Sequence[float]) -> list[float]:
-    """[2.5 %, 97.5 %] percentiles of the mean under resampling with replacement (fixed seed)."""
+    """Return the [2.5 %, 97.5 %] percentiles of the mean, resampled with a fixed seed."""
     import numpy
 
     array = numpy.asarray(values)
@@ -158,7 +162,7 @@ def bootstrap_interval(values: Sequence[float]) -> list[float]:
 
 
 def print_table(result: Mapping[str, Any], other: Mapping[str, Any] | None) -> None:
-    """The means, beside the other model's and the paired differences where there is one."""
+    """Print the means, and the other model's with the paired differences if there are any."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,10 +1,9 @@
-"""Cold start: supervised fine-tuning of a policy on chains, the answer only.
+"""The cold start: supervised fine-tuning of a policy on the answers of chains.
 
-`realsr-r1 sft --config FILE.yaml`.
-
-Takes a model folder (goes on from its policy) or a processor folder (`realsr-r1 train-tokenizer`;
-then a new policy of the shape in the recipe is made), and records (a dataset, its tokens from
-`realsr-r1 pretokenise`, or conversations). Leaves a complete model folder.
+`realsr-r1 sft --config FILE.yaml` takes a model folder, whose policy it trains on, or a processor
+folder (from `realsr-r1 train-tokenizer`), for which it makes a new policy with the recipe's sizes.
+Its records are a dataset, the dataset's tokens from `realsr-r1 pretokenise`, or conversations. It
+leaves a complete model folder.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ if TYPE_CHECKING:
     from realsr_r1.training.config import ColdStartConfig
 
 TOKENS_FOLDER = "tokens"
-LOOKED_AT = 256  # samples, to see what they ask
+LOOKED_AT = 256  # samples that are looked at to find the question that they ask
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")  # of a new policy
-# A run goes on with the same only:
+# These settings must be the same when a run resumes.
 LASTING = ("records", "max_samples", "samples_per_step", "train_sampling_strategy", "seed", "data_seed",
            "optim", "use_peft",
            "lora_r", *SHAPE)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Tokens, policy, training, model folder."""
+    """Make tokens, load the policy, train it, and write the model folder."""
     from trl import ModelConfig
 
     from realsr_r1.core.settings import parse
@@ -75,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def shown_settings(args: ColdStartConfig, model_args: ModelConfig) -> dict[str, Any]:
-    """What a run was started with, in plain values."""
+    """Return the settings that a run was started with, as plain values."""
     names = ["run_name", "dataset_name", "max_samples", "train_sampling_strategy", "seed", "data_seed",
              "learning_rate",
              "max_steps", "num_train_epochs", "z_loss", "dropout", "bf16", "world_size"]
@@ -91,7 +90,7 @@ def shown_settings(args: ColdStartConfig, model_args: ModelConfig) -> dict[str, 
 
 def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: Any,
                 processor: ChainProcessor) -> Any:
-    """The folder's policy, or a new one of the recipe's shape where the folder has none."""
+    """Load the folder's policy, or make a new one with the recipe's sizes where it has none."""
     import torch
 
     from realsr_r1.models import load_policy, new_config, new_policy
@@ -113,10 +112,10 @@ def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: An
 
 def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> tuple[Dataset, Dataset | None,
                                                                                      str]:
-    """Tokens to train on, those to evaluate on (or None), and the name of the records to train on.
+    """Return tokens to train on, tokens to evaluate on (or None), and the records' name.
 
-    Read where `--dataset_name` is a folder of tokens; else made in `output_dir/tokens` first, by
-    all ranks together.
+    The tokens are read where `--dataset_name` is a folder of tokens. Otherwise all ranks make them
+    together in `output_dir/tokens` first. The name stands for the records to train on.
     """
     from realsr_r1.data.tokens.token_store import (
         is_store,
@@ -141,10 +140,10 @@ def tokenised(args: ColdStartConfig, model: str, processor: ChainProcessor) -> t
 
 
 def asking_as_trained(processor: ChainProcessor, tokens: Dataset, args: ColdStartConfig) -> ChainProcessor:
-    """The processor with the question that most of the tokens ask, so that the model folder keeps
-    what its policy learns.
+    """Return the processor with the question that most of the tokens ask.
 
-    Conversations of other forms than a chain's leave it as it is.
+    So the model folder keeps the question that its policy learns. Conversations that don't have a
+    chain's form change nothing.
     """
     from collections import Counter
 
@@ -185,9 +184,9 @@ def _check_lengths(tokens: Dataset, split: str, max_length: int) -> None:
 
 def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, str],
                  processor: ChainProcessor) -> Path:
-    """Every rank makes its shards; returns the folder when all are there.
+    """Make this rank's shards; returns the folder when all shards are there.
 
-    Raises `UserError` where a record makes no chain.
+    Raises `UserError` where a record gives no valid chain.
     """
     from realsr_r1.data.tokens.token_store import (
         clear_partials,

@@ -1,9 +1,8 @@
-"""Train the two tokenizers of a small model from a prepared dataset: a VQ image tokenizer and a BPE
-text tokenizer.
+"""Trains the tokenizers of a small model: a VQ image tokenizer and a BPE text tokenizer.
 
-Writes a processor folder (tokenizers + chain settings) that `realsr-r1 sft` starts a policy in. The
-published policies bring their own tokenizers and don't need this step. Reads the `train` split
-only; `test_crops` and `test` are measured.
+It uses a prepared dataset, and writes a processor folder (tokenizers + chain settings) in which
+`realsr-r1 sft` starts a policy. The published policies bring their own tokenizers and don't need
+this step. It trains on the `train` split only, and measures `test_crops` and `test`.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from realsr_r1.models.image_tokenizer import ImageTokenizer
 
 STATE_FILE = "training_state.pt"
-SMALLER_SHARE = 0.2  # share of batches of the chain's smaller image sizes
-WORDING_SAMPLES = 4  # chains a record that the text tokenizer is trained on
+SMALLER_SHARE = 0.2  # the share of batches that have one of the chain's smaller image sizes
+WORDING_SAMPLES = 4  # the number of chains of each record that the text tokenizer is trained on
 
 
 @dataclass
 class TokenizerTrainingConfig:
-    """What `realsr-r1 train-tokenizer` takes."""
+    """The settings of `realsr-r1 train-tokenizer`."""
 
     dataset_name: str = field(metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
     output_dir: str = field(metadata={
@@ -70,9 +69,7 @@ class TokenizerTrainingConfig:
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and flips."})
 
     def __post_init__(self) -> None:
-        """Raises `UserError` for values that can't work, before hours of training rather than
-        after.
-        """
+        """Raise `UserError` for values that can't work, before hours of training."""
         downsample = 2 ** (len(self.channel_multiplier) - 1)
         if self.target_px < self.grid_unit_px or self.grid_unit_px % downsample:
             raise UserError(f"--grid_unit_px {self.grid_unit_px} must be at most --target_px "
@@ -86,7 +83,7 @@ class TokenizerTrainingConfig:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, or go on training, then write the processor folder."""
+    """Train or resume training, then write the processor folder."""
     from realsr_r1.core.settings import parse
 
     (config,) = parse((TokenizerTrainingConfig,), argv, "realsr-r1 train-tokenizer")
@@ -109,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenizer: ImageTokenizer,
                    output: Path) -> None:
-    """Train the text tokenizer on the dataset's chains and write the complete folder."""
+    """Train the text tokenizer on the dataset's chains, and write the complete folder."""
     from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.chain.settings import ChainSettings
     from realsr_r1.chain.text import render_chain
@@ -128,7 +125,7 @@ def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenize
 
 
 def chain_of(config: TokenizerTrainingConfig) -> ChainSpec:
-    """What the policy is going to write."""
+    """Return the chain that the policy is going to write."""
     from realsr_r1.chain.spec import ChainSpec
 
     return ChainSpec.from_yaml(config.chain_settings) if config.chain_settings else ChainSpec.published()
@@ -137,7 +134,7 @@ def chain_of(config: TokenizerTrainingConfig) -> ChainSpec:
 def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output: Path) -> ImageTokenizer:
     """Train the VQ model; resumes from the state saved in `output`.
 
-    Prints PSNR on all splits at the end.
+    Prints the PSNR on all splits at the end.
     """
     import torch
     from tqdm import tqdm
@@ -198,7 +195,7 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
 
 
 def learning_rate_share(step: int, max_steps: int, warm_up: int = 100) -> float:
-    """The share of the peak rate at `step`: linear warm-up, then cosine to 5 %."""
+    """Return the share of the peak rate at `step`: linear warm-up, then cosine to 5 %."""
     import math
 
     if step < warm_up:
@@ -208,8 +205,9 @@ def learning_rate_share(step: int, max_steps: int, warm_up: int = 100) -> float:
 
 
 def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> Iterator[torch.Tensor]:
-    """Pixels (B, 3, H, W) for the steps from `first` on; what a step gets is a function of (seed,
-    step).
+    """Yield pixels (B, 3, H, W) for the steps from `first` on.
+
+    What a step gets depends only on (seed, step).
     """
     import random
 
@@ -226,23 +224,28 @@ def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> Iterator
         images = []
         for row in split[rows]["image" if choose.random() < config.lq_share else "hq"]:
             image = resize_to_cover(fit_image(row, config.target_px, unit), (px, px))
-            images.append(image.transpose(0) if choose.random() < 0.5 else image)  # 0: left to right
+            images.append(image.transpose(0) if choose.random() < 0.5 else image)  # 0: mirror left and right
         yield to_pixels(images)
 
 
 def restart_dead_codes(model: ImageTokenizer, used: torch.Tensor, latents: torch.Tensor) -> None:
-    """Put codes nobody used (`used` (codes,) bool) onto random latents of the batch (B, C, h, w)."""
+    """Move the codes that nobody used onto random latents of the batch (B, C, h, w).
+
+    `used` (codes,) bool: whether a code was used.
+    """
     import torch
 
     dead = (~used).nonzero().squeeze(1)
     candidates = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
     chosen = torch.randperm(len(candidates), device=candidates.device)[:len(dead)]
-    model.quantize.embedding.weight.data[dead[:len(chosen)]] = torch.nn.functional.normalize(candidates[chosen], dim=-1)
+    model.quantize.embedding.weight.data[dead[:len(chosen)]] = torch.nn.functional.normalize(
+        candidates[chosen], dim=-1)
 
 
 def measure(model: ImageTokenizer, split: Any, config: TokenizerTrainingConfig) -> tuple[float, int]:
-    """Mean PSNR in dB of reconstructed HQ images of a split (at most 256), and the number of codes
-    they use.
+    """Return the mean PSNR in dB of a split's reconstructed HQ images.
+
+    The second value is the number of codes they use. At most 256 images are measured.
     """
     import torch
 

@@ -21,7 +21,8 @@ from ..small import photo
 
 FAMILIES = {"lumina": ("chameleon", 8192, LUMINA_VOCABULARY),
             "pure": ("llamagen-vq8", 16384, PURE_VOCABULARY)}
-ONE_STEP = "Perceive the degradation level, understand the image content, and restore the high-quality image. <|image|>"
+ONE_STEP = ("Perceive the degradation level, understand the image content, and restore the high-quality "
+            "image. <|image|>")
 TEXTS = {"degradation": "light blur, keep, light noise, light compression, upsample",
          "rough_understand": "  The cat <s>\n",
          "middle_understand": "", "final_understand": f"See {IMAGE.replace('|', '')}, 5 < 6 and 'it''s' </s> "

@@ -62,7 +62,8 @@ def test_ctrl_c_is_one_line_and_the_shells_exit_code(capsys):
 
 
 def test_output_that_nobody_reads_is_no_traceback():
-    code = "from realsr_r1.core.errors import run\nrun(lambda argv: [print('x' * 99) for _ in range(9999)] and None)"
+    code = ("from realsr_r1.core.errors import run\n"
+            "run(lambda argv: [print('x' * 99) for _ in range(9999)] and None)")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (1, b"")
@@ -90,7 +91,8 @@ def test_a_file_without_the_right_to_it_is_one_line_and_exit_code_2(capsys, monk
         raise PermissionError(errno.EACCES, "Permission denied", "photos/a.png")
 
     assert exit_code(main) == 2
-    said = "photos/a.png can't be opened or written (Permission denied); change its rights, or give another path\n"
+    said = ("photos/a.png can't be opened or written (Permission denied); change its rights, or give "
+            "another path\n")
     assert capsys.readouterr().err == f"realsr-r1: error: {said}"
     monkeypatch.setenv("RANK", "3")  # whose disk may be another than rank 0's
     assert exit_code(main) == 2

@@ -76,7 +76,8 @@ def test_a_folder_without_a_dataset_is_named(tmp_path):
 
 
 def test_a_damaged_dataset_is_named(tmp_path):
-    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"tag": ["a"]})}).save_to_disk(str(tmp_path / "d"))
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"tag": ["a"]})}).save_to_disk(
+        str(tmp_path / "d"))
     (tmp_path / "d/train/data-00000-of-00001.arrow").write_bytes(b"rubbish")
     with pytest.raises(UserError, match=str(tmp_path / "d")):
         load_dataset_dict(tmp_path / "d")
@@ -91,7 +92,8 @@ def test_missing_columns_are_named_with_their_reason():
 
 
 def test_label_balance_counts_every_item():
-    text = label_balance(label_counts([FULL, {**FULL,
-                                              "degradation": ["heavy blur", *FULL["degradation"][1:]]}]))
-    assert text.startswith("blur: light 50% medium 0% heavy 50%; resize: upsample 0% downsample 0% keep 100%;")
+    text = label_balance(label_counts([
+        FULL, {**FULL, "degradation": ["heavy blur", *FULL["degradation"][1:]]}]))
+    assert text.startswith("blur: light 50% medium 0% heavy 50%; "
+                           "resize: upsample 0% downsample 0% keep 100%;")
     assert label_counts([SEED]) == {} and label_balance({}) == ""

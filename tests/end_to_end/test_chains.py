@@ -211,5 +211,6 @@ def test_pure_comes_out_in_its_published_layout(chains, tmp_path):
 
 def test_pure_is_asked_its_own_question_whatever_the_dataset_asks(chains):
     pure = chains[PURE]
-    assert json.loads((pure.dataset / "train.json").read_text())[0]["problem"] == ChainSpec.published().question
+    assert (json.loads((pure.dataset / "train.json").read_text())[0]["problem"]
+            == ChainSpec.published().question)
     assert pure.spec.question.startswith("Perceive the degradation level")

@@ -124,7 +124,10 @@ def test_a_stopped_run_that_holds_weights_only_names_the_two_ways_on(seed_run, c
 
 
 def exit_code(flags: Sequence[str]) -> int:
-    """Of the same command in this process, without DeepSpeed, which needs torchrun's process group."""
+    """Return the exit code of the same command, run in this process.
+
+    DeepSpeed is left out, since it needs torchrun's process group.
+    """
     flags = [flag for flag in flags if flag not in ("--deepspeed", "local_scripts/zero3.json")]
     with pytest.raises(SystemExit) as exit_info:
         run_entry_point(grpo.main, flags)

@@ -85,7 +85,8 @@ def test_a_checkpoint_is_a_whole_model_folder(trained, part):
     policy = load_policy(trained.folder / part)
     for name, parameter in policy.named_parameters():
         torch.testing.assert_close(parameter.detach(), weights[name], rtol=0, atol=1e-6)
-    assert policy.generation_config.eos_token_id == ChainProcessor.from_pretrained(trained.folder / part).layout.end_of_turn
+    assert (policy.generation_config.eos_token_id
+            == ChainProcessor.from_pretrained(trained.folder / part).layout.end_of_turn)
 
 
 def test_every_reward_is_logged(trained):

@@ -1,4 +1,4 @@
-"""A GRPO run of two processes under torchrun with DeepSpeed ZeRO-3, and what a test can ask of it."""
+"""A GRPO run of two processes under torchrun with DeepSpeed ZeRO-3, and what tests ask about it."""
 
 from __future__ import annotations
 

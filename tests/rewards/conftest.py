@@ -16,7 +16,7 @@ TEXTS = {"degradation": "medium blur, downsample, heavy noise, light compression
 
 @pytest.fixture
 def chain():
-    """A function that writes a well-formed chain, with bodies replaced: chain(degradation="...")."""
+    """A function that writes a well-formed chain, with other bodies: chain(degradation="...")."""
     return lambda **texts: render_chain({**TEXTS, **texts})
 
 

@@ -1,4 +1,5 @@
-"""Visual experts: scores from 0 to 1 that fall as a photo is damaged, by name, one's own included."""
+"""Visual experts by name: their scores (0 to 1) fall as a photo is damaged, also your own expert's.
+"""
 
 from __future__ import annotations
 

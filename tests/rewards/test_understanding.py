@@ -1,4 +1,4 @@
-"""The understanding reward: the share of the tags that the rough description names as whole words."""
+"""The understanding reward: the share of tags that the rough description names as whole words."""
 
 from __future__ import annotations
 

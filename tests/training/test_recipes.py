@@ -1,4 +1,4 @@
-"""Every recipe opens with the command that launches it, and says only what that stage understands."""
+"""Every recipe opens with its launch command, and has only settings that its stage understands."""
 
 from __future__ import annotations
 

@@ -79,8 +79,7 @@ class ChainProcessor:
     # Text
 
     def encode_text(self, text: str) -> list[int]:
-        """Encode a piece of plain text into ids; names of special tokens in it count as plain text.
-        """
+        """Encode plain text into ids; names of special tokens count as plain text."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _chain_form(self, layout: TokenLayout) -> ChainForm:

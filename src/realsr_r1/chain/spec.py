@@ -63,8 +63,7 @@ class Section:
 
     @property
     def label(self) -> str:
-        """The name in files and on pages: both `rough_image` and `rough_understand` become `rough`.
-        """
+        """The name in files and on pages: `rough_image` and `rough_understand` become `rough`."""
         return self.name.removesuffix("_image").removesuffix("_understand") or self.name
 
     @property

@@ -50,8 +50,7 @@ def parse_chain(text: str, spec: ChainSpec | None = None) -> Chain:
 
 
 def _untagged(text: str, spec: ChainSpec) -> Iterator[tuple[list[Section], str]]:
-    """Yield each run of neighbouring sections without tags, and the text between the tags around.
-    """
+    """Yield each run of sections without tags, and the text between the tags around it."""
     run: list[Section] = []
     start = 0
     for section in (*spec.sections, None):

@@ -69,8 +69,7 @@ class PolicyShape:
 
     @property
     def parameters(self) -> int:
-        """The number of all parameters: of the layers, the last norm, the embedding and the head.
-        """
+        """The number of all parameters: layers, last norm, embedding and head."""
         norms = 2 * self.hidden + 2 * self.head_dim * (self.query_norm_rows + self.key_norm_rows)
         biases = (self.attention_bias * 2 * (self.hidden + self.kv_width)
                   + self.mlp_bias * (2 * self.intermediate + self.hidden))
@@ -268,10 +267,9 @@ class Policy(Protocol):
         """
 
     def answer_modules(self) -> list[nn.Module]:
-        """Return the modules that run only where an answer is predicted, on a packed row of
-        samples.
+        """Return the modules that run only where an answer is predicted.
 
-        They are used to count operations.
+        This is so on a packed row of samples; it is used to count operations.
         """
 
     def prepare_for_cold_start(self, dropout: float) -> None:

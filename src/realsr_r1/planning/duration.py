@@ -14,8 +14,9 @@ from realsr_r1.planning.machines import HOST_BANDWIDTH_GB, Machine
 from realsr_r1.planning.memory import cache_bytes_a_token, trained_size, whole_weights
 from realsr_r1.planning.workload import Workload
 
-# The number of operations that torch starts in a decoder's `step`: for each layer, and for choosing
-# a token (grammar, guidance, top-k, draw). tests/planning/test_duration.py counts them.
+# The number of operations that torch starts in a decoder's `step`: for each layer, with or without
+# unconditional rows, and for choosing a token (grammar, guidance, top-k, draw).
+# tests/planning/test_duration.py counts them.
 STEP_OPERATIONS_A_LAYER, STEP_OPERATIONS = 49, 120
 TRAINING_OPERATIONS_A_LAYER = 60  # in a layer's forward; at these lengths they matter little
 
@@ -68,8 +69,9 @@ def _others(work: Workload) -> float:
 
 
 def gather(work: Workload, machine: Machine) -> StepPart:
-    """Under ZeRO-3, gather all weights once for each rollout; offloaded ones come from the CPU
-    first.
+    """Under ZeRO-3, gather all weights once for each rollout.
+
+    Offloaded weights come from the CPU first.
     """
     whole = whole_weights(work) if work.sharding.stage == 3 else 0.0
     return _part("gather weights", machine, sent=whole * _others(work),
@@ -106,11 +108,11 @@ def prefill(work: Workload, machine: Machine) -> StepPart:
 
 
 def rollout(work: Workload, machine: Machine) -> StepPart:
-    """Write completions: one step for each token, with R rows, and with R unconditional ones in
-    images.
+    """Write completions, with one step for each token.
 
-    Each step reads the layers' weights, the head's rows (all of them in text, those of the codes in
-    images), the prompts' cache once, and what the rows' own caches hold so far.
+    A step has R rows, and R unconditional ones more inside images. It reads the layers' weights,
+    the head's rows (all of them in text, those of the codes in images), the prompts' cache once,
+    and what the rows' own caches hold so far.
     """
     policy, rows, steps, token = work.policy, work.rows, work.expected, cache_bytes_a_token(work)
     in_images = min(sum(work.images), steps)
@@ -143,8 +145,9 @@ def decode_and_score(work: Workload, machine: Machine) -> StepPart:
 
 
 def _scoring_pass(work: Workload) -> tuple[float, float]:
-    """Return the operations of the layers' forward and of the head's, over a rollout of expected
-    length.
+    """Return the operations of the layers' forward and of the head's over a whole rollout.
+
+    Completions have their expected length.
     """
     tokens = work.packed(work.expected)
     pairs = 0.0

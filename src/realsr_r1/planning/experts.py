@@ -31,7 +31,7 @@ COSTS = {
     "maniqa-pipal": ExpertCost(135.7e6, 2281e6, 5601e9),  # it looks at 20 crops of 224 px
     "clipiqa": ExpertCost(102.0e6, 62e6, 64e9),
 }
-NOTHING = ExpertCost(0.0, 0.0, 0.0)  # PIQE and SSIM have no weights; what one's own expert needs isn't known
+NOTHING = ExpertCost(0.0, 0.0, 0.0)  # PIQE and SSIM have no weights; your own expert's cost isn't known
 
 
 def expert_cost(name: str) -> ExpertCost:

@@ -1,5 +1,4 @@
-"""Machines that a run is planned for: GPUs by name from public data sheets, or with your own
-numbers.
+"""Machines that a run is planned for: GPUs by name from public data sheets, or your own numbers.
 
 Knows numbers of hardware; `memory` and `duration` know what a run does with them.
 """

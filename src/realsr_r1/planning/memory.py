@@ -133,8 +133,7 @@ def prefill(work: Workload) -> Parts:
 
 
 def rollout(work: Workload) -> Parts:
-    """Return what the decoder needs: caches of full length, and the largest temporaries of one
-    step.
+    """Return what the decoder needs: full caches, and the largest temporaries of one step.
 
     Prompts are cached once each, completions as R rows x budget, and unconditional branches as R
     rows x longest span. The head's rows of the codes are copied. A step's scores over prompt and
@@ -154,12 +153,11 @@ def rollout(work: Workload) -> Parts:
 
 
 def decoding(work: Workload) -> Parts:
-    """Return what the image tokenizer's decoder needs where it is widest: the last level, in full
-    size.
+    """Return what the image tokenizer's decoder needs where it is widest.
 
-    Everything is float32. Three maps are held at a time: a block's input, what is convolved, and
-    the result. They have the channels of the level below where those are more. All final images of
-    a rollout are one batch of up to `MAX_BATCH_PIXELS`.
+    That is in its last level, in full size and float32. Three maps are held at a time: a block's
+    input, what is convolved, and the result. They have the channels of the level below where those
+    are more. All final images of a rollout are one batch of up to `MAX_BATCH_PIXELS`.
     """
     pixels = work.largest_px**2
     images = max(1, min(work.rows, MAX_BATCH_PIXELS // pixels))

@@ -152,8 +152,9 @@ class Workload:
 
     @property
     def groups_of_micro(self) -> list[tuple[int, int]]:
-        """For each prompt in a microbatch's packed row: (how often it is there, completions that
-        share it).
+        """Return (number of copies, completions that share it) for each prompt in a microbatch.
+
+        The microbatch is a packed row.
         """
         whole, rest = divmod(self.micro, self.generations)
         groups = [(1, self.generations)] * whole + [(1, rest)] * bool(rest)
@@ -166,11 +167,10 @@ class Workload:
 
 def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape, tokenizer: TokenizerShape,
              chain: ChainSettings, sharding: Sharding, world: int, text_tokens: int) -> Workload:
-    """Return the numbers of a run on `world` processes with these settings (already in TRL's
-    units).
+    """Return the numbers of a run with these settings on `world` processes.
 
-    `text_tokens`: tokens of a chain besides its images. Raises `UserError` also for settings that
-    grpo would refuse.
+    `args`: already in TRL's units. `text_tokens`: tokens of a chain besides its images. Raises
+    `UserError` also for settings that grpo would refuse.
     """
     from realsr_r1.training.adapters import adapter_config
 
@@ -208,8 +208,9 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
 
 
 def _adapter_parameters(policy: PolicyShape, config: Any | None) -> int:
-    """Return the number of parameters of LoRA adapters (arXiv 2106.09685): r rows and columns a
-    matrix.
+    """Return the number of parameters of LoRA adapters: r rows and r columns for each matrix.
+
+    See arXiv 2106.09685.
     """
     if config is None:
         return 0

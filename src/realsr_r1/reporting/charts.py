@@ -29,8 +29,7 @@ LIGHT = {"muted": "#6a6a64", "line": "#e3e1da", "accent": "#0a6c66", "second": "
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: a title, the training values, and the evaluation's values where they were logged.
-    """
+    """One chart: a title, the training values, and the evaluation's values if there are any."""
 
     title: str
     training: Series

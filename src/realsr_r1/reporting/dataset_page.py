@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 PAGE_FILE = "dataset.html"
 PAIRS, TAGS, ITEMS = 12, 40, 50  # the page shows at most so many
 OWN_CSS = """
-.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 14px; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
+.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr));
+  gap: 14px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 14px 16px; }
 .card h3 { margin-bottom: 8px; }
 .columns .scores { grid-template-columns: 84px minmax(40px, 1fr) 60px; }
 .tags { columns: 3 280px; column-gap: 32px; }
-.tags .scores { break-inside: avoid; grid-template-columns: 112px minmax(40px, 1fr) 60px; margin-bottom: 5px; }
+.tags .scores { break-inside: avoid; grid-template-columns: 112px minmax(40px, 1fr) 60px;
+  margin-bottom: 5px; }
 .tags .name { overflow-wrap: anywhere; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 14px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr));
+  gap: 14px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
 .pair img { display: block; width: 100%; border-radius: 5px; }
 .pair figcaption { grid-column: 1 / -1; text-align: left; }

@@ -28,7 +28,9 @@ EMBEDDED_PX = 2 * CELL  # larger pictures are embedded at twice the size at whic
 
 @dataclass(frozen=True)
 class Content:
-    """What a report shows; a part that is None or empty gets a sentence that says how to make it.
+    """What a report shows; an empty part gets a sentence that says how to make it.
+
+    A part is empty when it is None or has no items.
     """
 
     run: Run

@@ -29,10 +29,10 @@ class RolloutConfig:
     doesn't have.
     """
 
-    num_generations: int = _setting(5, "Completions a prompt (G), at least 1.")
+    num_generations: int = _setting(5, "Completions for each prompt (G), at least 1.")
     max_new_tokens: int = _setting(7000, "Longest completion in tokens, its end-of-turn included.")
-    temperature: float = _setting(0.9, "Divides the scores after top-k when a token is drawn; above 0. (What "
-                                       "GRPO's loss divides by is a setting of its own.)")
+    temperature: float = _setting(0.9, "Divides the scores after top-k when a token is drawn; above 0. "
+                                       "(GRPO's loss has a temperature of its own.)")
     guidance_scale: float = _setting(0.8, "Classifier-free guidance inside images: uncond + scale * (cond - "
                                           "uncond); 1 = none.")
     text_top_k: int = _setting(10, "How many of the likeliest tokens may be drawn in text and for sizes "
@@ -44,16 +44,15 @@ class RolloutConfig:
     image_sizes: Sequence[Sequence[int]] | None = _setting(
         None, "With grammar chain: (rows, columns) in grid units of each image of the chain, in order; by "
               "default they follow from the prompt's last image.")
-    max_text_tokens: int = _setting(256, "With grammar chain: tokens a text section has at most, its closing "
-                                         "tag not counted.")
-    jacobi: int = _setting(1, "Tokens of a row fed in one forward pass inside images (Speculative Jacobi "
-                              "Decoding): fewer passes, other completions of the same distribution; 0 or 1: "
-                              "one after another; try 8.")
-    cuda_graphs: bool = _setting(False, "Record the policy's steps as CUDA graphs: less time between "
-                                        "kernels, where Python sets the pace; changes nothing but the time, "
-                                        "on CUDA only.")
-    seed: int = _setting(0, "Of the random numbers; a completion is a function of (seed, step, row, "
-                            "position).")
+    max_text_tokens: int = _setting(256, "With grammar chain: the most tokens of a text section, without its "
+                                         "closing tag.")
+    jacobi: int = _setting(1, "Tokens of a row that one forward pass takes inside images (Speculative Jacobi "
+                              "Decoding): fewer passes, and other completions of the same distribution; 0 or "
+                              "1: one after another; try 8.")
+    cuda_graphs: bool = _setting(False, "Record the policy's steps as CUDA graphs: less time between kernels "
+                                        "where Python is the slowest part; changes only the time, and only "
+                                        "on CUDA.")
+    seed: int = _setting(0, "Seed of the random numbers, which depend only on (seed, step, row, position).")
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "max_new_tokens", "text_top_k", "image_top_k_min"):
@@ -99,8 +98,7 @@ class RolloutConfig:
 
 
 def rollout_field(name: str) -> Any:
-    """Repeat a field of `RolloutConfig` in another dataclass, with its default, help and choices.
-    """
+    """Repeat a field of `RolloutConfig` in another dataclass: default, help and choices."""
     setting = _field(name)
     return field(default=setting.default, metadata=dict(setting.metadata))
 

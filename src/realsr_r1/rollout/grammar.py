@@ -69,8 +69,7 @@ class ImageGrammar:
         return forced.masked_fill_(self.done[:, None], self.layout.pad)
 
     def allowed(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Return which ids may come next for `rows` that are outside image bodies, (n, vocabulary).
-        """
+        """Return which ids may come next for `rows` outside image bodies, (n, vocabulary)."""
         offset, remaining = self.offset[rows, None], self.max_new_tokens - self.position[rows, None]
         smallest = min(self.layout.size_ids)
         starts = self.layout.span_length(smallest, smallest) <= remaining

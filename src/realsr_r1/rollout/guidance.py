@@ -36,8 +36,7 @@ class UnconditionalRows:
         return stays.nonzero()[:, 0] if gone else None
 
     def keep(self, rows: torch.Tensor) -> torch.Tensor:
-        """Keep only `rows` (n,) int64 of the batch, with new numbers; returns the slots that stay.
-        """
+        """Keep only `rows` (n,) int64 of the batch, renumbered; returns the slots that stay."""
         new_number = torch.full_like(self.slot_of_row, -1)
         new_number[rows] = torch.arange(len(rows), device=rows.device)
         renumbered = new_number[self.rows]

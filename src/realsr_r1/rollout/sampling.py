@@ -79,10 +79,9 @@ class Sampler:
 
     def draw_drafts(self, drawn_from: torch.Tensor, rows: torch.Tensor,
                     positions: torch.Tensor) -> torch.Tensor:
-        """Draw drafts for the windows of `rows` (n,), from their `positions` (n,) on;
-        (n, jacobi).
+        """Draw drafts for the windows of `rows` from their `positions` (n,) on, (n, jacobi).
 
-        `drawn_from` (n, C): the distributions.
+        `rows` (n,). `drawn_from` (n, C): the distributions.
         """
         places = torch.arange(self.config.jacobi, device=rows.device)
         uniform = self._draft_uniforms[rows[:, None], positions[:, None] + places, -1]

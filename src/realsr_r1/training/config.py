@@ -113,9 +113,9 @@ class ChainGRPOConfig(GRPOConfig):
         "help": "Longest prompt in tokens; a longer one is an error."})
     max_completion_length: int = rollout_field("max_new_tokens")
     per_device_train_batch_size: int = field(default=1, metadata={
-        "help": "Prompts a device and rollout (completions with --batch_unit completions)."})
+        "help": "Prompts for each device and rollout (completions with --batch_unit completions)."})
     per_device_eval_batch_size: int = field(default=1, metadata={
-        "help": "Prompts a device and evaluation step (completions with --batch_unit completions)."})
+        "help": "Prompts for each device and evaluation step (completions with --batch_unit completions)."})
     batch_unit: str = field(default="prompts", metadata={
         "help": "What per_device_train_batch_size counts: prompts (as the published code) or completions (as "
                 "TRL).",
@@ -133,7 +133,7 @@ class ChainGRPOConfig(GRPOConfig):
     max_text_tokens: int = rollout_field("max_text_tokens")
     cuda_graphs: bool = rollout_field("cuda_graphs")
     train_forced_tokens: bool = field(default=False, metadata={
-        "help": "Score tokens that the grammar forced, too (as the published code does)."})
+        "help": "Let tokens that the grammar forced count in the loss, too (as the published code does)."})
     share_prompts: bool = field(default=True, metadata={
         "help": "The loss computes a prompt once for its completions in a microbatch, not once for each."})
 

@@ -16,7 +16,8 @@ from scipy import stats
 from realsr_r1.data.degradation.config import KERNEL_KINDS, DegradationConfig
 from realsr_r1.data.degradation.degrade import LABEL_ITEMS, LEVELS, RESIZE_METHODS, RESIZES, degrade
 
-CONFIG = DegradationConfig.from_yaml(Path(__file__).parents[3] / "configs" / "degradation" / "real_esrgan.yaml")
+CONFIG = DegradationConfig.from_yaml(
+    Path(__file__).parents[3] / "configs" / "degradation" / "real_esrgan.yaml")
 DRAWS = 30_000
 ALPHA = 0.001  # the draws are fixed by their seed: a test that passes once passes always
 

@@ -33,7 +33,8 @@ def good(settings):
     return model
 
 def captions(settings):
-    return lambda images: [{key: f"{key} of {image.width}." for key in ("rough", "middle", "final")} for image in images]
+    return lambda images: [{key: f"{key} of {image.width}." for key in ("rough", "middle", "final")}
+                           for image in images]
 
 def troubled(settings):
     def model(images):
@@ -193,7 +194,8 @@ def test_a_model_that_forks_wanders_or_cannot_say_what_is_wrong(workplace, monke
     listed = {item["name"]: item["reason"]
               for item in map(json.loads, (workplace / "out/rejected.jsonl").read_text().splitlines())}
     assert set(listed) == {"101.png", "102.png", "105.png"}
-    assert "Silent: (it can't be printed)" in listed["101.png"] and r"red \x1b[31m and \x00" in listed["102.png"]
+    assert ("Silent: (it can't be printed)" in listed["101.png"]
+            and r"red \x1b[31m and \x00" in listed["102.png"])
     assert listed["105.png"] == "105.png is empty (0 bytes)"  # which isn't the model's fault
     train = load_dataset_dict(workplace / "out")["train"]
     assert dict(zip(train["source"], (tags[0] for tags in train["tag"]), strict=True)) == {

@@ -76,7 +76,8 @@ def test_links_and_second_images_of_a_sample_are_listed_with_their_reasons(folde
     assert [photo.name for photo in listing.photos] == ["part/a.png", "more/file.png"]
     rejected = listed(listing.rejected)
     assert set(rejected) == {"part/other.png", "part/a.jpg", "part/only"}
-    assert "link" in rejected["part/other.png"] and "a.png is the photo of this sample" in rejected["part/a.jpg"]
+    assert ("link" in rejected["part/other.png"]
+            and "a.png is the photo of this sample" in rejected["part/a.jpg"])
 
 
 def test_a_tar_that_was_cut_off_gives_what_is_whole_and_names_itself(folder):

@@ -1,4 +1,5 @@
-"""Chains to train on: the degradation is canonical, wordings vary, and only the answer is learned."""
+"""Chains to train on: the degradation has one form, wordings vary, and only the answer is learned.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def test_wordings_vary_and_a_record_keeps_its_own():
 def test_every_wording_says_the_description_or_the_tags():
     for index in range(200):
         texts = chain_texts(RECORD, 0, index)
-        assert "cat on a chair." in texts["rough_understand"] or "cat, whisker and ear" in texts["rough_understand"]
+        assert ("cat on a chair." in texts["rough_understand"]
+                or "cat, whisker and ear" in texts["rough_understand"])
         assert "ginger cat." in texts["middle_understand"]
         assert "ach whisker is sharp." in texts["final_understand"]
 
@@ -104,7 +106,8 @@ def test_every_token_of_the_answer_has_its_section_and_the_question_has_none(pro
     for sample in encoded:
         length = sample.sections.count(QUESTION)
         assert len(sample.sections) == len(sample.input_ids)
-        assert QUESTION not in sample.sections[length:] and sample.sections[-1] == PUBLISHED.parts.index("tags")
+        assert (QUESTION not in sample.sections[length:]
+                and sample.sections[-1] == PUBLISHED.parts.index("tags"))
         by_section = {name: [token for token, part in zip(sample.input_ids, sample.sections, strict=True)
                              if part == number]
                       for number, name in enumerate(PUBLISHED.parts)}

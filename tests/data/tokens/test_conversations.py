@@ -58,9 +58,8 @@ def test_all_answers_of_a_conversation_are_trained_on(processor, tmp_path):
     assert {processor.chain.parts[part] for part in sample.sections if part != QUESTION} == {"text", "image",
                                                                                              "tags"}
     text, images = processor.decode(sample.input_ids)
-    assert text == f"What is in {IMAGE}?A cup.Show a cat.Here: {IMAGE}" and [image.size
-                                                                             for image in images] == [(48,
-                                                                                                       48)] * 2
+    assert (text == f"What is in {IMAGE}?A cup.Show a cat.Here: {IMAGE}"
+            and [image.size for image in images] == [(48, 48)] * 2)
 
 
 def test_an_image_without_a_place_stands_before_the_first_question(processor, tmp_path):

@@ -86,7 +86,8 @@ def test_a_split_is_its_records_chains_in_order(store, processor):
     expected = encode_records(records(RECORDS), range(RECORDS), processor, seed=0)
     assert len(tokens) == RECORDS and tokens.cache_files  # memory-mapped
     for found, sample in zip(tokens, expected, strict=True):
-        assert found["input_ids"].tolist() == sample.input_ids and found["sections"].tolist() == sample.sections
+        assert (found["input_ids"].tolist() == sample.input_ids
+                and found["sections"].tolist() == sample.sections)
         assert found["length"] == len(sample.input_ids)
     assert tokens["record"][:].tolist() == list(range(RECORDS))
 
@@ -230,17 +231,18 @@ def as_images(dataset: Path, output: Path, column: str) -> Path:
 def test_a_text_is_no_list_of_tags(tiny_model, tmp_path, capsys):
     columns = records(1)
     columns["tag"] = ["cat, dog"]
-    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).cast_column("hq",
-                                                                                                   datasets.Image())
+    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).cast_column(
+        "hq", datasets.Image())
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "bad"))
     assert exit_code(pretokenise.main, argv(tmp_path / "bad", tiny_model, tmp_path / "tokens")) == 2
-    assert "'tag' in record 0" in (said := capsys.readouterr().err) and "must be a list of texts, not 'cat, dog'" in said
+    assert ("'tag' in record 0" in (said := capsys.readouterr().err)
+            and "must be a list of texts, not 'cat, dog'" in said)
 
 
 def test_a_split_without_records_is_named(dataset, tiny_model, tmp_path, capsys):
     splits = datasets.load_from_disk(str(dataset))
-    datasets.DatasetDict({**splits,
-                          "test_crops": splits["test_crops"].select([])}).save_to_disk(str(tmp_path / "empty"))
+    datasets.DatasetDict({**splits, "test_crops": splits["test_crops"].select([])}).save_to_disk(
+        str(tmp_path / "empty"))
     assert exit_code(pretokenise.main, argv(tmp_path / "empty", tiny_model, tmp_path / "tokens")) == 2
     assert f"{tmp_path / 'empty'} has a split without records" in capsys.readouterr().err
 
@@ -282,12 +284,14 @@ def test_records_that_make_no_chain_are_listed_and_the_others_are_done(dataset, 
     arguments = argv(bad, tiny_model, tmp_path / "tokens")
     for _ in range(2):  # the second time nothing is left to do
         assert exit_code(pretokenise.main, arguments) == 2
-        assert "2 of 10 records make no chain, the first: 'degradation' in record 0" in (said := capsys.readouterr().err)
+        assert ("2 of 10 records make no chain, the first: 'degradation' in record 0"
+                in (said := capsys.readouterr().err))
         assert "tokens/rejected.jsonl" in said and "--skip_bad" in said
     assert exit_code(pretokenise.main, [*arguments, "--skip_bad"]) == 0
     listed = [json.loads(line) for line in (tmp_path / "tokens" / "rejected.jsonl").open()]
     assert [item["name"] for item in listed] == ["train:0", "train:2"]
-    assert "its texts put </degradation>, a chain's own markup, inside the section degradation" in listed[1]["reason"]
+    assert ("its texts put </degradation>, a chain's own markup, inside the section degradation"
+            in listed[1]["reason"])
     tokens = load_tokens(tmp_path / "tokens", "train",
                          {"folder": "x", "fingerprint": tokenizer_fingerprint(processor)})
     assert tokens["record"][:].tolist() == [1, 3, 4, 5, 6]
@@ -309,7 +313,8 @@ def test_training_on_records_that_make_no_chain_says_the_way_out(dataset, tiny_m
     bad = with_column(dataset, tmp_path / "bad", "degradation", [["light blur"]])
     training = argv(bad, tiny_model, tmp_path / "run")[:-2]
     assert exit_code(sft, [*training, "--report_to", "none"]) == 2
-    assert "1 records of" in (said := capsys.readouterr().err) and "pretokenise --skip_bad" in said and "record 0" in said
+    assert ("1 records of" in (said := capsys.readouterr().err) and "pretokenise --skip_bad" in said
+            and "record 0" in said)
 
 
 def test_bad_conversations_are_listed_and_the_others_are_done(tiny_model, tmp_path, capsys):

@@ -81,7 +81,9 @@ def split_regions(size: tuple[int, int], photo: str, plan: CropPlan) -> dict[str
 
 
 def draw_box(region: Box, shorter_side: int, key: str, plan: CropPlan) -> Box:
-    """Draw a square inside `region`, with sides of at least `plan.crop_px`; `key` names the crop.
+    """Draw a square inside `region`, with sides of at least `plan.crop_px`.
+
+    `key`: names the crop, for the random numbers.
     """
     left, top, right, bottom = region
     largest = min(right - left, bottom - top)

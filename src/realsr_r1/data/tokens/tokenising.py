@@ -105,8 +105,7 @@ class ShardWriter:
 
     def _samples(self, source: Source, numbers: Sequence[int]) -> tuple[list[tuple[int, Sample]],
                                                                         list[tuple[int, str]]]:
-        """Return (number of a record, its sample), and (number, reason) for those without a chain.
-        """
+        """Return (record number, sample), and (record number, reason) for those without a chain."""
         from realsr_r1.data.records import read_rows
 
         where, key = f"{source.dataset_name} ({source.split})", (source.dataset_name, source.split)

@@ -1,2 +1,1 @@
-"""Lumina-mGPT's decoder as a policy: layers, attention in packed rows, and a decoder for rollouts.
-"""
+"""Lumina-mGPT's decoder as a policy: layers, attention in packed rows, decoder for rollouts."""

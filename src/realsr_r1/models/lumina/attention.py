@@ -61,8 +61,7 @@ class LuminaAttention(ChameleonAttention):
     def forward(self, hidden_states: torch.Tensor, *args: Any, shared_prompts: PackedRow | None = None,
                 shared_masks: Any = None, places: torch.Tensor | None = None, **kwargs: Any
                 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the attended states and transformers' attention weights (None for a packed row).
-        """
+        """Return the attended states, and the attention weights (None for a packed row)."""
         if shared_prompts is None:
             return super().forward(hidden_states, *args, **kwargs)
         # (T, heads, head_dim)

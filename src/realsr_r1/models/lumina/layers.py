@@ -39,7 +39,9 @@ class RMSNorm(ChameleonRMSNorm):
 
 
 class _Norm(torch.autograd.Function):
-    """With n = r x and r = 1 / sqrt(mean(x²) + eps): d x = r (w g - n mean(w g n)), d w = sum(g n).
+    """The norm n = r x with r = 1 / sqrt(mean(x²) + eps), times the weight w, and its gradient.
+
+    With the gradient g of the result: d x = r (w g - n mean(w g n)), d w = sum(g n).
     """
 
     @staticmethod

@@ -21,11 +21,10 @@ from realsr_r1.models.protocol import PackedRow
 
 
 def masks(config: PretrainedConfig, layout: PackedRow, like: torch.Tensor) -> list[tuple[Any, Any]]:
-    """Return the masks of each group's prompt and completions, as the config's attention needs
-    them.
+    """Return the masks of each group's prompt and of its completions.
 
-    For a row of samples: (mask, None) for each of its `runs`. `like`: the embeddings, which give
-    type and device.
+    They have the form that the config's attention needs. For a row of samples: (mask, None) for
+    each of its `runs`. `like`: the embeddings, which give type and device.
     """
     make = partial(AttentionMaskInterface()[config._attn_implementation], batch_size=1, dtype=like.dtype,
                    device=like.device, config=config)
