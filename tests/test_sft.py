@@ -248,7 +248,8 @@ def test_an_evaluation_split_that_is_not_there_is_named(tokenizers, tmp_path, ca
 
 
 def test_the_model_folder_keeps_the_question_that_was_trained(trained, tokenizers):
-    asked, before = (ChainProcessor.from_pretrained(folder).chain.question for folder in (trained, tokenizers))
+    asked, before = (ChainProcessor.from_pretrained(folder).chain.question
+                     for folder in (trained, tokenizers))
     assert asked == records(1)["problem"][0] != before
 
 

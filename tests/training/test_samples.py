@@ -34,8 +34,8 @@ def test_whole_broken_and_empty_completions_are_written(record, tmp_path):
     folder = tmp_path / "samples" / "step-000012"
     sections = ["final", "middle", "rough"]
     assert names(folder) == sorted(
-        ["prompt.json", "lq.png", "hq.png", "rewards.json", "chain.json", "completion-0.txt", "completion-1.txt",
-         "completion-2.txt",
+        ["prompt.json", "lq.png", "hq.png", "rewards.json", "chain.json", "completion-0.txt",
+         "completion-1.txt", "completion-2.txt",
          *(f"completion-{index}-{section}.png" for index in (0, 1) for section in sections)])
     assert json.loads((folder / "prompt.json").read_text()) == {
         key: record[key] for key in ("source", "crop", "tag", "degradation", "problem")}

@@ -38,7 +38,7 @@ class Expert(Protocol):
 
 
 @dataclass(frozen=True)
-class Metric:
+class Scoring:
     """How a metric of pyiqa becomes an expert.
 
     `worst`, `best`: the values that become 0 and 1; values beyond them are clamped. `min_side`: in
@@ -65,25 +65,25 @@ class Metric:
 # squares, which need full float32; on a GPU, pyiqa lets convolutions round to TF32.
 # pyiqa's SSIM unfolds the batch into 121 float64 copies. On a CPU, 64 images of 48 px take 1.5 ms
 # each one by one, and 6 to 12 ms each in one batch; at 512 px a batch would take gigabytes.
-METRICS = {
-    "topiq_nr": Metric(worst=0, best=1, min_side=32),
-    "musiq": Metric(worst=0, best=100, min_side=32),
-    "maniqa-pipal": Metric(worst=0, best=1, min_side=32),
-    "clipiqa": Metric(worst=0, best=1, min_side=32),
-    "piqe": Metric(worst=100, best=0, min_side=16, downloads=False, on_cpu=True),
-    "ssim": Metric(worst=0, best=1, min_side=11, needs_hq=True, downloads=False, one_by_one=True),
+PYIQA_EXPERTS = {
+    "topiq_nr": Scoring(worst=0, best=1, min_side=32),
+    "musiq": Scoring(worst=0, best=100, min_side=32),
+    "maniqa-pipal": Scoring(worst=0, best=1, min_side=32),
+    "clipiqa": Scoring(worst=0, best=1, min_side=32),
+    "piqe": Scoring(worst=100, best=0, min_side=16, downloads=False, on_cpu=True),
+    "ssim": Scoring(worst=0, best=1, min_side=11, needs_hq=True, downloads=False, one_by_one=True),
 }
 
 
 class MetricExpert:
-    """One of `METRICS` on `device`.
+    """One of `PYIQA_EXPERTS` on `device`.
 
     Raises `UserError` when it can't be made, most often because its weights are missing.
     """
 
     def __init__(self, name: str, device: str):
         self.name = name
-        self.spec = METRICS[name]
+        self.spec = PYIQA_EXPERTS[name]
         self.needs_hq = self.spec.needs_hq
         self._metric = _create_metric(name, "cpu" if self.spec.on_cpu else device)
 
@@ -124,9 +124,9 @@ def _create_metric(name: str, device: str) -> Callable[..., Any]:
         return pyiqa.create_metric(name, device=torch.device(device))
     # Each downloader has errors of its own: URLError, HfHubHTTPError, httpx's, unpickling errors.
     except Exception as error:
-        if is_disk_full(error) or not METRICS[name].downloads:
+        if is_disk_full(error) or not PYIQA_EXPERTS[name].downloads:
             raise
-        offline = ", ".join(known for known, metric in METRICS.items() if not metric.downloads)
+        offline = ", ".join(known for known, metric in PYIQA_EXPERTS.items() if not metric.downloads)
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"expert {name!r} could not be loaded ({type(error).__name__}: {reason}); it "
                         f"downloads its weights on first use, so run once with internet, or choose experts "
@@ -140,16 +140,17 @@ def create_experts(names: Sequence[str], device: str = "cpu") -> list[Expert]:
     Raises `UserError` for an unknown name, and lists the known ones.
     """
     if not names:
-        raise UserError(f"no expert given for the generation reward; known ones are {', '.join(METRICS)}")
+        raise UserError("no expert given for the generation reward; known ones are "
+                        f"{', '.join(PYIQA_EXPERTS)}")
     for name in names:  # check all names before the first download
-        if name not in METRICS:
+        if name not in PYIQA_EXPERTS:
             _custom_factory(name)
     return [_create_expert(name, str(device)) for name in names]
 
 
 @functools.cache
 def _create_expert(name: str, device: str) -> Expert:
-    if name in METRICS:
+    if name in PYIQA_EXPERTS:
         return MetricExpert(name, device)
     expert = _custom_factory(name)(device)
     missing = [field for field in ("name", "needs_hq", "score") if not hasattr(expert, field)]
@@ -163,12 +164,13 @@ def expert_needs_hq(name: str) -> bool:
 
     Raises `UserError` for an unknown name.
     """
-    return METRICS[name].needs_hq if name in METRICS else bool(getattr(_custom_factory(name), "needs_hq",
-                                                                       False))
+    if name in PYIQA_EXPERTS:
+        return PYIQA_EXPERTS[name].needs_hq
+    return bool(getattr(_custom_factory(name), "needs_hq", False))
 
 
 def _custom_factory(name: str) -> Callable[[str], Expert]:
-    return import_named(name, "expert", METRICS)
+    return import_named(name, "expert", PYIQA_EXPERTS)
 
 
 def score_images(expert: Expert, images: Sequence[Image.Image],

@@ -58,7 +58,7 @@ class ImageGrammar:
     def upcoming(self, count: int) -> torch.Tensor:
         """Return `forced()` of the next `count` tokens, (R, count).
 
-        Values after a row's `steady_steps()` have no meaning.
+        Values after a row's `unchanged_steps()` have no meaning.
         """
         place = self.offset[:, None] - 3 + torch.arange(count, device=self.offset.device)
         height, width = self.height[:, None], self.width[:, None]
@@ -87,7 +87,7 @@ class ImageGrammar:
         """Return which rows may have a choice outside image bodies, (R,) bool."""
         return (self.offset < 3) & ~self.done
 
-    def steady_steps(self) -> torch.Tensor:
+    def unchanged_steps(self) -> torch.Tensor:
         """Return for how many tokens each row is sure to stay where it is, (R,).
 
         A row is in text, in an image's body, or done.
@@ -164,7 +164,7 @@ class ChainGrammar:
         self.ids = table([program.ids for program in programs], layout.pad)  # (prompts, slots)
         self.offsets = table([program.offsets for program in programs], 0)
         self.sections = table([program.sections for program in programs], 0)
-        self.steady = table([program.steady_steps() for program in programs], max_new_tokens)
+        self.unchanged = table([program.unchanged_steps() for program in programs], max_new_tokens)
         self.ends = torch.tensor([len(program.ids) for program in programs], device=device)
         sections = layout.chain_form.sections
         # For each section, the id that ends its body.
@@ -197,7 +197,7 @@ class ChainGrammar:
     def upcoming(self, count: int) -> torch.Tensor:
         """Return `forced()` of the next `count` tokens, (R, count).
 
-        Values after a row's `steady_steps()` have no meaning.
+        Values after a row's `unchanged_steps()` have no meaning.
         """
         slots = self.slot[:, None] + torch.arange(1, count, device=self.slot.device)
         later = self.ids[self.prompt_of_row[:, None], slots.clamp_(max=self.ids.shape[1] - 1)]
@@ -214,12 +214,12 @@ class ChainGrammar:
         """Return which rows are in text bodies, (R,) bool."""
         return self.ids[self.prompt_of_row, self.slot] == _BODY
 
-    def steady_steps(self) -> torch.Tensor:
+    def unchanged_steps(self) -> torch.Tensor:
         """Return for how many tokens each row is sure to stay where it is, (R,).
 
         A row is in text, in a tag, at the start of a span, in codes, or done.
         """
-        return self.steady[self.prompt_of_row, self.slot]
+        return self.unchanged[self.prompt_of_row, self.slot]
 
     def advance(self, tokens: torch.Tensor, count: torch.Tensor | int = 1) -> None:
         """Tell the grammar which token every row took, (R,).
@@ -285,7 +285,7 @@ class _Program:
             self._add(number, section.close_ids)
         self._add(len(sections) - 1, [layout.end_of_turn])
 
-    def steady_steps(self) -> list[int]:
+    def unchanged_steps(self) -> list[int]:
         """Return for each slot how many slots of the same kind come from it on.
 
         The kinds are: in a text body, outside an image, at an image's start, and in an image's

@@ -98,7 +98,7 @@ def look_ahead(state: RolloutState) -> Rollout:
 def _one_forward(state: RolloutState, drafts: Drafts, last: torch.Tensor) -> torch.Tensor:
     """Do one forward from the rows' last tokens (n,) on; returns their new last tokens."""
     grammar, start, has_ended = state.grammar, state.lengths[state.rows], state.grammar.done
-    window = grammar.steady_steps().clamp(max=state.config.jacobi).masked_fill(has_ended, 1)
+    window = grammar.unchanged_steps().clamp(max=state.config.jacobi).masked_fill(has_ended, 1)
     # In images m is always N: the drafts behind a row's window must not depend on the windows of
     # its neighbours.
     m = state.config.jacobi if state.image_rows[1] else int(window.max())

@@ -117,7 +117,7 @@ class RolloutState:
 
         Inside images the device need not be asked at every token.
         """
-        return int(self.grammar.steady_steps().min())
+        return int(self.grammar.unchanged_steps().min())
 
     def leave_out_done(self) -> torch.Tensor | None:
         """Drop finished rows from the batch once they are many.
