@@ -81,7 +81,7 @@ def test_adapters_and_four_bits_need_less(tmp_path):
               "--deepspeed", str(ROOT / "local_scripts" / deepspeed), "--json", str(file)])
         return json.loads(file.read_text(encoding="utf-8"))
 
-    lora, qlora = recipe("lora.yaml", "zero2.json"), recipe("qlora.yaml", "zero2.json")
+    lora, qlora = recipe("lora_grpo.yaml", "zero2.json"), recipe("qlora_grpo.yaml", "zero2.json")
     assert lora["parameters"]["trained"] == qlora["parameters"]["trained"] == 79_953_920  # the recipe's "80 million"
     assert qlora["memory_bytes"]["loss"]["weights"] < 0.35 * lora["memory_bytes"]["loss"]["weights"]
 
