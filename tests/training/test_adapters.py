@@ -60,7 +60,7 @@ def vowels(completions: list[str], **columns: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("given, expected", [
-    (None, LAYER_MATRICES), ("all-linear", "all-linear"), (["all-linear"], "all-linear"),
+    (None, list(LAYER_MATRICES)), ("all-linear", "all-linear"), (["all-linear"], "all-linear"),
     (["q_proj"], ["q_proj"]), (["q_proj", "down_proj"], ["q_proj", "down_proj"])])
 def test_adapters_go_on_all_matrices_of_the_layers_or_on_those_named(given, expected):
     config = adapter_config(ModelConfig(use_peft=True, lora_r=8, lora_alpha=4, lora_target_modules=given))
