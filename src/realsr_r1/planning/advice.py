@@ -57,9 +57,9 @@ def ways(work: Workload, machine: Machine) -> list[Way]:
             ("all weights, ZeRO-3 with offload", "--deepspeed local_scripts/zero3_offload.json",
              replace(full, sharding=offload)),
             ("all weights, ZeRO-2", "--deepspeed local_scripts/zero2.json", replace(full, sharding=zero2)),
-            ("LoRA, ZeRO-3", recipe.format("lora", "zero3"), replace(lora, sharding=zero3)),
-            ("LoRA, ZeRO-2", recipe.format("lora", "zero2"), replace(lora, sharding=zero2)),
-            ("QLoRA (4 bits), ZeRO-2", recipe.format("qlora", "zero2"),
+            ("LoRA, ZeRO-3", recipe.format("lora_grpo", "zero3"), replace(lora, sharding=zero3)),
+            ("LoRA, ZeRO-2", recipe.format("lora_grpo", "zero2"), replace(lora, sharding=zero2)),
+            ("QLoRA (4 bits), ZeRO-2", recipe.format("qlora_grpo", "zero2"),
              replace(lora, sharding=zero2, quantised_bits=4, nested=True))):
         phase, count = peak(candidate)
         found.append(Way(name, flags, phase, count, fits(candidate, machine)))
