@@ -50,7 +50,7 @@ def ways(work: Workload, machine: Machine) -> list[Way]:
     lora = replace(full, trained=work.adapters or rank, adapters=work.adapters or rank)
     zero2, zero3 = Sharding(2, overlap=True), Sharding(3, overlap=True)
     offload = replace(zero3, offload_optimizer=True, offload_parameters=True)
-    recipe = "--config configs/recipes/{}_grpo.yaml --deepspeed local_scripts/{}.json"
+    recipe = "--config configs/recipes/{}.yaml --deepspeed local_scripts/{}.json"
     found = []
     for name, flags, candidate in (
             ("all weights, ZeRO-3", "--deepspeed local_scripts/zero3.json", replace(full, sharding=zero3)),
