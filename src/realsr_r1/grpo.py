@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 PROMPTS_FOLDER = "prompts"
 # These settings must be the same when a run resumes.
-LASTING = ("num_generations", "generation_batch_size", "seed", "optim", "use_peft", "lora_r")
+LASTING = ("chain_settings", "num_generations", "generation_batch_size", "seed", "optim", "use_peft",
+           "lora_r")
 
 
 def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | None = None) -> None:
@@ -117,12 +118,10 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
 
 def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, Any]:
     """Return the settings that the report shows: our own and the optimizer's, as plain values."""
-    names = ["run_name", "dataset_name", "reward_funcs", "reward_weights", "experts", "num_generations",
-             "generation_batch_size",
-             "learning_rate", "max_steps", "num_train_epochs", "rollout_temperature", "guidance_scale",
-             "text_top_k",
-             "image_top_k_max", "grammar", "train_forced_tokens", "loss_type", "beta", "bf16", "seed",
-             "world_size"]
+    names = ["run_name", "dataset_name", "chain_settings", "reward_funcs", "reward_weights", "experts",
+             "num_generations", "generation_batch_size", "learning_rate", "max_steps", "num_train_epochs",
+             "rollout_temperature", "guidance_scale", "text_top_k", "image_top_k_max", "grammar",
+             "train_forced_tokens", "loss_type", "beta", "bf16", "seed", "world_size"]
     adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
     return {"model_name_or_path": model_args.model_name_or_path,
             **{name: getattr(args, name) for name in names},

@@ -25,9 +25,8 @@ TOKENS_FOLDER = "tokens"
 LOOKED_AT = 256  # samples that are looked at to find the question that they ask
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")  # of a new policy
 # These settings must be the same when a run resumes.
-LASTING = ("records", "max_samples", "samples_per_step", "train_sampling_strategy", "seed", "data_seed",
-           "optim", "use_peft",
-           "lora_r", *SHAPE)
+LASTING = ("records", "chain_settings", "max_samples", "samples_per_step", "train_sampling_strategy",
+           "seed", "data_seed", "optim", "use_peft", "lora_r", *SHAPE)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,9 +74,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def shown_settings(args: ColdStartConfig, model_args: ModelConfig) -> dict[str, Any]:
     """Return the settings that a run was started with, as plain values."""
-    names = ["run_name", "dataset_name", "max_samples", "train_sampling_strategy", "seed", "data_seed",
-             "learning_rate",
-             "max_steps", "num_train_epochs", "z_loss", "dropout", "bf16", "world_size"]
+    names = ["run_name", "dataset_name", "chain_settings", "max_samples", "train_sampling_strategy", "seed",
+             "data_seed", "learning_rate", "max_steps", "num_train_epochs", "z_loss", "dropout", "bf16",
+             "world_size"]
     if not (Path(model_args.model_name_or_path) / "config.json").is_file():
         names += SHAPE
     adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []

@@ -171,9 +171,10 @@ def _description(folder: Path, tokenizer: Mapping[str, str]) -> dict[str, Any]:
     made_by = found["tokenizer"]
     if made_by["fingerprint"] != tokenizer["fingerprint"]:
         raise UserError(
-            f"the tokens in {folder} were made by the tokenizers of {made_by['folder']} (fingerprint "
-            f"{made_by['fingerprint']}), and {tokenizer['folder']} has others ({tokenizer['fingerprint']}); "
-            f"{again} --model_name_or_path {tokenizer['folder']} --output_dir DIR")
+            f"the tokens in {folder} were made with the tokenizers and the chain of {made_by['folder']} "
+            f"(fingerprint {made_by['fingerprint']}), and those of this command differ "
+            f"({tokenizer['folder']}: {tokenizer['fingerprint']}); {again} --model_name_or_path "
+            f"{tokenizer['folder']} --output_dir DIR, and the same --chain_settings")
     return found
 
 
