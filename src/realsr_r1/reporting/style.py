@@ -74,6 +74,7 @@ figure { margin: 0; }
 .strip-body { display: grid;
   grid-template-columns: minmax(0, calc(var(--pictures) * 152px - 8px)) minmax(190px, 1fr);
   gap: 18px 28px; }
+.strip-body .scores { max-width: 420px; }
 .pictures { display: grid; grid-template-columns: repeat(var(--pictures), minmax(0, 144px));
   gap: 8px; align-content: start; }
 .pictures img, .pictures .none { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
