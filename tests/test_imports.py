@@ -8,6 +8,7 @@ Imports are read from the source with `ast`: also those inside functions and und
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,3 +116,19 @@ def test_inside_models_only_the_registry_names_a_base_model():
     naming = {module for module, target in ARROWS if target.startswith(f"{PACKAGE}.models.lumina")
               and not module.startswith(f"{PACKAGE}.models.lumina")}
     assert naming == {f"{PACKAGE}.models.families"}
+
+
+@pytest.mark.parametrize("package, names", [
+    ("chain", ["SECTIONS", "ChainProcessor", "ChainSpec", "parse_chain"]),
+    ("models", ["load_image_tokenizer", "load_policy"]),
+    ("rollout", ["RolloutConfig", "RolloutEngine"]),
+    ("rewards", ["degradation_reward", "format_reward", "generation_reward", "load_reward_funcs",
+                 "understanding_reward"]),
+    ("training", ["ChainGRPOConfig", "ChainGRPOTrainer"])])
+def test_a_package_gives_its_public_names(package, names):
+    module = importlib.import_module(f"{PACKAGE}.{package}")
+    assert set(names) <= set(module.__all__)
+    for name in names:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="nothing_here"):
+        module.nothing_here  # noqa: B018
