@@ -14,6 +14,7 @@ DEEPSPEED=${DEEPSPEED:-local_scripts/zero3.json}
 RECIPE=${RECIPE:-}                                # YAML of settings instead of the paper's flags
 RUN_NAME=${RUN_NAME:-$(basename "$OUTPUT")}
 PYTHON=${PYTHON:-.venv/bin/python}                # what runs it
+ENTRY=${ENTRY:-src/realsr_r1/grpo.py}             # or a script with a trainer of your own (docs/extending.md)
 export DEBUG_MODE=${DEBUG_MODE:-false} LOG_PATH=${LOG_PATH:-$OUTPUT/reward_log.txt}
 
 if [ -n "$RECIPE" ]; then
@@ -29,6 +30,6 @@ else
     )
 fi
 exec "$PYTHON" scripts/tools/torchrun.py --nproc_per_node="$NPROC" --nnodes=1 --node_rank=0 \
-    --master_addr=127.0.0.1 --master_port="$MASTER_PORT" src/realsr_r1/grpo.py \
+    --master_addr=127.0.0.1 --master_port="$MASTER_PORT" "$ENTRY" \
     --output_dir "$OUTPUT" --model_name_or_path "$MODEL" --dataset_name "$DATASET" \
     --deepspeed "$DEEPSPEED" --run_name "$RUN_NAME" "${settings[@]}" "$@"

@@ -44,7 +44,7 @@ def module(name: str) -> ModuleType:
 
 def test_the_page_has_its_examples_and_they_are_short():
     assert set(EXAMPLES) == {"my_rewards.py", "my_experts.py", "my_degradation.yaml", "my_chain.yaml",
-                             "my_grpo.py", "my_base.py"}
+                             "my_grpo.py", "my_base.py", "my_advantages.py"}
     assert max(text.count("\n") for text in EXAMPLES.values()) < LONGEST
 
 
@@ -108,6 +108,16 @@ def test_the_loss_trains_a_policy(written, tiny_model):
     assert losses and all(torch.isfinite(loss) for loss in losses)
     before, after = (load_policy(folder).state_dict() for folder in (model, written / "run"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_advantages_are_divided_by_the_range(written):
+    from types import SimpleNamespace
+
+    example = module("my_advantages")
+    trainer = SimpleNamespace(reward_weights=torch.tensor([1.0, 1.0]), group_size=2)
+    rewards = torch.tensor([[0.0, 1.0], [1.0, 2.0], [0.5, 0.5], [0.5, torch.nan]])
+    found = example.RangeTrainer.advantages(trainer, rewards)
+    torch.testing.assert_close(found, torch.tensor([-0.5, 0.5, 0.5, -0.5]), atol=1e-3, rtol=0)
 
 
 def test_the_base_model_is_saved_and_loaded_under_its_own_name(written, tiny_model):

@@ -48,13 +48,14 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from trl.trainer.utils import global_then_local_main_first
 
     from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.chain.settings import SETTINGS_FILE as CHAIN_SETTINGS
     from realsr_r1.models import load_policy
     from realsr_r1.models.loading import policy_config, tensor_shapes
     from realsr_r1.rewards import load_reward_funcs
     from realsr_r1.rewards.registry import required_columns
     from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
-    from realsr_r1.training.grpo.prompts import load_prompts, other_question
+    from realsr_r1.training.grpo.prompts import load_prompts, other_question, require_levels
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
     if not model_args.model_name_or_path:
@@ -97,12 +98,13 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
         raise UserError(f"{args.dataset_name}: {args.dataset_train_split} has {len(train)} prompts, fewer "
                         f"than the {wanted} of one rollout over all devices; use more prompts or a smaller "
                         "--per_device_train_batch_size")
+    require_levels(train, processor, args.dataset_name)
     other = other_question(train, processor)
     if other is not None:  # the model folder keeps the question that its policy is trained with
         if args.process_index == 0:
-            print(f"{args.dataset_name} asks {other!r}, not the model folder's {processor.chain.question!r}: "
-                  "this run trains with the former, and its model folder asks it from here on "
-                  "(--chain_settings FILE would ask the file's)")
+            print(f"{args.dataset_name} asks {other!r}, and {model_args.model_name_or_path} was taught "
+                  f"{processor.chain.question!r}. This run asks the former, and its model folder keeps it; "
+                  f"for the latter give --chain_settings {model_args.model_name_or_path}/{CHAIN_SETTINGS}")
         processor = processor.with_settings(processor.settings.asking(other))
     # The policy is in float32 unless --dtype says otherwise; DeepSpeed and autocast cast it.
     policy = load_policy(model_args.model_name_or_path, dtype=model_args.dtype,

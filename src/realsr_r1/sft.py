@@ -159,9 +159,9 @@ def asking_as_trained(processor: ChainProcessor, tokens: Dataset, args: ColdStar
     if question == processor.chain.question:
         return processor
     if args.process_index == 0:
-        print(f"{args.dataset_name} asks {question!r}, not the model folder's {processor.chain.question!r}: "
-              "this run trains with the former, and its model folder asks it from here on (--chain_settings "
-              "FILE would ask the file's)")
+        print(f"{args.dataset_name} asks {question!r}, and the model folder has "
+              f"{processor.chain.question!r}. This run asks the former, and its model folder keeps it; "
+              "--chain_settings FILE asks the file's")
     return processor.with_settings(processor.settings.asking(question))
 
 

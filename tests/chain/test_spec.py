@@ -18,8 +18,8 @@ TEXT = {"name": "words", "kind": "text", "about": "description"}
 PICTURE = {"name": "picture", "kind": "image", "share": 1.0}
 
 
-def chain(*sections: dict, **values) -> ChainSpec:
-    return ChainSpec.from_dict({"sections": list(sections), **values}, "mine.yaml")
+def chain(*sections: dict, problem: str = "Restore it.") -> ChainSpec:
+    return ChainSpec.from_dict({"sections": list(sections), "problem": problem}, "mine.yaml")
 
 
 def bodies(spec: ChainSpec) -> dict[str, str]:
@@ -93,7 +93,15 @@ def test_tagged_and_untagged_sections_go_together():
 def test_what_a_file_leaves_out_is_the_published_chains():
     spec = ChainSpec.from_dict({"problem": "Restore it."}, "mine.yaml")
     assert spec.question == "Restore it." and spec.sections == ChainSpec.published().sections
-    assert chain(PICTURE).question == ChainSpec.published().question
+    assert ChainSpec.from_dict({"target_px": 48}, "mine.yaml") == ChainSpec.published()
+
+
+@pytest.mark.parametrize("values, said", [
+    ({"section": [PICTURE], "problem": "Restore it."}, "unknown chain setting 'section'"),
+    ({"sections": [PICTURE]}, "sections and no problem"), ({"problem": 5}, "problem is 5")])
+def test_a_file_that_says_half_of_a_chain_is_refused(values, said):
+    with pytest.raises(UserError, match="mine.yaml.*" + said):
+        ChainSpec.from_dict(values, "mine.yaml")
 
 
 @pytest.mark.parametrize("sections, said", [
@@ -116,7 +124,7 @@ def test_what_a_file_leaves_out_is_the_published_chains():
     ({"picture": 1}, "sections must be a list")])
 def test_a_chain_that_cannot_work_is_refused_by_the_file_and_the_section(sections, said):
     with pytest.raises(UserError, match="mine.yaml") as error:
-        ChainSpec.from_dict({"sections": sections}, "mine.yaml")
+        ChainSpec.from_dict({"sections": sections, "problem": "Restore it."}, "mine.yaml")
     assert said in str(error.value)
 
 

@@ -52,16 +52,15 @@ class ChainSettings:
         if not isinstance(values, Mapping):
             raise UserError(f"{source} must hold `key: value` lines of chain settings")
         for key, value in values.items():
-            if key not in KINDS:
-                raise UserError(f"{source}: unknown chain setting {key!r}; known are "
-                                f"{', '.join(sorted(KINDS))}")
-            if not isinstance(value, KINDS[key]) or isinstance(value, str) != (KINDS[key] is str):
+            kind = KINDS.get(key)
+            if kind and (not isinstance(value, kind) or isinstance(value, str) != (kind is str)):
                 raise UserError(f"{source}: chain setting {key} is {value!r}, which is no "
-                                f"{KINDS[key].__name__.lower()}")
+                                f"{kind.__name__.lower()}")
+        chain = ChainSpec.from_dict(values, source, default.chain)  # refuses unknown keys
         plain = {key: value for key, value in values.items() if key not in ("problem", "sections")}
         if "experts" in plain:
             plain["experts"] = tuple(plain["experts"])
-        settings = replace(default, **plain, chain=ChainSpec.from_dict(values, source, default.chain))
+        settings = replace(default, **plain, chain=chain)
         for key, choices in CHOICES.items():
             if getattr(settings, key) not in choices:
                 raise UserError(f"{source}: {key} is {getattr(settings, key)!r}; it must be one of "

@@ -23,6 +23,8 @@ IMAGE = "<|image|>"  # the place of an image in a text
 KINDS = ("text", "image")
 ABOUT = ("degradation", "description", "restoration")  # a text has one of the first two, an image the last
 CHAIN_FILE = "chain.json"  # lies beside written chains, so that pages about them know their sections
+# The other settings in a file of chain settings; `realsr_r1.chain.settings` says what they are.
+OTHER_SETTINGS = ("target_px", "grid_unit_px", "fit", "color_fix", "experts", "sampling")
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -98,7 +100,8 @@ class ChainSpec:
     def from_yaml(cls, path: str | Path) -> ChainSpec:
         """Read the chain (`problem`, `sections`) in a file of chain settings.
 
-        Other settings are ignored, and what the file doesn't say comes from the published chain.
+        Its other settings don't matter here, and what the file doesn't say comes from the published
+        chain.
         Raises `UserError` that names the file and the key at fault.
         """
         values = read_yaml(path)
@@ -113,6 +116,12 @@ class ChainSpec:
         `source` names the settings in errors.
         """
         default = default or cls.published()
+        for key in values:
+            if key not in ("problem", "sections", *OTHER_SETTINGS):
+                raise UserError(f"{source}: unknown chain setting {key!r}; known are "
+                                f"{', '.join(sorted(('problem', 'sections', *OTHER_SETTINGS)))}")
+        if "sections" in values and "problem" not in values:
+            raise UserError(f"{source} has sections and no problem; give the question that they answer")
         try:
             sections = default.sections
             if "sections" in values:

@@ -10,7 +10,7 @@ import pytest
 from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.core.errors import UserError
 from realsr_r1.data.records import load_dataset_dict
-from realsr_r1.training.grpo.prompts import load_prompts
+from realsr_r1.training.grpo.prompts import load_prompts, other_question, require_levels
 
 
 @pytest.fixture
@@ -110,3 +110,20 @@ def test_a_dataset_that_was_made_again_gives_new_prompts(load, dataset, tmp_path
     shutil.rmtree(copy)
     (tmp_path / "again").rename(copy)
     assert load(dataset_name=str(copy))["source"][:] == [first[1], first[0]]
+
+
+def test_a_question_that_is_given_is_asked_of_all(load, dataset, processor):
+    prompts, records = load(question="Make it sharp."), load_dataset_dict(dataset)["train"]
+    assert prompts["prompt"][0] == processor.encode_prompt(records[0]["image"], "Make it sharp.")
+    assert set(prompts["problem"]) == {"Make it sharp."}
+    assert other_question(prompts, processor) == "Make it sharp."
+    assert other_question(records, processor) is None
+
+
+def test_a_dataset_of_a_chain_with_other_descriptions_is_refused(processor):
+    import datasets
+
+    for described in (["a", "b", "c"], []):
+        require_levels(datasets.Dataset.from_dict({"descriptions": [described]}), processor, "here")
+    with pytest.raises(UserError, match="here has 2 descriptions a record.*rough, middle, final"):
+        require_levels(datasets.Dataset.from_dict({"descriptions": [["a", "b"]]}), processor, "here")

@@ -63,6 +63,19 @@ def load_prompts(dataset_name: str, split: str, processor: ChainProcessor,
     return concatenate_datasets([records.rename_column("image", LQ_COLUMN), prompts], axis=1)
 
 
+def require_levels(records: Dataset, processor: ChainProcessor, where: str) -> None:
+    """Raise `UserError` when the dataset in folder `where` was made for a chain with other
+    descriptions than the model's, for that chain is what its tags and questions are about.
+    """
+    levels = processor.chain.levels
+    if len(records) and "descriptions" in records.column_names:
+        described = len(records.select_columns(["descriptions"])[0]["descriptions"] or ())
+        if described not in (0, len(levels)):
+            raise UserError(f"{where} has {described} descriptions a record, and this model's chain has the "
+                            f"levels {', '.join(levels) or 'of none'}: make the dataset with the model's "
+                            "chain (realsr-r1 create-json --chain_settings FILE)")
+
+
 def other_question(records: Dataset, processor: ChainProcessor) -> str | None:
     """Return the question that most records ask, or None where it is the model's own."""
     asked = Counter(records["problem"]).most_common(1)[0][0]

@@ -77,7 +77,7 @@ class ChainGRPOTrainer(GRPOTrainer):
         return trainer._rollout(prompts)
 
     def _rollout(self, prompts: list[list[int]]) -> dict[str, Any]:
-        training, group = self.model.training, self._group
+        training, group = self.model.training, self.group_size
         step, first_row = self._noise_of(len(prompts), training)
         with whole_policy(self) as policy, self._agreement:  # faults stay inside
             engine = RolloutEngine(policy, self.processor, self.args.rollout_config(group))
@@ -113,7 +113,7 @@ class ChainGRPOTrainer(GRPOTrainer):
         return super().evaluate(*args, **kwargs)
 
     @property
-    def _group(self) -> int:
+    def group_size(self) -> int:
         """Completions of a group, now."""
         return self.num_generations if self.model.training else self.num_generations_eval
 
@@ -125,12 +125,19 @@ class ChainGRPOTrainer(GRPOTrainer):
         with result_of(self, "_calculate_rewards") as results:
             batch = super()._generate_and_score_completions(inputs)
         (rewards,) = results
-        advantages = group_advantages(rewards, self.reward_weights.to(rewards.device), self._group,
-                                      self.args.scale_rewards, self.args.multi_objective_aggregation)
-        batch["advantages"] = advantages[self._own_rows(len(inputs))]
+        batch["advantages"] = self.advantages(rewards)[self._own_rows(len(inputs))]
         if not self.args.share_prompts or not self.model.training:
             return batch
         return as_rows(microbatches(batch, self.args.steps_per_generation))
+
+    def advantages(self, rewards: torch.Tensor) -> torch.Tensor:
+        """What completions are learned from: rewards (N, K) of all processes -> advantages (N,).
+
+        Neighbours in groups of `group_size` share a prompt, and NaN is no score. This is the place
+        to override for advantages of your own (docs/extending.md).
+        """
+        return group_advantages(rewards, self.reward_weights.to(rewards.device), self.group_size,
+                                self.args.scale_rewards, self.args.multi_objective_aggregation)
 
     def _own_rows(self, count: int) -> slice:
         """Where this process' `count` rows stand among those of all."""
@@ -183,8 +190,8 @@ class ChainGRPOTrainer(GRPOTrainer):
         is_first = self.model.training and self.accelerator.is_main_process and self.state.global_step == 0
         if is_first and not scored.nan_to_num().any():
             logger.warning("No completion of the first step earned any reward, so there is nothing to learn "
-                           "from yet: give the policy a cold start (realsr-r1 sft), and look at its chains "
-                           "(realsr-r1 score)")
+                           "from yet: give the policy a cold start on this chain (realsr-r1 sft), look at "
+                           "what it writes (realsr-r1 score), or force whole chains with --grammar chain")
         return scored
 
     def _write_down(self, inputs: list[dict[str, Any]], completions: list[str],
