@@ -201,6 +201,7 @@ def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
 
 def _plan_list(args: argparse.Namespace, made_from: dict[str, Any], chain: ChainSpec) -> Plan:
     """Plan the records of --json that are valid."""
+    from realsr_r1.chain.settings import question_in
     from realsr_r1.data.building.build import Plan
     from realsr_r1.data.building.jobs import ListJob, make_missing_parts
     from realsr_r1.data.building.parts import plan_list
@@ -211,8 +212,9 @@ def _plan_list(args: argparse.Namespace, made_from: dict[str, Any], chain: Chain
     _refuse_images_in_output(records, root, args.output)
 
     def make(work: Path, parts: Sequence[Part]) -> list[Item]:
-        make_missing_parts(ListJob(work, args.json, root, usual_keys(records), chain.levels), parts,
-                           args.num_proc)
+        job = ListJob(work, args.json, root, usual_keys(records), chain.levels,
+                      question_in(args.chain_settings))
+        make_missing_parts(job, parts, args.num_proc)
         return []
 
     return Plan(made_from, plan_list(records), [], [], False, make)

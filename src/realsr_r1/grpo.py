@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
 
     from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.chain.settings import SETTINGS_FILE as CHAIN_SETTINGS
+    from realsr_r1.chain.settings import question_in
     from realsr_r1.models import load_policy
     from realsr_r1.models.loading import policy_config, tensor_shapes
     from realsr_r1.rewards import load_reward_funcs
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
         return load_prompts(args.dataset_name, split, processor, columns, output / PROMPTS_FOLDER / split,
                             args.max_prompt_length, max_samples, args.seed, args.process_index,
                             args.world_size,
-                            processor.chain.question if args.chain_settings else None)
+                            question_in(args.chain_settings))
 
     train = prompts(args.dataset_train_split, args.max_samples)
     evaluation = prompts(args.dataset_test_split, None) if args.eval_strategy != "no" else None
@@ -98,7 +99,8 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
         raise UserError(f"{args.dataset_name}: {args.dataset_train_split} has {len(train)} prompts, fewer "
                         f"than the {wanted} of one rollout over all devices; use more prompts or a smaller "
                         "--per_device_train_batch_size")
-    require_levels(train, processor, args.dataset_name)
+    if args.chain_settings is None:
+        require_levels(train, processor, args.dataset_name, model_args.model_name_or_path)
     other = other_question(train, processor)
     if other is not None:  # the model folder keeps the question that its policy is trained with
         if args.process_index == 0:

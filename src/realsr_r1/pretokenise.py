@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     check_new_folder(args.output_dir, "--output_dir")
 
     from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.chain.settings import question_in
     from realsr_r1.data.building.assembly import REJECTED_FILE, write_items
     from realsr_r1.data.records import load_dataset_dict
     from realsr_r1.data.tokens.token_store import (
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
     processor = ChainProcessor.from_pretrained(args.model_name_or_path, chain_settings=args.chain_settings)
     fingerprint = tokenizer_fingerprint(processor)
-    question = processor.chain.question if args.chain_settings else None
+    question = question_in(args.chain_settings)
     is_json = Path(args.dataset_name).suffix == ".json"
     splits = ["train"] if is_json else [split for split in SPLITS
                                         if split in load_dataset_dict(args.dataset_name)]

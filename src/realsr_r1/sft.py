@@ -146,18 +146,22 @@ def asking_as_trained(processor: ChainProcessor, tokens: Dataset, args: ColdStar
     """
     from collections import Counter
 
+    from realsr_r1.chain.settings import question_in
     from realsr_r1.data.tokens.samples import QUESTION
 
     asked: Counter[str] = Counter()
-    sections = range(len(processor.chain.sections))
+    images = {number for number, section in enumerate(processor.chain.sections) if section.is_image}
     for number in range(0, len(tokens), max(1, len(tokens) // LOOKED_AT)):
         parts = tokens[number]["sections"].tolist()
-        if set(sections) <= set(parts):
+        if images <= set(parts):
             prompt = next(place for place, part in enumerate(parts) if part != QUESTION)
             asked[processor.question_of(tokens[number]["input_ids"][:prompt].tolist())] += 1
     question = asked.most_common(1)[0][0] if asked else processor.chain.question
     if question == processor.chain.question:
         return processor
+    if question_in(args.chain_settings) is not None:
+        raise UserError(f"the tokens in {args.dataset_name} ask {question!r}, not what --chain_settings "
+                        f"{args.chain_settings} asks; make them with realsr-r1 pretokenise --chain_settings")
     if args.process_index == 0:
         print(f"{args.dataset_name} asks {question!r}, and the model folder has "
               f"{processor.chain.question!r}. This run asks the former, and its model folder keeps it; "
@@ -199,7 +203,9 @@ def _make_tokens(args: ColdStartConfig, splits: list[str], tokenizer: dict[str, 
     from realsr_r1.training.agreement import Agreement
 
     agreement, folder = Agreement(), Path(args.output_dir)
-    question = processor.chain.question if args.chain_settings else None
+    from realsr_r1.chain.settings import question_in
+
+    question = question_in(args.chain_settings)
     with agreement:
         sources = {split: open_source(args.dataset_name, split, args.seed,
                                       args.max_samples if split == "train" else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from realsr_r1.core.files import atomic_file, check_new_folder
 if TYPE_CHECKING:
     import torch
 
-    from realsr_r1.chain.spec import ChainSpec
+    from realsr_r1.chain.settings import ChainSettings
     from realsr_r1.models.image_tokenizer import ImageTokenizer
 
 STATE_FILE = "training_state.pt"
@@ -39,8 +39,8 @@ class TokenizerTrainingConfig:
                            metadata={"help": "Photos and final images have about target_px^2 pixels."})
     grid_unit_px: int = field(default=16, metadata={"help": "Pixels one size unit stands for."})
     chain_settings: str | None = field(default=None, metadata={
-        "help": "YAML or JSON file whose problem and sections (configs/chain) are the chain; by default the "
-                "published one."})
+        "help": "YAML or JSON file of chain settings (configs/chain), but for sizes and experts; by default "
+                "the published one."})
     max_units: int = field(default=16, metadata={"help": "Largest size, in grid units, that has a token."})
     experts: list[str] = field(default_factory=lambda: ["piqe", "ssim"],
                                metadata={"help": "Default experts of the generation reward."})
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     (config,) = parse((TokenizerTrainingConfig,), argv, "realsr-r1 train-tokenizer")
     from realsr_r1.chain.settings import SETTINGS_FILE
     from realsr_r1.data.records import load_dataset_dict, require_columns
-    from realsr_r1.data.tokens.cold_start import COLUMNS
+    from realsr_r1.data.tokens.cold_start import COLUMNS, chain_texts
 
     output = Path(config.output_dir)
     if (output / SETTINGS_FILE).is_file():
@@ -98,6 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     check_new_folder(output, "--output_dir")
     dataset = load_dataset_dict(config.dataset_name)
     require_columns(dataset["train"], COLUMNS, "train-tokenizer")
+    settings = settings_of(config)
+    # A dataset of another chain is found now, and not after the training.
+    chain_texts(dataset["train"].remove_columns(["hq", "image"])[0], config.seed, 0, settings.chain)
     output.mkdir(parents=True, exist_ok=True)
     image_tokenizer = train_image_tokenizer(config, dataset, output)
     save_processor(config, dataset, image_tokenizer, output)
@@ -108,27 +111,30 @@ def save_processor(config: TokenizerTrainingConfig, dataset: Any, image_tokenize
                    output: Path) -> None:
     """Train the text tokenizer on the dataset's chains, and write the complete folder."""
     from realsr_r1.chain.processor import ChainProcessor
-    from realsr_r1.chain.settings import ChainSettings
     from realsr_r1.chain.text import render_chain
     from realsr_r1.chain.text_tokenizer import train_text_tokenizer
     from realsr_r1.data.tokens.cold_start import chain_texts
 
     texts = dataset["train"].remove_columns(["hq", "image"])
-    chain = chain_of(config)
+    settings = settings_of(config)
+    chain = settings.chain
     chains = (render_chain(chain_texts(record, config.seed, index * WORDING_SAMPLES + sample, chain), chain)
               + record["problem"]
               for index, record in enumerate(texts) for sample in range(WORDING_SAMPLES))
     tokenizer = train_text_tokenizer(chains, config.text_vocab_size, config.num_embeddings, config.max_units)
-    settings = ChainSettings(target_px=config.target_px, grid_unit_px=config.grid_unit_px, chain=chain,
-                             experts=tuple(config.experts))
     ChainProcessor(tokenizer, image_tokenizer, settings).save_pretrained(output)
 
 
-def chain_of(config: TokenizerTrainingConfig) -> ChainSpec:
-    """Return the chain that the policy is going to write."""
-    from realsr_r1.chain.spec import ChainSpec
+def settings_of(config: TokenizerTrainingConfig) -> ChainSettings:
+    """The chain settings of the folder that is made: those of `--chain_settings`, with the flags'
+    sizes and experts.
+    """
+    from realsr_r1.chain.settings import ChainSettings
 
-    return ChainSpec.from_yaml(config.chain_settings) if config.chain_settings else ChainSpec.published()
+    settings = ChainSettings.read(config.chain_settings, "--chain_settings") if config.chain_settings else (
+        ChainSettings())
+    return replace(settings, target_px=config.target_px, grid_unit_px=config.grid_unit_px,
+                   experts=tuple(config.experts))
 
 
 def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output: Path) -> ImageTokenizer:
@@ -215,7 +221,8 @@ def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> Iterator
 
     unit = config.grid_unit_px
     side = config.target_px // unit * unit
-    sizes = {rows * unit for rows, _ in chain_of(config).image_sizes(side // unit, side // unit)}
+    chain = settings_of(config).chain
+    sizes = {rows * unit for rows, _ in chain.image_sizes(side // unit, side // unit)}
     smaller = sorted(sizes - {side})
     for step in range(first, config.max_steps):
         choose = random.Random(f"{config.seed}:{step}")

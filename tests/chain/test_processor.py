@@ -210,3 +210,12 @@ def test_a_text_tokenizer_without_a_special_name_is_refused(processor):
 
     with pytest.raises(UserError, match=IMAGE_START):
         ChainProcessor(Renamed(), processor.image_tokenizer, processor.settings)
+
+
+@pytest.mark.parametrize("question", ["Restore it.", "Restore it. <|image|>", "Restore <|image|> now. ",
+                                      " Why? ", "<|image|>"])
+def test_a_question_is_read_back_so_that_it_makes_the_same_prompt(processor, question):
+    image = photo("coffee")
+    prompt = processor.encode_prompt(image, question)
+    assert processor.encode_prompt(image, processor.question_of(prompt)) == prompt
+    assert processor.question_of(processor.encode_prompt(image)) == processor.chain.question

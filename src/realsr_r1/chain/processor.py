@@ -178,8 +178,12 @@ class ChainProcessor:
         spans = self.image_spans(prompt)
         if len(spans) == 1 and self.prompt_from_span(spans[0]) == list(prompt):
             return self.chain.question
-        text = self.decode_text(prompt).strip()
-        return text.removesuffix(IMAGE).rstrip() if text.count(IMAGE) == 1 else text
+        text = self.decode_text(prompt)
+        for question in (text.removesuffix(IMAGE), text):
+            if len(spans) == 1 and question.count(IMAGE) <= 1 \
+                    and self.prompt_from_span(spans[0], question) == list(prompt):
+                return question
+        return text
 
     def encode_chain(self, sections: Mapping[str, str], spans: Mapping[str, Sequence[int]]) -> list[int]:
         """Encode a chain into the answer's ids, end-of-turn included.

@@ -88,3 +88,11 @@ class ChainSettings:
     def asking(self, question: str) -> ChainSettings:
         """Return the same settings with another question."""
         return replace(self, chain=replace(self.chain, question=question))
+
+
+def question_in(path: str | Path | None) -> str | None:
+    """The question that a file given by --chain_settings asks;
+
+    None without a file, or without one in it.
+    """
+    return None if path is None else (read_yaml(path, "--chain_settings") or {}).get("problem")

@@ -25,6 +25,9 @@ ABOUT = ("degradation", "description", "restoration")  # a text has one of the f
 CHAIN_FILE = "chain.json"  # lies beside written chains, so that pages about them know their sections
 # The other settings in a file of chain settings; `realsr_r1.chain.settings` says what they are.
 OTHER_SETTINGS = ("target_px", "grid_unit_px", "fit", "color_fix", "experts", "sampling")
+# Tokens of an answer that belong to no section's body: tags, and text and images of what is no
+# chain.
+OTHER_PARTS = ("tags", "text", "image")
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -191,7 +194,7 @@ class ChainSpec:
         They are the bodies of the sections, then the tags, then texts and images that belong to no
         chain.
         """
-        return (*self.names(), "tags", "text", "image")
+        return (*self.names(), *OTHER_PARTS)
 
     def about(self, subject: str) -> tuple[Section, ...]:
         """The sections about `subject`, one of `ABOUT`, in order."""
@@ -235,6 +238,9 @@ def _section(values: Any, number: int) -> Section:
         raise UserError(f"section {number} needs a name of small letters, digits and underscores that begins "
                         "with a letter")
     where = f"section {values['name']}"
+    if values["name"] in OTHER_PARTS:
+        raise UserError(f"{where} needs another name: {', '.join(OTHER_PARTS)} are what the cold start's log "
+                        "calls tokens outside sections")
     known = [field.name for field in fields(Section)]
     for key in values:
         if key not in known:
@@ -270,8 +276,8 @@ def _text_section(values: Mapping[str, Any], where: str) -> Section:
     if not is_text(level) or not level.strip():
         raise UserError(f"{where}: level is {level!r}; it must be the name of a description")
     unknown = values.get("unknown", "A photo.")
-    if not is_text(unknown):
-        raise UserError(f"{where}: unknown is {unknown!r}; it must be a text")
+    if not is_text(unknown) or not unknown.strip():
+        raise UserError(f"{where}: unknown is {unknown!r}; it must be a text, and not empty")
     return Section(values["name"], "text", about, level, None, tagged,
                    _wordings(values.get("wordings", ["{Text}"]), f"{where}: wordings", _PLACES, ""),
                    _wordings(values.get("tags_only", ["A photo of {tags}."]), f"{where}: tags_only", {"tags"},
@@ -291,7 +297,9 @@ def _wordings(values: Any, where: str, places: set[str], needed: str) -> tuple[s
         raise UserError(f"{where} must be a list of texts")
     for text in values:
         try:
-            found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+            places_in = [place for place in string.Formatter().parse(text) if place[1] is not None]
+            found = {name if not (form or conversion) else f"{name}:{form}"
+                     for _, name, form, conversion in places_in}
         except ValueError as error:
             raise UserError(f"{where}: {text!r} can't be filled in ({error})") from error
         if not found <= places or (needed and needed not in found):

@@ -100,11 +100,14 @@ def _patterns(spec: ChainSpec) -> tuple[re.Pattern[str] | None, re.Pattern[str]]
     The first is None where the spec has no tags.
     """
     names = "|".join(section.name for section in spec.sections if section.tagged)
-    pieces = []
+    whole, follows_text = "", False
     for section in spec.sections:
+        is_bare_text = not (section.tagged or section.is_image)  # white space around it is its own
         body = re.escape(IMAGE) if section.is_image and not section.tagged else ".*?"
-        pieces.append(f"{re.escape(section.opening)}(?P<{section.name}>{body}){re.escape(section.closing)}")
-    whole = re.compile(r"\s*" + r"\s*".join(pieces) + r"\s*", re.DOTALL)
+        whole += "" if is_bare_text or follows_text else r"\s*"
+        whole += f"{re.escape(section.opening)}(?P<{section.name}>{body}){re.escape(section.closing)}"
+        follows_text = is_bare_text
+    whole = re.compile(whole + ("" if follows_text else r"\s*"), re.DOTALL)
     return re.compile(f"</?(?:{names})>") if names else None, whole
 
 

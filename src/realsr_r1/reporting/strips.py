@@ -122,8 +122,9 @@ def draw_strips(strips: list[Strip], path: Path) -> None:
 
     title_font, font = ImageFont.load_default(15), ImageFont.load_default(12)
     gap, heading, margin = 8, 24, 16
-    # All strips are from one run and so from one chain.
-    columns = list(max((strip.pictures for strip in strips), key=len, default={}))
+    # Restored photos may be of another chain than the run's samples.
+    shown = dict.fromkeys(column for strip in strips for column in strip.pictures if column != "HQ")
+    columns = [*shown, "HQ"]
     width = 2 * margin + len(columns) * (CELL + gap) - gap
     row_height = heading + CELL + 14
     sheet = Image.new("RGB", (width, 2 * margin + 20 + len(strips) * row_height - 14), "white")

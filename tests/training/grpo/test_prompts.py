@@ -124,6 +124,6 @@ def test_a_dataset_of_a_chain_with_other_descriptions_is_refused(processor):
     import datasets
 
     for described in (["a", "b", "c"], []):
-        require_levels(datasets.Dataset.from_dict({"descriptions": [described]}), processor, "here")
+        require_levels(datasets.Dataset.from_dict({"descriptions": [described]}), processor, "here", "model")
     with pytest.raises(UserError, match="here has 2 descriptions a record.*rough, middle, final"):
-        require_levels(datasets.Dataset.from_dict({"descriptions": [["a", "b"]]}), processor, "here")
+        require_levels(datasets.Dataset.from_dict({"descriptions": [["a", "b"]]}), processor, "here", "model")

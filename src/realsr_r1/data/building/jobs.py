@@ -200,7 +200,8 @@ class ListJob:
     """What it takes to make any part of a dataset that is made from a JSON list.
 
     `source`: the list. `root`: the folder that its paths start from. `keys`: the keys of the schema
-    that each record must have. `levels`: of the chain's descriptions.
+    that each record must have. `levels`: of the chain's descriptions. `question`: what all records
+    ask, in place of their own.
     """
 
     work: Path
@@ -208,6 +209,7 @@ class ListJob:
     root: Path
     keys: frozenset[str]
     levels: tuple[str, ...] = LEVELS
+    question: str | None = None
 
     def for_part(self, part: Part) -> ListJob:
         return self
@@ -221,6 +223,8 @@ class ListJob:
             for number, record in part.tasks:
                 try:
                     check_record(record, self.keys)
+                    if self.question is not None:
+                        record = {**record, "problem": self.question}
                     _check_content(record, self.levels)
                     writer.add("train", record,
                                {key: self._file(record[key]) for key in COLUMN_OF_KEY if key in record})

@@ -58,8 +58,8 @@ def _descriptions(record: Mapping[str, Any], tags: str, spec: ChainSpec, choose:
     if descriptions:
         if len(descriptions) != len(spec.levels):
             raise UserError(f"it has {len(descriptions)} descriptions, and the chain has the levels "
-                            f"{', '.join(spec.levels)}: make the dataset with the model's chain (realsr-r1 "
-                            "create-json --chain_settings FILE)")
+                            f"{', '.join(spec.levels) or 'of none'}: make the dataset with the model's chain "
+                            "(realsr-r1 create-json --chain_settings FILE)")
         return [descriptions[spec.levels.index(section.level)] for section in sections]
     return [choose.choice(section.tags_only).format(tags=tags) if tags else section.unknown
             for section in sections]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1.chain.settings import SETTINGS_FILE
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_folder
 from realsr_r1.data.records import select_records
@@ -63,23 +64,26 @@ def load_prompts(dataset_name: str, split: str, processor: ChainProcessor,
     return concatenate_datasets([records.rename_column("image", LQ_COLUMN), prompts], axis=1)
 
 
-def require_levels(records: Dataset, processor: ChainProcessor, where: str) -> None:
-    """Raise `UserError` when the dataset in folder `where` was made for a chain with other
-    descriptions than the model's, for that chain is what its tags and questions are about.
+def require_levels(records: Dataset, processor: ChainProcessor, dataset: str, model: str) -> None:
+    """Raise `UserError` when a dataset was made for a chain with other descriptions than the
+    model's, for its questions ask for that chain.
+
+    `dataset`, `model`: their folders, for the message.
     """
     levels = processor.chain.levels
     if len(records) and "descriptions" in records.column_names:
         described = len(records.select_columns(["descriptions"])[0]["descriptions"] or ())
         if described not in (0, len(levels)):
-            raise UserError(f"{where} has {described} descriptions a record, and this model's chain has the "
-                            f"levels {', '.join(levels) or 'of none'}: make the dataset with the model's "
-                            "chain (realsr-r1 create-json --chain_settings FILE)")
+            raise UserError(f"{dataset} has {described} descriptions a record, and the chain of {model} has "
+                            f"the levels {', '.join(levels) or 'of none'}: make the dataset with that chain "
+                            "(realsr-r1 create-json --chain_settings FILE), or ask all photos the model's "
+                            f"question with --chain_settings {model}/{SETTINGS_FILE}")
 
 
 def other_question(records: Dataset, processor: ChainProcessor) -> str | None:
     """Return the question that most records ask, or None where it is the model's own."""
-    asked = Counter(records["problem"]).most_common(1)[0][0]
-    return None if asked == processor.chain.question else asked
+    asked = [question for question, _ in Counter(records["problem"]).most_common(1)]
+    return None if asked in ([], [processor.chain.question]) else asked[0]
 
 
 def needed_columns(reward_columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
