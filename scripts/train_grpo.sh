@@ -14,7 +14,7 @@ DEEPSPEED=${DEEPSPEED:-local_scripts/zero3.json}
 RECIPE=${RECIPE:-}                                # YAML of settings instead of the paper's flags
 RUN_NAME=${RUN_NAME:-$(basename "$OUTPUT")}
 PYTHON=${PYTHON:-.venv/bin/python}                # what runs it
-ENTRY=${ENTRY:-src/realsr_r1/grpo.py}             # or a script with a trainer of your own (docs/extending.md)
+ENTRY=${ENTRY:-"src/realsr_r1/grpo.py"}           # or a script with a trainer of your own (docs/extending.md)
 export DEBUG_MODE=${DEBUG_MODE:-false} LOG_PATH=${LOG_PATH:-$OUTPUT/reward_log.txt}
 
 if [ -n "$RECIPE" ]; then
