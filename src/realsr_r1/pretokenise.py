@@ -109,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--model_name_or_path", required=True,
         help="folder with the tokenizers: a model folder, or one of train-tokenizer")
     add("--chain_settings", help="YAML or JSON file of chain settings (configs/chain) that count instead of "
-                                 "the folder's: sections, sizes, and the question, which is then asked of "
-                                 "all records")
+                                 "the folder's: sections, sizes, and the question (problem), which all "
+                                 "records are asked where the file has one")
     add("--output_dir", type=Path, required=True, help="folder to make")
     add("--seed", type=int, default=0, help="seed of the chains' wordings (default: 0)")
     add("--num_proc", type=int,

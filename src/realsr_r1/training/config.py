@@ -14,6 +14,9 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.rollout.config import RolloutConfig, rollout_field
 from realsr_r1.training.grpo.objective import AGGREGATIONS, LOSS_TYPES, SCALINGS
 
+CHAIN_SETTINGS_HELP = ("YAML or JSON file of chain settings (configs/chain) that count instead of the model "
+                       "folder's: sections, sizes, and the question (problem). Where the file has a "
+                       "question, all records are asked that.")
 # Settings of GRPO's objective, and what they may be.
 CHOICES = {"loss_type": LOSS_TYPES, "scale_rewards": SCALINGS,
            "multi_objective_aggregation": AGGREGATIONS,
@@ -32,10 +35,7 @@ class ColdStartConfig(TrainingArguments):
                 "pretokenise), or a JSON of conversations in Lumina-mGPT's format."})
     max_samples: int | None = field(default=None, metadata={
         "help": "Train on this many records only, drawn with --seed."})
-    chain_settings: str | None = field(default=None, metadata={
-        "help": "YAML or JSON file of chain settings (configs/chain) that count instead of the model "
-                "folder's: sections, sizes, and the question, which is then asked whatever the dataset's "
-                "records ask."})
+    chain_settings: str | None = field(default=None, metadata={"help": CHAIN_SETTINGS_HELP})
     z_loss: float = field(default=0.0, metadata={"help": "Weight of the mean of log²Z (Lumina-mGPT: 1e-5)."})
     dropout: float = field(default=0.0, metadata={
         "help": "Share that is dropped of what attention and MLP add to the residual stream (Lumina-mGPT and "
@@ -97,10 +97,7 @@ class ChainGRPOConfig(GRPOConfig):
         "help": "Split that --eval_strategy measures."})
     max_samples: int | None = field(default=None, metadata={
         "help": "Train on this many records only, drawn with --seed."})
-    chain_settings: str | None = field(default=None, metadata={
-        "help": "YAML or JSON file of chain settings (configs/chain) that count instead of the model "
-                "folder's: sections, sizes, and the question, which is then asked whatever the dataset's "
-                "records ask."})
+    chain_settings: str | None = field(default=None, metadata={"help": CHAIN_SETTINGS_HELP})
     reward_funcs: list[str] = field(
         default_factory=lambda: ["format", "degradation", "understanding", "generation"],
         metadata={"help": "Rewards by name, or package.module:function."})
