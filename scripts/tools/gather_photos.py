@@ -9,20 +9,23 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, read_json
-from realsr_r1.core.images import load_image
+from realsr_r1.core.images import IMAGE_SUFFIXES, load_image
 
 TABLE = Path(__file__).resolve().parents[2] / "assets" / "photos" / "photos.json"
 WHEEL_MODULES = {"scikit-image": "skimage", "scikit-learn": "sklearn"}  # package -> the folder it installs
 LONGEST_SIDE = 1024  # px
+RCC_COMPRESSED, RCC_FOLDER = 0b101, 0b10  # flags of an entry in a Qt resource archive
 
 
 def wheel_folder(package: str) -> Path:
@@ -50,6 +53,45 @@ def download_debian(packages: list[str], folder: Path) -> None:
                         f"`apt-get install {names}` first, or use --source wheels")
     for archive in sorted(folder.glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
+
+
+def members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (path, content) of the files in a Qt resource archive (.rcc).
+
+    The format is Qt's own (its `rcc` tool writes it): a header with the places of three tables, a
+    tree of folders and files, their names in UTF-16, and their contents, each after its length. Only
+    contents that aren't compressed are read, as pictures are stored.
+    """
+    data = archive.read_bytes()
+    magic, version, tree, contents, names = struct.unpack_from(">4s4I", data)
+    if magic != b"qres":
+        raise UserError(f"{archive} is no Qt resource archive")
+    entry_size = 14 if version < 2 else 22
+
+    def walk(number: int, folder: str) -> Iterator[tuple[str, bytes]]:
+        place = tree + number * entry_size
+        name_place, flags = struct.unpack_from(">IH", data, place)
+        length = struct.unpack_from(">H", data, names + name_place)[0] if number else 0  # the root has none
+        name = data[names + name_place + 6:names + name_place + 6 + 2 * length].decode("utf-16-be")
+        path = f"{folder}/{name}".strip("/")
+        if flags & RCC_FOLDER:
+            count, first = struct.unpack_from(">2I", data, place + 6)
+            for child in range(first, first + count):
+                yield from walk(child, path)
+        elif not flags & RCC_COMPRESSED:
+            start = contents + struct.unpack_from(">I", data, place + 10)[0]
+            size = struct.unpack_from(">I", data, start)[0]
+            yield path, data[start + 4:start + 4 + size]
+
+    return walk(0, "")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Write the pictures of a Qt resource archive below `folder`."""
+    for path, content in members(archive):
+        if Path(path).suffix in IMAGE_SUFFIXES:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
 
 
 def save_photo(source: Path, target: Path) -> None:
@@ -86,9 +128,14 @@ def gather(output: Path, source: str, debian_root: Path) -> int:
             download_debian(absent, Path(unpacked))
         for photo in tqdm(missing, desc="photos", disable=not missing):
             file = roots[photo["package"]] / photo["path"]
+            if "member" in photo and file.is_file():  # the picture lies inside an archive of the package
+                folder = Path(unpacked) / file.name
+                if not folder.is_dir():
+                    unpack(file, folder)
+                file = folder / photo["member"]
             if not file.is_file() and photo["package"] not in WHEEL_MODULES:
                 tqdm.write(f"left out {photo['name']}: this release of {photo['package']} has no "
-                           f"{photo['path']}",
+                           f"{photo.get('member', photo['path'])}",
                            file=sys.stderr)
                 continue
             save_photo(file, output / f"{photo['name']}.png")
@@ -103,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="folder for the PNG files; made if it isn't there")
     parser.add_argument("--source", choices=("wheels", "all"), default="wheels",
                         help="wheels: photographs inside the installed scikit-image and scikit-learn; all: "
-                             "also those of three Debian wallpaper packages (default: %(default)s)")
+                             "also those of five Debian packages (default: %(default)s)")
     parser.add_argument("--debian_root", type=Path, default=Path("/"),
                         help="where the Debian packages are installed or unpacked; those that aren't are "
                              "downloaded with apt-get into a temporary folder (default: %(default)s)")

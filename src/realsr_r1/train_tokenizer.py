@@ -8,7 +8,6 @@ this step. It trains on the `train` split only, and measures `test_crops` and `t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from realsr_r1.core.files import atomic_file, check_new_folder
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.data import DataLoader
 
     from realsr_r1.chain.settings import ChainSettings
     from realsr_r1.models.image_tokenizer import ImageTokenizer
@@ -65,6 +65,8 @@ class TokenizerTrainingConfig:
         "help": "Convolutions in bfloat16: faster where CPU or GPU has it."})
     restart_every: int = field(default=50, metadata={
         "help": "Steps after which codes nobody used are moved onto latents."})
+    num_workers: int = field(default=0, metadata={
+        "help": "Processes that read images for the training (0: the training itself does)."})
     save_steps: int = field(default=250, metadata={"help": "Steps between saved training states."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and flips."})
 
@@ -78,6 +80,8 @@ class TokenizerTrainingConfig:
         if self.base_channels % 32:
             raise UserError(f"--base_channels {self.base_channels} must be a multiple of 32 (the norms have "
                             "32 groups)")
+        if self.num_workers < 0:
+            raise UserError(f"--num_workers is {self.num_workers}; it must be at least 0")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning_rate {self.learning_rate} must be a finite number above 0")
 
@@ -169,7 +173,7 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
     progress = tqdm(batches(config, dataset["train"], first), initial=first, total=config.max_steps,
                     desc="image tokenizer", mininterval=5)
     for step, pixels in enumerate(progress, start=first + 1):
-        pixels = pixels.to(device)
+        pixels = pixels.to(device, non_blocking=True)
         with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
             reconstruction, ids, quantizer_loss, latents = model(pixels)
         reconstruction = reconstruction.float()
@@ -210,29 +214,45 @@ def learning_rate_share(step: int, max_steps: int, warm_up: int = 100) -> float:
                                                            (step - warm_up) / max(1, max_steps - warm_up))))
 
 
-def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> Iterator[torch.Tensor]:
-    """Yield pixels (B, 3, H, W) for the steps from `first` on.
+class StepImages:
+    """The images of each training step: pixels (B, 3, H, W) float32 in [-1, 1].
 
-    What a step gets depends only on (seed, step).
+    What a step gets depends only on (seed, step), so neither resuming nor the number of workers
+    changes it.
     """
-    import random
 
-    from realsr_r1.core.images import fit_image, resize_to_cover, to_pixels
+    def __init__(self, config: TokenizerTrainingConfig, split: Any):
+        self.config = config
+        self.unit = config.grid_unit_px
+        self.side = config.target_px // self.unit * self.unit
+        sizes = settings_of(config).chain.image_sizes(self.side // self.unit, self.side // self.unit)
+        self.smaller = sorted({rows * self.unit for rows, _ in sizes} - {self.side})
+        self.columns = {name: split.select_columns(name) for name in ("image", "hq")}
 
-    unit = config.grid_unit_px
-    side = config.target_px // unit * unit
-    chain = settings_of(config).chain
-    sizes = {rows * unit for rows, _ in chain.image_sizes(side // unit, side // unit)}
-    smaller = sorted(sizes - {side})
-    for step in range(first, config.max_steps):
-        choose = random.Random(f"{config.seed}:{step}")
-        px = choose.choice(smaller) if choose.random() < SMALLER_SHARE and smaller else side
-        rows = [choose.randrange(len(split)) for _ in range(config.batch_size * (side // px) ** 2)]
+    def __getitem__(self, step: int) -> torch.Tensor:
+        import random
+
+        from realsr_r1.core.images import fit_image, resize_to_cover, to_pixels
+
+        choose = random.Random(f"{self.config.seed}:{step}")
+        px = (choose.choice(self.smaller) if choose.random() < SMALLER_SHARE and self.smaller
+              else self.side)
+        rows = [choose.randrange(len(self.columns["hq"]))
+                for _ in range(self.config.batch_size * (self.side // px) ** 2)]
+        column = "image" if choose.random() < self.config.lq_share else "hq"
         images = []
-        for row in split[rows]["image" if choose.random() < config.lq_share else "hq"]:
-            image = resize_to_cover(fit_image(row, config.target_px, unit), (px, px))
+        for row in self.columns[column][rows][column]:
+            image = resize_to_cover(fit_image(row, self.config.target_px, self.unit), (px, px))
             images.append(image.transpose(0) if choose.random() < 0.5 else image)  # 0: mirror left and right
-        yield to_pixels(images)
+        return to_pixels(images)
+
+
+def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> DataLoader:
+    """Yield the pixels of the steps from `first` on (`StepImages`)."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(StepImages(config, split), batch_size=None, sampler=range(first, config.max_steps),
+                      num_workers=config.num_workers, pin_memory=pick_device().startswith("cuda"))
 
 
 def restart_dead_codes(model: ImageTokenizer, used: torch.Tensor, latents: torch.Tensor) -> None:

@@ -19,6 +19,7 @@ from realsr_r1.core.files import read_yaml
 Range = tuple[float, float]
 
 LARGEST = 10_000  # limit of every number here, far above any useful value
+LARGEST_MARGIN = 256  # px
 MOST = {"kernel_size": 101, "resize_range": 8.0}  # larger values would need too much memory
 KERNEL_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
 
@@ -67,11 +68,16 @@ class DegradationConfig:
     """The settings of both stages, and of what follows them.
 
     `scale`: by how many times the LQ image is smaller than the HQ image, 4 or 1.
-    `final_sinc_probability`: that a sinc filter is applied beside the second JPEG compression, with
-    a kernel size drawn as in the second stage.
+    `margin`: how many px around the HQ crop are degraded together with it and then cut away (see
+    `realsr_r1.data.degradation.crops.Surroundings`). `shrunk_probability`: that a crop is degraded
+    at a larger size and shrunk afterwards (see `realsr_r1.data.degradation.crops.shrunk`), as a
+    whole photo is when a model looks at it at its own size. `final_sinc_probability`: that a sinc filter
+    is applied beside the second JPEG compression, with a kernel size drawn as in the second stage.
     """
 
     scale: int = 4
+    margin: int = 0
+    shrunk_probability: float = 0.0
     first: StageConfig = field(default_factory=StageConfig)
     second: StageConfig = _SECOND_STAGE
     final_sinc_probability: float = 0.8
@@ -89,6 +95,9 @@ class DegradationConfig:
         config = _fill(cls(), {**values, **stages}, where)
         if config.scale not in (1, 4):
             raise UserError(f"scale in {where} is {config.scale!r}; it must be 1 or 4")
+        if not (isinstance(config.margin, int) and 0 <= config.margin <= LARGEST_MARGIN):
+            raise UserError(f"margin in {where} is {config.margin!r}; it must be a whole number of px from 0 "
+                            f"to {LARGEST_MARGIN}")
         return config
 
     @classmethod

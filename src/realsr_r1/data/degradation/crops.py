@@ -15,6 +15,7 @@ from PIL import Image
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.images import resize_to_cover
 from realsr_r1.data.degradation.config import DegradationConfig
 from realsr_r1.data.degradation.degrade import degrade, random_for
 
@@ -22,6 +23,8 @@ from realsr_r1.data.degradation.degrade import degrade, random_for
 Box = tuple[int, int, int, int]
 
 RESERVED_SHARE = 0.28  # the share of the photo's longer side that is kept for test_crops
+JPEG_BLOCK = 8  # px
+SHRUNK_AT_MOST = 4  # how many times larger than its crop a crop is that is shrunk after it is degraded
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,87 @@ def cut(photo: Image.Image, box: Box, crop_px: int) -> Image.Image:
     return crop.resize((crop_px, crop_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """An HQ crop with some of the photo around it.
+
+    `image`: the crop and its margins, at the crop's scale. `left`, `top`: where the crop begins in
+    it, in px. Degraded as a whole and then cut, a crop looks like a piece of a larger degraded
+    photo: its edges are no edges of the picture, and JPEG's blocks begin anywhere in it. Real-
+    ESRGAN degrades whole crops (arXiv 2107.10833), whose edges matter little at 512 px.
+    """
+
+    image: Image.Image
+    left: int
+    top: int
+
+
+def surroundings(photo: Image.Image, region: Box, box: Box, key: str, plan: CropPlan) -> Surroundings:
+    """Return the crop at `box` with margins of up to `plan.degradation.margin` px on each side.
+
+    The margins at the left and at the top are shorter by 0 to 7 px, drawn for the crop named `key`.
+    All of them end where `region` ends, so no pixel of another split is read.
+    """
+    scale, px = plan.degradation.scale, plan.crop_px
+    unit = (box[2] - box[0]) / px  # photo pixels for each pixel of the crop
+    rng = random_for(plan.seed, f"{key}/margin")
+    wanted = [plan.degradation.margin - int(rng.integers(JPEG_BLOCK)) for _ in range(2)]
+    wanted += [plan.degradation.margin] * 2
+    free = [box[0] - region[0], box[1] - region[1], region[2] - box[2], region[3] - box[3]]
+    left, top, right, bottom = (max(0, min(some, int(room / unit))) // scale * scale
+                                for some, room in zip(wanted, free, strict=True))
+    exact = (box[0] - left * unit, box[1] - top * unit, box[2] + right * unit, box[3] + bottom * unit)
+    x, y = math.floor(max(exact[0], region[0])), math.floor(max(exact[1], region[1]))
+    # Cut out first: a resize with `box=` reads pixels beside the box.
+    piece = photo.crop((x, y, min(math.ceil(exact[2]), region[2]), min(math.ceil(exact[3]), region[3])))
+    inside = (max(0.0, exact[0] - x), max(0.0, exact[1] - y), min(exact[2] - x, piece.width),
+              min(exact[3] - y, piece.height))
+    image = piece.resize((left + px + right, top + px + bottom), Image.Resampling.LANCZOS, inside,
+                         reducing_gap=3.0)
+    return Surroundings(image, left, top)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A crop and what it was degraded to, with the labels and every value drawn."""
+
+    hq: Image.Image
+    lq: Image.Image
+    labels: list[str]
+    parameters: dict[str, Any]
+
+
+def degraded_pair(photo: Image.Image, region: Box, box: Box, key: str, plan: CropPlan) -> Pair:
+    """Return the crop at `box` of `region`, degraded as the plan says; `key` decides all draws."""
+    config = plan.degradation
+    px, lq_px = plan.crop_px, plan.crop_px // config.scale
+    if (config.shrunk_probability and box[2] - box[0] >= 2 * px
+            and random_for(plan.seed, f"{key}/shrunk").random() < config.shrunk_probability):
+        return shrunk(photo, box, key, plan)
+    if not config.margin:
+        hq = cut(photo, box, px)
+        degraded = degrade(hq, plan.seed, key, config)
+        return Pair(hq, degraded.image, degraded.labels, degraded.parameters)
+    around = surroundings(photo, region, box, key, plan)
+    degraded = degrade(around.image, plan.seed, key, config)
+    hq = _cut_out(around.image, around.left, around.top, px)
+    lq = _cut_out(degraded.image, around.left // config.scale, around.top // config.scale, lq_px)
+    return Pair(hq, lq, degraded.labels, degraded.parameters)
+
+
+def shrunk(photo: Image.Image, box: Box, key: str, plan: CropPlan) -> Pair:
+    """Return a crop that is degraded at up to `SHRUNK_AT_MOST` times its size, and then scaled down.
+
+    So a model learns what is left of a degradation when it looks at a whole photo.
+    """
+    px, config = plan.crop_px, plan.degradation
+    large = cut(photo, box, min(box[2] - box[0], SHRUNK_AT_MOST * px))
+    degraded = degrade(large, plan.seed, key, config)
+    lq_px = max(1, px // config.scale)
+    return Pair(resize_to_cover(large, (px, px)), resize_to_cover(degraded.image, (lq_px, lq_px)),
+                degraded.labels, degraded.parameters)
+
+
 def make_crops(photo: Image.Image, name: str, split: str, numbers: range, plan: CropPlan) -> Iterator[Crop]:
     """Yield the crops of `split` with these numbers.
 
@@ -122,9 +206,12 @@ def make_crops(photo: Image.Image, name: str, split: str, numbers: range, plan: 
     for number in numbers:
         key = f"{name}/{split}/{number}"
         box = draw_box(region, min(photo.size), key, plan)
-        hq = cut(photo, box, plan.crop_px)
-        degraded = degrade(hq, plan.seed, key, plan.degradation)
+        pair = degraded_pair(photo, region, box, key, plan)
         record = {"image_path": f"{folder}/{number:05d}-lq.png", "problem": plan.question,
-                  "hq_path": f"{folder}/{number:05d}-hq.png", "degradation": degraded.labels, "source": name,
+                  "hq_path": f"{folder}/{number:05d}-hq.png", "degradation": pair.labels, "source": name,
                   "crop": list(box)}
-        yield Crop(record, hq, degraded.image, degraded.parameters)
+        yield Crop(record, pair.hq, pair.lq, pair.parameters)
+
+
+def _cut_out(image: Image.Image, left: int, top: int, side: int) -> Image.Image:
+    return image.crop((left, top, left + side, top + side))
