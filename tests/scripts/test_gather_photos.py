@@ -5,8 +5,10 @@ gathered anywhere.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,31 @@ def test_wheel_photos_are_gathered_as_rgb_png_of_at_most_1024_px_and_only_once(s
     assert "all already" in capsys.readouterr().out
 
 
+def rcc(files: dict[str, bytes]) -> bytes:
+    """A Qt resource archive (format 1) as Qt's `rcc` writes it: folders and files, not compressed."""
+    folders: dict[str, dict] = {}
+    for path, content in files.items():
+        *parents, name = path.split("/")
+        place = folders
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = content
+    nodes, names, contents = [("", folders)], bytearray(), bytearray()
+    entries = []
+    for name, node in nodes:  # grows while it is walked: children of a folder lie side by side
+        name_place = len(names)
+        names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
+        if isinstance(node, dict):
+            entries.append(struct.pack(">IHII", name_place, 2, len(node), len(nodes)))
+            nodes += sorted(node.items())
+        else:
+            entries.append(struct.pack(">IHHHI", name_place, 0, 0, 0, len(contents)))
+            contents += struct.pack(">I", len(node)) + node
+    tree = b"".join(entries)
+    return struct.pack(">4s4I", b"qres", 1, 20, 20 + len(tree), 20 + len(tree) + len(contents)) + (
+        tree + bytes(contents) + bytes(names))
+
+
 def test_photos_of_unpacked_debian_packages_are_scaled_down_and_lost_ones_named(script, tmp_path, capsys):
     firsts = {}
     for photo in TABLE:
@@ -90,7 +117,10 @@ def test_photos_of_unpacked_debian_packages_are_scaled_down_and_lost_ones_named(
     for photo in firsts.values():
         path = tmp_path / "root" / photo["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (2048, 1200), 90).save(path)
+        picture = io.BytesIO()
+        Image.new("L", (2048, 1200), 90).save(picture, "WEBP" if "member" in photo else "JPEG")
+        path.write_bytes(rcc({photo["member"]: picture.getvalue()}) if "member" in photo
+                         else picture.getvalue())
     script.main(["--source", "all", "--debian_root", str(tmp_path / "root"), "--output",
                  str(tmp_path / "photos")])
     for photo in firsts.values():
@@ -104,7 +134,7 @@ def test_photos_of_unpacked_debian_packages_are_scaled_down_and_lost_ones_named(
 def test_without_apt_the_error_names_the_packages_to_install(script, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError,
-                       match="lomiri-wallpapers-16.04 mate-backgrounds plasma-workspace-wallpapers"):
+                       match="gcompris-qt-data lomiri-wallpapers-16.04 mate-backgrounds opencv-doc"):
         script.main(["--source", "all", "--debian_root", str(tmp_path), "--output", str(tmp_path / "photos")])
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.data.degradation.config import DegradationConfig
-from realsr_r1.data.degradation.crops import CropPlan, cut, draw_box, split_regions
+from realsr_r1.data.degradation.crops import CropPlan, cut, degraded_pair, draw_box, make_crops, split_regions
+from realsr_r1.data.degradation.degrade import degrade
 
 SIZES = [(451, 300), (300, 451), (512, 512), (200, 100), (1920, 1080)]
 
@@ -77,3 +78,53 @@ def test_a_photo_without_room_is_refused_with_its_size(size, crop_px):
 
 def test_without_test_crops_the_whole_photo_is_trained_on():
     assert split_regions((90, 60), "a", plan(reserve=False))["train"] == (0, 0, 90, 60)
+
+
+def chelsea() -> Image.Image:
+    with Image.open(Path(skimage.__file__).parent / "data" / "chelsea.png") as image:
+        return image.convert("RGB")
+
+
+MARGIN = DegradationConfig(scale=1, margin=16)
+
+
+def test_with_a_margin_a_crop_is_a_piece_of_a_larger_degraded_picture():
+    """At native size, the LQ crop is what degrading the crop with its surroundings gives there."""
+    photo, box = chelsea(), (100, 60, 148, 108)
+    for number in range(6):
+        key = f"cat/train/{number}"
+        pair = degraded_pair(photo, (0, 0, *photo.size), box, key, plan(degradation=MARGIN))
+        assert np.array_equal(np.asarray(pair.hq), np.asarray(photo.crop(box)))
+        pieces = [degrade(photo.crop((box[0] - left, box[1] - top, box[2] + 16, box[3] + 16)), 0, key, MARGIN)
+                  .image.crop((left, top, left + 48, top + 48)) for left in range(9, 17) for top in range(9, 17)]
+        assert any(np.array_equal(np.asarray(pair.lq), np.asarray(piece)) for piece in pieces)
+
+
+def test_the_margin_reads_no_pixel_of_another_split():
+    photo = chelsea()
+    settings = plan(degradation=MARGIN)
+    for split, region in split_regions(photo.size, "cat", settings).items():
+        if split == "test":
+            continue
+        left, top, right, bottom = region
+        other = Image.new("RGB", photo.size)
+        other.paste(photo.crop(region), (left, top))
+        for here, there in zip(make_crops(photo, "cat", split, range(12), settings),
+                               make_crops(other, "cat", split, range(12), settings), strict=True):
+            assert here.lq.size == here.hq.size == (48, 48)
+            assert np.array_equal(np.asarray(here.lq), np.asarray(there.lq))
+            assert np.array_equal(np.asarray(here.hq), np.asarray(there.hq))
+
+
+def test_shrunk_crops_are_degraded_at_a_larger_size():
+    """Shrinking hides most of a degradation, so these crops are nearer to their originals."""
+    photo = chelsea()
+    errors = {}
+    for probability in (0.0, 1.0):
+        settings = plan(scales=(0.64, 0.64), degradation=DegradationConfig(
+            scale=1, shrunk_probability=probability))
+        crops = list(make_crops(photo, "cat", "train", range(12), settings))
+        assert all(crop.lq.size == crop.hq.size == (48, 48) for crop in crops)
+        errors[probability] = np.mean([np.square(np.asarray(crop.lq, float) - np.asarray(crop.hq)).mean()
+                                       for crop in crops])
+    assert errors[1.0] < 0.5 * errors[0.0]
