@@ -1,53 +1,50 @@
-"""Pictures as files, PIL images and pixel tensors: reading, scaling to [-1, 1], fitting."""
+"""Pictures as RGB images and pixel tensors: loading, scaling to [-1, 1], fitting."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from realsr_r1.core.errors import UserError
+from realsr_r1.core.pictures import IMAGE_SUFFIXES, as_picture, read_picture
 
 if TYPE_CHECKING:
     import numpy
     import torch
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
 COLOR_FIX_LEVELS = 5
 MAX_ASPECT = 4.0  # Lumina-mGPT's limit of width to height, either way
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files right inside `folder`, sorted by name (hidden files are left out)."""
+    """The picture files right inside `folder`, sorted by name (hidden files are left out).
+
+    HEIC files are among them: reading one says what it needs.
+    """
     return sorted(p for p in Path(folder).iterdir()
                   if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB, turned upright (EXIF), with transparency composited on white.
+    """Read a picture file as RGB: what `read_picture` reads, transparency composited on white.
 
-    Raises `UserError` that names a file that can't be read.
+    A note that it has is logged. Raises `UserError` that names a file that can't be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes)")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} can't be read as an image ({error})") from error
+    picture = read_picture(path)
+    if picture.note:
+        logger.warning(picture.note)
+    return picture.image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` in RGB; a transparent one is composited on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    """A PIL image of any mode as upright RGB in sRGB; a transparent one is composited on white.
+
+    Raises `UserError` when its values can't be read rightly.
+    """
+    return as_picture(image).image
 
 
 def to_pixels(images: list[Image.Image]) -> torch.Tensor:
