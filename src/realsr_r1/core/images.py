@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 COLOR_FIX_LEVELS = 5
+COLOR_FIX_REACH = 2**COLOR_FIX_LEVELS - 1  # px that a pixel's low frequencies depend on, each way
+COLOR_FIX_BAND = 512  # rows of a photo whose colours are fixed at a time
 MAX_ASPECT = 4.0  # Lumina-mGPT's limit of width to height, either way
 
 
@@ -97,7 +99,19 @@ def size_of_shape(shape: tuple[int, int], pixels: int) -> tuple[int, int]:
 
 
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale `image` until it covers `size` (width, height), and crop the centre.
+    """Scale `image` until it covers `size` (width, height), as `scale_to_cover`; crop the centre."""
+    image = scale_to_cover(image, size)
+    left, top = cover_offset(image.size, size)
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def cover_offset(covering: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Where the centre of `size` (width, height) begins in a picture of the size `covering`."""
+    return (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
+
+
+def scale_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale `image`, which keeps its shape, until it covers `size` (width, height).
 
     It is halved with a box filter while both sides are at least twice the size, then scaled
     bicubically.
@@ -109,8 +123,12 @@ def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     covered = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if covered != image.size:
         image = image.resize(covered, Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return image
+
+
+def scale_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` at exactly `size` (width, height): bicubic up, box filter and bicubic down."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def fit_image(image: Image.Image, target_px: int, unit_px: int) -> Image.Image:
@@ -128,9 +146,16 @@ def with_colors_of(reference: Image.Image, image: Image.Image) -> Image.Image:
 
     if reference.size != image.size:
         reference = reference.resize(image.size, Image.Resampling.BICUBIC)
-    own, wanted = (numpy.asarray(to_rgb(picture), dtype=numpy.float32) for picture in (image, reference))
-    fixed = own - _low_frequencies(own) + _low_frequencies(wanted)
-    return Image.fromarray(fixed.round().clip(0, 255).astype(numpy.uint8))
+    own, wanted = numpy.asarray(to_rgb(image)), numpy.asarray(to_rgb(reference))
+    fixed = numpy.empty_like(own)
+    for top in range(0, len(own), COLOR_FIX_BAND):  # a whole photo in float32 would take gigabytes
+        above = max(0, top - COLOR_FIX_REACH)
+        rows = slice(above, top + COLOR_FIX_BAND + COLOR_FIX_REACH)
+        band, target = own[rows].astype(numpy.float32), wanted[rows].astype(numpy.float32)
+        band = band - _low_frequencies(band) + _low_frequencies(target)
+        band = band[top - above:top - above + COLOR_FIX_BAND]
+        fixed[top:top + COLOR_FIX_BAND] = band.round().clip(0, 255)
+    return Image.fromarray(fixed)
 
 
 def _low_frequencies(values: numpy.ndarray) -> numpy.ndarray:
