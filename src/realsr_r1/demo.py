@@ -7,6 +7,8 @@ page asks nothing of other machines; with `--share` gradio's servers pass visito
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,8 +18,9 @@ from realsr_r1.core.errors import UserError, run
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "assets" / "tiny"
 HOST = "127.0.0.1"
 # Nothing but this server may be asked for anything by the page, whatever a new gradio would like.
-POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-          "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; worker-src 'self' blob:")
+POLICY = "; ".join((
+    "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+    "style-src 'self' 'unsafe-inline'", "img-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self' blob: data:", "worker-src 'self' blob:"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,16 +48,15 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--port {args.port} is not in 1 to 65535")
     if not Path(args.model).is_dir():
         raise UserError(f"no such model folder: {args.model} (given by --model)")
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise UserError("the demo needs gradio; install it with pip install '.[demo]' (setup.sh does, "
-                        "too)") from error
-    serve(args)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the demo needs gradio; install it with pip install '.[demo]' (setup.sh does, too)")
+    with TemporaryDirectory(prefix="realsr-r1-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read at gradio's import; here, so that no photo stays
+        serve(args, Path(folder))
 
 
-def serve(args: argparse.Namespace) -> None:
-    """Load the model and serve the page until Ctrl-C."""
+def serve(args: argparse.Namespace, folder: Path) -> None:
+    """Load the model and serve the page until Ctrl-C, with its files in `folder`."""
     from starlette.middleware import Middleware
 
     from realsr_r1 import Restorer
@@ -64,21 +66,21 @@ def serve(args: argparse.Namespace) -> None:
     from realsr_r1.showing.style import CSS, favicon, theme
 
     restorer = Restorer.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    with TemporaryDirectory(prefix="realsr-r1-demo-") as folder:
-        page = Page(restorer, Path(args.model).name, Limits(args.max_pixels, args.max_waiting),
-                    write_examples(Path(folder)))
-        try:
-            _, address, public = page.blocks.launch(
-                server_name=HOST, server_port=args.port, share=args.share, max_file_size=args.max_file_mb * 2**20,
-                theme=theme(), css=CSS, favicon_path=favicon(Path(folder)), footer_links=[], run_history=False,
-                enable_monitoring=False, ssr_mode=False, quiet=True, prevent_thread_lock=True,
-                app_kwargs={"middleware": [Middleware(Headers, headers={"Content-Security-Policy": POLICY})]})
-        except OSError as error:
-            raise UserError(f"the page can't be served on port {args.port or 7860} ({error}); give another one "
-                            "with --port") from error
-        print(f"the demo of {args.model} is at {address}" + (f" and, for others, at {public}" if public else "")
-              + "; Ctrl-C ends it", flush=True)
-        page.blocks.block_thread()
+    page = Page(restorer, Path(args.model).name, Limits(args.max_pixels, args.max_waiting),
+                write_examples(folder), args.share)
+    headers = Middleware(Headers, headers={"Content-Security-Policy": POLICY})
+    try:
+        _, address, public = page.blocks.launch(
+            server_name=HOST, server_port=args.port, share=args.share,
+            max_file_size=args.max_file_mb * 2**20, theme=theme(), css=CSS, favicon_path=favicon(folder),
+            footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, quiet=True,
+            prevent_thread_lock=True, app_kwargs={"middleware": [headers]})
+    except OSError as error:
+        raise UserError(f"the page can't be served on port {args.port or 7860} ({error}); give another "
+                        "one with --port") from error
+    others = f" and, for others, at {public}" if public else ""
+    print(f"the demo of {args.model} is at {address}{others}; Ctrl-C ends it", flush=True)
+    page.blocks.block_thread()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 HEAD = """<div class="kicker">RealSR-R1</div><h1>Restore a photo, step by step</h1>
 <p>Drop a blurred, noisy or small photo and watch the model look, describe and redraw it.
-Nothing leaves this machine. Model: {model}.</p>"""
+{privacy} Model: {model}.</p>"""
+PRIVATE = "Nothing leaves this machine."
+SHARED = "What you send passes through gradio's servers."
 NOTHING = '<div class="nothing">Your photo appears here.</div>'
 CHAIN_HEAD = "<h2>What the model sees and draws</h2>"
 # On a narrow screen the picture stands below the button: go there.
@@ -52,15 +54,21 @@ class Limits:
 
 
 class Page:
-    """The page of one restorer. `blocks` is what gradio launches; `examples`: photos to try."""
+    """The page of one restorer. `blocks` is what gradio launches.
 
-    def __init__(self, restorer: Restorer, model: str, limits: Limits, examples: list[Path]):
+    `model`: what the page calls it. `examples`: photos to try. `is_shared`: whether the page has a
+    public address, too.
+    """
+
+    def __init__(self, restorer: Restorer, model: str, limits: Limits, examples: list[Path],
+                 is_shared: bool = False):
         self.restorer, self.limits, self.example_paths = restorer, limits, examples
         self.turns = Turns(limits.most_waiting)
         self.chain = restorer.processor.chain
         with gr.Blocks(title="RealSR-R1", analytics_enabled=False,
                        delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as self.blocks:
-            gr.HTML(HEAD.format(model=html.escape(model)), elem_id="head")
+            gr.HTML(HEAD.format(privacy=SHARED if is_shared else PRIVATE, model=html.escape(model)),
+                    elem_id="head")
             self.size = gr.State(None)
             with gr.Row(elem_id="desk"):
                 with gr.Column(scale=4, min_width=300, elem_id="side"):
@@ -94,7 +102,8 @@ class Page:
             self.num_samples = gr.Slider(1, 4, value=1, step=1, label="Samples",
                                          info="The one closest to the photo is taken; each takes its time.")
         with gr.Row(elem_id="buttons"):
-            self.run = gr.Button("Restore", variant="primary", interactive=False, elem_id="run", min_width=120)
+            self.run = gr.Button("Restore", variant="primary", interactive=False, elem_id="run",
+                                 min_width=120)
             self.stop = gr.Button("Stop", visible=False, elem_id="stop", min_width=90, scale=0)
         self.status = gr.HTML("", elem_id="status")
 
@@ -110,25 +119,26 @@ class Page:
                                                     elem_id="download-chain")
 
     def _wire(self) -> None:
-        chosen = [self.size, self.upload, self.photo, self.slider, self.caption, self.scale, self.status, self.run,
-                  self.stop, self.download, self.download_chain, self.chain_view]
-        settings = [self.scale, self.temperature, self.seed, self.tile_text, self.color_fix, self.num_samples]
+        shown = [self.photo, self.slider, self.caption, self.status, self.run, self.stop, self.download,
+                 self.download_chain, self.chain_view]
+        chosen = [self.size, self.upload, self.scale, *shown]
+        settings = [self.scale, self.temperature, self.seed, self.tile_text, self.color_fix,
+                    self.num_samples]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        running = self.run.click(self._restore, [self.upload, *settings],
-                                 [item for item in chosen if item not in (self.size, self.upload, self.scale)],
-                                 api_name="restore", show_progress="hidden", concurrency_limit=None,
-                                 js=SHOW_STAGE)
+        running = self.run.click(self._restore, [self.upload, *settings], shown, api_name="restore",
+                                 show_progress="hidden", concurrency_limit=None, js=SHOW_STAGE)
         self.upload.upload(self._choose, self.upload, chosen, cancels=[running], **quiet)
         self.upload.clear(self._clear, None, chosen, cancels=[running], **quiet)
         self.examples.select(self._take_example, None, chosen, cancels=[running], **quiet)
-        self.scale.input(self._measure, [self.size, self.scale], [self.caption, self.status, self.run], **quiet)
+        self.scale.input(self._measure, [self.size, self.scale], [self.caption, self.status, self.run],
+                         **quiet)
         self.stop.click(self._stopped, None, [self.status, self.run, self.stop], cancels=[running], **quiet)
 
     # What happens
 
     def _clear(self) -> Update:
-        return {**self._without_result(), self.size: None, self.upload: None, self.photo: self._shown(NOTHING),
-                self.caption: "", self.status: "", self.run: gr.update(interactive=False)}
+        return {**self._without_result(), **self._measure(None, 1.0), self.size: None, self.upload: None,
+                self.photo: self._shown(NOTHING)}
 
     def _choose(self, path: str | None) -> Update:
         """Show a photo, or say why it can't be read."""
@@ -155,10 +165,10 @@ class Page:
             status = ""
         except UserError as error:
             status = message_html(str(error), "bad")
-        before, after = (f"{width} × {height} px" for width, height in (size, visit.result_size(size, scale)))
-        return {self.caption: f'<div class="caption">The photo has {before}, the result will have {after}.</div>',
-                self.status: status,
-                self.run: gr.update(interactive=not status)}
+        before, after = (f"{width} × {height} px"
+                         for width, height in (size, visit.result_size(size, scale)))
+        caption = f'<div class="caption">The photo has {before}, the result will have {after}.</div>'
+        return {self.caption: caption, self.status: status, self.run: gr.update(interactive=not status)}
 
     def _restore(self, path: str | None, scale: float, temperature: float, seed: int, tile_text: str,
                  color_fix: str, num_samples: int) -> Iterator[Update]:
@@ -168,7 +178,8 @@ class Page:
                 raise UserError("Choose a photo first.")
             picture = visit.read_photo(path)
             visit.check_size(picture.image.size, scale, self.limits.most_pixels)
-            wish = visit.Wish(scale, tile_text, None if color_fix == MODELS_OWN else color_fix, int(num_samples), temperature, int(seed or 0))
+            wish = visit.Wish(scale, tile_text, None if color_fix == MODELS_OWN else color_fix,
+                              int(num_samples), temperature, int(seed or 0))
             view, shown = ChainView(self.chain, picture.image.size), None
             for moment in visit.restore(self.restorer, self.turns, picture, Path(path).name, wish):
                 update = {self.status: progress_html(self.chain, moment)}
@@ -193,7 +204,7 @@ class Page:
         image, chain = folder / f"{stem}-restored.png", folder / f"{stem}-chain.json"
         write_picture(image, result.final, picture)
         write_json(chain, {"photo": stem, "text": result.text, "tiles": result.tiles, "scores": result.scores,
-                           "settings": result.settings})
+                           "settings": {**result.settings, "model": Path(result.settings["model"]).name}})
         width, height = result.final.size
         done = f"Restored in {moment.seconds:.0f} s."
         notes = " ".join(note for note in (picture.note, result.note) if note)

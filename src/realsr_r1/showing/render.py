@@ -51,8 +51,9 @@ class ChainView:
         steps, drawn = [], 0
         for label, group in groupby(self.chain.sections, key=lambda section: section.label):
             sections = list(group)
-            bodies = "".join(self._section(section, moment.pieces.get(section.name), section.name == following)
-                             for section in sections)
+            bodies = "".join(
+                self._section(section, moment.pieces.get(section.name), section.name == following)
+                for section in sections)
             kind = "drawn" if any(section.is_image for section in sections) else "said"
             drawn += kind == "drawn"
             title = TITLES.get(label, label.replace("_", " ").capitalize())
@@ -97,8 +98,9 @@ def progress_html(chain: ChainSpec, moment: Moment) -> str:
     if moment.rows <= 1 or moment.rows_done >= moment.rows:
         return message_html(f"Putting it together · {seconds}", "busy")
     share = moment.rows_done / moment.rows
-    return (message_html(f"The photo in detail: {moment.rows_done - 1} of {moment.rows - 1} tiles · {seconds}",
-                         "busy") + f'<div class="bar"><i style="width:{100 * share:.0f}%"></i></div>')
+    tiles = f"{moment.rows_done - 1} of {moment.rows - 1} tiles"
+    return (message_html(f"The photo in detail: {tiles} · {seconds}", "busy")
+            + f'<div class="bar"><i style="width:{100 * share:.0f}%"></i></div>')
 
 
 def _data_uri(image: Image.Image, longest: int) -> str:

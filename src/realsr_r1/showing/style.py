@@ -11,14 +11,26 @@ if TYPE_CHECKING:
     import gradio
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
+# Colour of the report -> what of gradio's parts has it, by gradio's names.
+PARTS = {
+    "paper": "body_background_fill background_fill_secondary",
+    "ink": "body_text_color block_title_text_color button_secondary_text_color checkbox_label_text_color",
+    "muted": "body_text_color_subdued block_label_text_color block_info_text_color",
+    "card": """background_fill_primary block_background_fill block_label_background_fill input_background_fill
+        button_primary_text_color button_secondary_background_fill checkbox_label_background_fill""",
+    "line": "block_border_color border_color_primary button_secondary_border_color input_border_color",
+    "accent": """border_color_accent button_primary_background_fill button_primary_background_fill_hover
+        button_primary_border_color input_border_color_focus slider_color checkbox_background_color_selected
+        checkbox_border_color_selected link_text_color loader_color""",
+    "soft": "color_accent_soft button_secondary_background_fill_hover"}
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 
 CSS = ":root, .gradio-container {\n  " + LIGHT + "\n}\n.dark, .dark .gradio-container {\n  " + DARK + """
 }
 body, gradio-app { background: var(--paper) !important; }
-.gradio-container { width: 100%; min-width: 0 !important; max-width: 1184px !important; margin: 0 auto !important;
-  padding: 36px 24px 72px !important; color: var(--ink); font-size: 16px; line-height: 1.55;
-  box-sizing: border-box; }
+.gradio-container { width: 100%; min-width: 0 !important; max-width: 1184px !important;
+  margin: 0 auto !important; padding: 36px 24px 72px !important; color: var(--ink); font-size: 16px;
+  line-height: 1.55; box-sizing: border-box; }
 .gradio-container .main { padding: 0 !important; max-width: 100%; }
 .gradio-container .html-container { padding: 0 !important; }
 .gradio-container .prose { color: var(--ink); }
@@ -35,13 +47,16 @@ footer { display: none !important; }
 #stage { gap: 12px; min-width: min(100%, 420px) !important; }
 #side .block, #stage .block, .label { font-size: 14px; color: var(--muted); }
 #examples { border: 0; background: transparent; padding: 0; margin-top: -8px; }
-#examples .grid-wrap { height: auto !important; min-height: 0; max-height: none; overflow: visible; padding: 0; }
-#examples .grid-container { padding: 0; gap: 8px; grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+#examples .grid-wrap { height: auto !important; min-height: 0; max-height: none;
+  overflow: visible; padding: 0; }
+#examples .grid-container { padding: 0; gap: 8px;
+  grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 #examples .thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; border-radius: 8px; box-shadow: none;
   border: 1px solid var(--line); }
 #examples .thumbnail-item:hover, #examples .thumbnail-item:focus-visible { border-color: var(--accent);
   outline: 2px solid var(--accent); outline-offset: 1px; }
-#scale .wrap { flex-wrap: nowrap; gap: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
+#scale .wrap { flex-wrap: nowrap; gap: 0; border: 1px solid var(--line); border-radius: 8px;
+  overflow: hidden; }
 #scale .wrap label { flex: 1; justify-content: center; border: 0; border-radius: 0; background: var(--card);
   padding: 8px 4px; box-shadow: none; }
 #scale .wrap label + label { border-left: 1px solid var(--line); }
@@ -55,8 +70,8 @@ footer { display: none !important; }
 #settings .column { gap: 0; }
 #settings input[type="range"]::-webkit-slider-thumb { border: 1px solid var(--accent); }
 
-.message { display: flex; gap: 10px; align-items: baseline; padding: 9px 14px; font-size: 14.5px; line-height: 1.5;
-  border-left: 3px solid var(--line); color: var(--muted); overflow-wrap: anywhere;
+.message { display: flex; gap: 10px; align-items: baseline; padding: 9px 14px; font-size: 14.5px;
+  line-height: 1.5; border-left: 3px solid var(--line); color: var(--muted); overflow-wrap: anywhere;
   font-variant-numeric: tabular-nums; }
 .message.bad { border-color: var(--bad); color: var(--bad); }
 .message.busy { border-color: var(--accent); color: var(--ink); }
@@ -70,11 +85,12 @@ figure.photo { margin: 0; }
 figure.photo img { display: block; width: 100%; max-height: 560px; object-fit: contain; border-radius: 10px;
   background: var(--card); border: 1px solid var(--line); }
 figure.photo { line-height: 0; }
-.caption { color: var(--muted); font-size: 13px; 
+.caption { color: var(--muted); font-size: 13px;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .nothing { display: grid; place-items: center; min-height: 300px; border: 1px dashed var(--line);
   border-radius: 10px; color: var(--muted); padding: 24px; text-align: center; }
-#slider { border: 1px solid var(--line); border-radius: 10px; background: var(--card); padding: 0; overflow: hidden; }
+#slider { border: 1px solid var(--line); border-radius: 10px; background: var(--card); padding: 0;
+  overflow: hidden; }
 
 #buttons button, #downloads button { font-size: 15px; }
 #chain-head { margin-top: 20px; }
@@ -87,7 +103,8 @@ figure.photo { line-height: 0; }
 .step.said { grid-column: 1 / -1; }
 .step h3 { font-size: 13px; font-weight: 600; color: var(--muted); margin: 0; line-height: 1.4; }
 .step p { margin: 0; font-size: 14.5px; line-height: 1.5; color: var(--ink); overflow-wrap: anywhere; }
-.step img, .step .blank { display: block; width: 100%; border-radius: 6px; margin: 0; object-fit: cover; order: 1; }
+.step img, .step .blank { display: block; width: 100%; border-radius: 6px; margin: 0;
+  object-fit: cover; order: 1; }
 .step p, .step .lines { order: 2; }
 .step .blank { border: 1px dashed var(--line); }
 .step .blank.next, .step .lines.next i { animation: pulse 1.4s ease-in-out infinite; }
@@ -120,23 +137,7 @@ def theme() -> gradio.themes.Base:
     """The theme of gradio's own parts: our colours in place of its palette."""
     import gradio
 
-    both = {
-        "body_background_fill": "var(--paper)", "body_text_color": "var(--ink)",
-        "body_text_color_subdued": "var(--muted)", "background_fill_primary": "var(--card)",
-        "background_fill_secondary": "var(--paper)", "block_background_fill": "var(--card)",
-        "block_border_color": "var(--line)", "block_label_background_fill": "var(--card)",
-        "block_label_text_color": "var(--muted)", "block_title_text_color": "var(--ink)",
-        "block_info_text_color": "var(--muted)", "border_color_primary": "var(--line)",
-        "border_color_accent": "var(--accent)", "color_accent_soft": "var(--soft)",
-        "button_primary_background_fill": "var(--accent)", "button_primary_text_color": "var(--card)",
-        "button_primary_background_fill_hover": "var(--accent)", "button_primary_border_color": "var(--accent)",
-        "button_secondary_background_fill": "var(--card)", "button_secondary_text_color": "var(--ink)",
-        "button_secondary_background_fill_hover": "var(--soft)", "button_secondary_border_color": "var(--line)",
-        "input_background_fill": "var(--card)", "input_border_color": "var(--line)",
-        "input_border_color_focus": "var(--accent)", "slider_color": "var(--accent)",
-        "checkbox_label_background_fill": "var(--card)", "checkbox_label_text_color": "var(--ink)",
-        "checkbox_background_color_selected": "var(--accent)", "checkbox_border_color_selected": "var(--accent)",
-        "link_text_color": "var(--accent)", "loader_color": "var(--accent)"}
+    both = {name: f"var(--{color})" for color, names in PARTS.items() for name in names.split()}
     shape = {"block_shadow": "none", "button_primary_shadow": "none", "button_secondary_shadow": "none",
              "input_shadow": "none", "block_radius": "10px", "button_large_radius": "8px",
              "input_radius": "8px", "button_border_width": "1px",

@@ -183,8 +183,8 @@ class _Worker:
             self._news.put(("error", error))
         except Exception as error:  # whatever it is, the page goes on for the others
             logger.exception("a restoration failed")
-            self._news.put(("error", UserError(f"The restoration failed on the server ({error}); its log says "
-                                               "more.")))
+            told = UserError(f"The restoration failed on the server ({error}); its log says more.")
+            self._news.put(("error", told))
         finally:
             when_done()
 
