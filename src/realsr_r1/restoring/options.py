@@ -67,3 +67,9 @@ def add_restore_flags(parser: ArgumentParser) -> None:
 def restore_options(args: Namespace) -> RestoreOptions:
     """Return the options that the flags of `add_restore_flags` give."""
     return RestoreOptions(**{item.name: getattr(args, item.name) for item in fields(RestoreOptions)})
+
+
+def given_options(args: Namespace) -> dict[str, Any]:
+    """Return the options that differ from their defaults."""
+    return {item.name: getattr(args, item.name) for item in fields(RestoreOptions)
+            if getattr(args, item.name) != item.default}
