@@ -20,7 +20,8 @@ HOST = "127.0.0.1"
 # Nothing but this server may be asked for anything by the page, whatever a new gradio would like.
 POLICY = "; ".join((
     "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
-    "style-src 'self' 'unsafe-inline'", "img-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self' blob: data:", "worker-src 'self' blob:"))
+    "style-src 'self' 'unsafe-inline'", "img-src 'self' data: blob:", "font-src 'self' data:",
+    "connect-src 'self' blob: data:", "worker-src 'self' blob:"))
 
 
 def main(argv: list[str] | None = None) -> None:
