@@ -48,7 +48,7 @@ def address(tmp_path_factory):
 def photo(photos_dir, tmp_path_factory):
     path = tmp_path_factory.mktemp("photo") / "coffee.png"
     with Image.open(photos_dir / "coffee.png") as image:
-        image.convert("RGB").resize((60, 40)).save(path)
+        image.convert("RGB").resize((54, 36)).save(path)
     return path
 
 
@@ -79,7 +79,7 @@ def test_a_photo_is_restored_and_its_sections_arrive_in_order(address, photo):
     assert first_image < len(steps) - 1
     files = {Path(value).name: value for value in re.findall(r"/[^'\"\s,)]+\.(?:png|json)", str(final))}
     with Image.open(files["coffee-restored.png"]) as image:
-        assert image.size == (60, 40) and "icc_profile" in image.info
+        assert image.size == (54, 36) and "icc_profile" in image.info
     chain = json.loads(Path(files["coffee-chain.json"]).read_text())
     assert chain["photo"] == "coffee" and chain["settings"]["scale"] == 1
     assert "<rough_image><|image|></rough_image>" in chain["text"] and chain["settings"]["model"] == "tiny"

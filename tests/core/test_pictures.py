@@ -146,6 +146,14 @@ def test_grey_with_a_profile_stays_grey_in_srgbs_curve(tmp_path):
     assert picture.is_grey and abs(values(picture.image)[0, 0] - 128).max() <= 1
 
 
+def test_grey_with_a_profile_for_colours_is_taken_as_equal_colours(tmp_path):
+    for profile, right in ((icc.matrix_profile(icc.SRGB), 55), (icc.matrix_profile(icc.SRGB, 1.0), 128)):
+        Image.new("L", (4, 4), 55).save(tmp_path / "a.png", icc_profile=profile)
+        picture = read_picture(tmp_path / "a.png")
+        assert picture.is_grey and picture.note is None
+        assert abs(values(picture.image)[0, 0] - right).max() <= 1
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
 def test_cmyk_is_read_with_its_profile_and_without(tmp_path, name):
     cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))

@@ -24,11 +24,15 @@ def in_srgb(image: Image.Image, profile: bytes, owned: bool = False) -> Image.Im
 
     An image whose profile is sRGB (up to 1 of 255) is returned as it is, and so is mode L where the
     grey has sRGB's curve; else the result has mode RGB. `owned`: the pixels may be overwritten.
-    Raises `UserError` with the reason when the profile is broken or is one for other pixels.
+    Grey with a profile for colours, which programs leave behind when they make a photo grey, is taken
+    as equal red, green and blue. Raises `UserError` with the reason when the profile is broken or is
+    one for other pixels.
     """
     transform = _transform(profile, image.mode)
     if transform is None:
         return image
+    if image.mode != transform.input_mode:
+        image, owned = image.convert("RGB"), True
     if owned and image.mode == "RGB":
         ImageCms.applyTransform(image, transform, inPlace=True)
         return image
@@ -41,6 +45,8 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     try:
         opened = ImageCms.getOpenProfile(io.BytesIO(profile))
         space = opened.profile.xcolor_space.strip()
+        if mode == "L" and space == "RGB":
+            return _transform(profile, "RGB")
         if space != SPACES[mode]:
             raise UserError(f"it is one for {space} and the pixels are {SPACES[mode]}")
         transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB",
