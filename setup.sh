@@ -8,7 +8,7 @@ set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")"
 
 stamp=.venv/.setup-done flash_stamp=.venv/.flash-attn-tried
-wanted="$( (pwd -P; cat requirements.txt pyproject.toml setup.sh) | sha256sum | cut -d ' ' -f 1)"
+wanted="$( (pwd -P; cat requirements.txt requirements-demo.txt pyproject.toml setup.sh) | sha256sum | cut -d ' ' -f 1)"
 is_supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
 venv_python=.venv/bin/python
 
@@ -88,6 +88,10 @@ pip() { "$venv_python" -m pip --disable-pip-version-check -qq "$@"; }  # errors 
 say "installing the packages of requirements.txt (several GB: some minutes)"
 pip install --no-compile -r requirements.txt \
     || fail "installing requirements.txt failed (see above); run setup.sh again to go on"
+
+say "installing the page's packages (requirements-demo.txt)"
+pip install --no-compile --no-deps -r requirements-demo.txt \
+    || fail "installing requirements-demo.txt failed (see above); run setup.sh again to go on"
 
 # facexlib, which pyiqa asks for, brings a second OpenCV that writes over the headless one and needs a display's
 # libraries.

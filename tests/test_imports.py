@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / PACKAGE
 # From the top down. A room may import from its own line and from those below; within a line rooms
 # don't know each other.
-LEVELS = (("commands",), ("planning", "reporting", "measuring", "training"), ("data",),
-          ("rewards", "rollout"), ("chain",), ("models",), ("core",))
+LEVELS = (("commands",), ("showing",), ("restoring",),
+          ("planning", "reporting", "measuring", "training"), ("data",), ("rewards", "rollout"), ("chain",),
+          ("models",), ("core",))
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Inside a line: a plan reads a run's settings.
 BESIDE = {("planning", "training")}

@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "restored photos against the originals: a table, JSON and CSV"),
     "score": ("score", "a model folder's rewards on fixed prompts and noise, alone or paired with another's"),
     "report": ("report", "training run -> one HTML page with curves and pictures"),
+    "demo": ("demo", "a page on this machine on which a photo is restored while one watches"),
     "plan": ("plan", "recipe + model + machine -> GRPO's memory and time by part, and what would fit"),
 }
 

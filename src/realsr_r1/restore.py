@@ -1,87 +1,81 @@
 """Restores photos with a model folder.
 
-`realsr-r1 restore --model DIR --input FILE|DIR --output DIR` writes NAME.png for every photo.
-`chains/NAME/` gets its chain (the text and the images on the way) and the settings it was made
-with. Photos that are already done stay as they are. A photo's noise depends only on its place in
-the input, so a resumed run gives the same result (on a GPU up to rounding, which differs in batches
-of another size and can change a draw).
+`realsr-r1 restore --model DIR --input FILE|DIR --output DIR` writes NAME.png for every photo, at
+its own size or `--scale` times it. `chains/NAME/` gets its chain (the text and the images on the
+way) and the settings it was made with. Photos that are already done stay as they are. The noise of
+a photo and of each of its tiles depends only on their places, so a resumed run gives the same
+result (on a GPU up to rounding, which differs in batches of another size and can change a draw).
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from realsr_r1.chain.settings import SETTINGS_FILE
 from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
-from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
+from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, atomic_folder, check_new_folder, read_json, write_json
 from realsr_r1.core.images import list_images, load_image
+from realsr_r1.restoring.options import add_restore_flags, given_options, restore_options
 from realsr_r1.rollout.config import add_rollout_flags
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from realsr_r1.chain.processor import ChainProcessor
-    from realsr_r1.rollout import RolloutEngine
+    from realsr_r1.restoring import Photo, Restoration, Restorer
 
 CHAINS_FOLDER, MADE_WITH_FILE, BAD_ITEMS_FILE = "chains", "made_with.json", "bad_items.txt"
+TILES_FILE = "tiles.json"  # of a photo in tiles: where each is, and what was written for it
 # The fields of `RolloutConfig` that decide how a photo is restored. `cuda_graphs` isn't here, since
 # it changes only the time.
 ENGINE_FLAGS = ("temperature", "guidance_scale", "text_top_k", "image_top_k_min", "image_top_k_max",
                 "max_new_tokens",
                 "max_text_tokens", "seed", "jacobi")
-
-
-class Input(NamedTuple):
-    """A photo to restore and its place in the input."""
-
-    place: int
-    path: Path
-
-
-class Fitted(NamedTuple):
-    """A photo, its image as the policy sees it, and its own size (width, height) in px."""
-
-    photo: Input
-    lq: Image
-    shape: tuple[int, int]
+Bad = list[tuple[Path, str]]  # photos that were not restored, and why
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Collect photos, load the model, restore them in batches."""
+    """Collect photos, load the model, restore them."""
     parser = argparse.ArgumentParser(prog="realsr-r1 restore", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--input", required=True, help="a photo or a folder of photos")
     parser.add_argument("--output", required=True, help="folder for the restored photos")
-    parser.add_argument("--batch_size", type=int, default=8, help="photos at a time (default: 8)")
+    add_restore_flags(parser)
+    parser.add_argument("--batch_size", type=int, help="photos or tiles at a time (default: as many as the "
+                                                       "device's memory holds)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=POLICY_DTYPES,
                         help="type of the policy (default: bfloat16 on CUDA, else float32)")
+    bits = parser.add_mutually_exclusive_group()
+    for count in (8, 4):
+        bits.add_argument(f"--load_in_{count}bit", dest="bits", action="store_const", const=count,
+                          help=f"hold the policy's layers in {count} bits (bitsandbytes), for small cards")
     parser.add_argument("--grammar", choices=["chain", "image"], default="chain",
-                        help="chain: every answer is a whole chain; image: only images are forced (default: "
-                             "chain)")
+                        help="chain: every answer is a whole chain; image: only images are forced, and no "
+                             "photo is written in tiles (default: chain)")
     parser.add_argument("--skip_bad", action="store_true",
                         help="exit 0 although some photos could not be read or restored")
     add_rollout_flags(parser, (*ENGINE_FLAGS, "cuda_graphs"))
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        raise UserError("--batch_size must be at least 1")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size} must be at least 1")
+    restore_options(args)  # refuses bad values before anything is loaded
     photos = find_photos(Path(args.input))
     output = Path(args.output)
     check_new_folder(output, "--output")
     if output.resolve() == photos[0].parent.resolve():
         raise UserError(f"--output {output} is the folder of the photos themselves; name another one")
     made_with = settings_of(args)
-    todo = [Input(place, path) for place, path in enumerate(photos)
+    todo = [(place, path) for place, path in enumerate(photos)
             if not is_restored(output, path.stem, made_with)]
     if len(todo) < len(photos):
         print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
-    bad = restore_all(todo, *load_engine(args), output, made_with, args.batch_size) if todo else []
+    bad = restore_all(todo, args, output, made_with) if todo else []
     if not bad:
         (output / BAD_ITEMS_FILE).unlink(missing_ok=True)
         return
@@ -121,9 +115,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     files = [(str(path.relative_to(model)), path.stat()) for path in sorted(model.rglob("*"))
              if path.is_file()]
     listed = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
-    flags = {name: getattr(args, name) for name in ("dtype", "grammar", *ENGINE_FLAGS)
+    flags = {name: getattr(args, name) for name in ("dtype", "bits", "grammar", *ENGINE_FLAGS)
              if getattr(args, name) is not None}
-    return {"model": hashlib.sha256(listed.encode()).hexdigest()[:16], **flags}
+    return {"model": hashlib.sha256(listed.encode()).hexdigest()[:16], **flags, **given_options(args)}
 
 
 def is_restored(output: Path, name: str, made_with: dict[str, Any]) -> bool:
@@ -140,86 +134,77 @@ def is_restored(output: Path, name: str, made_with: dict[str, Any]) -> bool:
     return True
 
 
-def load_engine(args: argparse.Namespace) -> tuple[ChainProcessor, RolloutEngine]:
-    """Load policy and processor; flags win over the model folder's sampling settings."""
-    from realsr_r1.chain.processor import ChainProcessor
-    from realsr_r1.models import load_policy
-    from realsr_r1.rollout import RolloutConfig, RolloutEngine
+def load_restorer(args: argparse.Namespace) -> Restorer:
+    """Load the model; flags win over the model folder's sampling settings."""
+    from realsr_r1.restoring import Restorer
 
-    device = pick_device(args.device)
-    processor = ChainProcessor.from_pretrained(args.model, device=device)
-    policy = load_policy(args.model, dtype=args.dtype or policy_dtype(device)).to(device)
-    flags = {name: getattr(args, name) for name in (*ENGINE_FLAGS, "grammar", "cuda_graphs")}
-    config = RolloutConfig.from_settings(processor.settings.sampling, f"{args.model}: {SETTINGS_FILE}",
-                                         num_generations=1,
-                                         **flags)
-    return processor, RolloutEngine(policy, processor, config)
+    sampling = {name: getattr(args, name) for name in (*ENGINE_FLAGS, "grammar", "cuda_graphs")}
+    return Restorer.from_pretrained(args.model, args.device, args.dtype, bits=args.bits,
+                                    batch_size=args.batch_size, **sampling)
 
 
-def restore_all(photos: list[Input], processor: ChainProcessor, engine: RolloutEngine, output: Path,
-                made_with: dict[str, Any], batch_size: int) -> list[tuple[Path, str]]:
-    """Restore photos batch by batch; returns (photo, reason) for those that failed."""
+def restore_all(todo: list[tuple[int, Path]], args: argparse.Namespace, output: Path,
+                made_with: dict[str, Any]) -> Bad:
+    """Restore photos, each with its place in the input, and write each when it is done.
+
+    Returns those that could not be restored, in the order of the input.
+    """
     from tqdm import tqdm
 
-    bad: list[tuple[Path, str]] = []
-    forwards = tokens = 0
-    with tqdm(total=len(photos), desc="restoring", unit="photo") as progress:
-        for start in range(0, len(photos), batch_size):
-            batch: list[Fitted] = []
-            for photo in photos[start:start + batch_size]:
-                try:
-                    image = load_image(photo.path)
-                    batch.append(Fitted(photo, processor.fit(image), image.size))
-                except UserError as error:
-                    bad.append((photo.path, str(error)))
-            for part in neighbours(batch):
-                prompts = [processor.encode_prompt(item.lq) for item in part]
-                rollout = engine.generate(prompts, first_row=part[0].photo.place)
-                forwards, tokens = forwards + sum(rollout.forwards), tokens + sum(map(len,
-                                                                                      rollout.completion_ids))
-                for (photo, lq, shape), ids in zip(part, rollout.completion_ids, strict=True):
-                    text, found = processor.decode(ids)  # one by one, since a batch can round differently
-                    if found:
-                        write_chain(output / CHAINS_FOLDER / photo.path.stem, lq, text, found,
-                                    processor.chain, made_with)
-                        write_photo(output / f"{photo.path.stem}.png", processor.finish(found[-1], lq, shape))
-                    else:
-                        bad.append((photo.path,
-                                    f"the policy wrote no image for {photo.path} in {len(ids)} tokens; try "
-                                                "another --seed, a larger --max_new_tokens or, if it was "
-                                                "taught chains, --grammar chain"))
-            progress.update(min(batch_size, len(photos) - start))
-    if engine.config.jacobi > 1 and tokens:
-        print(f"{forwards / tokens:.3f} forward passes a token (jacobi {engine.config.jacobi})")
-    return bad
+    restorer, bad, paths = load_restorer(args), [], dict(todo)
+    done, pixels, started = 0, 0, time.monotonic()
+    with tqdm(total=len(todo), desc="restoring", unit="tile") as bar:
+        def progress(more: int, written: int) -> None:
+            bar.total += max(0, more - 1)  # one of a photo's rows is counted already
+            bar.update(written)
+
+        for photo, result in restorer.restore_all(read_photos(todo, bad, bar.update), restore_options(args),
+                                                  progress):
+            if isinstance(result, UserError):
+                bad.append((paths[photo.place], str(result)))
+                continue
+            if result.note:
+                tqdm.write(result.note)
+            write_chain(output / CHAINS_FOLDER / paths[photo.place].stem, result, restorer.processor.chain,
+                        made_with)
+            write_photo(output / f"{paths[photo.place].stem}.png", result.final)
+            done, pixels = done + 1, pixels + result.final.width * result.final.height
+    print(f"{done} photo{'s' * (done != 1)}, {pixels / 1e6:.2f} megapixels, {time.monotonic() - started:.0f} s")
+    writer = restorer.writer
+    if restorer.engine.config.jacobi > 1 and writer.tokens:
+        print(f"{writer.forwards / writer.tokens:.3f} forward passes a token (jacobi "
+              f"{restorer.engine.config.jacobi})")
+    return sorted(bad, key=lambda item: list(paths.values()).index(item[0]))
 
 
-def neighbours(batch: list[Fitted]) -> Iterator[list[Fitted]]:
-    """Split a batch where a place is missing.
+def read_photos(todo: list[tuple[int, Path]], bad: Bad, skip: Any) -> Iterator[Photo]:
+    """Yield the photos that can be read; the others go into `bad`, and `skip` is told of each."""
+    from realsr_r1.restoring import Photo
 
-    The engine numbers the rows of a call without gaps, and the numbers decide their noise.
-    """
-    part: list[Fitted] = []
-    for item in batch:
-        if part and item.photo.place != part[-1].photo.place + 1:
-            yield part
-            part = []
-        part.append(item)
-    if part:
-        yield part
+    for place, path in todo:
+        try:
+            image = load_image(path)
+        except UserError as error:
+            bad.append((path, str(error)))
+            skip(1)
+            continue
+        yield Photo(image, place, str(path))
 
 
-def write_chain(path: Path, lq: Image, text: str, images: list[Image], chain: ChainSpec,
-                made_with: dict[str, Any]) -> None:
+def write_chain(path: Path, result: Restoration, chain: ChainSpec, made_with: dict[str, Any]) -> None:
     """Write the folder of a photo's chain.
 
-    It holds the input as the policy saw it, text and images as the policy wrote them, and `chain`.
+    It holds the input as the policy saw it, text and images as the policy wrote them, those of
+    tiles put together, and `chain`.
     """
     with atomic_folder(path) as folder:
-        lq.save(folder / "lq.png")
-        (folder / "chain.txt").write_text(text + "\n", encoding="utf-8")
-        for label, image in zip(chain.labels, images, strict=False):  # --grammar image may give fewer or more
-            image.save(folder / f"{label}.png")
+        result.lq.save(folder / "lq.png")
+        (folder / "chain.txt").write_text(result.text + "\n", encoding="utf-8")
+        labels = {section.name: section.label for section in chain.images}
+        for name, image in result.images.items():
+            image.save(folder / f"{labels[name]}.png")
+        if result.tiles:
+            write_json(folder / TILES_FILE, [{"box": box, "text": text} for box, text in result.tiles])
         write_json(folder / CHAIN_FILE, chain.to_dict())
         write_json(folder / MADE_WITH_FILE, made_with)
 

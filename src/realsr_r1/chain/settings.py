@@ -15,7 +15,7 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_yaml
 
 SETTINGS_FILE = "chain_settings.json"
-CHOICES = {"fit": ("crop", "stretch"), "color_fix": ("none", "wavelet")}
+CHOICES = {"fit": ("crop", "stretch"), "color_fix": ("none", "wavelet", "adain")}
 KINDS: dict[str, type] = {"target_px": int, "grid_unit_px": int, "fit": str, "color_fix": str, "problem": str,
                           "sections": Sequence, "experts": Sequence, "sampling": Mapping}
 

@@ -176,15 +176,40 @@ class TokenLayout:
         """Find the complete images in a stream, in order; broken or cut ones are left out."""
         spans, position = [], 0
         while position < len(ids):
-            span = self._span_at(ids, position) if ids[position] == self.image_start else None
+            span = self._span_at(ids, position)
             if span is not None:
                 spans.append(span)
             position = span.stop if span is not None else position + 1
         return spans
 
+    def chain_bodies(self, ids: Sequence[int]) -> list[list[int]]:
+        """Return the bodies of the sections of a chain that are completely written, in order.
+
+        A text is complete when the first id of what follows it is there, an image when its span is.
+        The list ends before the first section that is not complete, or not as `chain_form` has it.
+        """
+        sections, bodies, place = self.chain_form.sections, [], 0
+        for number, section in enumerate(sections):
+            body = place + len(section.open_ids)
+            if tuple(ids[place:body]) != section.open_ids:
+                break
+            if section.is_image:
+                span = self._span_at(ids, body) if body < len(ids) else None
+                end = span.stop if span else None
+            else:
+                after = sections[number + 1] if number + 1 < len(sections) else None
+                following = section.close_ids or (after.open_ids if after else (self.end_of_turn,))
+                first = following[0] if following else self.image_start
+                end = next((index for index in range(body, len(ids)) if ids[index] == first), None)
+            if end is None:
+                break
+            bodies.append(list(ids[body:end]))
+            place = end + len(section.close_ids)
+        return bodies
+
     def _span_at(self, ids: Sequence[int], start: int) -> ImageSpan | None:
         sizes = [self.units_of_id.get(token) for token in ids[start + 1:start + 3]]
-        if len(sizes) < 2 or None in sizes:
+        if ids[start] != self.image_start or len(sizes) < 2 or None in sizes:
             return None
         stop = start + self.span_length(*sizes)
         if stop > len(ids) or ids[stop - 1] != self.image_end:

@@ -1,53 +1,52 @@
-"""Pictures as files, PIL images and pixel tensors: reading, scaling to [-1, 1], fitting."""
+"""Pictures as RGB images and pixel tensors: loading, scaling to [-1, 1], fitting."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from realsr_r1.core.errors import UserError
+from realsr_r1.core.pictures import IMAGE_SUFFIXES, as_picture, read_picture
 
 if TYPE_CHECKING:
     import numpy
     import torch
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
 COLOR_FIX_LEVELS = 5
+COLOR_FIX_REACH = 2**COLOR_FIX_LEVELS - 1  # px that a pixel's low frequencies depend on, each way
+COLOR_FIX_BAND = 512  # rows of a photo whose colours are fixed at a time
 MAX_ASPECT = 4.0  # Lumina-mGPT's limit of width to height, either way
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files right inside `folder`, sorted by name (hidden files are left out)."""
+    """The picture files right inside `folder`, sorted by name (hidden files are left out).
+
+    HEIC files are among them: reading one says what it needs.
+    """
     return sorted(p for p in Path(folder).iterdir()
                   if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB, turned upright (EXIF), with transparency composited on white.
+    """Read a picture file as RGB: what `read_picture` reads, transparency composited on white.
 
-    Raises `UserError` that names a file that can't be read.
+    A note that it has is logged. Raises `UserError` that names a file that can't be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes)")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} can't be read as an image ({error})") from error
+    picture = read_picture(path)
+    if picture.note:
+        logger.warning(picture.note)
+    return picture.image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` in RGB; a transparent one is composited on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    """A PIL image of any mode as upright RGB in sRGB; a transparent one is composited on white.
+
+    Raises `UserError` when its values can't be read rightly.
+    """
+    return as_picture(image).image
 
 
 def to_pixels(images: list[Image.Image]) -> torch.Tensor:
@@ -100,7 +99,19 @@ def size_of_shape(shape: tuple[int, int], pixels: int) -> tuple[int, int]:
 
 
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale `image` until it covers `size` (width, height), and crop the centre.
+    """Scale `image` until it covers `size` (width, height), as `scale_to_cover`; crop the centre."""
+    image = scale_to_cover(image, size)
+    left, top = cover_offset(image.size, size)
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def cover_offset(covering: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Where the centre of `size` (width, height) begins in a picture of the size `covering`."""
+    return (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
+
+
+def scale_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale `image`, which keeps its shape, until it covers `size` (width, height).
 
     It is halved with a box filter while both sides are at least twice the size, then scaled
     bicubically.
@@ -112,8 +123,12 @@ def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     covered = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if covered != image.size:
         image = image.resize(covered, Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return image
+
+
+def scale_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` at exactly `size` (width, height): bicubic up, box filter and bicubic down."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def fit_image(image: Image.Image, target_px: int, unit_px: int) -> Image.Image:
@@ -131,9 +146,16 @@ def with_colors_of(reference: Image.Image, image: Image.Image) -> Image.Image:
 
     if reference.size != image.size:
         reference = reference.resize(image.size, Image.Resampling.BICUBIC)
-    own, wanted = (numpy.asarray(to_rgb(picture), dtype=numpy.float32) for picture in (image, reference))
-    fixed = own - _low_frequencies(own) + _low_frequencies(wanted)
-    return Image.fromarray(fixed.round().clip(0, 255).astype(numpy.uint8))
+    own, wanted = numpy.asarray(to_rgb(image)), numpy.asarray(to_rgb(reference))
+    fixed = numpy.empty_like(own)
+    for top in range(0, len(own), COLOR_FIX_BAND):  # a whole photo in float32 would take gigabytes
+        above = max(0, top - COLOR_FIX_REACH)
+        rows = slice(above, top + COLOR_FIX_BAND + COLOR_FIX_REACH)
+        band, target = own[rows].astype(numpy.float32), wanted[rows].astype(numpy.float32)
+        band = band - _low_frequencies(band) + _low_frequencies(target)
+        band = band[top - above:top - above + COLOR_FIX_BAND]
+        fixed[top:top + COLOR_FIX_BAND] = band.round().clip(0, 255)
+    return Image.fromarray(fixed)
 
 
 def _low_frequencies(values: numpy.ndarray) -> numpy.ndarray:

@@ -114,7 +114,8 @@ def rollout(work: Workload, machine: Machine) -> StepPart:
     the head's rows (all of them in text, those of the codes in images), the prompts' cache once,
     and what the rows' own caches hold so far.
     """
-    policy, rows, steps, token = work.policy, work.rows, work.expected, cache_bytes_a_token(work)
+    policy, rows, steps, token = work.policy, work.rows, work.expected, cache_bytes_a_token(
+        work.policy, work.weight_bytes)
     in_images = min(sum(work.images), steps)
     twice = in_images if work.span else 0
     # Rows of the head that are read, summed over all steps.

@@ -7,6 +7,7 @@ only (`workload.Workload`); no machine, no time. The optimizer is AdamW.
 from __future__ import annotations
 
 from realsr_r1.chain.processor import MAX_BATCH_PIXELS
+from realsr_r1.models.protocol import PolicyShape
 from realsr_r1.planning.experts import expert_cost
 from realsr_r1.planning.workload import Workload
 
@@ -115,9 +116,12 @@ def gathered(work: Workload) -> Parts:
     return {"gathered weights": whole_weights(work) if work.sharding.stage == 3 else 0.0}
 
 
-def cache_bytes_a_token(work: Workload) -> int:
-    """Return the bytes of the keys and values of one token of one row, in all layers."""
-    return 2 * work.policy.layers * work.policy.kv_width * work.weight_bytes
+def cache_bytes_a_token(policy: PolicyShape, size: int) -> int:
+    """Return the bytes of the keys and values of one token of one row, in all layers.
+
+    `size`: bytes of a number.
+    """
+    return 2 * policy.layers * policy.kv_width * size
 
 
 def prefill(work: Workload) -> Parts:
@@ -128,27 +132,33 @@ def prefill(work: Workload) -> Parts:
     them.
     """
     policy, size = work.policy, work.weight_bytes
-    return {"cache: prompts": 2 * work.prompts * work.prompt * cache_bytes_a_token(work),
+    return {"cache: prompts": 2 * work.prompts * work.prompt * cache_bytes_a_token(policy, size),
             "activations": work.prompt * size * (4 * policy.intermediate + 4 * policy.hidden)}
 
 
 def rollout(work: Workload) -> Parts:
+    """Return what the decoder needs; see `decoder`."""
+    return decoder(work.policy, work.tokenizer.codes, work.weight_bytes, rows=work.rows, prompts=work.prompts,
+                   prompt=work.prompt, completion=work.completion, span=work.span)
+
+
+def decoder(policy: PolicyShape, codes: int, size: int, *, rows: int, prompts: int, prompt: int,
+            completion: int, span: int) -> Parts:
     """Return what the decoder needs: full caches, and the largest temporaries of one step.
 
     Prompts are cached once each, completions as R rows x budget, and unconditional branches as R
     rows x longest span. The head's rows of the codes are copied. A step's scores over prompt and
     budget exist three times in the weights' type and once in float32. The vocabulary's scores for R
-    rows exist once in their own type and twice in float32, with a mask.
+    rows exist once in their own type and twice in float32, with a mask. `size`: bytes of a weight.
+    Lengths are in tokens.
     """
-    policy, rows, size = work.policy, work.rows, work.weight_bytes
-    token = cache_bytes_a_token(work)
-    columns = work.prompt + work.completion + work.span
+    token, columns = cache_bytes_a_token(policy, size), prompt + completion + span
     return {
-        "cache: prompts": work.prompts * work.prompt * token,
-        "cache: completions": rows * work.completion * token,
-        "cache: unconditional": rows * work.span * token,
+        "cache: prompts": prompts * prompt * token,
+        "cache: completions": rows * completion * token,
+        "cache: unconditional": rows * span * token,
         "activations": rows * policy.heads * columns * (3 * size + 4),
-        "logits": work.tokenizer.codes * policy.hidden * size + rows * policy.vocabulary * (size + 2 * 4 + 1),
+        "logits": codes * policy.hidden * size + rows * policy.vocabulary * (size + 2 * 4 + 1),
     }
 
 

@@ -13,11 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps
-
 from realsr_r1.core.files import atomic_file, read_json
-from realsr_r1.core.images import to_rgb
-from realsr_r1.data.photos.decoding import eight_bits
+from realsr_r1.core.pictures import decode_picture
 from realsr_r1.reporting.strips import CELL, contained
 from realsr_r1.reporting.style import CSS
 
@@ -138,7 +135,7 @@ def _pair(record: Mapping[str, Any]) -> str:
 def _data_uri(file: Mapping[str, Any]) -> str:
     """Return an image as a data URI. `file`: the image as `datasets` stores it (its bytes)."""
     buffer = io.BytesIO()
-    picture = to_rgb(ImageOps.exif_transpose(eight_bits(Image.open(io.BytesIO(file["bytes"])))))
+    picture = decode_picture(io.BytesIO(file["bytes"]), "a record's image").image
     contained(picture, 2 * CELL, enlarge=False).save(buffer, format="PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 

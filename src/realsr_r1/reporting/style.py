@@ -3,16 +3,17 @@
 It uses no fonts from outside.
 """
 
-CSS = """
-:root {
-  --paper: #fbfaf7; --card: #ffffff; --ink: #1d1d1b; --muted: #6a6a64; --line: #e3e1da;
-  --accent: #0a6c66; --second: #b4531f; --soft: #e9f2f0; --good: #19703a; --bad: #a8322a;
+# The project's colours; the demo's page has them, too.
+LIGHT = """--paper: #fbfaf7; --card: #ffffff; --ink: #1d1d1b; --muted: #6a6a64; --line: #e3e1da;
+  --accent: #0a6c66; --second: #b4531f; --soft: #e9f2f0; --good: #19703a; --bad: #a8322a;"""
+DARK = """--paper: #131517; --card: #1b1e21; --ink: #ecebe6; --muted: #9d9c94; --line: #2f3337;
+    --accent: #55c4b8; --second: #f0a169; --soft: #1d2e2d; --good: #7ccf94; --bad: #f08b80;"""
+CSS = ":root {\n  " + LIGHT + """
   color-scheme: light dark;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --paper: #131517; --card: #1b1e21; --ink: #ecebe6; --muted: #9d9c94; --line: #2f3337;
-    --accent: #55c4b8; --second: #f0a169; --soft: #1d2e2d; --good: #7ccf94; --bad: #f08b80;
+    """ + DARK + """
   }
 }
 * { box-sizing: border-box; }

@@ -47,30 +47,68 @@ class RolloutEngine:
             raise UserError(f"the policy has {vocab_size} tokens, its text tokenizer "
                             f"{self.layout.vocab_size}; they don't belong together")
 
-    @torch.no_grad()
     def generate(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int = 0,
-                 first_row: int = 0) -> Rollout:
+                 first_row: int = 0, rows: Sequence[int] | None = None,
+                 given: Sequence[Sequence[Sequence[int]]] | None = None) -> Rollout:
         """Write G completions of one prompt (a list of ids), or of each prompt in a list.
 
         The completions of N prompts (N x G) come grouped by prompt. `step`: the global step.
-        `first_row`: the number of this call's first completion in the whole batch. Both only choose
-        the random numbers. Raises `UserError` when a prompt is empty, a chain doesn't fit into the
-        budget of tokens, or the policy's scores are not finite.
+        `first_row`: the number of this call's first completion in the whole batch; `rows`: the
+        numbers of all of them, where they don't follow one another. These only choose the random
+        numbers. `given`: for each prompt the ids of its chain's texts, in order, which are then
+        forced, so that only the images are chosen (grammar "chain"). Raises `UserError` when a
+        prompt is empty, a chain doesn't fit into the budget of tokens, or the policy's scores are
+        not finite.
+        """
+        for state in self._writing(prompt_ids, step, first_row, rows, given):
+            pass
+        return state.rollout()
+
+    def stream(self, prompt_ids: Sequence[int], first_row: int = 0) -> Iterator[list[int]]:
+        """Write one completion, and yield what is written of it from time to time.
+
+        The ids grow from one to the next, and the last ones are the whole completion, which is the
+        one that `generate` writes with `num_generations` 1.
+        """
+        for state in self._writing(prompt_ids, 0, first_row, None, None):
+            yield state.tokens[0, :int(state.lengths[0])].tolist()
+        yield state.rollout().completion_ids[0]
+
+    @torch.no_grad()
+    def _writing(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int, first_row: int,
+                 rows: Sequence[int] | None,
+                 given: Sequence[Sequence[Sequence[int]]] | None) -> Iterator[RolloutState]:
+        """Write completions, and yield their state again and again, for the last time when all end.
+
+        The arguments are those of `generate`.
         """
         prompts = [prompt_ids] if prompt_ids and isinstance(prompt_ids[0], int) else prompt_ids
         if not prompts or not all(prompts):
             raise UserError("a rollout needs at least one prompt, and every prompt at least one token")
+        if given is not None and self.config.grammar != "chain":
+            raise UserError('given texts need the grammar "chain"')
+        count = len(prompts) * self.config.num_generations
+        numbers = range(first_row, first_row + count) if rows is None else rows
+        if len(numbers) != count or given is not None and len(given) != len(prompts):
+            raise ValueError(f"{len(numbers)} row numbers and {len(given or prompts)} given texts for "
+                             f"{len(prompts)} prompts and {count} completions")
         with _evaluating(self.policy):
             state = RolloutState.start(self.policy, self.layout, self.config,
-                                       [tuple(prompt) for prompt in prompts], step, first_row)
-            return look_ahead(state) if self.config.jacobi > 1 else one_by_one(state)
+                                       [tuple(prompt) for prompt in prompts], step, numbers, given)
+            for _ in look_ahead(state) if self.config.jacobi > 1 else one_by_one(state):
+                yield state
+            yield state
 
 
-def one_by_one(state: RolloutState) -> Rollout:
-    """Write every completion to its end; one forward pass writes one token of every row."""
-    grammar = state.grammar
-    tokens, unchanged_steps = state.choose_first(), state.unchanged_steps()
-    for position in range(state.config.max_new_tokens):
+def one_by_one(state: RolloutState) -> Iterator[None]:
+    """Write every completion to its end; one forward pass writes one token of every row.
+
+    Where the next tokens of all rows are known, one forward takes all of them. Yields when rows
+    have come to another part of their completions.
+    """
+    grammar, position, unchanged_steps = state.grammar, 0, 1
+    tokens = state.choose_first()
+    while position < state.config.max_new_tokens:
         state.tokens[state.rows, position] = tokens
         state.lengths[state.rows] += ~grammar.done
         grammar.advance(tokens)
@@ -79,15 +117,39 @@ def one_by_one(state: RolloutState) -> Rollout:
         if unchanged_steps == 0:
             if grammar.done.all():
                 break
+            yield
             staying = state.leave_out_done()
             tokens = tokens if staying is None else tokens[staying]
             state.sort_rows()
+            known = state.forced_ahead()
+            if known > 1:
+                tokens, unchanged_steps = _take_known(state, tokens, position, known), 1
+                position += known
+                continue
             unchanged_steps = state.unchanged_steps()
         branched = state.branches.rows
         states, branch_states = state.decoder.step(tokens, branched, grammar.offset[branched] - 1,
                                                    state.branch_columns)
-        tokens = state.choose(position + 1, states, branch_states)
-    return state.rollout(state.lengths)
+        position += 1
+        tokens = state.choose(position, states, branch_states)
+    state.forwards += state.lengths
+
+
+def _take_known(state: RolloutState, tokens: torch.Tensor, position: int, known: int) -> torch.Tensor:
+    """Feed every row its token (n,) at `position` and all `known` forced ones but the last.
+
+    Returns the last ones, (n,), whose place is `position` + `known`.
+    """
+    forced, branched = state.grammar.upcoming(known), state.branches.rows
+    state.branch_columns += known - 1
+    fed = torch.cat((tokens[:, None], forced[:, :-1]), dim=1)
+    state.decoder.feed(fed, torch.full_like(tokens, position), position + known, branched,
+                       state.grammar.offset[branched] - 1, state.branch_columns)
+    state.tokens[state.rows, position + 1:position + known] = forced[:, :-1]
+    state.lengths[state.rows] += known - 1
+    state.forwards[state.rows] -= known - 1
+    state.grammar.advance(forced[:, 0], known - 1)
+    return forced[:, -1]
 
 
 @contextmanager

@@ -136,12 +136,13 @@ class ChainGrammar:
     `max_text_tokens`, or when the rest of the chain needs all that is left of `max_new_tokens`. So
     every completion is well formed. `image_sizes` has an entry for each prompt: (rows, columns) in
     grid units of its images, in order. `prompt_of_row` (R,) says which prompt a row belongs to.
-    Raises `UserError` when the budget can't hold the chain.
+    `given`: for each prompt the ids of its text bodies, in order, which are forced then; None where
+    texts are chosen. Raises `UserError` when the budget can't hold the chain.
     """
 
     def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[Sequence[int]]],
-                 prompt_of_row: torch.Tensor,
-                 max_new_tokens: int, max_text_tokens: int, vocab_size: int):
+                 prompt_of_row: torch.Tensor, max_new_tokens: int, max_text_tokens: int, vocab_size: int,
+                 given: Sequence[Sequence[Sequence[int]]] | None = None):
         if layout.chain_form is None:
             raise UserError('grammar "chain" needs a layout that knows the chain (make it with a '
                             'ChainProcessor)')
@@ -150,7 +151,8 @@ class ChainGrammar:
         self.max_text_tokens = max_text_tokens
         self.prompt_of_row = prompt_of_row
         device = prompt_of_row.device
-        programs = [_Program(layout, sizes) for sizes in image_sizes]
+        programs = [_Program(layout, sizes, texts) for sizes, texts in
+                    zip(image_sizes, given or [None] * len(image_sizes), strict=True)]
         for program in programs:
             if len(program.ids) > max_new_tokens:
                 raise UserError(f"max_new_tokens is {max_new_tokens}, but the chain's tags and images alone "
@@ -251,10 +253,11 @@ class _Program:
 
     `ids`: the fixed id of each slot, or `_CODE` or `_BODY`. `offsets`: the place of each slot in
     its image span. `sections`: the number of each slot's section. `closing`: for each section the
-    id that ends its text body (without meaning for an image).
+    id that ends its text body (without meaning for an image or a given text).
     """
 
-    def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[int]]):
+    def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[int]],
+                 texts: Sequence[Sequence[int]] | None):
         self.ids: list[int] = []
         self.offsets: list[int] = []
         self.sections: list[int] = []
@@ -265,7 +268,9 @@ class _Program:
         if len(image_sizes) != len(layout.chain_form.shares):
             raise UserError(f"image_sizes has {len(image_sizes)} sizes; the chain has "
                             f"{len(layout.chain_form.shares)} images")
-        sizes = iter(image_sizes)
+        if texts is not None and len(texts) != len(sections) - len(image_sizes):
+            raise UserError(f"{len(texts)} texts are given; the chain has {len(sections) - len(image_sizes)}")
+        sizes, bodies = iter(image_sizes), iter(texts or ())
         for number, section in enumerate(sections):
             self._add(number, section.open_ids)
             if section.is_image:
@@ -279,6 +284,8 @@ class _Program:
                         layout.image_end]
                 self._add(number, span, range(len(span)))
                 self.longest_span = max(self.longest_span, len(span))
+            elif texts is not None:
+                self._add(number, list(next(bodies)))
             else:
                 self._add(number, [_BODY])
                 self._ends_body = True

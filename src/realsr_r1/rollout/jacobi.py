@@ -14,12 +14,13 @@ distribution kept beside it, as long as each of its updates has a random number 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from realsr_r1.rollout.grammar import FREE
-from realsr_r1.rollout.state import Rollout, RolloutState
+from realsr_r1.rollout.state import RolloutState
 
 
 @dataclass
@@ -75,24 +76,26 @@ class Drafts:
         self.drawn_from = self.drawn_from.gather(1, source[..., None].expand_as(self.drawn_from))
 
 
-def look_ahead(state: RolloutState) -> Rollout:
+def look_ahead(state: RolloutState) -> Iterator[None]:
     """Write every completion to its end, each row at its own pace.
 
-    A row advances by one token in text, and by several in tags and images.
+    A row advances by one token in text, and by several in tags and images. Yields after every
+    forward.
     """
-    drafts, forwards = Drafts.start(state), torch.ones_like(state.rows)
+    drafts = Drafts.start(state)
+    state.forwards += 1  # the prompts'
     last = state.choose_first()
     state.tokens[:, 0] = last
     _advance(state, drafts, last, torch.ones_like(last))
     while not state.grammar.done.all():
+        yield
         staying = state.leave_out_done()
         if staying is not None:
             last = last[staying]
             drafts.keep(staying)
         state.sort_rows()
-        forwards[state.rows] += ~state.grammar.done
+        state.forwards[state.rows] += ~state.grammar.done
         last = _one_forward(state, drafts, last)
-    return state.rollout(forwards)
 
 
 def _one_forward(state: RolloutState, drafts: Drafts, last: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ It puts grammar, guidance, sampler and decoder together, but loops over nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +51,9 @@ class RolloutState:
     decoder and `branches` know only these, as 0 to n-1. `branches`: which of them have an
     unconditional branch. `branch_columns`: the number of columns of the branches' caches in use.
     `image_rows`, `text_rows`: which rows of the batch choose codes next, and which choose text or
-    sizes. `tokens`, `sampled`, `log_q`: what was written so far, (R, max_new_tokens) each; see
-    `Rollout`. `lengths`: tokens written, (R,) int64.
+    sizes. `is_given`: whether the rows' texts are given. `tokens`, `sampled`, `log_q`: what was
+    written so far, (R, max_new_tokens) each; see `Rollout`. `lengths`: tokens written, (R,) int64.
+    `forwards`: see `Rollout`, (R,) int64, complete when the rollout is.
     """
 
     config: RolloutConfig
@@ -65,43 +66,52 @@ class RolloutState:
     branch_columns: int
     image_rows: Rows
     text_rows: Rows
+    is_given: bool
     tokens: torch.Tensor
     sampled: torch.Tensor
     log_q: torch.Tensor
     lengths: torch.Tensor
+    forwards: torch.Tensor
 
     @classmethod
     def start(cls, policy: Policy, layout: TokenLayout, config: RolloutConfig, prompts: list[tuple[int, ...]],
-              step: int, first_row: int) -> RolloutState:
+              step: int, numbers: Sequence[int],
+              given: Sequence[Sequence[Sequence[int]]] | None) -> RolloutState:
         """Compute the prompts, and return a state in which nothing is written yet.
 
-        The arguments are those of `RolloutEngine.generate`.
+        `numbers`: of all rows in the whole batch. The other arguments are those of
+        `RolloutEngine.generate`. Prompts with given texts are computed one by one even where two
+        are equal, so that a row's sums are done in the same order whatever its neighbours are.
         """
         embedding = policy.get_input_embeddings()
         device, vocab_size = embedding.weight.device, embedding.num_embeddings
-        distinct = list(dict.fromkeys(prompts))
-        prompt_of_row = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
+        distinct = list(dict.fromkeys(prompts)) if given is None else prompts
+        places = map(distinct.index, prompts) if given is None else range(len(prompts))
+        prompt_of_row = torch.tensor(list(places), device=device)
         prompt_of_row = prompt_of_row.repeat_interleave(config.num_generations)
         if config.grammar == "chain":
             sizes = [config.image_sizes or chain_sizes(layout, prompt) for prompt in distinct]
             grammar: ChainGrammar | ImageGrammar = ChainGrammar(
-                layout, sizes, prompt_of_row, config.max_new_tokens, config.max_text_tokens, vocab_size)
+                layout, sizes, prompt_of_row, config.max_new_tokens, config.max_text_tokens, vocab_size,
+                given)
         else:
             grammar = ImageGrammar(layout, len(prompt_of_row), config.max_new_tokens, vocab_size, device)
         rows = torch.arange(len(prompt_of_row), device=device)
-        sampler = Sampler(config, step, rows + first_row)
+        sampler = Sampler(config, step, torch.tensor(list(numbers), device=device))
         span = grammar.longest_span() if sampler.is_guided else 0
         code_ids = torch.tensor(sorted(layout.code_ids), device=device)
         ahead = max(config.jacobi - 1, 0)  # drafts are fed beyond the end of a budget or an image
-        decoder = policy.make_decoder(distinct, prompt_of_row, config.max_new_tokens + ahead,
-                                      span and span + ahead, code_ids, config.cuda_graphs)
+        longest = config.max_new_tokens if given is None else int(grammar.ends.max())
+        decoder = policy.make_decoder(distinct, prompt_of_row, longest + ahead, span and span + ahead,
+                                      code_ids, config.cuda_graphs)
         tokens = torch.full((len(rows), config.max_new_tokens), layout.pad, device=device)
         image_rows, text_rows = _sorted(grammar)
         return cls(
             config=config, grammar=grammar, decoder=decoder, sampler=sampler, code_ids=code_ids, rows=rows,
             branches=UnconditionalRows(len(rows), device), branch_columns=0, image_rows=image_rows,
-            text_rows=text_rows, tokens=tokens, sampled=torch.zeros_like(tokens),
-            log_q=torch.zeros_like(tokens, dtype=torch.float64), lengths=torch.zeros_like(rows))
+            text_rows=text_rows, is_given=given is not None, tokens=tokens, sampled=torch.zeros_like(tokens),
+            log_q=torch.zeros_like(tokens, dtype=torch.float64), lengths=torch.zeros_like(rows),
+            forwards=torch.zeros_like(rows))
 
     def sort_rows(self) -> None:
         """Sort the batch's rows by what they do next, and give branches to the rows in images."""
@@ -118,6 +128,16 @@ class RolloutState:
         Inside images the device need not be asked at every token.
         """
         return int(self.grammar.unchanged_steps().min())
+
+    def forced_ahead(self) -> int:
+        """Return how many tokens of every row are known already; 0 where that isn't looked for.
+
+        It is looked for where texts are given, since rows without them rarely are at such a place
+        together. Call it after `sort_rows`.
+        """
+        if not self.is_given or self.image_rows[1] or self.text_rows[1] or bool(self.grammar.done.any()):
+            return 0
+        return self.unchanged_steps()
 
     def leave_out_done(self) -> torch.Tensor | None:
         """Drop finished rows from the batch once they are many.
@@ -201,7 +221,7 @@ class RolloutState:
         conditional, unconditional = self.decoder.code_logits(both.flatten(0, -2)).chunk(2)
         return conditional, unconditional
 
-    def rollout(self, forwards: torch.Tensor) -> Rollout:
+    def rollout(self) -> Rollout:
         """Return what was written. Raises `UserError` where the policy's scores were not finite."""
         if not self.log_q.isfinite().all():
             raise UserError("the policy's scores are not finite: its training has diverged (lower "
@@ -209,7 +229,7 @@ class RolloutState:
                             "(use bfloat16 or float32)")
         lengths = self.lengths.tolist()
         return Rollout(*([row[:length] for row, length in zip(table.tolist(), lengths, strict=True)]
-                         for table in (self.tokens, self.sampled, self.log_q)), forwards.tolist())
+                         for table in (self.tokens, self.sampled, self.log_q)), self.forwards.tolist())
 
 
 def _sorted(grammar: ChainGrammar | ImageGrammar) -> tuple[Rows, Rows]:

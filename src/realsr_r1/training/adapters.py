@@ -6,11 +6,11 @@ and which flags go together; peft makes the adapters.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.models.protocol import LAYER_MATRICES
+from realsr_r1.models.quantising import check_bitsandbytes
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -53,9 +53,7 @@ def quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
 
     if not (model_args.load_in_4bit or model_args.load_in_8bit):
         return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--load_in_4bit and --load_in_8bit need the bitsandbytes package: pip install "
-                        "bitsandbytes")
+    check_bitsandbytes()
     if is_deepspeed_zero3_enabled():
         raise UserError("--load_in_4bit and --load_in_8bit don't go with DeepSpeed ZeRO-3: every GPU holds "
                         "the whole quantised policy (4 GB for 7B in 4 bits); use ZeRO-2 "

@@ -20,10 +20,8 @@ from typing import Any, BinaryIO
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import escaped, is_text
-from realsr_r1.core.images import IMAGE_SUFFIXES
+from realsr_r1.core.pictures import IMAGE_SUFFIXES
 
-# With GIF, so that an animated one is opened and rejected instead of being passed over silently.
-PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 LONGEST_NAME = 255  # bytes of a file's or folder's name
 # The crops of photo a/b.png lie in a folder a/b, which may also hold the folders of photos a/b/*.
 CROP_FILE = re.compile(r"\d{5,}-(lq|hq)\.png")
@@ -179,7 +177,7 @@ def all_photos(images: Path) -> tuple[list[Photo], list[Item]]:
         tars = [path for path in files if path.suffix == ".tar" and path.parent == images]
     photos = [photo for tar in tars for photo in _in_tar(tar, rejected)]
     photos += [Photo(path.relative_to(images).as_posix(), FilePlace(str(path)))
-               for path in files if path.suffix.lower() in PHOTO_SUFFIXES]
+               for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     return photos, rejected
 
 
@@ -259,7 +257,7 @@ def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
         with tarfile.open(tar, "r:") as file:
             for member in file:
                 if ((member.issym() or member.islnk())
-                        and PurePosixPath(member.name).suffix.lower() in PHOTO_SUFFIXES):
+                        and PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES):
                     rejected.append(Item(f"{tar.stem}/{member.name}",
                                          f"it is a link in {tar}, which is not followed"))
                 if member.isfile():
@@ -277,7 +275,7 @@ def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two: a damaged header
         rejected.append(Item(tar.name, f"{tar} can't be read to its end as an uncompressed tar ({error})"))
     for key, members in samples.items():
-        suffix, *others = [suffix for suffix in members if suffix in PHOTO_SUFFIXES] or [None]
+        suffix, *others = [suffix for suffix in members if suffix in IMAGE_SUFFIXES] or [None]
         rejected += [Item(f"{tar.stem}/{key}{other}", f"{key}{suffix} is the photo of this sample of {tar}")
                      for other in others]
         name = f"{tar.stem}/{key}{suffix or ''}"

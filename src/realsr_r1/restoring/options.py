@@ -1,0 +1,75 @@
+"""What may be asked of one restoration: fields, help texts, defaults and checks. Knows no torch."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from realsr_r1.chain.settings import CHOICES
+from realsr_r1.core.errors import UserError
+from realsr_r1.restoring.picking import AGREEMENT
+
+TILE_TEXTS = ("shared", "own")
+
+
+def _option(default: Any, kind: type, text: str, choices: Sequence[str] | None = None) -> Any:
+    return field(default=default, metadata={"type": kind, "help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """How a photo is restored. Raises `UserError` that names a field with a value out of range."""
+
+    scale: float = _option(1.0, float, "Width and height of the result, as a multiple of the photo's; any "
+                                       "number above 0 (default: 1).")
+    tile: int | None = _option(None, int, "Side in px of the tiles of a photo that is larger than the "
+                                          "model's images (default: the model's size).")
+    overlap: int | None = _option(None, int, "Pixels that neighbouring tiles share at least (default: an "
+                                             "eighth of a tile).")
+    tile_text: str = _option("shared", str, "shared: the words are written once, on the whole photo, and "
+                                            "given to every tile; own: each tile writes its own (default: "
+                                            "shared).", TILE_TEXTS)
+    color_fix: str | None = _option(None, str, "wavelet: the low frequencies of the photo; adain: the mean "
+                                               "and spread of its channels; none: the model's colours "
+                                               "(default: the model folder's setting).",
+                                    CHOICES["color_fix"])
+    num_samples: int = _option(1, int, "Samples of each image or tile, of which the best is taken (default: "
+                                       "1).")
+    pick: str | None = _option(None, str, f"Who judges the samples: {AGREEMENT} with the input, or an expert "
+                                          "that needs no original, by name or as package.module:factory "
+                                          f"(default: {AGREEMENT}).")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise UserError(f"--scale {self.scale} must be a number above 0")
+        if self.num_samples < 1:
+            raise UserError(f"--num_samples {self.num_samples} must be at least 1")
+        for name, allowed in (("tile_text", TILE_TEXTS), ("color_fix", (None, *CHOICES["color_fix"]))):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"--{name} {getattr(self, name)} must be one of {', '.join(filter(None, allowed))}")
+
+    @property
+    def judge(self) -> str | None:
+        """The name of the judge, or None where nothing is judged."""
+        return self.pick or (AGREEMENT if self.num_samples > 1 else None)
+
+
+def add_restore_flags(parser: ArgumentParser) -> None:
+    """Add a flag `--NAME` for each field of `RestoreOptions`."""
+    for item in fields(RestoreOptions):
+        parser.add_argument(f"--{item.name}", type=item.metadata["type"], default=item.default,
+                            choices=item.metadata["choices"], help=item.metadata["help"].replace("%", "%%"))
+
+
+def restore_options(args: Namespace) -> RestoreOptions:
+    """Return the options that the flags of `add_restore_flags` give."""
+    return RestoreOptions(**{item.name: getattr(args, item.name) for item in fields(RestoreOptions)})
+
+
+def given_options(args: Namespace) -> dict[str, Any]:
+    """Return the options that differ from their defaults."""
+    return {item.name: getattr(args, item.name) for item in fields(RestoreOptions)
+            if getattr(args, item.name) != item.default}

@@ -1,0 +1,1 @@
+"""The demo: a page on which a photo is restored while one watches."""
