@@ -210,7 +210,7 @@ def test_bad_input_is_named_and_nothing_written(model, photos, tmp_path, capsys)
             ((empty, photos), f"{empty} has no chain_settings.json"),
             ((model, photos, "--batch_size", "0"), "--batch_size"),
             ((model, photos, "--scale", "0"), "--scale 0.0 must be a number above 0"),
-            ((model, photos, "--tile", "40"), "--tile 40 must be a multiple of this model's grid unit of 16 px"),
+            ((model, photos, "--tile", "40"), "--tile 40 must be a multiple of this model's grid unit"),
             ((model, photos, "--pick", "ssim"), "--pick ssim compares with the original photo"),
             ((model, photos, "--temperature", "0"), "temperature"),
             ((model, photos, "--jacobi", "-2"), "jacobi is -2"),
