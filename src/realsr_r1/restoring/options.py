@@ -49,7 +49,8 @@ class RestoreOptions:
             raise UserError(f"--num_samples {self.num_samples} must be at least 1")
         for name, allowed in (("tile_text", TILE_TEXTS), ("color_fix", (None, *CHOICES["color_fix"]))):
             if getattr(self, name) not in allowed:
-                raise UserError(f"--{name} {getattr(self, name)} must be one of {', '.join(filter(None, allowed))}")
+                raise UserError(f"--{name} {getattr(self, name)} must be one of "
+                                f"{', '.join(filter(None, allowed))}")
 
     @property
     def judge(self) -> str | None:

@@ -56,7 +56,8 @@ class RolloutEngine:
         `first_row`: the number of this call's first completion in the whole batch; `rows`: the
         numbers of all of them, where they don't follow one another. These only choose the random
         numbers. `given`: for each prompt the ids of its chain's texts, in order, which are then
-        forced, so that only the images are chosen (grammar "chain"). Raises `UserError` when a
+        forced, so that only the images are chosen (grammar "chain"); the chain may then be as long
+        as it is. Raises `UserError` when a
         prompt is empty, a chain doesn't fit into the budget of tokens, or the policy's scores are
         not finite.
         """
