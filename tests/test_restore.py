@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 
 from realsr_r1.chain.text import parse_chain
 from realsr_r1.restore import BAD_ITEMS_FILE, main
-from realsr_r1.restoring.colors import fix_colors
+from realsr_r1.restoring.colors import fix_colors, wavelet_levels
 
 from .small import exit_code, photo, write_model
 
@@ -160,7 +160,8 @@ def test_the_color_fix_is_the_folders_or_the_flags(model, photos, restored, tmp_
     for name in NAMES:
         chain = tmp_path / "folder" / "chains" / name
         assert contents(chain)["final.png"] == contents(restored / "chains" / name)["final.png"]
-        fixed = fix_colors(Image.open(chain / "final.png"), Image.open(chain / "lq.png"), "wavelet")
+        fixed = fix_colors(Image.open(chain / "final.png"), Image.open(chain / "lq.png"), "wavelet",
+                           wavelet_levels(32))
         assert Image.open(tmp_path / "folder" / f"{name}.png").tobytes() == fixed.tobytes()
         assert result(tmp_path / "flag", name) == result(tmp_path / "folder", name)
         assert result(tmp_path / "none", name) == result(restored, name)

@@ -6,7 +6,7 @@ import numpy
 import pytest
 from PIL import Image, ImageFilter
 
-from realsr_r1.restoring.colors import fix_colors
+from realsr_r1.restoring.colors import fix_colors, wavelet_levels
 
 from ..small import photo
 
@@ -44,3 +44,8 @@ def test_adain_gives_the_channels_their_spread():
 def test_none_leaves_the_picture_as_it_is():
     image = photo("coffee", 40)
     assert fix_colors(image, photo("astronaut", 40), "none") is image
+
+
+def test_low_frequencies_are_wider_than_a_sixteenth_of_an_image():
+    """StableSR's five levels at 512 px, and the same share of smaller images."""
+    assert [wavelet_levels(px) for px in (512, 1024, 256, 64, 48, 32, 16)] == [5, 5, 4, 2, 2, 1, 1]

@@ -130,11 +130,13 @@ def fit_image(image: Image.Image, target_px: int, unit_px: int) -> Image.Image:
     return resize_to_cover(to_rgb(image), fitted_size(image.width, image.height, target_px, unit_px))
 
 
-def with_colors_of(reference: Image.Image, image: Image.Image) -> Image.Image:
+def with_colors_of(reference: Image.Image, image: Image.Image,
+                   levels: int = COLOR_FIX_LEVELS) -> Image.Image:
     """`image` with its own details and the low frequencies, so the colours, of `reference`.
 
     The wavelet colour fix of StableSR (arXiv 2305.07015). Low frequencies are what is left after
-    five blurs, each twice as wide as the one before. The two sizes may differ.
+    `levels` blurs, each twice as wide as the one before; StableSR has five, which is the most. The
+    two sizes may differ.
     """
     import numpy
 
@@ -146,21 +148,21 @@ def with_colors_of(reference: Image.Image, image: Image.Image) -> Image.Image:
         above = max(0, top - COLOR_FIX_REACH)
         rows = slice(above, top + COLOR_FIX_BAND + COLOR_FIX_REACH)
         band, target = own[rows].astype(numpy.float32), wanted[rows].astype(numpy.float32)
-        band = band - _low_frequencies(band) + _low_frequencies(target)
+        band = band - _low_frequencies(band, levels) + _low_frequencies(target, levels)
         band = band[top - above:top - above + COLOR_FIX_BAND]
         fixed[top:top + COLOR_FIX_BAND] = band.round().clip(0, 255)
     return Image.fromarray(fixed)
 
 
-def _low_frequencies(values: numpy.ndarray) -> numpy.ndarray:
-    """Blur (H, W, 3) float32 with (1, 2, 1) / 4 on both axes, five times.
+def _low_frequencies(values: numpy.ndarray, levels: int) -> numpy.ndarray:
+    """Blur (H, W, 3) float32 with (1, 2, 1) / 4 on both axes, `levels` times.
 
-    The taps are 1, 2, 4, 8 and 16 px apart; outside, the pixels of the edge repeat.
+    The taps are 1, 2, 4 ... px apart; outside, the pixels of the edge repeat.
     """
     import cv2
     import numpy
 
-    for level in range(COLOR_FIX_LEVELS):
+    for level in range(levels):
         kernel = numpy.zeros(2 ** (level + 1) + 1, dtype=numpy.float32)
         kernel[[0, 2**level, -1]] = 0.25, 0.5, 0.25
         values = cv2.sepFilter2D(values, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)

@@ -6,11 +6,12 @@ input's mean and spread, `none` leaves it as it is. Knows pictures only.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy
 
-from realsr_r1.core.images import with_colors_of
+from realsr_r1.core.images import COLOR_FIX_LEVELS, with_colors_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,17 +19,27 @@ if TYPE_CHECKING:
 LEVELS = numpy.arange(256.0)
 
 
-def fix_colors(image: Image, reference: Image, method: str) -> Image:
+def wavelet_levels(target_px: int) -> int:
+    """Return how many levels of low frequencies come from the input, for images of `target_px`.
+
+    StableSR's five are for 512 px: details wider than a sixteenth of an image are the input's. The
+    same share of a smaller image has fewer levels (48 px: 2).
+    """
+    return min(COLOR_FIX_LEVELS, max(1, round(math.log2(max(1.0, target_px / 16)))))
+
+
+def fix_colors(image: Image, reference: Image, method: str, levels: int = COLOR_FIX_LEVELS) -> Image:
     """Return `image` with the colours of `reference`, a picture in RGB of the same size.
 
-    `method`: one of `CHOICES["color_fix"]` of `realsr_r1.chain.settings`. After `wavelet` and
+    `method`: one of `CHOICES["color_fix"]` of `realsr_r1.chain.settings`. `levels`: see
+    `wavelet_levels`. After `wavelet` and
     `adain` each channel's mean is that of `reference` up to rounding. The two clip values at 0 and
     255, which can shift a mean, so the rest of the way is a shift of the whole channel.
     """
     if method == "none":
         return image
     if method == "wavelet":
-        image, tables = with_colors_of(reference, image), [LEVELS] * 3
+        image, tables = with_colors_of(reference, image, levels), [LEVELS] * 3
     else:
         tables = [_matched(*pair) for pair in zip(_statistics(image), _statistics(reference), strict=True)]
     counts, wanted = numpy.array(image.histogram()).reshape(3, 256), _statistics(reference)

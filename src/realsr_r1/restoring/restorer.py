@@ -17,7 +17,7 @@ from realsr_r1.chain.text import parse_chain
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.images import scale_to
 from realsr_r1.restoring.batches import Batches, rows_that_fit
-from realsr_r1.restoring.colors import fix_colors
+from realsr_r1.restoring.colors import fix_colors, wavelet_levels
 from realsr_r1.restoring.options import RestoreOptions
 from realsr_r1.restoring.picking import Judge, make_judge
 from realsr_r1.restoring.restoration import Photo, Piece, Progress, Restoration
@@ -216,7 +216,8 @@ class Restorer:
             if plan.whole is None:
                 images, lq = blended, plan.picture
         method = options.color_fix or self.processor.settings.color_fix
-        final = fix_colors(scale_to(written, plan.picture.size), plan.picture, method)
+        final = fix_colors(scale_to(written, plan.picture.size), plan.picture, method,
+                           wavelet_levels(self.processor.settings.target_px))
         return Restoration(final, lq, images, whole.text, parse_chain(whole.text, self.processor.chain),
                            tiles, _mean_scores(options.judge, judged), self._settings(options),
                            self._note(photo, plan))
