@@ -1,7 +1,8 @@
 """Restores photos with a model folder.
 
-`realsr-r1 restore --model DIR --input FILE|DIR --output DIR` writes NAME.png for every photo, at
-its own size or `--scale` times it. `chains/NAME/` gets its chain (the text and the images on the
+`realsr-r1 restore --model DIR --input FILE|DIR --output DIR` writes NAME.png (or `--format`) for
+every photo, at its own size or `--scale` times it, with the transparency it had, and grey where it
+was grey. `chains/NAME/` gets its chain (the text and the images on the
 way) and the settings it was made with. Photos that are already done stay as they are. The noise of
 a photo and of each of its tiles depends only on their places, so a resumed run gives the same
 result (on a GPU up to rounding, which differs in batches of another size and can change a draw).
@@ -20,13 +21,13 @@ from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, atomic_folder, check_new_folder, read_json, write_json
-from realsr_r1.core.images import list_images, load_image
+from realsr_r1.core.images import list_images
+from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
+from realsr_r1.core.pictures import Picture, read_picture
 from realsr_r1.restoring.options import add_restore_flags, given_options, restore_options
 from realsr_r1.rollout.config import add_rollout_flags
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from realsr_r1.restoring import Photo, Restoration, Restorer
 
 CHAINS_FOLDER, MADE_WITH_FILE, BAD_ITEMS_FILE = "chains", "made_with.json", "bad_items.txt"
@@ -46,6 +47,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--input", required=True, help="a photo or a folder of photos")
     parser.add_argument("--output", required=True, help="folder for the restored photos")
     add_restore_flags(parser)
+    parser.add_argument("--format", choices=tuple(WRITTEN), default="png",
+                        help="of the restored photos; jpg has no transparency (default: png)")
+    parser.add_argument("--quality", type=int,
+                        help="of jpg and webp, from 1 to 100 (default: 95 and 90)")
     parser.add_argument("--batch_size", type=int, help="photos or tiles at a time (default: as many as the "
                                                        "device's memory holds)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
@@ -64,15 +69,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
+    check_format(args.format, args.quality)
     restore_options(args)  # refuses bad values before anything is loaded
-    photos = find_photos(Path(args.input))
+    photos = find_photos(Path(args.input), args.format)
     output = Path(args.output)
     check_new_folder(output, "--output")
     if output.resolve() == photos[0].parent.resolve():
         raise UserError(f"--output {output} is the folder of the photos themselves; name another one")
     made_with = settings_of(args)
     todo = [(place, path) for place, path in enumerate(photos)
-            if not is_restored(output, path.stem, made_with)]
+            if not is_restored(output, path.stem, args.format, made_with)]
     if len(todo) < len(photos):
         print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
     bad = restore_all(todo, args, output, made_with) if todo else []
@@ -88,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     print(complaint)
 
 
-def find_photos(source: Path) -> list[Path]:
+def find_photos(source: Path, format: str) -> list[Path]:
     """Return the photos to restore.
 
     Raises `UserError` when there are none, and when two would get the same name.
@@ -101,7 +107,8 @@ def find_photos(source: Path) -> list[Path]:
     stems: dict[str, Path] = {}
     for path in photos:
         if path.stem in stems:
-            raise UserError(f"{path} and {stems[path.stem]} would both become {path.stem}.png; rename one")
+            raise UserError(f"{path} and {stems[path.stem]} would both become {path.stem}.{format}; rename "
+                            "one")
         stems[path.stem] = path
     return photos
 
@@ -117,20 +124,22 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     listed = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
     flags = {name: getattr(args, name) for name in ("dtype", "bits", "grammar", *ENGINE_FLAGS)
              if getattr(args, name) is not None}
+    if args.format != "png":
+        flags |= {"format": args.format, "quality": args.quality}
     return {"model": hashlib.sha256(listed.encode()).hexdigest()[:16], **flags, **given_options(args)}
 
 
-def is_restored(output: Path, name: str, made_with: dict[str, Any]) -> bool:
-    """Whether `output` already holds photo `name`.
+def is_restored(output: Path, name: str, format: str, made_with: dict[str, Any]) -> bool:
+    """Whether `output` already holds photo `name` in this format.
 
     Raises `UserError` when it was made with other settings.
     """
-    if not (output / f"{name}.png").is_file():
+    if not (output / f"{name}.{format}").is_file():
         return False
     record = output / CHAINS_FOLDER / name / MADE_WITH_FILE
     if record.is_file() and read_json(record) != made_with:
-        raise UserError(f"{output / name}.png was restored by another model or with other flags ({record}); "
-                        "give another --output, or delete this one")
+        raise UserError(f"{output / name}.{format} was restored by another model or with other flags "
+                        f"({record}); give another --output, or delete this one")
     return True
 
 
@@ -152,22 +161,26 @@ def restore_all(todo: list[tuple[int, Path]], args: argparse.Namespace, output: 
     from tqdm import tqdm
 
     restorer, bad, paths = load_restorer(args), [], dict(todo)
+    pictures: dict[int, Picture] = {}  # those that are being restored, by place
     done, pixels, started = 0, 0, time.monotonic()
     with tqdm(total=len(todo), desc="restoring", unit="tile") as bar:
         def progress(more: int, written: int) -> None:
             bar.total += max(0, more - 1)  # one of a photo's rows is counted already
             bar.update(written)
 
-        for photo, result in restorer.restore_all(read_photos(todo, bad, bar.update), restore_options(args),
-                                                  progress):
+        for photo, result in restorer.restore_all(read_photos(todo, pictures, bad, bar.update),
+                                                  restore_options(args), progress):
+            picture = pictures.pop(photo.place)
             if isinstance(result, UserError):
                 bad.append((paths[photo.place], str(result)))
                 continue
-            if result.note:
-                tqdm.write(result.note)
-            write_chain(output / CHAINS_FOLDER / paths[photo.place].stem, result, restorer.processor.chain,
-                        made_with)
-            write_photo(output / f"{paths[photo.place].stem}.png", result.final)
+            name = paths[photo.place].stem
+            write_chain(output / CHAINS_FOLDER / name, result, restorer.processor.chain, made_with)
+            # The photo comes after its chain, so its file says that both exist.
+            lost = write_picture(output / f"{name}.{args.format}", result.final, picture, args.format,
+                                 args.quality)
+            for note in filter(None, (picture.note, result.note, lost)):
+                tqdm.write(note)
             done, pixels = done + 1, pixels + result.final.width * result.final.height
     print(f"{done} photo{'s' * (done != 1)}, {pixels / 1e6:.2f} megapixels, "
           f"{time.monotonic() - started:.0f} s")
@@ -178,18 +191,22 @@ def restore_all(todo: list[tuple[int, Path]], args: argparse.Namespace, output: 
     return sorted(bad, key=lambda item: list(paths.values()).index(item[0]))
 
 
-def read_photos(todo: list[tuple[int, Path]], bad: Bad, skip: Any) -> Iterator[Photo]:
-    """Yield the photos that can be read; the others go into `bad`, and `skip` is told of each."""
+def read_photos(todo: list[tuple[int, Path]], pictures: dict[int, Picture], bad: Bad,
+                skip: Any) -> Iterator[Photo]:
+    """Yield the photos that can be read, and put them into `pictures` by their places.
+
+    The others go into `bad`, and `skip` is told of each.
+    """
     from realsr_r1.restoring import Photo
 
     for place, path in todo:
         try:
-            image = load_image(path)
+            pictures[place] = read_picture(path)
         except UserError as error:
             bad.append((path, str(error)))
             skip(1)
             continue
-        yield Photo(image, place, str(path))
+        yield Photo(pictures[place].image, place, str(path))
 
 
 def write_chain(path: Path, result: Restoration, chain: ChainSpec, made_with: dict[str, Any]) -> None:
@@ -208,15 +225,6 @@ def write_chain(path: Path, result: Restoration, chain: ChainSpec, made_with: di
             write_json(folder / TILES_FILE, [{"box": box, "text": text} for box, text in result.tiles])
         write_json(folder / CHAIN_FILE, chain.to_dict())
         write_json(folder / MADE_WITH_FILE, made_with)
-
-
-def write_photo(path: Path, image: Image) -> None:
-    """Write the restored photo.
-
-    This comes after its chain, so the photo's file says that both exist.
-    """
-    with atomic_file(path) as partial:
-        image.save(partial, format="PNG")
 
 
 if __name__ == "__main__":
