@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PROMPTS_FOLDER = "prompts"
 # These settings must be the same when a run resumes.
 LASTING = ("chain_settings", "num_generations", "generation_batch_size", "seed", "optim", "use_peft",
-           "lora_r")
+           "lora_r", "credit")
 
 
 def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | None = None) -> None:
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from realsr_r1.models import load_policy
     from realsr_r1.models.loading import policy_config, tensor_shapes
     from realsr_r1.rewards import load_reward_funcs
-    from realsr_r1.rewards.registry import required_columns
+    from realsr_r1.rewards.registry import judged_sections, required_columns
     from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
     from realsr_r1.training.grpo.prompts import load_prompts, other_question, require_levels
@@ -113,7 +113,8 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
                          quantization_config=quantization,
                          attn_implementation=model_args.attn_implementation)
     trainer = (trainer_class or ChainGRPOTrainer)(policy, processor, reward_funcs, args, train, evaluation,
-                               reward_log=reward_log_path(), peft_config=adapters)
+                               reward_log=reward_log_path(), peft_config=adapters,
+                               judged=judged_sections(args.reward_funcs, processor.chain))
     if args.process_index == 0:
         write_json(output / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -125,7 +126,7 @@ def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, 
     names = ["run_name", "dataset_name", "chain_settings", "reward_funcs", "reward_weights", "experts",
              "num_generations", "generation_batch_size", "learning_rate", "max_steps", "num_train_epochs",
              "rollout_temperature", "guidance_scale", "text_top_k", "image_top_k_max", "grammar",
-             "train_forced_tokens", "loss_type", "beta", "bf16", "seed", "world_size"]
+             "train_forced_tokens", "credit", "loss_type", "beta", "bf16", "seed", "world_size"]
     adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
     return {"model_name_or_path": model_args.model_name_or_path,
             **{name: getattr(args, name) for name in names},

@@ -46,6 +46,19 @@ class ImageSpan:
 
 
 @dataclass(frozen=True)
+class SectionPlace:
+    """Where a section of a chain stands in a stream.
+
+    It is `ids[start:stop]` with its tags, and `ids[body:end]` without.
+    """
+
+    start: int
+    body: int
+    end: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class SectionForm:
     """How one section of the chain is tokenised.
 
@@ -182,16 +195,16 @@ class TokenLayout:
             position = span.stop if span is not None else position + 1
         return spans
 
-    def chain_bodies(self, ids: Sequence[int]) -> list[list[int]]:
-        """Return the bodies of the sections of a chain that are completely written, in order.
+    def chain_places(self, ids: Sequence[int]) -> list[SectionPlace]:
+        """Find the sections of a chain that are completely written, in order.
 
         A text is complete when the first id of what follows it is there, an image when its span is.
         The list ends before the first section that is not complete, or not as `chain_form` has it.
         """
-        sections, bodies, place = self.chain_form.sections, [], 0
+        sections, places, start = self.chain_form.sections, [], 0
         for number, section in enumerate(sections):
-            body = place + len(section.open_ids)
-            if tuple(ids[place:body]) != section.open_ids:
+            body = start + len(section.open_ids)
+            if tuple(ids[start:body]) != section.open_ids:
                 break
             if section.is_image:
                 span = self._span_at(ids, body) if body < len(ids) else None
@@ -203,9 +216,24 @@ class TokenLayout:
                 end = next((index for index in range(body, len(ids)) if ids[index] == first), None)
             if end is None:
                 break
-            bodies.append(list(ids[body:end]))
-            place = end + len(section.close_ids)
-        return bodies
+            places.append(SectionPlace(start, body, end, end + len(section.close_ids)))
+            start = places[-1].stop
+        return places
+
+    def chain_bodies(self, ids: Sequence[int]) -> list[list[int]]:
+        """Return the bodies of the sections of a chain that are completely written, in order."""
+        return [list(ids[place.body:place.end]) for place in self.chain_places(ids)]
+
+    def section_numbers(self, ids: Sequence[int]) -> list[int]:
+        """Return the number of each token's section, its tags included; -1 where it is in none.
+
+        Only sections count that are completely written (`chain_places`).
+        """
+        numbers = [-1] * len(ids)
+        for number, place in enumerate(self.chain_places(ids)):
+            stop = min(place.stop, len(ids))
+            numbers[place.start:stop] = [number] * (stop - place.start)
+        return numbers
 
     def _span_at(self, ids: Sequence[int], start: int) -> ImageSpan | None:
         sizes = [self.units_of_id.get(token) for token in ids[start + 1:start + 3]]

@@ -51,6 +51,14 @@ def required_columns(names: Sequence[str], experts: Sequence[str] | None = None,
                                                                    strict=True)}
 
 
+def judged_sections(names: Sequence[str], chain: ChainSpec) -> list[tuple[str, ...] | None]:
+    """Return the names of the sections that each reward judges; None where it judges a whole chain.
+
+    That's so for a function of your own. Raises `UserError` as `load_reward_funcs` does.
+    """
+    return [reward.judged(chain) for reward in _rewards(names, _settings((), "cpu", chain))]
+
+
 def _settings(experts: Sequence[str] | None, device: str, chain: ChainSpec | None) -> RewardSettings:
     return RewardSettings(chain or ChainSpec.published(),
                           tuple(DEFAULT_EXPERTS if experts is None else experts), device)

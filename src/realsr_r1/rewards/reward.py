@@ -40,6 +40,16 @@ class Reward:
     columns: Callable[[RewardSettings], tuple[str, ...]]
     build: Callable[[RewardSettings], RewardFunc]
 
+    def judged(self, chain: ChainSpec) -> tuple[str, ...] | None:
+        """The names of the chain's sections that this reward judges, or None for the whole chain.
+
+        They are the first text about its subject, which is the one that it reads, or all images.
+        """
+        if self.section is None:
+            return None
+        sections = chain.about(self.section)
+        return tuple(section.name for section in (sections if sections[0].is_image else sections[:1]))
+
     def require_section(self, chain: ChainSpec) -> None:
         """Raise `UserError` where the chain has no section that this reward judges."""
         if self.section is not None and not chain.about(self.section):

@@ -12,7 +12,7 @@ from trl import GRPOConfig
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.rollout.config import RolloutConfig, rollout_field
-from realsr_r1.training.grpo.objective import AGGREGATIONS, LOSS_TYPES, SCALINGS
+from realsr_r1.training.grpo.objective import AGGREGATIONS, CREDITS, LOSS_TYPES, SCALINGS
 
 CHAIN_SETTINGS_HELP = ("YAML or JSON file of chain settings (configs/chain) that count instead of the model "
                        "folder's: sections, sizes, and the question (problem). Where the file has a "
@@ -20,7 +20,7 @@ CHAIN_SETTINGS_HELP = ("YAML or JSON file of chain settings (configs/chain) that
 # Settings of GRPO's objective, and what they may be.
 CHOICES = {"loss_type": LOSS_TYPES, "scale_rewards": SCALINGS,
            "multi_objective_aggregation": AGGREGATIONS,
-           "importance_sampling_level": ("token", "sequence")}
+           "importance_sampling_level": ("token", "sequence"), "credit": CREDITS}
 
 
 @dataclass
@@ -131,6 +131,10 @@ class ChainGRPOConfig(GRPOConfig):
     cuda_graphs: bool = rollout_field("cuda_graphs")
     train_forced_tokens: bool = field(default=False, metadata={
         "help": "Let tokens that the grammar forced count in the loss, too (as the published code does)."})
+    credit: str = field(default="sequence", metadata={
+        "help": "Which tokens an advantage goes to. sequence: that of the sum of all rewards to all tokens (as "
+                "published); section: each reward to the sections that it judges, compared on its own.",
+        "choices": CREDITS})
     share_prompts: bool = field(default=True, metadata={
         "help": "The loss computes a prompt once for its completions in a microbatch, not once for each."})
 

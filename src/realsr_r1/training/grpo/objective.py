@@ -3,13 +3,13 @@
 Knows numbers only: nothing of policies, rollouts or processes. `docs/algorithm.md` has the formulas
 on one page.
 
-The trainer calls `group_advantages`, `token_weights` and `sampling_log_ratio`: to change one of
-them is to change a run. The loss of a run is computed by TRL, whose `GRPOTrainer._compute_loss`
-also logs and can't be had in parts. `policy_loss` says what it computes, and a test holds the two
-together, in value and in gradient.
+The trainer calls `group_advantages` (with `--credit section`: `section_advantages`),
+`token_weights` and `sampling_log_ratio`: to change one of them is to change a run. The loss of a run
+is computed by TRL, whose `GRPOTrainer._compute_loss` also logs and can't be had in parts.
+`policy_loss` says what it computes, and a test holds the two together, in value and in gradient.
 
 Letters in shapes: N completions of a rollout over all processes, G completions of a group, K
-rewards, B completions of a microbatch, T tokens of the longest completion.
+rewards, S sections of a chain, B completions of a microbatch, T tokens of the longest completion.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EPSILON_STD = 1e-4  # added to a standard deviation before division; the published code's and TRL's
 SCALINGS = ("group", "batch", "none")
 AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
+CREDITS = ("sequence", "section")  # see `group_advantages` and `section_advantages`
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # with PPO's clipped gain; their means differ
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
 
@@ -76,6 +77,43 @@ def group_advantages(rewards: torch.Tensor, weights: torch.Tensor, num_generatio
             std = _std(grouped, 1) if scale_rewards == "group" else _std(total, 0)
             advantages = advantages / (std + EPSILON_STD)
     return advantages.flatten().nan_to_num(nan=0.0)
+
+
+def section_advantages(rewards: torch.Tensor, weights: torch.Tensor, judged: torch.Tensor,
+                       num_generations: int, scale_rewards: str = "group",
+                       multi_objective_aggregation: str = "sum_then_normalize") -> torch.Tensor:
+    """How much better each section of a completion is than the same section of its group, (N, S).
+
+    Every reward is compared within its group on its own, and counts where it judges:
+
+        A_k = `group_advantages` of reward k alone
+        A[:, s] = sum_k v_k A_k over the rewards k that judge section s
+
+    v_k is w_k over the mean of the weights, so that they say how rewards count beside each other;
+    with `scale_rewards` "none", where A_k keeps w_k, v_k is 1. One reward that judges everything
+    gives what `group_advantages` gives. So a token is pushed by what it can have caused: an image's
+    codes aren't, by whether a tag was named. Ours; no paper has it.
+
+    Args:
+        rewards, weights, num_generations, scale_rewards, multi_objective_aggregation: as in
+            `group_advantages`.
+        judged: (K, S) bool, whether a reward judges a section.
+    """
+    shares = torch.ones_like(weights) if scale_rewards == "none" else weights / weights.mean()
+    total = rewards.new_zeros(len(rewards), judged.shape[1])
+    for number, sections in enumerate(judged):
+        own = group_advantages(rewards[:, number:number + 1], weights[number:number + 1], num_generations,
+                               scale_rewards, multi_objective_aggregation)
+        total += shares[number] * own[:, None] * sections
+    return total
+
+
+def token_advantages(by_section: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
+    """The advantage of each token, (B, T): that of its section.
+
+    `by_section` (B, S), `sections` (B, T) int64: the number of each token's section.
+    """
+    return by_section.gather(1, sections)
 
 
 def _weighted_sum(rewards: torch.Tensor, weights: torch.Tensor, unscored: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,13 @@ from realsr_r1.rollout import RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
 from realsr_r1.training.checkpoints import CompletionMarker
-from realsr_r1.training.grpo.objective import group_advantages, sampling_log_ratio, token_weights
+from realsr_r1.training.grpo.objective import (
+    group_advantages,
+    sampling_log_ratio,
+    section_advantages,
+    token_advantages,
+    token_weights,
+)
 from realsr_r1.training.grpo.packing import pack_groups
 from realsr_r1.training.grpo.trl_hooks import (
     as_rows,
@@ -49,16 +55,23 @@ class ChainGRPOTrainer(GRPOTrainer):
     """Trains a policy on chains.
 
     `model`: a loaded policy. `processor`: its `ChainProcessor`. `reward_funcs`: functions with
-    TRL's signature. `train_dataset`, `eval_dataset`: from `load_prompts`. `reward_log`: path of the
+    TRL's signature. `judged`: for each the names of the sections that it judges, or None for the
+    whole chain (`rewards.registry.judged_sections`; by default all judge everything); it counts
+    with `--credit section`. `train_dataset`, `eval_dataset`: from `load_prompts`. `reward_log`: path of the
     text log of rewards, or None. Everything else is passed on to `GRPOTrainer`. Raises `UserError`
     when the installed TRL has changed what this relies on (`trl_hooks.check_hooks`).
     """
 
     def __init__(self, model: Any, processor: ChainProcessor, reward_funcs: list[Callable],
                  args: ChainGRPOConfig, train_dataset: Dataset, eval_dataset: Dataset | None = None,
-                 reward_log: str | Path | None = None, callbacks: Sequence[Any] = (), **kwargs: Any):
+                 reward_log: str | Path | None = None, callbacks: Sequence[Any] = (),
+                 judged: Sequence[tuple[str, ...] | None] | None = None, **kwargs: Any):
         check_hooks()
         self.processor = processor
+        names = processor.chain.names()
+        # (rewards, sections + 1): the last column is what belongs to no section.
+        self._judged = torch.tensor([[sections is None or name in sections for name in (*names, None)]
+                                     for sections in judged or [None] * len(reward_funcs)])
         self.reward_log = reward_log
         self._rollouts_at: tuple[int, int] = (-1, 0)  # (global step, rollouts made at it)
         self._evaluated_rows = 0
@@ -125,7 +138,12 @@ class ChainGRPOTrainer(GRPOTrainer):
         with result_of(self, "_calculate_rewards") as results:
             batch = super()._generate_and_score_completions(inputs)
         (rewards,) = results
-        batch["advantages"] = self.advantages(rewards)[self._own_rows(len(inputs))]
+        own = self._own_rows(len(inputs))
+        if self.args.credit == "sequence":
+            batch["advantages"] = self.advantages(rewards)[own]
+        else:
+            by_section = self._section_advantages(rewards)
+            batch["advantages"] = token_advantages(by_section[own], self._section_numbers(batch))
         if not self.args.share_prompts or not self.model.training:
             return batch
         return as_rows(microbatches(batch, self.args.steps_per_generation))
@@ -138,6 +156,27 @@ class ChainGRPOTrainer(GRPOTrainer):
         """
         return group_advantages(rewards, self.reward_weights.to(rewards.device), self.group_size,
                                 self.args.scale_rewards, self.args.multi_objective_aggregation)
+
+    def _section_advantages(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Rewards (N, K) of all processes -> advantages (N, sections + 1), with `--credit section`.
+
+        Logs the mean of their absolute values by section.
+        """
+        by_section = section_advantages(
+            rewards, self.reward_weights.to(rewards.device), self._judged.to(rewards.device),
+            self.group_size, self.args.scale_rewards, self.args.multi_objective_aggregation)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, size in zip((*self.processor.chain.names(), "other"), by_section.abs().mean(0).tolist(),
+                              strict=True):
+            metrics[f"advantage/{name}"].append(size)
+        return by_section
+
+    def _section_numbers(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The number of each completion token's section, (B, T); what is in none has the last one."""
+        ids = batch["completion_ids"]
+        rows = torch.tensor([self.processor.layout.section_numbers(row) for row in ids.tolist()],
+                            device=ids.device)
+        return rows.where(rows >= 0, self._judged.shape[1] - 1)
 
     def _own_rows(self, count: int) -> slice:
         """Where this process' `count` rows stand among those of all."""
