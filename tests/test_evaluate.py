@@ -102,7 +102,17 @@ def test_json_and_csv_agree(folders: Path) -> None:
         assert float(rows["mean"][metric]) == mean(result, "restored",
                                                    metric) == pytest.approx(numpy.mean(values))
     assert {name: metric["lower_better"] for name, metric in result["metrics"].items()} == {
-        "psnr": False, "ssim": False, "piqe": True}
+        "psnr": False, "ssim": False, "fsim": False, "gmsd": True, "vsi": False, "piqe": True}
+
+
+def test_the_gain_over_the_input_has_its_interval_over_photos(folders: Path) -> None:
+    result = run(folders, "--lq", str(folders / "lq"))
+    for name, gain in result["gain"].items():
+        differences = [image["restored"][name] - image["LQ input"][name] for image in result["images"]]
+        assert gain["mean"] == pytest.approx(numpy.mean(differences))
+        assert gain["interval"] == pytest.approx(1.96 * numpy.std(differences, ddof=1) / 3**0.5)
+    assert set(result["gain"]) == set(result["metrics"])
+    assert run(folders)["gain"] == {}
 
 
 def test_another_size_is_resized_to_the_originals_with_a_note(folders: Path) -> None:
@@ -132,7 +142,7 @@ def test_metrics_without_weights_do_not_stop_the_rest(
 
     def create_offline(name: str, **options: object) -> object:
         asked.append(name)
-        if name not in ("psnr", "ssim", "piqe", "fid"):
+        if name not in ("psnr", "ssim", "piqe", "fid", "fsim", "gmsd", "vsi"):
             raise urllib.error.URLError("no network")
         return (lambda first, second, **_: 12.5) if name == "fid" else create(name, **options)
 
@@ -140,8 +150,8 @@ def test_metrics_without_weights_do_not_stop_the_rest(
     result = run(folders, "--metrics", "all")
     assert asked == ["psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa-pipal", "clipiqa",
                      "topiq_nr",
-                     "piqe"]
-    assert list(result["metrics"]) == ["psnr", "ssim", "fid", "piqe"] and mean(result, "restored",
+                     "piqe", "fsim", "gmsd", "vsi"]
+    assert list(result["metrics"]) == ["psnr", "ssim", "fid", "piqe", "fsim", "gmsd", "vsi"] and mean(result, "restored",
                                                                                "fid") == 12.5
     printed = capsys.readouterr().out
     for name in ("lpips", "dists", "niqe", "musiq", "maniqa-pipal", "clipiqa", "topiq_nr"):

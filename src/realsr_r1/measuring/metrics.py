@@ -40,7 +40,7 @@ class Metric:
 
 _LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as usual in papers
 
-# The ten metrics of the RealSR-R1 paper, then PIQE, which needs no weights. An identical pair has a
+# The ten metrics of the RealSR-R1 paper, then some that need no weights. An identical pair has a
 # PSNR of 80 dB: pyiqa adds 1e-8 to the mean squared error of images in [0, 1], so the value is
 # always finite.
 METRICS = {
@@ -55,8 +55,11 @@ METRICS = {
     "clipiqa": Metric("CLIPIQA", "single", False, 4),
     "topiq_nr": Metric("TOPIQ", "single", False, 4),
     "piqe": Metric("PIQE", "single", True, 2, on_cpu=True),  # see rewards/experts.py
+    "fsim": Metric("FSIM", "pair", False, 4),
+    "gmsd": Metric("GMSD", "pair", True, 4),
+    "vsi": Metric("VSI", "pair", False, 4),
 }
-OFFLINE_METRICS = ("psnr", "ssim", "piqe")  # the metrics that pyiqa computes without weights
+OFFLINE_METRICS = ("psnr", "ssim", "fsim", "gmsd", "vsi", "piqe")  # the metrics that pyiqa computes without weights
 BASELINE_METRICS = ("psnr", "ssim")  # those that are also given for a flat image of the mean colour
 
 
