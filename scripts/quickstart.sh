@@ -35,38 +35,42 @@ data=$work/dataset model=assets/tiny run=$work/grpo recipe=configs/recipes/tiny_
 stage "photographs" "$python" scripts/tools/gather_photos.py --source wheels --output "$work/photos"
 stage "dataset" realsr create-json --images "$work/photos" --tags assets/photos/tags \
     --descriptions assets/photos/descriptions --degradation configs/degradation/tiny.yaml --crop_px 48 \
-    --crops_per_photo 24 --test_crops_per_photo 8 --crop_scales 0.15,1.0 --test_photos coffee,rocket,flower \
+    --crops_per_photo 24 --test_crops_per_photo 8 --crop_scales 0.08,1.0 --test_photos coffee,rocket,flower \
     --skip_bad --output "$data"
 if [ "$from_scratch" = 1 ]; then
     stage "tokenizers" realsr train-tokenizer --config configs/recipes/tiny_tokenizer.yaml --max_steps 200 \
-        --dataset_name "$data" --output_dir "$work/tokenizers"
+        --dataset_name "$data" --chain_settings configs/chain/tiny.yaml --output_dir "$work/tokenizers"
     stage "cold start" realsr sft --config configs/recipes/tiny_sft.yaml --num_train_epochs 2 --dataset_name "$data" \
         --model_name_or_path "$work/tokenizers" --output_dir "$work/cold_start"
     model=$work/cold_start
 fi
 
 grpo() { NPROC=2 RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
-export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16 --sampling temperature=0.7 \
-    guidance_scale=1.0 text_top_k=1 image_top_k_max=100 max_text_tokens=60 max_new_tokens=600; }
+export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16; }
 score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 64 --batch_size 16 --recipe "$recipe" \
     --label "$3" --output "$work/$1.json" "${@:4}"; }
-evaluate() { realsr evaluate --restored "$work/restored" --gt "$work/test_crops/hq" --lq "$work/test_crops/lq" \
+evaluate() { realsr evaluate --restored "$work/restored" --gt "$work/unseen/hq" --lq "$work/unseen/lq" \
     --output "$work/evaluation"; }
-report() { realsr report --run "$run" --restored "$work/restored" --gt "$work/test_crops/hq" \
+figure() { "$python" scripts/tools/make_figure.py --whole --restored "$work/restored" --lq "$work/unseen/lq" \
+    --gt "$work/unseen/hq" --output "$work/restored.png"; }
+report() { realsr report --run "$run" --restored "$work/restored" --gt "$work/unseen/hq" \
     --metrics "$work/evaluation/metrics.json" --compare "$work/before.json" "$work/after.json"; }
 
 stage "rewards before" score before "$model" "cold start"
 stage "GRPO, 2 processes, DeepSpeed ZeRO-3" grpo
 stage "export" export_model
 stage "rewards after" score after "$work/model" "after GRPO" --compare "$work/before.json"
-stage "test photos" "$python" scripts/tools/split_photos.py --dataset_name "$data" --split test_crops --samples 32 --output "$work/test_crops"
-stage "restore" realsr restore --model "$work/model" --input "$work/test_crops/lq" --output "$work/restored"
+stage "whole photos never used, degraded" "$python" scripts/tools/degrade_photos.py --photos "$work/photos" \
+    --names coffee,rocket,flower --degradation configs/degradation/tiny.yaml --longest_side 256 --output "$work/unseen"
+stage "restore" realsr restore --model "$work/model" --input "$work/unseen/lq" --output "$work/restored"
 stage "evaluate" evaluate
+stage "figure" figure
 stage "report" report
 
 printf '\n== time of each stage\n'
 printf '%s\n' "${times[@]}"
-printf 'total %s s\n\nreport: %s/report/report.html\n\n' "$SECONDS" "$run"
+printf 'total %s s\n\nreport: %s/report/report.html\nbefore | restored | original: %s/restored.png\n\n' \
+    "$SECONDS" "$run" "$work"
 "$python" - "$work/before.json" "$work/after.json" <<'PY'
 import json, sys
 from realsr_r1.score import print_table
