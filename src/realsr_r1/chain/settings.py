@@ -29,8 +29,8 @@ class ChainSettings:
     whole units allow (Lumina-mGPT's rule), "stretch" makes it target_px x target_px (PURE's
     inference). `color_fix`: what gives a restored photo the colours of the input: "wavelet"
     (as PURE's inference), "adain" or "none", which leaves the policy's colours. `chain`: what the
-    policy is asked and writes (`problem` and `sections` in files). `experts`: the default experts of the generation
-    reward. `sampling`: fields of `RolloutConfig` that `restore` uses.
+    policy is asked and writes (`problem` and `sections` in files). `experts`: the default experts
+    of the generation reward. `sampling`: fields of `RolloutConfig` that `restore` uses.
     """
 
     target_px: int = 512
