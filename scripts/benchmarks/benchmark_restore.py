@@ -5,8 +5,9 @@
 
 Prints JSON. For each size: `seconds` and `cpu_seconds` without loading the model, and `gib`, the
 most memory of the process that restores (resident, model and Python included), on a square photo
-that is scaled to the size. `seams`: for so many photos at 0.06 megapixels, the mean difference of neighbouring pixels
-across the borders of tiles, divided by that at as many random places of the same results.
+that is scaled to the size. `seams`: for so many photos at 0.06 megapixels, the mean difference of
+neighbouring pixels across the borders of tiles, divided by that at as many random places of the
+same results.
 """
 
 from __future__ import annotations
