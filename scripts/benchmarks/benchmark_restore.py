@@ -3,10 +3,11 @@
     .venv/bin/python scripts/benchmarks/benchmark_restore.py --photos DIR --megapixels 0.25 1 4
     .venv/bin/python scripts/benchmarks/benchmark_restore.py --photos DIR --seams 8
 
-Prints JSON. For each size: `seconds` without loading the model, and `gib`, the most memory of the
-process that restores (resident, model and Python included), on a square photo that is scaled to the
-size. `seams`: for so many photos at 0.06 megapixels, the mean difference of neighbouring pixels
-across the borders of tiles, divided by that at as many random places of the same results.
+Prints JSON. For each size: `seconds` and `cpu_seconds` without loading the model, and `gib`, the
+most memory of the process that restores (resident, model and Python included), on a square photo
+that is scaled to the size. `seams`: for so many photos at 0.06 megapixels, the mean difference of
+neighbouring pixels across the borders of tiles, divided by that at as many random places of the
+same results.
 """
 
 from __future__ import annotations
@@ -58,9 +59,10 @@ def cost(args: argparse.Namespace) -> dict[str, float]:
     side = round((args.megapixels[0] * 2**20) ** 0.5)
     photo = resize_to_cover(load_image(list_images(args.photos)[0]), (side, side))
     restorer = Restorer.from_pretrained(args.model, batch_size=args.batch_size)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     result = restorer.restore(photo)
-    return {"seconds": round(time.perf_counter() - started, 1), "tiles": len(result.tiles),
+    return {"seconds": round(time.perf_counter() - started, 1),
+            "cpu_seconds": round(time.process_time() - busy, 1), "tiles": len(result.tiles),
             "rows at a time": restorer.batches.size,
             "gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
 

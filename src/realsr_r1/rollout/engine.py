@@ -6,6 +6,7 @@ It checks its input, and then writes all completions together, with one forward 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -61,8 +62,7 @@ class RolloutEngine:
         prompt is empty, a chain doesn't fit into the budget of tokens, or the policy's scores are
         not finite.
         """
-        for state in self._writing(prompt_ids, step, first_row, rows, given):
-            pass
+        [state] = deque(self._writing(prompt_ids, step, first_row, rows, given), maxlen=1)
         return state.rollout()
 
     def stream(self, prompt_ids: Sequence[int], first_row: int = 0) -> Iterator[list[int]]:
