@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from realsr_r1.chain.text import parse_chain
-from realsr_r1.core.images import with_colors_of
 from realsr_r1.restore import BAD_ITEMS_FILE, main
+from realsr_r1.restoring.colors import fix_colors
 
 from .small import exit_code, photo, write_model
 
@@ -56,22 +56,42 @@ def result(folder: Path, name: str) -> bytes:
 
 
 def test_a_folder_gives_a_png_and_a_chain_for_every_photo(restored):
-    parts = ("chain.json", "chain.txt", "final.png", "lq.png", "made_with.json", "middle.png", "rough.png")
+    parts = ("chain.json", "chain.txt", "final.png", "lq.png", "made_with.json", "middle.png", "rough.png",
+             "tiles.json")
     assert sorted(contents(restored)) == sorted([f"{name}.png" for name in NAMES]
                                                 + [f"chains/{name}/{part}" for name in NAMES
                                                    for part in parts])
 
 
-def test_a_chain_is_whole_and_its_images_grow_to_the_photos_shape(restored):
-    for name, size in zip(NAMES, [(32, 32), (32, 16), (32, 32), (16, 32)], strict=True):
+def test_a_photo_comes_back_in_its_own_size_and_its_chains_images_grow_to_it(restored):
+    halves = [(20, 20), (32, 16), (17, 17), (16, 35)]  # a tile's rough and middle image have 16 of its 32 px
+    for name, size, half in zip(NAMES, [(40, 40), (64, 30), (33, 33), (30, 70)], halves, strict=True):
         folder = restored / "chains" / name
         text = (folder / "chain.txt").read_text(encoding="utf-8")
         assert parse_chain(text).is_well_formed
         images = {part: Image.open(folder / f"{part}.png") for part in ("lq", "rough", "middle", "final")}
         assert images["lq"].size == images["final"].size == size
-        assert images["rough"].size == images["middle"].size == (16, 16)
+        assert images["rough"].size == images["middle"].size
+        assert all(abs(side - wanted) <= 1 for side, wanted in zip(images["rough"].size, half, strict=True))
         image = Image.open(restored / f"{name}.png")
         assert image.mode == "RGB" and ImageChops.difference(image, images["final"]).getbbox() is None
+
+
+def test_tiles_say_where_they_are_and_what_was_written_for_them(restored):
+    for name, count in zip(NAMES, (4, 3, 4, 3), strict=True):
+        folder = restored / "chains" / name
+        tiles = json.loads((folder / "tiles.json").read_text(encoding="utf-8"))
+        assert len(tiles) == count and tiles[0]["box"] == [0, 0, 32, 32]
+        assert {tile["text"] + "\n" for tile in tiles} == {(folder / "chain.txt").read_text(encoding="utf-8")}
+
+
+@pytest.mark.parametrize(("scale", "sizes"), [("2", [(80, 80), (128, 60), (66, 66), (60, 140)]),
+                                              ("0.5", [(20, 20), (32, 15), (16, 16), (15, 35)])])
+def test_the_scale_gives_exactly_that_size(model, photos, tmp_path, capsys, scale, sizes):
+    assert restore(model, photos, tmp_path, "--scale", scale) == 0
+    assert [Image.open(tmp_path / f"{name}.png").size for name in NAMES] == sizes
+    pixels = sum(width * height for width, height in sizes)
+    assert f"4 photos, {pixels / 1e6:.2f} megapixels, " in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_one_photo_can_be_given_as_a_file(model, photos, restored, tmp_path):
@@ -112,35 +132,38 @@ def test_photos_of_another_model_or_of_other_flags_are_not_taken_for_done(model,
                                                                           tmp_path, capsys):
     before = contents(restored)
     other_model = write_model(tmp_path / "other", tiny_model, seed=1)
-    for other, *flags in ((other_model,), (model, "--seed", "7"), (model, "--grammar", "image")):
+    for other, *flags in ((other_model,), (model, "--seed", "7"), (model, "--grammar", "image"),
+                          (model, "--scale", "2")):
         assert restore(other, photos, restored, *flags) == 2
         assert "astronaut.png was restored by another model or with other flags" in capsys.readouterr().err
     assert contents(restored) == before
 
 
-def test_a_stretched_photo_comes_back_in_its_shape(model, photos, tmp_path):
+def test_a_stretching_model_gives_a_photo_back_in_its_shape(model, photos, tmp_path):
     stretching = shutil.copytree(model, tmp_path / "model")
     settings = json.loads((stretching / "chain_settings.json").read_text())
     (stretching / "chain_settings.json").write_text(json.dumps({**settings, "fit": "stretch"}))
-    assert restore(stretching, photos, tmp_path / "out") == 0
-    # As many pixels as the policy's 32 x 32, and the aspects 40:40, 64:30, 33:33 and 30:70.
+    assert restore(stretching, photos, tmp_path / "out", "--scale", "0.5") == 0
     sizes = [Image.open(tmp_path / "out" / f"{name}.png").size for name in NAMES]
-    assert sizes == [(32, 32), (47, 22), (32, 32), (21, 49)]
-    assert all(Image.open(tmp_path / "out" / "chains" / name / "final.png").size == (32, 32)
-               for name in NAMES)
+    assert sizes == [(20, 20), (32, 15), (16, 16), (15, 35)]
+    assert [Image.open(tmp_path / "out" / "chains" / name / "final.png").size for name in NAMES[:3]] \
+        == [(32, 32)] * 3
 
 
-def test_a_policy_with_the_wavelet_color_fix_gives_photos_their_own_colours(model, photos, restored,
-                                                                            tmp_path):
+def test_the_color_fix_is_the_folders_or_the_flags(model, photos, restored, tmp_path):
     fixing = shutil.copytree(model, tmp_path / "model")
     settings = json.loads((fixing / "chain_settings.json").read_text())
     (fixing / "chain_settings.json").write_text(json.dumps({**settings, "color_fix": "wavelet"}))
-    assert restore(fixing, photos, tmp_path / "out") == 0
+    assert restore(fixing, photos, tmp_path / "folder") == 0
+    assert restore(model, photos, tmp_path / "flag", "--color_fix", "wavelet") == 0
+    assert restore(fixing, photos, tmp_path / "none", "--color_fix", "none") == 0
     for name in NAMES:
-        chain = tmp_path / "out" / "chains" / name
+        chain = tmp_path / "folder" / "chains" / name
         assert contents(chain)["final.png"] == contents(restored / "chains" / name)["final.png"]
-        fixed = with_colors_of(Image.open(chain / "lq.png"), Image.open(chain / "final.png"))
-        assert Image.open(tmp_path / "out" / f"{name}.png").tobytes() == fixed.tobytes()
+        fixed = fix_colors(Image.open(chain / "final.png"), Image.open(chain / "lq.png"), "wavelet")
+        assert Image.open(tmp_path / "folder" / f"{name}.png").tobytes() == fixed.tobytes()
+        assert result(tmp_path / "flag", name) == result(tmp_path / "folder", name)
+        assert result(tmp_path / "none", name) == result(restored, name)
 
 
 def test_corrupt_photos_are_named_and_the_others_done(model, photos, restored, tmp_path, capsys):
@@ -186,6 +209,9 @@ def test_bad_input_is_named_and_nothing_written(model, photos, tmp_path, capsys)
             ((tmp_path / "nowhere", photos), f"no such model folder: {tmp_path / 'nowhere'}"),
             ((empty, photos), f"{empty} has no chain_settings.json"),
             ((model, photos, "--batch_size", "0"), "--batch_size"),
+            ((model, photos, "--scale", "0"), "--scale 0.0 must be a number above 0"),
+            ((model, photos, "--tile", "40"), "--tile 40 must be a multiple of this model's grid unit of 16 px"),
+            ((model, photos, "--pick", "ssim"), "--pick ssim compares with the original photo"),
             ((model, photos, "--temperature", "0"), "temperature"),
             ((model, photos, "--jacobi", "-2"), "jacobi is -2"),
             ((model, photos, "--max_new_tokens", "20"), "20")):
@@ -203,9 +229,9 @@ def test_the_photos_own_folder_is_no_output(model, photos, capsys):
 
 
 def test_the_embedded_model_restores_a_photo_with_its_defaults(tiny_model, tmp_path):
-    photo("coffee", 200).save(tmp_path / "coffee.jpg")
+    photo("coffee", 100).save(tmp_path / "coffee.jpg")
     shutil.copytree(tiny_model, tmp_path / "copy")
     assert restore(tmp_path / "copy", tmp_path / "coffee.jpg", tmp_path / "out") == 0
-    assert Image.open(tmp_path / "out" / "coffee.png").size == (48, 48)
+    assert Image.open(tmp_path / "out" / "coffee.png").size == (100, 100)
     text = (tmp_path / "out" / "chains" / "coffee" / "chain.txt").read_text(encoding="utf-8")
     assert parse_chain(text).is_well_formed
