@@ -117,3 +117,21 @@ def test_neighbouring_spans_are_found_in_order():
     assert spans[0].stop == spans[1].start
 
 
+
+
+@pytest.mark.parametrize("shares", [(), (None, 1.0), (None, 0.5, None, 1.0, None), (0.5, 1.0)])
+def test_the_bodies_of_a_chain_are_found_as_far_as_it_is_written(shares):
+    from ..rollout.helpers import make_layout as chain_layout
+
+    layout = chain_layout(untagged=shares)
+    ids, expected = [], []
+    for number, section in enumerate(layout.chain_form.sections):
+        body = layout.span([[number, 1], [2, 3]]) if section.is_image else [26 + number, 27]
+        ids += [*section.open_ids, *body, *section.close_ids]
+        expected.append(body)
+    ids.append(layout.end_of_turn)
+    assert layout.chain_bodies(ids) == layout.chain_bodies(tuple(ids)) == expected
+    found = [layout.chain_bodies(ids[:length]) for length in range(len(ids) + 1)]
+    assert found[0] == [] and all(bodies == expected[:len(bodies)] for bodies in found)
+    assert [len(bodies) for bodies in found] == sorted(len(bodies) for bodies in found)
+    assert shares[:1] == (None,) or layout.chain_bodies([layout.new_line, *ids]) == []  # text may be anything

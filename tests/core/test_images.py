@@ -173,3 +173,10 @@ def test_a_tint_goes_and_details_stay(photos_dir):
 def test_the_colours_of_a_smaller_image_do():
     found = with_colors_of(Image.new("RGB", (8, 4), (10, 200, 90)), Image.new("RGB", (40, 20), (60, 70, 80)))
     assert found.size == (40, 20) and found.getcolors() == [(800, (10, 200, 90))]
+
+
+def test_a_photo_of_many_rows_gets_the_colours_it_gets_whole(photos_dir, monkeypatch):
+    photo, other = (load_image(photos_dir / f"{name}.png").resize((60, 150)) for name in ("coffee", "chelsea"))
+    whole = with_colors_of(photo, other)
+    monkeypatch.setattr("realsr_r1.core.images.COLOR_FIX_BAND", 20)
+    assert with_colors_of(photo, other).tobytes() == whole.tobytes()

@@ -169,3 +169,68 @@ def test_a_chain_without_tags_ends_its_texts_where_the_next_image_begins(shares,
             expected = ReferenceEngine(policy, layout,
                                        config).generate(prompts[row // config.num_generations], 0, row)
             assert (ids, rollout.sampled_mask[row]) == expected[:2]
+
+
+def texts_of(layout, ids) -> list[list[int]]:
+    """The ids of the texts of a chain."""
+    sections, bodies = layout.chain_form.sections, layout.chain_bodies(ids)
+    return [body for section, body in zip(sections, bodies, strict=True) if not section.is_image]
+
+
+@pytest.mark.parametrize("guidance", [0.8, 1.0])
+@pytest.mark.parametrize("jacobi", [1, 4])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_rows_write_the_texts_they_are_given_and_choose_only_their_images(guidance, jacobi, cuda_graphs):
+    config = dataclasses.replace(CHAIN, guidance_scale=guidance, jacobi=jacobi, cuda_graphs=cuda_graphs,
+                                 num_generations=1)
+    engine = RolloutEngine(make_policy(1), LAYOUT, config)
+    free = engine.generate(PROMPTS)
+    given = [texts_of(LAYOUT, ids) for ids in free.completion_ids]
+    # A row that is given its own texts writes the same images, since its random numbers are the same.
+    again = engine.generate(PROMPTS, given=given)
+    assert again.completion_ids == free.completion_ids
+    assert sum(again.forwards) < sum(free.forwards)
+    for ids, mask in zip(again.completion_ids, again.sampled_mask, strict=True):
+        chosen = {token for token, was_chosen in zip(ids, mask, strict=True) if was_chosen}
+        assert chosen and chosen <= set(LAYOUT.code_ids)
+    given = [given[2], [[], [26] * 99, [27], [28]], given[0]]  # longer than max_new_tokens allows
+    assert [texts_of(LAYOUT, ids) for ids in engine.generate(PROMPTS, given=given).completion_ids] == given
+
+
+def test_rows_of_equal_size_with_given_texts_take_known_tokens_in_one_pass():
+    config = dataclasses.replace(CHAIN, num_generations=2, guidance_scale=1.0)
+    engine = RolloutEngine(make_policy(1), LAYOUT, config)
+    prompts, given = [PROMPTS[1], PROMPTS[1]], [[[26] * 5, [27] * 4, [28] * 3, [29] * 2]] * 2
+    rollout = engine.generate(prompts, given=given)
+    assert len(set(map(tuple, rollout.completion_ids))) == 4
+    # Texts, seven pairs of tags, three image starts and the end of turn come in four runs. The first
+    # of them follows from the prompt. The two sizes of each of three images are a run of their own.
+    in_runs = 14 + 7 * 5 + 3 + 1 - 1
+    assert rollout.forwards == [len(ids) - (in_runs - 4) - 3 for ids in rollout.completion_ids]
+
+
+def test_rows_have_the_numbers_they_are_given():
+    engine = RolloutEngine(make_policy(4), LAYOUT, CHAIN)
+    expected = engine.generate(PROMPTS, first_row=10).completion_ids
+    chosen = engine.generate(PROMPTS[::-1], rows=[14, 15, 12, 13, 10, 11]).completion_ids
+    assert chosen == [*expected[4:], *expected[2:4], *expected[:2]]
+    with pytest.raises(ValueError, match="1 row numbers"):
+        engine.generate(PROMPTS, rows=[1])
+
+
+def test_given_texts_that_dont_belong_to_the_chain_are_refused():
+    engine = RolloutEngine(make_policy(), LAYOUT, CHAIN)
+    with pytest.raises(UserError, match="3 texts are given; the chain has 4"):
+        engine.generate(PROMPTS[0], given=[[[26], [27], [28]]])
+    image = RolloutEngine(make_policy(), LAYOUT, dataclasses.replace(CHAIN, grammar="image"))
+    with pytest.raises(UserError, match='given texts need the grammar "chain"'):
+        image.generate(PROMPTS[0], given=[[[26]] * 4])
+
+
+@pytest.mark.parametrize("jacobi", [1, 4])
+def test_a_stream_grows_into_the_completion(jacobi):
+    engine = RolloutEngine(make_policy(1), LAYOUT, dataclasses.replace(CHAIN, num_generations=1,
+                                                                       jacobi=jacobi))
+    stream = list(engine.stream(PROMPTS[1], first_row=3))
+    assert stream[-1] == engine.generate(PROMPTS[1], first_row=3).completion_ids[0]
+    assert len(stream) > 10 and all(stream[-1][:len(ids)] == ids for ids in stream)

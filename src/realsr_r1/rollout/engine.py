@@ -50,17 +50,19 @@ class RolloutEngine:
 
     def generate(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int = 0,
                  first_row: int = 0, rows: Sequence[int] | None = None,
-                 given: Sequence[Sequence[Sequence[int]]] | None = None, choose: Choose | None = None) -> Rollout:
+                 given: Sequence[Sequence[Sequence[int]]] | None = None,
+                 choose: Choose | None = None) -> Rollout:
         """Write G completions of one prompt (a list of ids), or of each prompt in a list.
 
         The completions of N prompts (N x G) come grouped by prompt. `step`: the global step.
         `first_row`: the number of this call's first completion in the whole batch; `rows`: the
         numbers of all of them, where they don't follow one another. These only choose the random
         numbers. `given`: for each prompt the ids of its chain's texts, in order, which are then
-        forced, so that only the images are chosen (grammar "chain"). `choose`: asked at each image
-        which of a prompt's completions go on; the others end there (`realsr_r1.rollout.choosing`;
-        grammar "chain"). Raises `UserError` when a prompt is empty, a chain doesn't fit into the
-        budget of tokens, or the policy's scores are not finite.
+        forced, so that only the images are chosen (grammar "chain"); the chain may then be as long
+        as it is. `choose`: asked at each image which of a prompt's completions go on; the others
+        end there (`realsr_r1.rollout.choosing`; grammar "chain"). Raises `UserError` when a prompt
+        is empty, a chain doesn't fit into the budget of tokens, or the policy's scores are not
+        finite.
         """
         if choose is not None and self.config.grammar != "chain":
             raise UserError('choosing among completions needs the grammar "chain"')

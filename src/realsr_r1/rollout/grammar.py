@@ -138,7 +138,8 @@ class ChainGrammar:
     every completion is well formed. `image_sizes` has an entry for each prompt: (rows, columns) in
     grid units of its images, in order. `prompt_of_row` (R,) says which prompt a row belongs to.
     `given`: for each prompt the ids of its text bodies, in order, which are forced then; None where
-    texts are chosen. Raises `UserError` when the budget can't hold the chain.
+    texts are chosen. A chain of given texts has a known length, and `max_new_tokens` is the longest
+    one then. Raises `UserError` when the budget can't hold the chain.
     """
 
     def __init__(self, layout: TokenLayout, image_sizes: Sequence[Sequence[Sequence[int]]],
@@ -148,12 +149,14 @@ class ChainGrammar:
             raise UserError('grammar "chain" needs a layout that knows the chain (make it with a '
                             'ChainProcessor)')
         self.layout = layout
-        self.max_new_tokens = max_new_tokens
         self.max_text_tokens = max_text_tokens
         self.prompt_of_row = prompt_of_row
         device = prompt_of_row.device
         programs = [_Program(layout, sizes, texts) for sizes, texts in
                     zip(image_sizes, given or [None] * len(image_sizes), strict=True)]
+        if given is not None:
+            max_new_tokens = max(len(program.ids) for program in programs)
+        self.max_new_tokens = max_new_tokens
         for program in programs:
             if len(program.ids) > max_new_tokens:
                 raise UserError(f"max_new_tokens is {max_new_tokens}, but the chain's tags and images alone "

@@ -7,7 +7,7 @@ It puts grammar, guidance, sampler and decoder together, but loops over nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -102,6 +102,7 @@ class RolloutState:
             grammar: ChainGrammar | ImageGrammar = ChainGrammar(
                 layout, sizes, prompt_of_row, config.max_new_tokens, config.max_text_tokens, vocab_size,
                 given)
+            config = replace(config, max_new_tokens=grammar.max_new_tokens)  # shorter if texts are given
         else:
             grammar = ImageGrammar(layout, len(prompt_of_row), config.max_new_tokens, vocab_size, device)
         rows = torch.arange(len(prompt_of_row), device=device)
@@ -109,9 +110,8 @@ class RolloutState:
         span = grammar.longest_span() if sampler.is_guided else 0
         code_ids = torch.tensor(sorted(layout.code_ids), device=device)
         ahead = max(config.jacobi - 1, 0)  # drafts are fed beyond the end of a budget or an image
-        longest = config.max_new_tokens if given is None else int(grammar.ends.max())
-        decoder = policy.make_decoder(distinct, prompt_of_row, longest + ahead, span and span + ahead,
-                                      code_ids, config.cuda_graphs)
+        decoder = policy.make_decoder(distinct, prompt_of_row, config.max_new_tokens + ahead,
+                                      span and span + ahead, code_ids, config.cuda_graphs)
         tokens = torch.full((len(rows), config.max_new_tokens), layout.pad, device=device)
         image_rows, text_rows = _sorted(grammar)
         return cls(
