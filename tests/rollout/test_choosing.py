@@ -27,7 +27,7 @@ class Narrowing:
         self.counts, self.asked = counts, []
 
     def __call__(self, prompt, image, written):
-        best = sorted(written, key=lambda number: (written[number], -number))[-self.counts[image]:]
+        best = sorted(written, key=written.get)[-self.counts[image]:]
         self.asked.append((prompt, image, dict(written), sorted(best)))
         return best
 
@@ -37,7 +37,7 @@ def write(config=CHAIN, choose=None, given=None, prompts=PROMPTS):
 
 
 @pytest.fixture(scope="module", params=[(0.8, 1, None), (1.0, 1, TEXTS), (0.8, 4, None), (1.0, 4, TEXTS)],
-                ids=lambda case: f"guidance {case[0]}, jacobi {case[1]}, {'given' if case[2] else 'own'} texts")
+                ids=["own texts, guidance", "given texts", "own texts, jacobi", "given texts, jacobi"])
 def case(request):
     """Settings, given texts, and what is written without a choice."""
     guidance, jacobi, given = request.param
@@ -82,12 +82,14 @@ def test_row_passes_are_the_rows_of_every_forward_pass(monkeypatch):
     from realsr_r1.models.lumina.decoder import LuminaDecoder
 
     rows = []
-    for name in ("step", "feed"):
-        def counting(self, tokens, *more, original=getattr(LuminaDecoder, name)):
+    def counting(original):
+        def count(self, tokens, *more):
             rows.append(len(tokens))
             return original(self, tokens, *more)
+        return count
 
-        monkeypatch.setattr(LuminaDecoder, name, counting)
+    for name in ("step", "feed"):
+        monkeypatch.setattr(LuminaDecoder, name, counting(getattr(LuminaDecoder, name)))
     config = dataclasses.replace(CHAIN, guidance_scale=1.0, image_sizes=[(1, 1), (1, 1), (2, 2)])
     whole = write(config, given=TEXTS, prompts=PROMPTS[:1] * 3)
     passes = whole.forwards[0] - 1  # without the prompt's

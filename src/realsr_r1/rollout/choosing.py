@@ -29,7 +29,8 @@ class Choosing:
 
     def __init__(self, choose: Choose, layout: TokenLayout, group: int):
         self.choose, self.layout, self.group = choose, layout, group
-        self.images = [number for number, section in enumerate(layout.chain_form.sections) if section.is_image]
+        sections = layout.chain_form.sections
+        self.images = [number for number, section in enumerate(sections) if section.is_image]
         self._closed: dict[int, int] = {}  # completion -> images it has closed
         self._asked: dict[int, int] = {}  # prompt -> images that were asked about
         self._left: dict[int, list[int]] = {}  # prompt -> completions that are left

@@ -323,8 +323,8 @@ class _Program:
 
     def images_closed(self) -> list[int]:
         """Return for each slot how many images end before it."""
-        ends = [offset > 0 and after == 0 for offset, after in zip(self.offsets, self.offsets[1:], strict=False)]
-        return [0, *accumulate(ends)]
+        neighbours = zip(self.offsets, self.offsets[1:], strict=False)
+        return [0, *accumulate(offset > 0 and after == 0 for offset, after in neighbours)]
 
     def _add(self, section: int, ids: Sequence[int], offsets: Sequence[int] | None = None) -> None:
         offsets = [0] * len(ids) if offsets is None else offsets
