@@ -77,7 +77,8 @@ def test_keeping_all_changes_nothing(case):
     assert all(whole.kept)
 
 
-def test_row_passes_are_the_rows_of_every_forward_pass(monkeypatch):
+@pytest.mark.parametrize("counts", [(4, 2, 1), (8, 7, 6)])
+def test_losers_leave_at_once_and_row_passes_are_the_rows_of_every_forward_pass(monkeypatch, counts):
     """Prompts of one length with given texts close their images together, so losers leave at once."""
     from realsr_r1.models.lumina.decoder import LuminaDecoder
 
@@ -90,19 +91,21 @@ def test_row_passes_are_the_rows_of_every_forward_pass(monkeypatch):
 
     for name in ("step", "feed"):
         monkeypatch.setattr(LuminaDecoder, name, counting(getattr(LuminaDecoder, name)))
-    config = dataclasses.replace(CHAIN, guidance_scale=1.0, image_sizes=[(1, 1), (1, 1), (2, 2)])
+    config = dataclasses.replace(CHAIN, guidance_scale=1.0, num_generations=counts[0],
+                                 image_sizes=[(1, 1), (1, 1), (2, 2)])
     whole = write(config, given=TEXTS, prompts=PROMPTS[:1] * 3)
     passes = whole.forwards[0] - 1  # without the prompt's
-    assert rows == [12] * passes and whole.row_passes == 12 * passes
+    assert rows == [3 * counts[0]] * passes and whole.row_passes == sum(rows)
     rows.clear()
-    found = write(config, Narrowing(2, 1, 1), TEXTS, PROMPTS[:1] * 3)
+    found = write(config, Narrowing(*counts[1:], counts[-1]), TEXTS, PROMPTS[:1] * 3)
     rough, middle, last = sorted(set(found.forwards))
-    assert rows == [12] * (rough - 1) + [6] * (middle - rough) + [3] * (last - middle)
+    steps = (rough - 1, middle - rough, last - middle)
+    assert rows == [3 * count for count, times in zip(counts, steps, strict=True) for _ in range(times)]
     assert found.row_passes == sum(rows) and last == whole.forwards[0]
 
 
-def test_a_row_that_is_ahead_of_its_neighbours_goes_on_and_all_losers_leave():
-    """With texts of their own rows close images at different steps; the passes are counted as they are."""
+def test_a_row_that_is_ahead_of_its_neighbours_goes_on():
+    """With texts of their own rows close images at different steps."""
     whole, found = write(), write(choose=Narrowing(2, 1, 1))
     assert len({len(ids) for ids in whole.completion_ids}) > 3
     assert found.row_passes < 0.75 * whole.row_passes

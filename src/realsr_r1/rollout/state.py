@@ -59,7 +59,7 @@ class RolloutState:
     sizes. `is_given`: whether the rows' texts are given. `tokens`, `sampled`, `log_q`: what was
     written so far, (R, max_new_tokens) each; see `Rollout`. `lengths`: tokens written, (R,) int64.
     `forwards`: see `Rollout`, (R,) int64, complete when the rollout is. `kept`: see `Rollout`, (R,).
-    `row_passes`: see `Rollout`, so far.
+    `row_passes`: see `Rollout`, so far. `has_losers`: whether a choice has ended rows of the batch.
     """
 
     config: RolloutConfig
@@ -80,6 +80,7 @@ class RolloutState:
     forwards: torch.Tensor
     kept: torch.Tensor
     row_passes: int = 0
+    has_losers: bool = False
 
     @classmethod
     def start(cls, policy: Policy, layout: TokenLayout, config: RolloutConfig, prompts: list[tuple[int, ...]],
@@ -163,17 +164,19 @@ class RolloutState:
 
     def leave_out(self, completions: Sequence[int]) -> None:
         """End these completions where they are (grammar "chain"); `leave_out_done` drops their rows."""
+        self.has_losers = True
         self.kept[list(completions)] = False
         self.grammar.end(~self.kept[self.rows])
 
     def leave_out_done(self) -> torch.Tensor | None:
-        """Drop finished rows from the batch once they are many.
+        """Drop finished rows from the batch once they are many, or when a choice has ended some.
 
         Returns the rows of the batch that stay, (n,), or None for all.
         """
         staying = (~self.grammar.done).nonzero()[:, 0]
-        if len(staying) > (1 - COMPACT_SHARE) * len(self.rows):
+        if len(staying) > (1 - COMPACT_SHARE) * len(self.rows) and not self.has_losers:
             return None
+        self.has_losers = False
         self.rows = self.rows[staying]
         self.grammar.keep(staying)
         self.decoder.keep_rows(staying)
