@@ -107,6 +107,12 @@ def test_the_same_seed_gives_the_same_photos_whatever_the_batches(model, photos,
     assert all(result(tmp_path / "other", name) != result(restored, name) for name in NAMES)
 
 
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_a_policy_of_few_bits_restores_photos(model, photos, tmp_path, bits):
+    assert restore(model, photos / "retina.png", tmp_path / "out", f"--load_in_{bits}bit") == 0
+    assert Image.open(tmp_path / "out" / "retina.png").size == (30, 70)
+
+
 def test_jacobi_takes_fewer_forward_passes_and_says_how_many(model, photos, tmp_path, capsys):
     for name, size in (("once", "4"), ("again", "3")):
         assert restore(model, photos, tmp_path / name, "--jacobi", "8", "--batch_size", size) == 0
@@ -210,7 +216,7 @@ def test_bad_input_is_named_and_nothing_written(model, photos, tmp_path, capsys)
             ((empty, photos), f"{empty} has no chain_settings.json"),
             ((model, photos, "--batch_size", "0"), "--batch_size"),
             ((model, photos, "--scale", "0"), "--scale 0.0 must be a number above 0"),
-            ((model, photos, "--tile", "40"), "--tile 40 must be a multiple of this model's grid unit of 16 px"),
+            ((model, photos, "--tile", "40"), "--tile 40 must be a multiple of this model's grid unit"),
             ((model, photos, "--pick", "ssim"), "--pick ssim compares with the original photo"),
             ((model, photos, "--temperature", "0"), "temperature"),
             ((model, photos, "--jacobi", "-2"), "jacobi is -2"),

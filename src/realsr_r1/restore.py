@@ -169,7 +169,8 @@ def restore_all(todo: list[tuple[int, Path]], args: argparse.Namespace, output: 
                         made_with)
             write_photo(output / f"{paths[photo.place].stem}.png", result.final)
             done, pixels = done + 1, pixels + result.final.width * result.final.height
-    print(f"{done} photo{'s' * (done != 1)}, {pixels / 1e6:.2f} megapixels, {time.monotonic() - started:.0f} s")
+    print(f"{done} photo{'s' * (done != 1)}, {pixels / 1e6:.2f} megapixels, "
+          f"{time.monotonic() - started:.0f} s")
     writer = restorer.writer
     if restorer.engine.config.jacobi > 1 and writer.tokens:
         print(f"{writer.forwards / writer.tokens:.3f} forward passes a token (jacobi "

@@ -176,7 +176,8 @@ def test_the_colours_of_a_smaller_image_do():
 
 
 def test_a_photo_of_many_rows_gets_the_colours_it_gets_whole(photos_dir, monkeypatch):
-    photo, other = (load_image(photos_dir / f"{name}.png").resize((60, 150)) for name in ("coffee", "chelsea"))
+    photo, other = (load_image(photos_dir / f"{name}.png").resize((60, 150))
+                    for name in ("coffee", "chelsea"))
     whole = with_colors_of(photo, other)
     monkeypatch.setattr("realsr_r1.core.images.COLOR_FIX_BAND", 20)
     assert with_colors_of(photo, other).tobytes() == whole.tobytes()

@@ -41,9 +41,10 @@ def tiled(restorer) -> Restoration:
 
 
 def same(one: Restoration, other: Restoration) -> bool:
-    return (one.final.tobytes(), one.text, one.tiles) == (other.final.tobytes(), other.text, other.tiles) and {
-        name: image.tobytes() for name, image in one.images.items()} == {
-        name: image.tobytes() for name, image in other.images.items()}
+    first, second = ((result.final.tobytes(), result.text, result.tiles,
+                      {name: image.tobytes() for name, image in result.images.items()})
+                     for result in (one, other))
+    return first == second
 
 
 def test_the_package_offers_it_and_stays_light_without_it():
@@ -224,7 +225,8 @@ def test_the_settings_say_what_a_photo_was_made_with(model, tiled):
 
 def test_bad_options_are_named(restorer):
     for options, named in (({"scale": 0}, "--scale 0 must be"), ({"num_samples": 0}, "--num_samples 0 must"),
-                           ({"tile": 40}, "--tile 40 must be a multiple of"), ({"overlap": 32}, "--overlap 32"),
+                           ({"tile": 40}, "--tile 40 must be a multiple of"),
+                           ({"overlap": 32}, "--overlap 32 must be"),
                            ({"color_fix": "x"}, "--color_fix x must be one of none, wavelet, adain"),
                            ({"tile_text": "x"}, "--tile_text x must be one of shared, own")):
         with pytest.raises(UserError, match=named):

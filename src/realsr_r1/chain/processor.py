@@ -22,11 +22,9 @@ from realsr_r1.core.files import read_json, write_json
 from realsr_r1.core.images import (
     fit_image,
     resize_to_cover,
-    size_of_shape,
     to_pil,
     to_pixels,
     to_rgb,
-    with_colors_of,
 )
 
 if TYPE_CHECKING:
@@ -107,22 +105,6 @@ class ChainProcessor:
 
         size = (self.settings.target_px,) * 2
         image = to_rgb(image)
-        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-
-    def finish(self, image: Image.Image, lq: Image.Image, shape: tuple[int, int]) -> Image.Image:
-        """Return a restored image with the colours and the shape that its owner expects.
-
-        `settings.color_fix` decides whether it gets the colours of `lq`, which is the photo as the
-        policy saw it. If `fit` stretched the photo, the image gets the photo's `shape`
-        (width, height) back. The number of pixels stays about the same.
-        """
-        if self.settings.color_fix == "wavelet":
-            image = with_colors_of(lq, image)
-        if self.settings.fit == "crop":
-            return image
-        from PIL import Image
-
-        size = size_of_shape(shape, image.width * image.height)
         return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> list[list[int]]:

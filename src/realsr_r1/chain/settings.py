@@ -27,10 +27,10 @@ class ChainSettings:
     `target_px`: input photos and final images get about target_px^2 pixels. `grid_unit_px`: pixels
     of one size unit (32 in Lumina and PURE). `fit`: "crop" keeps the shape of a photo as far as
     whole units allow (Lumina-mGPT's rule), "stretch" makes it target_px x target_px (PURE's
-    inference). `color_fix`: "wavelet" gives a restored photo the colours of the input (as PURE's
-    inference does), "none" leaves the policy's colours. `chain`: what the policy is asked and
-    writes (`problem` and `sections` in files). `experts`: the default experts of the generation
-    reward. `sampling`: fields of `RolloutConfig` that `restore` uses.
+    inference). `color_fix`: what gives a restored photo the colours of the input: "wavelet"
+    (as PURE's inference), "adain" or "none", which leaves the policy's colours. `chain`: what the
+    policy is asked and writes (`problem` and `sections` in files). `experts`: the default experts
+    of the generation reward. `sampling`: fields of `RolloutConfig` that `restore` uses.
     """
 
     target_px: int = 512

@@ -92,12 +92,6 @@ def fitted_size(width: int, height: int, target_px: int, unit_px: int) -> tuple[
     return max(candidates, key=lambda size: (overlap(size), size))
 
 
-def size_of_shape(shape: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """The size (width, height) in px of about `pixels` pixels, with the aspect of `shape`."""
-    scale = (pixels / (shape[0] * shape[1])) ** 0.5
-    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
-
-
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Scale `image` until it covers `size` (width, height), as `scale_to_cover`; crop the centre."""
     image = scale_to_cover(image, size)

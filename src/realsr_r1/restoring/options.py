@@ -70,7 +70,8 @@ class RestoreOptions:
                                 f"for {self.num_samples} whole samples leave --branch out")
         for name, allowed in (("tile_text", TILE_TEXTS), ("color_fix", (None, *CHOICES["color_fix"]))):
             if getattr(self, name) not in allowed:
-                raise UserError(f"--{name} {getattr(self, name)} must be one of {', '.join(filter(None, allowed))}")
+                raise UserError(f"--{name} {getattr(self, name)} must be one of "
+                                f"{', '.join(filter(None, allowed))}")
 
     @property
     def candidates(self) -> tuple[int, ...]:

@@ -67,7 +67,10 @@ class Restorer:
         device = pick_device(device)
         dtype = dtype or policy_dtype(device)
         processor = ChainProcessor.from_pretrained(folder, device=device)
-        policy = load_quantised(folder, dtype, bits, device) if bits else load_policy(folder, dtype).to(device)
+        if bits:
+            policy = load_quantised(folder, dtype, bits, device)
+        else:
+            policy = load_policy(folder, dtype=dtype).to(device)
         config = RolloutConfig.from_settings(
             processor.settings.sampling, f"{folder}: {SETTINGS_FILE}", num_generations=1,
             **{"grammar": "chain", **sampling})
@@ -212,14 +215,14 @@ class Restorer:
                   zip(self.processor.chain.images, whole.images, strict=False)}
         written, tiles, judged, lq = whole.images[-1], [], [whole.scores], plan.fitted
         if plan.tiling is not None:
-            written, blended, tiles, judged = write_tiles(self.writer, plan, whole, photo.place, options, judge,
-                                                          progress)
+            written, blended, tiles, judged = write_tiles(self.writer, plan, whole, photo.place, options,
+                                                          judge, progress)
             if plan.whole is None:
                 images, lq = blended, plan.picture
         method = options.color_fix or self.processor.settings.color_fix
         final = fix_colors(scale_to(written, plan.picture.size), plan.picture, method)
-        return Restoration(final, lq, images, whole.text, parse_chain(whole.text, self.processor.chain), tiles,
-                           _mean_scores(options, judged), self._settings(options),
+        return Restoration(final, lq, images, whole.text, parse_chain(whole.text, self.processor.chain),
+                           tiles, _mean_scores(options, judged), self._settings(options),
                            self._note(photo, plan))
 
     def _settings(self, options: RestoreOptions) -> dict[str, Any]:

@@ -112,8 +112,8 @@ def tile_and_overlap(tile: int | None, overlap: int | None, settings: ChainSetti
     return tile, overlap
 
 
-def plan_photo(photo: Image, fitted_of: Callable[[Image], Image], settings: ChainSettings, scale: float, tile: int,
-               overlap: int, can_tile: bool) -> Plan:
+def plan_photo(photo: Image, fitted_of: Callable[[Image], Image], settings: ChainSettings, scale: float,
+               tile: int, overlap: int, can_tile: bool) -> Plan:
     """Return how to restore `photo` at `scale`.
 
     `fitted_of`: makes the policy's view of a picture (`ChainProcessor.fit`). A result of at most
