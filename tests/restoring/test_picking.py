@@ -23,7 +23,7 @@ def test_agreement_prefers_what_looks_like_the_input_from_afar():
 def test_an_expert_without_a_reference_can_judge():
     clean = photo("coffee", 64)
     scores = make_judge("piqe", "cpu")([clean, clean.filter(ImageFilter.GaussianBlur(4))], clean)
-    assert best_of(scores) == 0 and all(0 <= score <= 1 for score in scores)
+    assert best_of(scores) == [0] and all(0 <= score <= 1 for score in scores)
 
 
 def test_experts_that_need_the_original_and_unknown_ones_are_refused():
@@ -34,4 +34,5 @@ def test_experts_that_need_the_original_and_unknown_ones_are_refused():
 
 
 def test_of_equal_scores_the_first_is_taken():
-    assert best_of([0.5, 0.7, 0.7]) == 1
+    assert best_of([0.5, 0.7, 0.7]) == [1]
+    assert best_of([0.5, 0.7, 0.9, 0.7], 3) == [2, 1, 3]

@@ -55,7 +55,7 @@ class Batches:
     def _halve(self, items: int, rows_each: int) -> None:
         if items == 1:
             raise UserError(f"the GPU's memory is full with {rows_each} row{'s' * (rows_each > 1)} at a "
-                            "time; try --load_in_4bit, a smaller --tile, or --num_samples 1")
+                            "time; try --load_in_4bit, a smaller --tile, --num_samples or --branch")
         self.size = items // 2 * rows_each
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,7 +15,16 @@ from realsr_r1.restoring.picking import AGREEMENT
 TILE_TEXTS = ("shared", "own")
 
 
-def _option(default: Any, kind: type, text: str, choices: Sequence[str] | None = None) -> Any:
+def _numbers(text: str) -> list[int]:
+    """Read numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--branch {text} must be whole numbers with commas between them, like "
+                        "4,2,1") from None
+
+
+def _option(default: Any, kind: Callable[[str], Any], text: str, choices: Sequence[str] | None = None) -> Any:
     return field(default=default, metadata={"type": kind, "help": text, "choices": choices})
 
 
@@ -38,24 +47,41 @@ class RestoreOptions:
                                     CHOICES["color_fix"])
     num_samples: int = _option(1, int, "Samples of each image or tile, of which the best is taken (default: "
                                        "1).")
-    pick: str | None = _option(None, str, f"Who judges the samples: {AGREEMENT} with the input, or an expert "
-                                          "that needs no original, by name or as package.module:factory "
-                                          f"(default: {AGREEMENT}).")
+    branch: Sequence[int] | None = _option(
+        None, _numbers, "In place of --num_samples: how many candidates of each image or tile write each "
+                        "image of the chain, not rising. 4,2,1 writes four rough images, of the best two "
+                        "the middle ones, and of the best of these the final one (default: no branching).")
+    pick: str | None = _option(None, str, f"Who judges samples and candidates: {AGREEMENT} with the input, "
+                                          "or an expert that needs no original, by name or as "
+                                          f"package.module:factory (default: {AGREEMENT}).")
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
             raise UserError(f"--scale {self.scale} must be a number above 0")
         if self.num_samples < 1:
             raise UserError(f"--num_samples {self.num_samples} must be at least 1")
+        if self.branch is not None:
+            given = ",".join(map(str, self.branch))
+            falling = sorted(self.branch, reverse=True)
+            if not self.branch or falling[-1] < 1 or list(self.branch) != falling:
+                raise UserError(f"--branch {given} must be numbers of at least 1 that don't rise, like 4,2,1")
+            if self.num_samples > 1:
+                raise UserError(f"--num_samples {self.num_samples} and --branch {given} exclude each other; "
+                                f"for {self.num_samples} whole samples leave --branch out")
         for name, allowed in (("tile_text", TILE_TEXTS), ("color_fix", (None, *CHOICES["color_fix"]))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"--{name} {getattr(self, name)} must be one of "
                                 f"{', '.join(filter(None, allowed))}")
 
     @property
+    def candidates(self) -> tuple[int, ...]:
+        """How many candidates write each image; the last number is also that of further images."""
+        return (self.num_samples,) if self.branch is None else tuple(self.branch)
+
+    @property
     def judge(self) -> str | None:
         """The name of the judge, or None where nothing is judged."""
-        return self.pick or (AGREEMENT if self.num_samples > 1 else None)
+        return self.pick or (AGREEMENT if self.candidates[0] > 1 else None)
 
 
 def add_restore_flags(parser: ArgumentParser) -> None:

@@ -52,6 +52,6 @@ def agreement(images: Sequence[Image], lq: Image) -> list[float]:
     return [1 - float(((image - wanted) ** 2).mean() ** 0.5) for image in found]
 
 
-def best_of(scores: Sequence[float]) -> int:
-    """Return the number of the highest score; of equal ones the first."""
-    return max(range(len(scores)), key=lambda number: (scores[number], -number))
+def best_of(scores: Sequence[float], count: int = 1) -> list[int]:
+    """Return the numbers of the `count` highest scores, the best first; of equal ones the first."""
+    return sorted(range(len(scores)), key=lambda number: (-scores[number], number))[:count]

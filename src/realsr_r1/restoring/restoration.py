@@ -56,7 +56,8 @@ class Restoration:
     scale. `text`: what was written about the whole photo, with `<|image|>` for each image; `chain`:
     the same, parsed. `tiles`: the place of each tile in px of the result and what was written for
     it; none where the photo was one image. `scores`: with a judge, the mean score of the tiles that
-    were taken (`JUDGE`) and of all tiles' first samples (`JUDGE of the first samples`).
+    were taken (`JUDGE`) and, without branching, of all tiles' first samples (`JUDGE of the first
+    samples`).
     `settings`: what it was made with. `note`: what the user should know, or an empty text.
     """
 

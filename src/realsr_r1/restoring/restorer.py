@@ -17,6 +17,7 @@ from realsr_r1.chain.text import parse_chain
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.images import scale_to
 from realsr_r1.restoring.batches import Batches, rows_that_fit
+from realsr_r1.restoring.branching import check_branch
 from realsr_r1.restoring.colors import fix_colors, wavelet_levels
 from realsr_r1.restoring.options import RestoreOptions
 from realsr_r1.restoring.picking import Judge, make_judge
@@ -105,7 +106,7 @@ class Restorer:
                 yield from self._restore_batch([(photo, plan)], options, judge, progress)
                 continue
             waiting.append((photo, plan))
-            if len(waiting) * options.num_samples >= self.batches.size:
+            if len(waiting) * options.candidates[0] >= self.batches.size:
                 yield from self._restore_batch(waiting, options, judge, progress)
                 waiting = []
         yield from self._restore_batch(waiting, options, judge, progress)
@@ -124,8 +125,8 @@ class Restorer:
         if progress:
             progress(1 + self._tiles_of(plan), 0)
         is_preview = plan.tiling is not None and plan.whole is None
-        row, samples = Row(plan.fitted.copy, place), self._samples_of_whole(plan, asked)
-        if samples == 1:
+        row, candidates = Row(plan.fitted.copy, place), self._candidates_of_whole(plan, asked)
+        if candidates[0] == 1:
             seen = 0
             for ids in self.engine.stream(self.writer.prompt(plan.fitted), first_row=place):
                 bodies = self.processor.layout.chain_bodies(ids)
@@ -133,7 +134,7 @@ class Restorer:
                 seen = len(bodies)
             answer = self._judged(self.writer.answer(ids), plan.fitted, judge)
         else:
-            [answer] = self.writer.write([row], samples, judge)
+            [answer] = self.writer.write([row], candidates, judge)
             yield from self._pieces(self.processor.layout.chain_bodies(answer.ids), 0, is_preview)
         if progress:
             progress(0, 1)
@@ -146,6 +147,8 @@ class Restorer:
     # Parts
 
     def _judge(self, options: RestoreOptions) -> Judge | None:
+        if options.branch is not None:
+            check_branch(options.branch, self.processor.chain, self.engine.config.grammar)
         device = str(self.engine.policy.get_input_embeddings().weight.device)
         return make_judge(options.judge, device) if options.judge else None
 
@@ -171,9 +174,9 @@ class Restorer:
         return 0 if plan.tiling is None else len(plan.tiling) - (plan.whole is not None)
 
     @staticmethod
-    def _samples_of_whole(plan: Plan, options: RestoreOptions) -> int:
+    def _candidates_of_whole(plan: Plan, options: RestoreOptions) -> tuple[int, ...]:
         """Return how often the whole photo is written: once where only its words are used."""
-        return 1 if plan.tiling is not None and plan.whole is None else options.num_samples
+        return (1,) if plan.tiling is not None and plan.whole is None else options.candidates
 
     def _restore_batch(self, batch: Sequence[tuple[Photo, Plan]], options: RestoreOptions,
                        judge: Judge | None, progress: Progress | None
@@ -181,9 +184,10 @@ class Restorer:
         if not batch:
             return
         # Only a single photo can be one in tiles.
-        samples = self._samples_of_whole(batch[0][1], options)
+        candidates = self._candidates_of_whole(batch[0][1], options)
         rows = [Row(plan.fitted.copy, photo.place) for photo, plan in batch]
-        for (photo, plan), answer in zip(batch, self.writer.write(rows, samples, judge), strict=True):
+        for (photo, plan), answer in zip(batch, self.writer.write(rows, candidates, judge),
+                                         strict=True):
             if progress:
                 progress(0, 1)
             try:
@@ -219,7 +223,7 @@ class Restorer:
         final = fix_colors(scale_to(written, plan.picture.size), plan.picture, method,
                            wavelet_levels(self.processor.settings.target_px))
         return Restoration(final, lq, images, whole.text, parse_chain(whole.text, self.processor.chain),
-                           tiles, _mean_scores(options.judge, judged), self._settings(options),
+                           tiles, _mean_scores(options, judged), self._settings(options),
                            self._note(photo, plan))
 
     def _settings(self, options: RestoreOptions) -> dict[str, Any]:
@@ -237,10 +241,12 @@ class Restorer:
                 f"only the grammar chain writes tiles")
 
 
-def _mean_scores(judge: str | None, scores: Sequence[tuple[float, ...]]) -> dict[str, float]:
-    """Return the mean of the best and of the first scores of all that was judged."""
-    judged = [each for each in scores if each]
+def _mean_scores(options: RestoreOptions, scores: Sequence[tuple[float, ...]]) -> dict[str, float]:
+    """Return the mean of the best and, of whole samples, of the first scores of all that was judged."""
+    judge, judged = options.judge, [each for each in scores if each]
     if judge is None or not judged:
         return {}
-    return {judge: fmean(map(max, judged)),
-            f"{judge} of the first samples": fmean(each[0] for each in judged)}
+    best = {judge: fmean(map(max, judged))}
+    if options.branch is not None:  # the first candidate may have been left out
+        return best
+    return best | {f"{judge} of the first samples": fmean(each[0] for each in judged)}

@@ -26,13 +26,13 @@ def write_tiles(writer: Writer, plan: Plan, whole: Answer, place: int, options: 
     `whole`: the answer for the whole photo, whose words all tiles are given where they are shared,
     and which is itself the tile `plan.whole`. `place`: the photo's place among the photos. Returns
     the last image, all images by section (where `plan.whole` is None), the place and the text of
-    each tile, and the scores of each tile's samples.
+    each tile, and the scores of each tile's candidates.
     """
     processor, tiling = writer.processor, plan.tiling
     given = _texts(writer, whole) if options.tile_text == "shared" else None
     rows = [Row(partial(plan.canvas.crop, box), place, number) for number, box in enumerate(tiling.boxes())
             if number != plan.whole]
-    answers = writer.write(rows, options.num_samples, judge, given)
+    answers = writer.write(rows, options.candidates, judge, given)
     names = [section.name for section in processor.chain.images]
     blenders: dict[str, Blender] = {}
     texts, scores = [], []

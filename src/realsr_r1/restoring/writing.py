@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from realsr_r1.restoring.branching import Branching
 from realsr_r1.restoring.picking import Judge, best_of
 from realsr_r1.rollout import RolloutEngine
 
@@ -51,7 +52,8 @@ class Row:
 class Answer:
     """What the policy wrote for a row: the ids, their text and their images.
 
-    `scores`: of all samples in their order, where a judge was asked; the answer is the best one.
+    `scores`: of all candidates that came to the end, in their order, where a judge was asked; the
+    answer is the best one.
     """
 
     ids: list[int]
@@ -64,21 +66,24 @@ class Writer:
     """Writes rows in batches.
 
     `forwards`, `tokens`: how many forward passes and tokens the completions took so far.
+    `row_passes`: the same passes times the rows in each; see `Rollout`.
     """
 
     def __init__(self, processor: ChainProcessor, engine: RolloutEngine, batches: Batches):
         self.processor, self.engine, self.batches = processor, engine, batches
-        self.forwards = self.tokens = 0
+        self.forwards = self.tokens = self.row_passes = 0
 
-    def write(self, rows: Sequence[Row], samples: int = 1, judge: Judge | None = None,
+    def write(self, rows: Sequence[Row], candidates: Sequence[int] = (1,), judge: Judge | None = None,
               given: Sequence[Sequence[int]] | None = None) -> Iterator[Answer]:
-        """Yield the answer for each row, in order: of `samples` the one that `judge` likes best.
+        """Yield the answer for each row, in order: of its candidates the one that `judge` likes best.
 
+        `candidates`: how many write each image; the last number is also that of further images.
         `given`: the ids of the chain's texts, which then all rows have.
         """
         engine = RolloutEngine(self.engine.policy, self.engine.layout,
-                               dataclasses.replace(self.engine.config, num_generations=samples))
-        return self.batches.run(rows, samples, partial(self._write_batch, engine, judge, given))
+                               dataclasses.replace(self.engine.config, num_generations=candidates[0]))
+        work = partial(self._write_batch, engine, candidates, judge, given)
+        return self.batches.run(rows, candidates[0], work)
 
     def prompt(self, view: Image) -> list[int]:
         """Return the prompt that asks about a picture in whole grid units."""
@@ -89,27 +94,35 @@ class Writer:
         """Decode a completion."""
         return Answer(ids, *self.processor.decode(ids))
 
-    def _write_batch(self, engine: RolloutEngine, judge: Judge | None,
+    def _write_batch(self, engine: RolloutEngine, candidates: Sequence[int], judge: Judge | None,
                      given: Sequence[Sequence[int]] | None, rows: Sequence[Row]) -> list[Answer]:
-        samples, views = engine.config.num_generations, [row.view() for row in rows]
+        samples, views = candidates[0], [row.view() for row in rows]
         prompts = [self.prompt(view) for view in views]
         numbers = [row_number(row.place, row.tile, sample) for row in rows for sample in range(samples)]
         if given is not None:
-            missing = self._missing(len(rows), samples)
-            prompts += prompts[-1:] * missing
+            missing = self._missing(len(rows), candidates[-1])
+            views, prompts = [every + every[-1:] * missing for every in (views, prompts)]
             numbers += numbers[-samples:] * missing
-        rollout = engine.generate(prompts, rows=numbers, given=given and [given] * len(prompts))
+        choose = (Branching(candidates, views, judge, self._decode_image)
+                  if judge is not None and candidates[-1] < samples else None)
+        rollout = engine.generate(prompts, rows=numbers, given=given and [given] * len(prompts),
+                                  choose=choose)
         written = rollout.completion_ids[:len(rows) * samples]
         self.forwards += sum(rollout.forwards[:len(written)])
         self.tokens += sum(map(len, written))
-        answers = [self.answer(ids) for ids in written]
+        self.row_passes += rollout.row_passes
+        answers = [[self.answer(written[number]) for number in range(first, first + samples)
+                    if rollout.kept[number]] for first in range(0, len(written), samples)]
         if judge is None:
-            return answers[::samples]
-        return [_best(answers[number * samples:(number + 1) * samples], view, judge)
-                for number, view in enumerate(views)]
+            return [first for first, *_ in answers]
+        return [_best(found, view, judge) for found, view in zip(answers, views, strict=False)]
+
+    def _decode_image(self, ids: Sequence[int]) -> Image:
+        [[image]] = self.processor.decode_images([ids])
+        return image
 
     def _missing(self, rows: int, samples: int) -> int:
-        """Return how many rows fill a batch up to `FEWEST_CPU_ROWS`."""
+        """Return how many pictures of `samples` rows fill a batch up to `FEWEST_CPU_ROWS`."""
         is_cpu = self.engine.policy.get_input_embeddings().weight.device.type == "cpu"
         return max(0, -(-FEWEST_CPU_ROWS // samples) - rows) if is_cpu else 0
 
@@ -125,4 +138,5 @@ def _best(answers: Sequence[Answer], view: Image, judge: Judge) -> Answer:
         found = judge([answers[number].images[-1] for number in judged], view)
         for number, score in zip(judged, found, strict=True):
             scores[number] = score
-    return dataclasses.replace(answers[best_of(scores)], scores=tuple(scores))
+    [best] = best_of(scores)
+    return dataclasses.replace(answers[best], scores=tuple(scores))

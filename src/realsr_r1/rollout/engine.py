@@ -6,7 +6,6 @@ It checks its input, and then writes all completions together, with one forward 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from torch import nn
 
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
+from realsr_r1.rollout.choosing import Choose, Choosing
 from realsr_r1.rollout.config import RolloutConfig
 from realsr_r1.rollout.jacobi import look_ahead
 from realsr_r1.rollout.state import Rollout, RolloutState
@@ -50,7 +50,8 @@ class RolloutEngine:
 
     def generate(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int = 0,
                  first_row: int = 0, rows: Sequence[int] | None = None,
-                 given: Sequence[Sequence[Sequence[int]]] | None = None) -> Rollout:
+                 given: Sequence[Sequence[Sequence[int]]] | None = None,
+                 choose: Choose | None = None) -> Rollout:
         """Write G completions of one prompt (a list of ids), or of each prompt in a list.
 
         The completions of N prompts (N x G) come grouped by prompt. `step`: the global step.
@@ -58,11 +59,17 @@ class RolloutEngine:
         numbers of all of them, where they don't follow one another. These only choose the random
         numbers. `given`: for each prompt the ids of its chain's texts, in order, which are then
         forced, so that only the images are chosen (grammar "chain"); the chain may then be as long
-        as it is. Raises `UserError` when a
-        prompt is empty, a chain doesn't fit into the budget of tokens, or the policy's scores are
-        not finite.
+        as it is. `choose`: asked at each image which of a prompt's completions go on; the others
+        end there (`realsr_r1.rollout.choosing`; grammar "chain"). Raises `UserError` when a prompt
+        is empty, a chain doesn't fit into the budget of tokens, or the policy's scores are not
+        finite.
         """
-        [state] = deque(self._writing(prompt_ids, step, first_row, rows, given), maxlen=1)
+        if choose is not None and self.config.grammar != "chain":
+            raise UserError('choosing among completions needs the grammar "chain"')
+        choosing = None if choose is None else Choosing(choose, self.layout, self.config.num_generations)
+        for state in self._writing(prompt_ids, step, first_row, rows, given):
+            if choosing is not None:
+                choosing.look(state)
         return state.rollout()
 
     def stream(self, prompt_ids: Sequence[int], first_row: int = 0) -> Iterator[list[int]]:
@@ -98,14 +105,13 @@ class RolloutEngine:
                                        [tuple(prompt) for prompt in prompts], step, numbers, given)
             for _ in look_ahead(state) if self.config.jacobi > 1 else one_by_one(state):
                 yield state
-            yield state
 
 
 def one_by_one(state: RolloutState) -> Iterator[None]:
     """Write every completion to its end; one forward pass writes one token of every row.
 
     Where the next tokens of all rows are known, one forward takes all of them. Yields when rows
-    have come to another part of their completions.
+    have come to another part of their completions, for the last time when all have ended.
     """
     grammar, position, unchanged_steps = state.grammar, 0, 1
     tokens = state.choose_first()
@@ -116,9 +122,9 @@ def one_by_one(state: RolloutState) -> Iterator[None]:
         unchanged_steps -= 1
         state.branch_columns += 1
         if unchanged_steps == 0:
+            yield
             if grammar.done.all():
                 break
-            yield
             staying = state.leave_out_done()
             tokens = tokens if staying is None else tokens[staying]
             state.sort_rows()
@@ -128,9 +134,7 @@ def one_by_one(state: RolloutState) -> Iterator[None]:
                 position += known
                 continue
             unchanged_steps = state.unchanged_steps()
-        branched = state.branches.rows
-        states, branch_states = state.decoder.step(tokens, branched, grammar.offset[branched] - 1,
-                                                   state.branch_columns)
+        states, branch_states = state.step(tokens)
         position += 1
         tokens = state.choose(position, states, branch_states)
     state.forwards += state.lengths
@@ -141,11 +145,10 @@ def _take_known(state: RolloutState, tokens: torch.Tensor, position: int, known:
 
     Returns the last ones, (n,), whose place is `position` + `known`.
     """
-    forced, branched = state.grammar.upcoming(known), state.branches.rows
+    forced = state.grammar.upcoming(known)
     state.branch_columns += known - 1
     fed = torch.cat((tokens[:, None], forced[:, :-1]), dim=1)
-    state.decoder.feed(fed, torch.full_like(tokens, position), position + known, branched,
-                       state.grammar.offset[branched] - 1, state.branch_columns)
+    state.feed(fed, torch.full_like(tokens, position), position + known)
     state.tokens[state.rows, position + 1:position + known] = forced[:, :-1]
     state.lengths[state.rows] += known - 1
     state.forwards[state.rows] -= known - 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -170,6 +171,7 @@ class ChainGrammar:
         self.offsets = table([program.offsets for program in programs], 0)
         self.sections = table([program.sections for program in programs], 0)
         self.unchanged = table([program.unchanged_steps() for program in programs], max_new_tokens)
+        self.closed = table([program.images_closed() for program in programs], len(layout.chain_form.shares))
         self.ends = torch.tensor([len(program.ids) for program in programs], device=device)
         sections = layout.chain_form.sections
         # For each section, the id that ends its body.
@@ -240,6 +242,16 @@ class ChainGrammar:
         self.offset = self.offsets[self.prompt_of_row, self.slot]
         self.done = self.slot >= self.ends[self.prompt_of_row]
 
+    def images_closed(self) -> torch.Tensor:
+        """Return how many images each row has written to their end, (R,)."""
+        return self.closed[self.prompt_of_row, self.slot]
+
+    def end(self, rows: torch.Tensor) -> None:
+        """End these rows where they are, (R,) bool; they count as finished."""
+        self.slot = torch.where(rows, self.ends[self.prompt_of_row], self.slot)
+        self.offset = self.offset * ~rows
+        self.done = self.done | rows
+
     def keep(self, rows: torch.Tensor) -> None:
         """Keep only these rows, (n,) int64."""
         self.prompt_of_row, self.position, self.slot, self.body_length, self.offset, self.done = (
@@ -308,6 +320,11 @@ class _Program:
             if kinds[slot] == kinds[slot + 1] and self.ids[slot] != _BODY:
                 steps[slot] = steps[slot + 1] + 1
         return steps
+
+    def images_closed(self) -> list[int]:
+        """Return for each slot how many images end before it."""
+        neighbours = zip(self.offsets, self.offsets[1:], strict=False)
+        return [0, *accumulate(offset > 0 and after == 0 for offset, after in neighbours)]
 
     def _add(self, section: int, ids: Sequence[int], offsets: Sequence[int] | None = None) -> None:
         offsets = [0] * len(ids) if offsets is None else offsets

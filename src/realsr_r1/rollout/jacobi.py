@@ -80,15 +80,17 @@ def look_ahead(state: RolloutState) -> Iterator[None]:
     """Write every completion to its end, each row at its own pace.
 
     A row advances by one token in text, and by several in tags and images. Yields after every
-    forward.
+    forward, for the last time when all have ended.
     """
     drafts = Drafts.start(state)
     state.forwards += 1  # the prompts'
     last = state.choose_first()
     state.tokens[:, 0] = last
     _advance(state, drafts, last, torch.ones_like(last))
-    while not state.grammar.done.all():
+    while True:
         yield
+        if state.grammar.done.all():
+            break
         staying = state.leave_out_done()
         if staying is not None:
             last = last[staying]
@@ -109,11 +111,9 @@ def _one_forward(state: RolloutState, drafts: Drafts, last: torch.Tensor) -> tor
     forced = grammar.upcoming(m)
     is_free = forced == FREE
     drafted = torch.where(is_free, state.code_ids[drafts.codes[:, :m]], forced)
-    branched = state.branches.rows
     state.branch_columns += m - 1
-    states, branch_states = state.decoder.feed(
-        torch.cat((last[:, None], drafted[:, :-1]), dim=1), start - 1, int(start.max()) - 1 + m, branched,
-        grammar.offset[branched] - 1, state.branch_columns)
+    states, branch_states = state.feed(torch.cat((last[:, None], drafted[:, :-1]), dim=1), start - 1,
+                                       int(start.max()) - 1 + m)
 
     tokens, has_choice = drafted.clone(), torch.zeros_like(is_free)
     log_q = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)

@@ -34,12 +34,17 @@ class Rollout:
     grammar left a choice, 0 where it left one id. `log_q`: the log-probability each token was drawn
     with (after guidance, grammar, top-k and temperature), 0 where the grammar left one id.
     `forwards`: the number of batched forward passes of each completion, its prompt's included.
+    `kept`: False for a completion that was left out by a choice, and ends where it was. `row_passes`:
+    what the device computed after the prompts, as the sum over all forward passes of the rows in
+    the batch, those of unconditional branches and of rows that have ended included.
     """
 
     completion_ids: list[list[int]]
     sampled_mask: list[list[int]]
     log_q: list[list[float]]
     forwards: list[int]
+    kept: list[bool]
+    row_passes: int
 
 
 @dataclass
@@ -53,7 +58,8 @@ class RolloutState:
     `image_rows`, `text_rows`: which rows of the batch choose codes next, and which choose text or
     sizes. `is_given`: whether the rows' texts are given. `tokens`, `sampled`, `log_q`: what was
     written so far, (R, max_new_tokens) each; see `Rollout`. `lengths`: tokens written, (R,) int64.
-    `forwards`: see `Rollout`, (R,) int64, complete when the rollout is.
+    `forwards`: see `Rollout`, (R,) int64, complete when the rollout is. `kept`: see `Rollout`, (R,).
+    `row_passes`: see `Rollout`, so far. `has_losers`: whether a choice has ended rows of the batch.
     """
 
     config: RolloutConfig
@@ -72,6 +78,9 @@ class RolloutState:
     log_q: torch.Tensor
     lengths: torch.Tensor
     forwards: torch.Tensor
+    kept: torch.Tensor
+    row_passes: int = 0
+    has_losers: bool = False
 
     @classmethod
     def start(cls, policy: Policy, layout: TokenLayout, config: RolloutConfig, prompts: list[tuple[int, ...]],
@@ -111,7 +120,7 @@ class RolloutState:
             branches=UnconditionalRows(len(rows), device), branch_columns=0, image_rows=image_rows,
             text_rows=text_rows, is_given=given is not None, tokens=tokens, sampled=torch.zeros_like(tokens),
             log_q=torch.zeros_like(tokens, dtype=torch.float64), lengths=torch.zeros_like(rows),
-            forwards=torch.zeros_like(rows))
+            forwards=torch.zeros_like(rows), kept=torch.ones_like(rows, dtype=torch.bool))
 
     def sort_rows(self) -> None:
         """Sort the batch's rows by what they do next, and give branches to the rows in images."""
@@ -139,14 +148,35 @@ class RolloutState:
             return 0
         return self.unchanged_steps()
 
+    def step(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row of the batch its token (n,), and the branches theirs; see `Decoder.step`."""
+        branched = self.branches.rows
+        self.row_passes += len(self.rows) + len(branched)
+        return self.decoder.step(tokens, branched, self.grammar.offset[branched] - 1, self.branch_columns)
+
+    def feed(self, tokens: torch.Tensor, starts: torch.Tensor,
+             own_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feed every row of the batch several tokens (n, m), and the branches; see `Decoder.feed`."""
+        branched = self.branches.rows
+        self.row_passes += len(self.rows) + len(branched)
+        return self.decoder.feed(tokens, starts, own_columns, branched, self.grammar.offset[branched] - 1,
+                                 self.branch_columns)
+
+    def leave_out(self, completions: Sequence[int]) -> None:
+        """End these completions where they are (grammar "chain"); `leave_out_done` drops their rows."""
+        self.has_losers = True
+        self.kept[list(completions)] = False
+        self.grammar.end(~self.kept[self.rows])
+
     def leave_out_done(self) -> torch.Tensor | None:
-        """Drop finished rows from the batch once they are many.
+        """Drop finished rows from the batch once they are many, or when a choice has ended some.
 
         Returns the rows of the batch that stay, (n,), or None for all.
         """
         staying = (~self.grammar.done).nonzero()[:, 0]
-        if len(staying) > (1 - COMPACT_SHARE) * len(self.rows):
+        if len(staying) > (1 - COMPACT_SHARE) * len(self.rows) and not self.has_losers:
             return None
+        self.has_losers = False
         self.rows = self.rows[staying]
         self.grammar.keep(staying)
         self.decoder.keep_rows(staying)
@@ -229,7 +259,8 @@ class RolloutState:
                             "(use bfloat16 or float32)")
         lengths = self.lengths.tolist()
         return Rollout(*([row[:length] for row, length in zip(table.tolist(), lengths, strict=True)]
-                         for table in (self.tokens, self.sampled, self.log_q)), self.forwards.tolist())
+                         for table in (self.tokens, self.sampled, self.log_q)), self.forwards.tolist(),
+                       self.kept.tolist(), self.row_passes)
 
 
 def _sorted(grammar: ChainGrammar | ImageGrammar) -> tuple[Rows, Rows]:
