@@ -1,7 +1,7 @@
 """Make a figure of restored photos: the chains of small ones, or whole ones before and after.
 
 python scripts/tools/make_figure.py --restored DIR --gt DIR --output figs/strip.png
-python scripts/tools/make_figure.py --whole --restored DIR --lq DIR --gt DIR --output figs/restored.png
+python scripts/tools/make_figure.py --whole --restored DIR --lq DIR --gt DIR --output figs/restored.jpg
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def main(argv: list[str] | None = None) -> None:
                         help="degraded, restored and original photo beside each other, instead of chains")
     parser.add_argument("--lq", help="with --whole: folder of the degraded photos")
     parser.add_argument("--names", help="with --whole: which photos, separated by commas (default: all)")
-    parser.add_argument("--output", required=True, help="PNG to write")
+    parser.add_argument("--output", required=True, help="PNG or .jpg to write")
     args = parser.parse_args(argv)
     if args.whole != (args.lq is not None):
         raise UserError("--whole and --lq go together")
     sheet = whole_photos(args) if args.whole else chains(args)
     with atomic_file(args.output) as partial:
-        sheet.save(partial, format="PNG")
+        sheet.save(partial, format="JPEG" if Path(args.output).suffix == ".jpg" else "PNG", quality=90)
 
 
 def chains(args: argparse.Namespace) -> Image.Image:

@@ -59,7 +59,8 @@ METRICS = {
     "gmsd": Metric("GMSD", "pair", True, 4),
     "vsi": Metric("VSI", "pair", False, 4),
 }
-OFFLINE_METRICS = ("psnr", "ssim", "fsim", "gmsd", "vsi", "piqe")  # the metrics that pyiqa computes without weights
+# The metrics that pyiqa computes without weights.
+OFFLINE_METRICS = ("psnr", "ssim", "fsim", "gmsd", "vsi", "piqe")
 BASELINE_METRICS = ("psnr", "ssim")  # those that are also given for a flat image of the mean colour
 
 

@@ -132,8 +132,8 @@ class ChainGRPOConfig(GRPOConfig):
     train_forced_tokens: bool = field(default=False, metadata={
         "help": "Let tokens that the grammar forced count in the loss, too (as the published code does)."})
     credit: str = field(default="sequence", metadata={
-        "help": "Which tokens an advantage goes to. sequence: that of the sum of all rewards to all tokens (as "
-                "published); section: each reward to the sections that it judges, compared on its own.",
+        "help": "Which tokens an advantage goes to. sequence: that of the sum of all rewards to all tokens "
+                "(as published); section: each reward to the sections that it judges, compared on its own.",
         "choices": CREDITS})
     share_prompts: bool = field(default=True, metadata={
         "help": "The loss computes a prompt once for its completions in a microbatch, not once for each."})

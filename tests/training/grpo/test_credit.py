@@ -63,8 +63,12 @@ def test_only_the_tokens_of_a_judged_section_are_pushed(make_trainer, processor,
     trainer._judged = torch.tensor([[name == "rough_understand" for name in (*names, None)]])
     batches = []
     original = type(trainer)._compute_loss
-    monkeypatch.setattr(type(trainer), "_compute_loss",
-                        lambda self, model, inputs: (batches.append(inputs), original(self, model, inputs))[1])
+
+    def seen(self, model, inputs):
+        batches.append(inputs)
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(type(trainer), "_compute_loss", seen)
     trainer.train()
     rows = [row for inputs in batches
             for row in zip(inputs["completion_ids"].tolist(), inputs["advantages"], strict=True)]
