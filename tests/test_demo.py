@@ -40,7 +40,7 @@ def address(tmp_path_factory):
     assert found, "".join(lines)
     yield found[1]
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
     assert list(temporary.glob("realsr-r1-demo-*")) == [] == list(temporary.rglob("*.png"))  # no photo stays
 
 

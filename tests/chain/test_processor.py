@@ -33,7 +33,10 @@ TEXTS = {"degradation": "light blur, keep, light noise, light compression, upsam
 
 @pytest.fixture(scope="module")
 def processor(tiny_model):
-    return ChainProcessor.from_pretrained(tiny_model)
+    """The embedded model's, with Lumina-mGPT's way to fit photos."""
+    processor = ChainProcessor.from_pretrained(tiny_model)
+    processor.settings = dataclasses.replace(processor.settings, fit="crop", color_fix="none")
+    return processor
 
 
 @pytest.fixture(scope="module")

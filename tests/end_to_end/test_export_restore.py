@@ -17,7 +17,7 @@ from realsr_r1.core.errors import run as run_entry_point
 from realsr_r1.models import load_policy
 from realsr_r1.training.checkpoints import MARKER
 
-FLAGS = ["--max_text_tokens", "6", "--max_new_tokens", "400", "--guidance_scale", "1"]
+FLAGS = ["--max_text_tokens", "6", "--max_new_tokens", "400", "--guidance_scale", "1", "--color_fix", "none"]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -182,9 +183,12 @@ def seam_ratio(result: Restoration) -> float:
 
 
 def test_tiles_leave_no_seams(tiny_model):
-    restorer = Restorer.from_pretrained(tiny_model, "cpu")
-    ratios = [seam_ratio(restorer.restore(photo(name, 130).crop((0, 20, 130, 109))))
-              for name in ("astronaut", "coffee")]
+    """Beside what the photo itself has at these few places: the cup's rim lies on a border."""
+    restorer, ratios = Restorer.from_pretrained(tiny_model, "cpu"), []
+    for name in ("astronaut", "coffee"):
+        small = photo(name, 130).crop((0, 20, 130, 109))
+        result = restorer.restore(small)
+        ratios.append(seam_ratio(result) / seam_ratio(replace(result, final=small)))
     assert sum(ratios) / 2 <= 1.1
 
 
