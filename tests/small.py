@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import skimage
@@ -13,6 +15,15 @@ PHOTOS = {"astronaut": ["woman", "astronaut", "flag"], "chelsea": ["cat", "whisk
           "coffee": ["coffee", "cup", "spoon"], "retina": ["eye"]}
 LABELS = (["light blur", "downsample", "medium noise", "light compression", "upsample"],
           ["heavy blur", "keep", "light noise", "heavy compression", "downsample"])
+
+
+def load_script(name: str) -> ModuleType:
+    """The module of `scripts/tools/NAME.py`."""
+    path = Path(__file__).parents[1] / "scripts" / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def photo(name: str, px: int = 48, zoom: float = 1.0) -> Image.Image:

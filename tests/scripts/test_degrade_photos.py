@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from PIL import Image
 
 from realsr_r1.core.errors import UserError
 
+from ..small import load_script
+
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = Path(skimage.__file__).parent / "data"
 TINY = str(ROOT / "configs" / "degradation" / "tiny.yaml")
@@ -20,11 +21,7 @@ TINY = str(ROOT / "configs" / "degradation" / "tiny.yaml")
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("degrade_photos",
-                                                  ROOT / "scripts" / "tools" / "degrade_photos.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("degrade_photos")
 
 
 def test_photos_are_degraded_whole_and_the_same_each_time(script, tmp_path):

@@ -4,7 +4,6 @@ gathered anywhere.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import re
@@ -15,6 +14,8 @@ import pytest
 from PIL import Image
 
 from realsr_r1.core.errors import UserError
+
+from ..small import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "assets" / "photos"
@@ -30,11 +31,7 @@ def words(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("gather_photos",
-                                                  ROOT / "scripts" / "tools" / "gather_photos.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("gather_photos")
 
 
 def test_each_photo_is_listed_once_under_a_plain_name():

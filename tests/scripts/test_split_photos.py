@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from ..small import exit_code, records, write_dataset
+from ..small import exit_code, load_script, records, write_dataset
 
 
 @pytest.fixture(scope="module")
 def main():
-    path = Path(__file__).parents[2] / "scripts" / "tools" / "split_photos.py"
-    spec = importlib.util.spec_from_file_location("split_photos", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("split_photos").main
 
 
 @pytest.fixture(scope="module")
