@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
 
@@ -18,7 +21,7 @@ class Memory:
     def __init__(self, room: int):
         self.room, self.sizes = room, []
 
-    def __call__(self, items):
+    def __call__(self, items, check):
         self.sizes.append(len(items))
         if len(items) > self.room:
             raise torch.cuda.OutOfMemoryError("out of memory")
@@ -42,6 +45,44 @@ def test_samples_count_as_rows():
     batches = Batches(12)
     assert len(list(batches.run(range(5), 4, work))) == 5
     assert work.sizes == [3, 1, 1, 1, 1, 1] and batches.size == 4
+
+
+def test_workers_share_the_rows_evenly_in_order_and_compute_with_one_thread_each():
+    seen = []
+
+    def work(items, check):
+        seen.append((len(items), torch.get_num_threads()))
+        time.sleep(0.05 * (items[0] == 0))  # the first batch ends last
+        return [item * 10 for item in items]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert list(Batches(8, workers=2).run(range(18), 1, work)) == [item * 10 for item in range(18)]
+        assert sorted(seen) == [(3, 1)] * 6 and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_batches_nobody_waits_for_any_more_end_at_their_next_check():
+    ended, both_began = [], threading.Barrier(2)
+
+    def work(items, check):
+        both_began.wait(60)
+        if items[0] == 0:
+            return items
+        try:
+            while True:
+                check()
+                time.sleep(0.01)
+        except RuntimeError:
+            ended.append(items[0])
+            raise
+
+    results = Batches(2, workers=2).run(range(2), 1, work)
+    assert next(results) == 0
+    results.close()
+    assert ended == [1]
 
 
 def test_one_item_that_doesnt_fit_is_an_error_with_the_way_out():

@@ -1,8 +1,11 @@
-"""How many rows are written at a time, and what happens when they don't fit into the memory."""
+"""How many rows are written at a time and by how many threads, and what a full memory does."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -17,33 +20,46 @@ if TYPE_CHECKING:
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-# On a CPU larger batches are hardly faster, so they may take this much; the embedded model then
-# writes some 50 tiles at a time.
-CPU_BYTES = 2**29
+# On a CPU larger batches are hardly faster, so all of them together may take this much; the
+# embedded model then writes some 90 tiles at a time.
+CPU_BYTES = 2**30
+# On a CPU, products of fewer rows than this are summed in another order. Smaller batches are filled
+# up, so that a tile is the same in batches of any size.
+FEWEST_CPU_ROWS = 4
 GPU_SHARE = 0.8  # of the free memory; the rest is for what the formulas don't know
 MOST_ROWS = 256
 
 
 class Batches:
-    """Splits work into batches of at most `size` rows; `size` falls when the GPU's memory is full."""
+    """Splits work into batches of at most `size` rows; `size` falls when the GPU's memory is full.
 
-    def __init__(self, size: int):
+    `workers`: how many threads share these rows on a CPU, each with a batch of its own. A small
+    policy's products are too short to be shared between threads. With several workers a batch is
+    always computed by one thread, so that results don't depend on how many there are.
+    """
+
+    def __init__(self, size: int, workers: int = 1):
         if size < 1:
             raise UserError(f"--batch_size {size} must be at least 1")
-        self.size = size
+        self.size, self.workers = size, workers
 
     def run(self, items: Sequence[Item], rows_each: int,
-            work: Callable[[Sequence[Item]], Sequence[Result]]) -> Iterator[Result]:
+            work: Callable[[Sequence[Item], Callable[[], None]], Sequence[Result]]) -> Iterator[Result]:
         """Yield the results of `work` on batches of `items`, in their order.
 
-        `rows_each`: the rows that one item takes. Where the GPU runs out of memory the batch is
-        halved, with one line. Raises `UserError` when one item alone doesn't fit.
+        `rows_each`: the rows that one item takes. `work(batch, check)` calls `check` now and then,
+        which ends it with an exception when its results are not wanted any more. Where the GPU runs
+        out of memory the batch is halved, with one line. Raises `UserError` when one item alone
+        doesn't fit.
         """
+        if self.workers > 1:
+            yield from self._run_in_threads(items, rows_each, work)
+            return
         start = 0
         while start < len(items):
             part = items[start:start + max(1, self.size // rows_each)]
             try:
-                results = work(part)
+                results = work(part, lambda: None)
             except torch.cuda.OutOfMemoryError:
                 results = None  # what follows needs the memory that the exception's frames hold
             if results is None:
@@ -51,6 +67,42 @@ class Batches:
                 continue
             start += len(part)
             yield from results
+
+    def _run_in_threads(self, items: Sequence[Item], rows_each: int,
+                        work: Callable[[Sequence[Item], Callable[[], None]], Sequence[Result]]
+                        ) -> Iterator[Result]:
+        workers = min(self.workers, max(1, self.size // rows_each))
+        most = max(1, self.size // workers // rows_each)
+        rounds = -(-len(items) // (most * workers))
+        count = min(rounds * workers, len(items))  # so that all workers end together
+        parts = [items[len(items) * number // count:len(items) * (number + 1) // count]
+                 for number in range(count)]
+        ended = threading.Event()
+
+        def check() -> None:
+            if ended.is_set():
+                raise RuntimeError("the results of this batch are not wanted any more")
+
+        with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads,
+                                              initargs=(1,)) as pool:
+            try:
+                for results in pool.map(lambda part: work(part, check), parts):
+                    yield from results
+            finally:
+                ended.set()
+                pool.shutdown(cancel_futures=True)
+
+    def step_by_step(self, results: Iterator[Result]) -> Iterator[Result]:
+        """Yield the results of a generator that computes as `run` does."""
+        if self.workers == 1:
+            yield from results
+            return
+        while True:
+            with one_thread():
+                result = next(results, None)
+            if result is None:
+                return
+            yield result
 
     def _halve(self, items: int, rows_each: int) -> None:
         if items == 1:
@@ -60,6 +112,26 @@ class Batches:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         print(f"the GPU's memory is full; going on with {self.size} rows at a time", flush=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread inside the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def workers_for(policy: Policy, rows: int) -> int:
+    """Return how many threads write `rows` that fit into the memory: on a CPU as many as torch may use.
+
+    Each has at least `FEWEST_CPU_ROWS`.
+    """
+    is_cpu = policy.get_input_embeddings().weight.device.type == "cpu"
+    return max(1, min(torch.get_num_threads(), rows // FEWEST_CPU_ROWS)) if is_cpu else 1
 
 
 def rows_that_fit(policy: Policy, processor: ChainProcessor, config: RolloutConfig) -> int:

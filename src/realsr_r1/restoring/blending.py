@@ -65,10 +65,11 @@ def weights(places: tuple[int, ...], side: int, overlap: int) -> numpy.ndarray:
     """Return the weights along one side of each tile, (tiles, side) float32.
 
     Where two tiles overlap, one passes into the other in the middle, by a raised cosine over
-    `overlap` px (fewer where the next transition is nearer). On every pixel the weights of all
-    tiles sum up to 1. `places`: where the tiles begin, ascending.
+    `overlap` px (fewer where they share less or the next transition is nearer). On every pixel the
+    weights of all tiles sum up to 1. `places`: where the tiles begin, ascending.
     """
-    ramp = max(1, min(overlap, *numpy.diff(places))) if len(places) > 1 else 1
+    steps = numpy.diff(places)
+    ramp = max(1, min(overlap, side - steps.max(), steps.min())) if len(steps) else 1
 
     def share_beyond(border: int, place: int) -> numpy.ndarray:
         """The share, on the pixels of the tile at `place`, of all tiles from number `border` on."""

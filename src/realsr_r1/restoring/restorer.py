@@ -16,7 +16,7 @@ from realsr_r1.chain.settings import SETTINGS_FILE
 from realsr_r1.chain.text import parse_chain
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.images import scale_to
-from realsr_r1.restoring.batches import Batches, rows_that_fit
+from realsr_r1.restoring.batches import Batches, rows_that_fit, workers_for
 from realsr_r1.restoring.branching import check_branch
 from realsr_r1.restoring.colors import fix_colors, wavelet_levels
 from realsr_r1.restoring.options import RestoreOptions
@@ -43,8 +43,9 @@ class Restorer:
     def __init__(self, processor: ChainProcessor, engine: RolloutEngine, source: str = "",
                  batch_size: int | None = None):
         self.processor, self.engine, self.source = processor, engine, source
-        self.batches = Batches(rows_that_fit(engine.policy, processor, engine.config)
-                               if batch_size is None else batch_size)
+        fitting = rows_that_fit(engine.policy, processor, engine.config)
+        self.batches = Batches(fitting if batch_size is None else batch_size,
+                               workers_for(engine.policy, fitting))
         self.writer = Writer(processor, engine, self.batches)
 
     @classmethod
@@ -128,7 +129,8 @@ class Restorer:
         row, candidates = Row(plan.fitted.copy, place), self._candidates_of_whole(plan, asked)
         if candidates[0] == 1:
             seen = 0
-            for ids in self.engine.stream(self.writer.prompt(plan.fitted), first_row=place):
+            prompt = self.writer.prompt(plan.fitted)
+            for ids in self.batches.step_by_step(self.engine.stream(prompt, first_row=place)):
                 bodies = self.processor.layout.chain_bodies(ids)
                 yield from self._pieces(bodies, seen, is_preview)
                 seen = len(bodies)

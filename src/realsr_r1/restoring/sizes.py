@@ -28,7 +28,8 @@ class Tiling:
 
     `canvas`, `tile`: (width, height) in px; a tile is nowhere larger than the canvas. `lefts`,
     `tops`: where columns and rows of tiles begin, ascending. `overlap`: px that neighbours share
-    at least; over so many px the weight of a tile rises from its border.
+    on average or more; over so many px, where there are so many, the weight of a tile rises from
+    its border.
     """
 
     canvas: tuple[int, int]
@@ -119,7 +120,7 @@ def plan_photo(photo: Image, fitted_of: Callable[[Image], Image], settings: Chai
     `fitted_of`: makes the policy's view of a picture (`ChainProcessor.fit`). A result of at most
     target_px^2 pixels is written as one image. Where fitting the photo to whole grid units cuts
     something off, further tiles write that. A larger result is cut into tiles of `tile` px that
-    share at least `overlap` px. Without `can_tile` everything is one image.
+    share `overlap` px or more (see `spread`). Without `can_tile` everything is one image.
     """
     picture = scale_to(to_rgb(photo), result_size(photo.size, scale))
     fitted, size = fitted_of(picture), picture.size
@@ -144,11 +145,12 @@ def plan_photo(photo: Image, fitted_of: Callable[[Image], Image], settings: Chai
 
 
 def spread(length: int, tile: int, overlap: int, through: int | None = None) -> tuple[int, ...]:
-    """Return where tiles begin that cover `length` px evenly and share at least `overlap` px.
+    """Return where tiles begin that cover `length` px evenly and share `overlap` px or more.
 
-    There are as few as possible. With `through` one more begins there, unless one does already.
+    There are as few as possible; on average neighbours share at least half a pixel less than
+    `overlap`. With `through` one more begins there, unless one does already.
     """
-    gaps = math.ceil((length - tile) / (tile - overlap))
+    gaps = math.ceil((length - tile) / min(tile, tile - overlap + 0.5))
     places = {round(number * (length - tile) / gaps) for number in range(gaps + 1)} if gaps else {0}
     return tuple(sorted(places | ({through} if through is not None else set())))
 

@@ -7,11 +7,13 @@ of, and how parts come together, it leaves to `realsr_r1.restoring.restorer`.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from realsr_r1.restoring.batches import FEWEST_CPU_ROWS
 from realsr_r1.restoring.branching import Branching
 from realsr_r1.restoring.picking import Judge, best_of
 from realsr_r1.rollout import RolloutEngine
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
 # photos, the tile's place in the photo and the number of the sample, so that a tile is the same
 # whatever is restored beside it. The whole photo's first sample has the place as its number.
 TILES, SAMPLES = 2**24, 2**48
-# On a CPU, products of fewer rows than this are summed in another order. Smaller batches are filled
-# up, so that a tile is the same in batches of any size.
-FEWEST_CPU_ROWS = 4
 
 
 def row_number(place: int, tile: int | None = None, sample: int = 0) -> int:
@@ -72,6 +71,7 @@ class Writer:
     def __init__(self, processor: ChainProcessor, engine: RolloutEngine, batches: Batches):
         self.processor, self.engine, self.batches = processor, engine, batches
         self.forwards = self.tokens = self.row_passes = 0
+        self._counting = threading.Lock()  # batches may be written side by side
 
     def write(self, rows: Sequence[Row], candidates: Sequence[int] = (1,), judge: Judge | None = None,
               given: Sequence[Sequence[int]] | None = None) -> Iterator[Answer]:
@@ -95,7 +95,8 @@ class Writer:
         return Answer(ids, *self.processor.decode(ids))
 
     def _write_batch(self, engine: RolloutEngine, candidates: Sequence[int], judge: Judge | None,
-                     given: Sequence[Sequence[int]] | None, rows: Sequence[Row]) -> list[Answer]:
+                     given: Sequence[Sequence[int]] | None, rows: Sequence[Row],
+                     check: Callable[[], None]) -> list[Answer]:
         samples, views = candidates[0], [row.view() for row in rows]
         prompts = [self.prompt(view) for view in views]
         numbers = [row_number(row.place, row.tile, sample) for row in rows for sample in range(samples)]
@@ -106,11 +107,12 @@ class Writer:
         choose = (Branching(candidates, views, judge, self._decode_image)
                   if judge is not None and candidates[-1] < samples else None)
         rollout = engine.generate(prompts, rows=numbers, given=given and [given] * len(prompts),
-                                  choose=choose)
+                                  choose=choose, check=check)
         written = rollout.completion_ids[:len(rows) * samples]
-        self.forwards += sum(rollout.forwards[:len(written)])
-        self.tokens += sum(map(len, written))
-        self.row_passes += rollout.row_passes
+        with self._counting:
+            self.forwards += sum(rollout.forwards[:len(written)])
+            self.tokens += sum(map(len, written))
+            self.row_passes += rollout.row_passes
         answers = [[self.answer(written[number]) for number in range(first, first + samples)
                     if rollout.kept[number]] for first in range(0, len(written), samples)]
         if judge is None:

@@ -6,7 +6,7 @@ It checks its input, and then writes all completions together, with one forward 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ class RolloutEngine:
     def generate(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int = 0,
                  first_row: int = 0, rows: Sequence[int] | None = None,
                  given: Sequence[Sequence[Sequence[int]]] | None = None,
-                 choose: Choose | None = None) -> Rollout:
+                 choose: Choose | None = None, check: Callable[[], None] | None = None) -> Rollout:
         """Write G completions of one prompt (a list of ids), or of each prompt in a list.
 
         The completions of N prompts (N x G) come grouped by prompt. `step`: the global step.
@@ -60,14 +60,15 @@ class RolloutEngine:
         numbers. `given`: for each prompt the ids of its chain's texts, in order, which are then
         forced, so that only the images are chosen (grammar "chain"); the chain may then be as long
         as it is. `choose`: asked at each image which of a prompt's completions go on; the others
-        end there (`realsr_r1.rollout.choosing`; grammar "chain"). Raises `UserError` when a prompt
+        end there (`realsr_r1.rollout.choosing`; grammar "chain"). `check` is called before each
+        forward pass; what it raises ends the rollout. Raises `UserError` when a prompt
         is empty, a chain doesn't fit into the budget of tokens, or the policy's scores are not
         finite.
         """
         if choose is not None and self.config.grammar != "chain":
             raise UserError('choosing among completions needs the grammar "chain"')
         choosing = None if choose is None else Choosing(choose, self.layout, self.config.num_generations)
-        for state in self._writing(prompt_ids, step, first_row, rows, given):
+        for state in self._writing(prompt_ids, step, first_row, rows, given, check):
             if choosing is not None:
                 choosing.look(state)
         return state.rollout()
@@ -78,14 +79,14 @@ class RolloutEngine:
         The ids grow from one to the next, and the last ones are the whole completion, which is the
         one that `generate` writes with `num_generations` 1.
         """
-        for state in self._writing(prompt_ids, 0, first_row, None, None):
+        for state in self._writing(prompt_ids, 0, first_row, None, None, None):
             yield state.tokens[0, :int(state.lengths[0])].tolist()
         yield state.rollout().completion_ids[0]
 
     @torch.no_grad()
     def _writing(self, prompt_ids: Sequence[int] | Sequence[Sequence[int]], step: int, first_row: int,
-                 rows: Sequence[int] | None,
-                 given: Sequence[Sequence[Sequence[int]]] | None) -> Iterator[RolloutState]:
+                 rows: Sequence[int] | None, given: Sequence[Sequence[Sequence[int]]] | None,
+                 check: Callable[[], None] | None) -> Iterator[RolloutState]:
         """Write completions, and yield their state again and again, for the last time when all end.
 
         The arguments are those of `generate`.
@@ -103,6 +104,7 @@ class RolloutEngine:
         with _evaluating(self.policy):
             state = RolloutState.start(self.policy, self.layout, self.config,
                                        [tuple(prompt) for prompt in prompts], step, numbers, given)
+            state.check = check
             for _ in look_ahead(state) if self.config.jacobi > 1 else one_by_one(state):
                 yield state
 

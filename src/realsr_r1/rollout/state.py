@@ -60,6 +60,7 @@ class RolloutState:
     written so far, (R, max_new_tokens) each; see `Rollout`. `lengths`: tokens written, (R,) int64.
     `forwards`: see `Rollout`, (R,) int64, complete when the rollout is. `kept`: see `Rollout`, (R,).
     `row_passes`: see `Rollout`, so far. `has_losers`: whether a choice has ended rows of the batch.
+    `check`: called before each forward pass.
     """
 
     config: RolloutConfig
@@ -81,6 +82,7 @@ class RolloutState:
     kept: torch.Tensor
     row_passes: int = 0
     has_losers: bool = False
+    check: Callable[[], None] | None = None
 
     @classmethod
     def start(cls, policy: Policy, layout: TokenLayout, config: RolloutConfig, prompts: list[tuple[int, ...]],
@@ -150,17 +152,22 @@ class RolloutState:
 
     def step(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Feed every row of the batch its token (n,), and the branches theirs; see `Decoder.step`."""
-        branched = self.branches.rows
-        self.row_passes += len(self.rows) + len(branched)
+        branched = self._begin_pass()
         return self.decoder.step(tokens, branched, self.grammar.offset[branched] - 1, self.branch_columns)
 
     def feed(self, tokens: torch.Tensor, starts: torch.Tensor,
              own_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Feed every row of the batch several tokens (n, m), and the branches; see `Decoder.feed`."""
-        branched = self.branches.rows
-        self.row_passes += len(self.rows) + len(branched)
+        branched = self._begin_pass()
         return self.decoder.feed(tokens, starts, own_columns, branched, self.grammar.offset[branched] - 1,
                                  self.branch_columns)
+
+    def _begin_pass(self) -> torch.Tensor:
+        """Check and count a forward pass of the whole batch; returns the rows with branches."""
+        if self.check:
+            self.check()
+        self.row_passes += len(self.rows) + len(self.branches.rows)
+        return self.branches.rows
 
     def leave_out(self, completions: Sequence[int]) -> None:
         """End these completions where they are (grammar "chain"); `leave_out_done` drops their rows."""
