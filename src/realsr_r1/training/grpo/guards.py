@@ -95,8 +95,6 @@ def first_met(conditions: Iterable[Condition],
 def never_logged(conditions: Iterable[Condition], records: Sequence[Mapping[str, Any]]) -> Condition | None:
     """The first condition whose number should be in the last of `records` and is in none; or None."""
     is_evaluation = any(key.startswith(EVALUATION) for key in records[-1])
-    if not is_evaluation and "loss" not in records[-1]:  # the summary at a run's end
-        return None
     return next((condition for condition in conditions
                  if condition.name.startswith(EVALUATION) == is_evaluation
                  and not any(condition.key(record) for record in records)), None)

@@ -36,7 +36,7 @@ class StopGuard(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                **kwargs: Any) -> None:
-        if self.met is not None:  # an evaluation at the same step, or the summary at the end
+        if self.met is not None or "train_runtime" in state.log_history[-1]:  # the summary at a run's end
             return
         missing = never_logged(self.conditions, state.log_history)
         missing, self.met = broadcast_object_list([missing, first_met(self.conditions, state.log_history)])
