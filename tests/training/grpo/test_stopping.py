@@ -120,6 +120,22 @@ def test_the_summary_at_the_end_of_a_run_stops_nothing(tmp_path):
     assert not control.should_training_stop and guard.met is None
 
 
+def test_a_checkpoint_is_saved_although_an_evaluation_took_the_save_back(tmp_path):
+    guard = StopGuard([Condition("reward", "<", 0.5)])
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    state = SimpleNamespace(global_step=3, log_history=[{"step": 3, "loss": 0.0, "reward": 0.1}])
+    control = SimpleNamespace(should_training_stop=False, should_save=False)
+    guard.on_log(args, state, control)
+    assert control.should_training_stop and control.should_save
+    control.should_save = False  # transformers, with --save_strategy best and no new best
+    guard.on_epoch_end(args, state, control)
+    assert control.should_save
+    (tmp_path / "checkpoint-3").mkdir()
+    control.should_save = False
+    guard.on_epoch_end(args, state, control)
+    assert not control.should_save  # it is there already
+
+
 @pytest.mark.parametrize("name", ["mine", "eval_mine"])
 def test_a_name_that_only_a_function_of_ones_own_could_log_is_refused_once_it_is_missing(name, tmp_path):
     guard = StopGuard([Condition(name, "<", 0.5)])
