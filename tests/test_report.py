@@ -4,6 +4,7 @@ clear errors.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -210,6 +211,19 @@ def test_a_cold_start_run_shows_its_loss(tmp_path: Path) -> None:
     report.main(["--run", str(tmp_path / "run")])
     text = (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
     assert Page(text).count("svg") == 1 and "logged no rewards" in text
+
+
+def test_a_run_that_was_stopped_says_why_and_shows_what_tells_of_a_collapse(tmp_path: Path) -> None:
+    records = [{"step": step, "loss": 0.0, "reward": 1.0, "repeated_rows": 0.3 * step, "spread/total": 0.1,
+                "frac_reward_zero_std": 0.0, "entropy": 2.0 - 0.5 * step} for step in (1, 2, 3)]
+    (tmp_path / "log_history.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
+    reason = "stopped at step 3 by --stop_if 'repeated_rows>0.8' (repeated_rows was 0.9)"
+    (tmp_path / "stopped.json").write_text(json.dumps({"reason": reason}), encoding="utf-8")
+    report.main(["--run", str(tmp_path)])
+    text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert html.escape(reason) in text
+    for title in ("repeated rows of codes", "spread of the total", "groups without spread", "entropy"):
+        assert f"<h3>{title}" in text
 
 
 def test_the_log_of_the_last_checkpoint_serves_where_there_is_no_other(tmp_path: Path) -> None:

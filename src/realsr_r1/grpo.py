@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from realsr_r1.core.settings import parse
     from realsr_r1.training.adapters import adapter_config, quantization_config
     from realsr_r1.training.config import ChainGRPOConfig
-    from realsr_r1.training.launch import is_finished, prepare_process, save_model_folder
+    from realsr_r1.training.launch import prepare_process, save_model_folder
 
     args, model_args = parse((ChainGRPOConfig, ModelConfig), argv, "realsr-r1 grpo")
     if args.max_pixels is not None and args.process_index == 0:
@@ -56,16 +56,21 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from realsr_r1.rewards.registry import judged_sections, required_columns
     from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
+    from realsr_r1.training.grpo.guards import Condition, require_logged
+    from realsr_r1.training.grpo.logged import logged_names
     from realsr_r1.training.grpo.prompts import load_prompts, other_question, require_levels
+    from realsr_r1.training.grpo.stopping import go_on, what_ended
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
     if not model_args.model_name_or_path:
         raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 "
                         "sft or export)")
     output = Path(args.output_dir)
-    if is_finished(output):
+    conditions = [Condition.parse(text) for text in args.stop_if]
+    ended = what_ended(output, conditions)
+    if ended:
         if args.process_index == 0:
-            print(f"{output} holds a finished run already; nothing to do")
+            print(ended)
         return
     check_new_folder(output, "--output_dir")
     checkpoint = last_checkpoint(output, set_aside=args.process_index == 0)
@@ -77,6 +82,9 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     tensor_shapes(Path(model_args.model_name_or_path))
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device),
                                                args.chain_settings)
+    if trainer_class is None and not any(":" in name for name in args.reward_funcs):
+        # What functions of one's own log is known after the first step.
+        require_logged(conditions, logged_names(args, args.reward_funcs, processor.chain.names()))
     experts = args.experts or list(processor.settings.experts)
     agreement = Agreement()  # otherwise the other ranks would wait for a rank with a fault
     # One process goes first, since it may have to download the experts' weights.
@@ -116,6 +124,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
                                reward_log=reward_log_path(), peft_config=adapters,
                                judged=judged_sections(args.reward_funcs, processor.chain))
     if args.process_index == 0:
+        go_on(output)
         write_json(output / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, output)
@@ -126,7 +135,7 @@ def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, 
     names = ["run_name", "dataset_name", "chain_settings", "reward_funcs", "reward_weights", "experts",
              "num_generations", "generation_batch_size", "learning_rate", "max_steps", "num_train_epochs",
              "rollout_temperature", "guidance_scale", "text_top_k", "image_top_k_max", "grammar",
-             "train_forced_tokens", "credit", "loss_type", "beta", "bf16", "seed", "world_size"]
+             "train_forced_tokens", "credit", "stop_if", "loss_type", "beta", "bf16", "seed", "world_size"]
     adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
     return {"model_name_or_path": model_args.model_name_or_path,
             **{name: getattr(args, name) for name in names},

@@ -31,7 +31,10 @@ def within_limit_after_start(run: Run) -> int:
 
 @pytest.fixture(scope="module")
 def uneven(dataset, processor, tmp_path_factory) -> TwoProcesses:
-    """One rank's prompt is answered with nothing, the other's with all the tokens there may be."""
+    """One rank's prompt is answered with nothing, the other's with all the tokens there may be.
+
+    Of five steps `--stop_if` leaves two, by a number that each rank measures for itself.
+    """
     from realsr_r1 import create_json
 
     folder = tmp_path_factory.mktemp("uneven")
@@ -48,7 +51,7 @@ def uneven(dataset, processor, tmp_path_factory) -> TwoProcesses:
         "--reward_funcs", "probe:vowels", "--grammar", "image", "--max_completion_length", "400",
         "--num_generations", "2",
         "--per_device_train_batch_size", "1", "--loss_batch_size", "2", "--guidance_scale", "0.8",
-        "--save_steps", "100",
+        "--save_steps", "100", "--max_steps", "5", "--stop_if", f"step_time>0 for {STEPS}",
         "--sample_steps", "0"], limit=within_limit_after_start)
 
 
@@ -77,6 +80,16 @@ def test_the_run_ends_although_one_rank_writes_much_longer_completions(uneven):
         for rank in (0, 1):
             assert lengths[rank] == ([1, 1] if problems[rank][0] == STOP else [400, 400])
         assert sorted(map(min, lengths)) == [1, 400]
+
+
+def test_a_condition_ends_the_run_on_both_ranks_with_a_checkpoint(uneven):
+    stop = json.loads((uneven.folder / "stopped.json").read_text())
+    assert stop["step"] == STEPS and stop["best_checkpoint"] == f"checkpoint-{STEPS}"
+    assert uneven.output.count(f"stopped at step {STEPS} by --stop_if") == 1
+    weights = uneven.weights(f"step-{STEPS}", 1)
+    for folder in (uneven.folder, uneven.folder / f"checkpoint-{STEPS}"):
+        for name, parameter in load_policy(folder).named_parameters():
+            torch.testing.assert_close(parameter.detach(), weights[name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("part", ["checkpoint-1", "checkpoint-2", "."])

@@ -8,7 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.training.checkpoints import MARKER, CompletionMarker, complete_checkpoints, last_checkpoint
+from realsr_r1.training.checkpoints import (
+    MARKER,
+    CompletionMarker,
+    best_checkpoint,
+    complete_checkpoints,
+    last_checkpoint,
+)
 
 
 def make_checkpoint(run: Path, step: int, is_complete: bool = True,
@@ -121,3 +127,42 @@ def test_other_ranks_mark_and_delete_nothing(tmp_path, args):
     state = SimpleNamespace(global_step=1, is_world_process_zero=False, best_model_checkpoint=None)
     started(args).on_save(args, state, None)
     assert complete_checkpoints(tmp_path) == {}
+
+
+def rewards(*values: float | None, name: str = "reward") -> list[dict]:
+    return [{"step": step, name: value} for step, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize("records, best", [
+    (rewards(1.0, 3.0, 1.0, 0.0), 2),  # means 1, 2, 5/3, 5/4
+    (rewards(1.0, 1.0, 1.0, 1.0), 4),  # of equals the latest
+    (rewards(None, 1.0, 0.5, 0.0), 2),
+    (rewards(1.0, 3.0, 1.0, 0.0) + rewards(0.1, 0.1, 0.4, 0.2, name="eval_reward"), 3),
+    ([{"step": 3, "eval_reward": 0.1}, *rewards(1.0, 3.0, 1.0, 0.0)], 3)])  # none of the others is evaluated
+def test_the_best_checkpoint_is_that_of_the_best_evaluation_or_else_of_the_best_mean(tmp_path, records, best):
+    for step in (1, 2, 3, 4):
+        make_checkpoint(tmp_path, step)
+    assert best_checkpoint(tmp_path, records).folder == tmp_path / f"checkpoint-{best}"
+
+
+def test_one_good_step_after_ten_bad_ones_makes_no_best_checkpoint(tmp_path):
+    for step in (10, 30):
+        make_checkpoint(tmp_path, step)
+    assert best_checkpoint(tmp_path, rewards(*[1.0] * 10, *[0.0] * 19, 2.0)).folder.name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("records", [[], rewards(None), rewards(1.0, name="loss")])
+def test_without_a_reward_there_is_no_best_checkpoint(tmp_path, records):
+    make_checkpoint(tmp_path, 1)
+    assert best_checkpoint(tmp_path, records) is None
+
+
+def test_the_best_by_its_reward_stays_where_that_is_asked_for(tmp_path, args):
+    marker = CompletionMarker(keep_best=True)
+    marker.on_train_begin(args, None, None)
+    history = rewards(1.0, 3.0, 1.0, 0.0, 0.0)
+    for step in (1, 2, 3, 4, 5):
+        make_checkpoint(tmp_path, step, is_complete=False)
+        marker.on_save(args, SimpleNamespace(global_step=step, is_world_process_zero=True,
+                                             best_model_checkpoint=None, log_history=history[:step]), None)
+    assert sorted(complete_checkpoints(tmp_path)) == [2, 4, 5]

@@ -71,3 +71,7 @@ def test_a_missing_dataset_is_said(make, tmp_path):
 def test_an_unknown_word_of_the_objective_is_refused_before_any_rollout(config, name):
     with pytest.raises(UserError, match=f"--{name} is 'wrong'; it must be one of"):
         config(**{name: "wrong"})
+
+
+def test_a_recipe_may_give_one_condition_without_a_list(config):
+    assert config(stop_if="format<0.5 for 20").stop_if == ["format<0.5 for 20"]

@@ -42,10 +42,16 @@ def reward_title(name: str) -> str:
 
 
 def panels(run: Run) -> list[Panel]:
-    """Return the panels that were logged: total reward, each reward, loss, completion length."""
+    """Return the panels that were logged: total reward, each reward, loss, and signs of a collapse.
+
+    Those are a completion's length, the entropy, spread within groups, and repeated rows of codes.
+    """
     keys = [("total reward", "reward")]
     keys += [(reward_title(name), f"rewards/{name}/mean") for name in run.rewards()]
-    keys += [("loss", "loss"), ("completion length, tokens", "completions/mean_length")]
+    keys += [("loss", "loss"), ("completion length, tokens", "completions/mean_length"),
+             ("entropy, nats", "entropy"), ("spread of the total within groups", "spread/total"),
+             ("groups without spread, share", "frac_reward_zero_std"),
+             ("repeated rows of codes, share", "repeated_rows")]
     return [Panel(title, training, run.series(f"eval_{key}")) for title, key in keys
             if (training := run.series(key))]
 

@@ -71,11 +71,12 @@ def _header(content: Content, name: str) -> str:
     known = [key for key in HEADLINE_SETTINGS if run.settings.get(key) is not None]
     head = {key: run.settings[key] for key in known} or run.settings
     others = {key: value for key, value in sorted(run.settings.items()) if key not in head}
+    stopped = f'<div class="muted">{html.escape(run.stopped)}</div>' if run.stopped else ""
     folded = f"<details><summary>All settings</summary>{_settings(others)}</details>" if others else ""
     tiles = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>'
                     for label, value in _tiles(content))
     return (f'<div class="kicker">RealSR-R1 training report</div><h1>{name}</h1>'
-            f'<div class="muted">{run.date:%d %B %Y, %H:%M} · {run.steps} steps</div>'
+            f'<div class="muted">{run.date:%d %B %Y, %H:%M} · {run.steps} steps</div>{stopped}'
             f'<div class="tiles">{tiles}</div>{_settings(head)}{folded}')
 
 

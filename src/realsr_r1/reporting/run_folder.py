@@ -19,6 +19,7 @@ from realsr_r1.core.files import existing_folder, read_json
 LOG_FILE = "log_history.jsonl"  # one JSON object for each logged step
 STATE_FILE = "trainer_state.json"  # the trainer's own file, with the log up to its checkpoint
 SETTINGS_FILE = "settings.json"  # name -> value; some runs have none
+STOP_FILE = "stopped.json"  # what ended the run, where a condition of --stop_if did
 SECONDS_KEY = "train_runtime"
 
 # The most interesting settings, in the order of the page; the others are folded away.
@@ -58,12 +59,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, its log records in order, its settings, and when its log was last written."""
+    """A run's folder, its log records in order, its settings, and when its log was last written.
+
+    `stopped`: why it ended before its time, or None.
+    """
 
     folder: Path
     records: list[dict[str, Any]]
     settings: dict[str, Any]
     date: datetime
+    stopped: str | None = None
 
     @property
     def name(self) -> str:
@@ -108,8 +113,9 @@ def read_run(folder: str | Path) -> Run:
     if not records:
         raise UserError(f"{folder} has no log of a training run (no {LOG_FILE}, no {STATE_FILE} with steps); "
                         "--run takes the output_dir of realsr-r1 grpo or sft, after its first logged step")
+    stopped = read_json(folder / STOP_FILE)["reason"] if (folder / STOP_FILE).is_file() else None
     return Run(folder, records, _read_settings(folder, states),
-               datetime.fromtimestamp(source.stat().st_mtime))
+               datetime.fromtimestamp(source.stat().st_mtime), stopped)
 
 
 def sample_folders(run: Path) -> list[tuple[int, Path]]:

@@ -1,4 +1,5 @@
-"""Which checkpoints are complete, and what a resumed run must have in common with its start.
+"""Which checkpoints are complete, which is the best, and what a resumed run must have in common
+with its start.
 
 A complete checkpoint has a completion marker, which is written last, after a barrier.
 """
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,19 @@ MARKER = "complete"
 # A run's settings as name -> value, for the report, and for checks when the run resumes.
 SETTINGS_FILE = "settings.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+REWARDS_OF_A_CHECKPOINT = 10  # logged steps whose mean reward says how good a checkpoint is
 
 
 class CompletionMarker(TrainerCallback):
     """Marks a checkpoint once every rank has written its part.
 
-    Only then does it delete old checkpoints, as `--save_total_limit` asks.
+    Only then does it delete old checkpoints, as `--save_total_limit` asks. `keep_best`: whether the
+    best one by its reward (`best_checkpoint`) stays beside them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep_best: bool = False) -> None:
         self.limit: int | None = None
+        self.keep_best = keep_best
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
@@ -45,12 +50,15 @@ class CompletionMarker(TrainerCallback):
             torch.distributed.barrier()
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-            self._delete_old(Path(args.output_dir), Path(state.best_model_checkpoint or "").name)
+            output, kept = Path(args.output_dir), {Path(state.best_model_checkpoint or "").name}
+            if self.keep_best and (best := best_checkpoint(output, state.log_history)):
+                kept.add(best.folder.name)
+            self._delete_old(output, kept)
 
-    def _delete_old(self, folder: Path, best: str) -> None:
+    def _delete_old(self, folder: Path, kept: set[str]) -> None:
         complete = complete_checkpoints(folder)
         for step in sorted(complete)[:-self.limit] if self.limit else ():
-            if complete[step].name != best:
+            if complete[step].name not in kept:
                 (complete[step] / MARKER).unlink()  # first, so that a half-deleted checkpoint doesn't count
                 shutil.rmtree(complete[step], ignore_errors=True)
 
@@ -64,6 +72,40 @@ def mark_complete(folder: Path) -> None:
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
     """Return step -> folder of every checkpoint in `folder` that has its completion marker."""
     return {step: path for step, path in _checkpoints(folder).items() if (path / MARKER).is_file()}
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The folder of the best checkpoint of a run, and in words by what it is the best."""
+
+    folder: Path
+    why: str
+
+
+def best_checkpoint(folder: Path, records: Sequence[Mapping[str, Any]]) -> BestCheckpoint | None:
+    """Return the complete checkpoint in `folder` with the best total reward; None without a reward.
+
+    `records`: the run's log. It is the reward that an evaluation at a checkpoint's step measured,
+    where there is one of any checkpoint. Otherwise it is the mean of training's last 10 logged
+    steps up to the checkpoint. The later one of two equals is taken.
+    """
+    complete = complete_checkpoints(folder)
+    evaluated = {record["step"]: record["eval_reward"] for record in records
+                 if record.get("eval_reward") is not None and record["step"] in complete}
+    if evaluated:
+        step = max(evaluated, key=lambda step: (evaluated[step], step))
+        return BestCheckpoint(complete[step], f"total reward {evaluated[step]:.4g} in its evaluation")
+    trained = [(record["step"], record["reward"]) for record in records if record.get("reward") is not None]
+    means = {}
+    for step in complete:
+        rewards = [reward for at, reward in trained if at <= step][-REWARDS_OF_A_CHECKPOINT:]
+        if rewards:
+            means[step] = sum(rewards) / len(rewards), len(rewards)
+    if not means:
+        return None
+    step = max(means, key=lambda step: (means[step][0], step))
+    mean, count = means[step]
+    return BestCheckpoint(complete[step], f"mean total reward {mean:.4g}, logged steps up to it: {count}")
 
 
 def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:

@@ -12,6 +12,7 @@ from trl import GRPOConfig
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.rollout.config import RolloutConfig, rollout_field
+from realsr_r1.training.grpo.guards import Condition
 from realsr_r1.training.grpo.objective import AGGREGATIONS, CREDITS, LOSS_TYPES, SCALINGS
 
 CHAIN_SETTINGS_HELP = ("YAML or JSON file of chain settings (configs/chain) that count instead of the model "
@@ -140,6 +141,10 @@ class ChainGRPOConfig(GRPOConfig):
 
     sample_steps: int = field(default=50, metadata={
         "help": "Steps between saved samples of one group; 0 = none."})
+    stop_if: list[str] = field(default_factory=list, metadata={
+        "help": "Conditions that end the run, with a checkpoint, once one is met: 'NAME<NUMBER' or "
+                "'NAME>NUMBER', with 'for N' for N logged steps in a row, such as 'format<0.5 for 20' "
+                "(docs/algorithm.md lists the names)."})
     max_pixels: int | None = field(default=None, metadata={
         "help": "Accepted for the published launch line; this policy's image size is in its chain settings."})
 
@@ -178,6 +183,10 @@ class ChainGRPOConfig(GRPOConfig):
                             "true")
         if self.sample_steps < 0:
             raise UserError(f"--sample_steps {self.sample_steps} must be 0 or more")
+        if isinstance(self.stop_if, str):  # a recipe's single line
+            self.stop_if = [self.stop_if]
+        if [Condition.parse(text) for text in self.stop_if] and self.logging_strategy == "no":
+            raise UserError("--stop_if looks at what is logged: give it another --logging_strategy than no")
         self.rollout_config(self.num_generations)  # raises now what the first rollout would raise
         if self.batch_unit == "prompts":
             if self.steps_per_generation is not None:

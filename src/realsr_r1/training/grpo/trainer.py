@@ -9,7 +9,8 @@ loss are TRL's; `objective` has the loss as formulas. `trl_hooks` says what of T
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from realsr_r1.rollout import RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
 from realsr_r1.training.checkpoints import CompletionMarker
+from realsr_r1.training.grpo.guards import Condition
 from realsr_r1.training.grpo.objective import (
     group_advantages,
     sampling_log_ratio,
@@ -29,6 +31,13 @@ from realsr_r1.training.grpo.objective import (
     token_weights,
 )
 from realsr_r1.training.grpo.packing import pack_groups
+from realsr_r1.training.grpo.statistics import (
+    repeated_rows,
+    reward_statistics,
+    section_lengths,
+    section_sums,
+)
+from realsr_r1.training.grpo.stopping import StopGuard
 from realsr_r1.training.grpo.trl_hooks import (
     as_rows,
     check_hooks,
@@ -78,12 +87,15 @@ class ChainGRPOTrainer(GRPOTrainer):
         self._sampled_at = 0  # the step of the last saved sample
         self._agreement = Agreement()
         model.generation_config.eos_token_id = processor.layout.end_of_turn
+        conditions = [Condition.parse(text) for text in args.stop_if]
+        guards = [StopGuard(conditions)] if conditions else []
         with reference_like(model):
             super().__init__(
                 model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
                 train_dataset=train_dataset, eval_dataset=eval_dataset,
                 processing_class=RenderingTokenizer.of(processor), rollout_func=ChainGRPOTrainer.rollout,
-                callbacks=[JsonLog(), CompletionMarker(), *callbacks], **kwargs)
+                callbacks=[JsonLog(), CompletionMarker(keep_best=bool(guards)), *guards, *callbacks],
+                **kwargs)
 
     def rollout(prompts: list[list[int]], trainer: ChainGRPOTrainer) -> dict[str, Any]:  # noqa: N805
         """TRL's `rollout_func`: prompts, each G times in a row -> completions, images, masks."""
@@ -139,11 +151,13 @@ class ChainGRPOTrainer(GRPOTrainer):
             batch = super()._generate_and_score_completions(inputs)
         (rewards,) = results
         own = self._own_rows(len(inputs))
+        batch["section_numbers"] = self._section_numbers(batch)
+        self._watch(batch, rewards)
         if self.args.credit == "sequence":
             batch["advantages"] = self.advantages(rewards)[own]
         else:
             by_section = self._section_advantages(rewards)
-            batch["advantages"] = token_advantages(by_section[own], self._section_numbers(batch))
+            batch["advantages"] = token_advantages(by_section[own], batch["section_numbers"])
         if not self.args.share_prompts or not self.model.training:
             return batch
         return as_rows(microbatches(batch, self.args.steps_per_generation))
@@ -165,11 +179,30 @@ class ChainGRPOTrainer(GRPOTrainer):
         by_section = section_advantages(
             rewards, self.reward_weights.to(rewards.device), self._judged.to(rewards.device),
             self.group_size, self.args.scale_rewards, self.args.multi_objective_aggregation)
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, size in zip((*self.processor.chain.names(), "other"), by_section.abs().mean(0).tolist(),
-                              strict=True):
-            metrics[f"advantage/{name}"].append(size)
+        self._note(self._by_section("advantage", by_section.abs().mean(0).tolist(), "other"))
         return by_section
+
+    def _watch(self, batch: dict[str, Any], rewards: torch.Tensor) -> None:
+        """Log what tells a policy that learns from one that cheats or falls apart (`statistics`)."""
+        names = [name.removesuffix("_reward") for name in self.reward_func_names]
+        self._note(reward_statistics(rewards.cpu(), self.reward_weights.cpu(), self.group_size, names))
+        lengths = section_lengths(batch["section_numbers"], len(self.processor.chain.names()))
+        spans = [self.processor.layout.find_spans(row) for row in batch["completion_ids"].tolist()]
+        repeated = [repeated_rows(found[-1].codes) if found else math.nan for found in spans]
+        own = torch.cat([lengths, lengths.new_tensor(repeated)[:, None]], 1)
+        *lengths, repeated = self.accelerator.gather(own).nanmean(0).tolist()
+        self._note({**self._by_section("length", lengths), "repeated_rows": repeated})
+
+    def _by_section(self, what: str, values: Sequence[float], *others: str) -> dict[str, float]:
+        """A log's names and values for a number of each section."""
+        names = (*self.processor.chain.names(), *others)
+        return {f"{what}/{name}": value for name, value in zip(names, values, strict=True)}
+
+    def _note(self, numbers: Mapping[str, float]) -> None:
+        """Log numbers, the same on all processes, with the next logged step or this evaluation."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, value in numbers.items():
+            metrics[name].append(value)
 
     def _section_numbers(self, batch: dict[str, Any]) -> torch.Tensor:
         """The number of each completion token's section, (B, T); what is in none has the last one."""
@@ -209,14 +242,21 @@ class ChainGRPOTrainer(GRPOTrainer):
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss (`objective.policy_loss`); logs the gap between what was drawn from and pi."""
+        """TRL's loss (`objective.policy_loss`).
+
+        Logs the gap between what was drawn from and pi, and the entropy of each section.
+        """
         with result_of(self, "_get_per_token_logps_and_entropies") as results:
             loss = super()._compute_loss(model, inputs)
-        log_probs = results[0][0].detach()
+        log_probs, entropies = (part.detach() for part in results[0][:2])
         weights = token_weights(inputs["completion_mask"], inputs["tool_mask"])
         log_ratio = sampling_log_ratio(inputs["sampling_per_token_logps"], log_probs, weights)
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["sampling/log_ratio"].append(self.accelerator.gather(log_ratio).mean().item())
+        count = len(self.processor.chain.names())
+        sums = section_sums(entropies, weights, inputs["section_numbers"], count)
+        gathered = self.accelerator.gather(torch.cat([log_ratio[None], sums.flatten()])[None]).cpu()
+        entropy, tokens = gathered[:, 1:].sum(0).view(2, count)
+        self._note({"sampling/log_ratio": gathered[:, 0].mean().item(),
+                    **self._by_section("entropy", (entropy / tokens).tolist())})
         return loss
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[str],

@@ -141,8 +141,8 @@ HOOKS = (
          expects="A dict of tensors with one row a completion, `advantages` (B,) or, as its comment says "
                  "for subclasses, (B, T).",
          ours="The advantages in it are replaced by group_advantages' (frac_reward_zero_std and the "
-              "advantages in --log_completions' table stay TRL's), and with share_prompts it is cut into "
-              "microbatches.",
+              "advantages in --log_completions' table stay TRL's), the numbers of the tokens' sections are "
+              "added for the loss to log by, and with share_prompts it is cut into microbatches.",
          needs=(Need(f"{TRAINER}._generate_and_score_completions",
                      takes=("inputs",),
                      says=("advantages", "_calculate_rewards", "completion_ids", "prompt_mask",
@@ -192,8 +192,8 @@ HOOKS = (
                 Need("trl.trainer.utils:FusedCausalLMOutput", takes=("log_probs", "entropy")),
                 Need(f"{TRAINER}.__init__", says=("add_fused_lm_head", "log_probs", "entropy")))),
     Hook("_compute_loss",
-         gives="Called with the model and a microbatch: scores it, computes the loss with every option, "
-               "logs ratios and entropy.",
+         gives="Called with the model and a microbatch: scores it, with entropies, computes the loss with "
+               "every option, logs ratios and entropy.",
          expects="The loss, a scalar, divided by the microbatches of an update.",
          ours="Overridden to log; the loss is TRL's, for it can't be had in parts. objective.policy_loss is "
               "its formula.",
@@ -206,7 +206,7 @@ HOOKS = (
          gives="_metrics['train' or 'eval'][name] is a list; TRL's log writes each list's mean, and empties "
                "it.",
          expects="Floats, the same names on all processes.",
-         ours="sampling/log_ratio is logged there.",
+         ours="What training.grpo.statistics computes and sampling/log_ratio are logged there.",
          needs=(Need(f"{TRAINER}.__init__", says=("_metrics", "train", "eval")),
                 Need(f"{TRAINER}.log", says=("_metrics",)))),
     Hook("_logs",
@@ -243,6 +243,14 @@ HOOKS = (
          expects="Nothing.",
          ours="Overridden to write none.",
          needs=(Need(f"{TRAINER}._save_checkpoint", says=("create_model_card",)),)),
+    Hook("log_history",
+         gives="Trainer.log, on all processes, adds each log to state.log_history, which checkpoints hold, "
+               "and then calls on_log. What on_log asks for by control.should_save and should_training_stop "
+               "is done after that step.",
+         expects="Nothing.",
+         ours="stopping.StopGuard reads the log, and ends a run with a checkpoint.",
+         needs=(Need("transformers.trainer:Trainer.log", says=("log_history", "on_log")),
+                Need("transformers.trainer:Trainer._maybe_log_save_evaluate", says=("log", "should_save")))),
     Hook("callback_handler",
          gives="transformers keeps the callbacks in use in trainer.callback_handler.callbacks.",
          expects="Nothing.",
