@@ -1,36 +1,63 @@
 #!/usr/bin/env bash
-# Does training work? The quick start's job, longer, with three seeds: rewards before and after GRPO
-# on the same prompts and noise, on crops of training photos that no training crop touches
-# (test_crops) and on photos never used (test).
-#   bash scripts/evidence.sh [SEED ...]        (default: 0 1 2; at most 90 minutes a seed on 2 cores)
-# Started again it goes on where it was. Writes outputs/evidence/table.md.
+# Does training work, and what does it work by? GRPO of the embedded model with each reward's credit
+# at its own sections (section) or one advantage a completion (sequence, as published), and, for the
+# first seed, with each reward left out. Before and after training the same prompts get the same
+# noise: crops of training photos that no training crop touches (test_crops), and photos never used.
+#   bash scripts/evidence.sh [SEED ...]        (default: 0 1 2; two runs at a time, a core each)
+# Started again it goes on where it was. Writes the tables into docs/results.md, and figs/evidence.png.
+# On a machine without apt: SOURCE=wheels bash scripts/evidence.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seeds=("$@"); [ $# -gt 0 ] || seeds=(0 1 2)
 work=outputs/evidence recipe=configs/recipes/tiny_evidence.yaml model=assets/tiny
+rewards=(format degradation understanding generation)
 bash setup.sh
 source scripts/cpu_env.sh
 python=.venv/bin/python
 realsr() { "$python" -m realsr_r1.cli "$@"; }
 
-"$python" scripts/tools/gather_photos.py --source wheels --output "$work/photos"
+[ -d "$work/photos" ] || "$python" scripts/tools/gather_photos.py --source "${SOURCE:-all}" --output "$work/photos"
+unseen=$("$python" - "$work/photos" <<'PY'
+import json, pathlib, sys
+photos = json.load(open("assets/photos/photos.json"))
+print(",".join(p["name"] for p in photos if p["held_out"] and (pathlib.Path(sys.argv[1]) / f"{p['name']}.png").is_file()))
+PY
+)
 realsr create-json --images "$work/photos" --tags assets/photos/tags --descriptions assets/photos/descriptions \
-    --degradation configs/degradation/tiny.yaml --crop_px 48 --crops_per_photo 200 --test_crops_per_photo 48 \
-    --crop_scales 0.15,1.0 --test_photos coffee,rocket,flower --skip_bad --output "$work/dataset"
+    --degradation configs/degradation/tiny.yaml --crop_px 48 --crops_per_photo 40 --test_crops_per_photo 24 \
+    --crop_scales 0.08,1.0 --test_photos "$unseen" --skip_bad --output "$work/dataset"
 
 score() {  # name model label split seed [flags]
-    [ -f "$work/$1.json" ] || realsr score --model "$2" --label "$3" --dataset_name "$work/dataset" --split "$4" --seed "$5" \
-        --samples "$([ "$4" = test ] && echo 72 || echo 576)" --batch_size 64 --recipe "$recipe" --output "$work/$1.json" "${@:6}"
+    [ -f "$work/$1.json" ] || realsr score --model "$2" --label "$3" --dataset_name "$work/dataset" --split "$4" \
+        --seed "$5" --samples 360 --batch_size 60 --recipe "$recipe" --output "$work/$1.json" "${@:6}"
 }
-for seed in "${seeds[@]}"; do
-    started=$SECONDS run=$work/grpo-$seed
-    NPROC=2 RECIPE=$recipe MODEL=$model DATASET=$work/dataset OUTPUT=$run bash scripts/train_grpo.sh --seed "$seed"
-    for split in test_crops test; do
-        score "before-$split-$seed" "$model" "cold start" "$split" "$seed"
-        score "after-$split-$seed" "$run" "after GRPO, seed $seed" "$split" "$seed" --compare "$work/before-$split-$seed.json"
+train() {  # case seed [flags]: train, score on both splits
+    local case=$1 seed=$2 run=$work/$1-$2
+    [ -f "$run/generation_config.json" ] || realsr grpo --config "$recipe" --model_name_or_path "$model" --dataset_name "$work/dataset" \
+        --output_dir "$run" --seed "$seed" "${@:3}"
+    for split in test test_crops; do
+        score "after-$split-$case-$seed" "$run" "$case, seed $seed" "$split" "$seed" --compare "$work/before-$split-$seed.json"
     done
-    realsr report --run "$run" --compare "$work/before-test_crops-$seed.json" "$work/after-test_crops-$seed.json"
-    echo "seed $seed: $((SECONDS - started)) s"
+}
+lane() {  # number: every second job
+    local job=0 seed left
+    for seed in "${seeds[@]}"; do
+        for case in section sequence; do
+            [ $((job++ % 2)) != "$1" ] || train "$case" "$seed" --credit "$case"
+        done
+    done
+    for left in "${rewards[@]}"; do
+        [ $((job++ % 2)) != "$1" ] || train "without_$left" "${seeds[0]}" --credit section \
+            --reward_funcs $(printf '%s\n' "${rewards[@]}" | grep -vx "$left")
+    done
+}
+
+for seed in "${seeds[@]}"; do
+    for split in test test_crops; do score "before-$split-$seed" "$model" "cold start" "$split" "$seed"; done
 done
-"$python" scripts/tools/evidence_table.py "$work" > "$work/table.md"
-cat "$work/table.md"
+mkdir -p "$work"
+lane 0 > "$work/lane_0.log" 2>&1 & first=$!
+trap 'kill "$first" 2>/dev/null || true' EXIT
+lane 1 2>&1 | tee "$work/lane_1.log"
+wait "$first"
+"$python" scripts/tools/evidence_table.py "$work" --page docs/results.md --figure figs/evidence.png

@@ -121,7 +121,7 @@ def one_visit(page: Any, photo: Path, output: Path, width: int, checks: Checks) 
         page.click("#download")
     download.value.save_as(output / "download.png")
     sizes = [load_image(path).size for path in (output / "download.png", photo)]
-    checks.see(f"{width} px: the image that is downloaded has the photo's size", sizes[0] == sizes[1], sizes[0])
+    checks.see(f"{width} px: the downloaded image has the photo's size", sizes[0] == sizes[1], sizes[0])
     with page.expect_download() as download:
         page.click("#download-chain")
     download.value.save_as(output / "chain.json")
@@ -147,8 +147,8 @@ def moved(page: Any, output: Path, width: int, checks: Checks) -> None:
         slider.screenshot(path=shots[-1])
     middle, right = (load_image(path) for path in shots)
     changed = ImageChops.difference(middle, right).getbbox()
-    checks.see(f"{width} px: the slider moves", changed is not None and changed[2] - changed[0] > box["width"] / 5,
-               changed)
+    is_wide = changed is not None and changed[2] - changed[0] > box["width"] / 5
+    checks.see(f"{width} px: the slider moves", is_wide, changed)
 
 
 def bad_files(page: Any, output: Path, checks: Checks) -> None:
