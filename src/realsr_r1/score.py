@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}
     if other is not None:
         check_pair(other, drawn, args.compare)
-    scores, sources = score(args)
+    scores, watched, sources = score(args)
     result: dict[str, Any] = {
         "label": args.label or Path(args.model).name, "n": len(sources), **drawn, "sources": sources,
         "rewards": {name: mean_with_interval(values) for name, values in scores.items()},
@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
                               for name, values in scores.items()} for photo in sorted(set(sources))},
         "scores": scores,
     }
+    if watched:
+        result["monitor"] = {name: mean_with_interval(values) for name, values in watched.items()}
+        result["monitor_scores"] = watched
     if other is not None:
         check_pair(other, {"sources": sources, "rewards": list(scores)}, args.compare)
         result["paired"] = {name: paired_difference(other["scores"][name], values)
@@ -77,10 +80,12 @@ def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:
                             "the same dataset, --split, --samples, --seed, --grammar and --recipe")
 
 
-def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list[str]]:
+def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict[str, list[float | None]],
+                                             list[str]]:
     """Score each prompt's completion.
 
-    Returns reward name -> scores, with the weighted `total`, and each prompt's photo.
+    Returns reward name -> scores, with the weighted `total`; held-out expert -> scores; and each
+    prompt's photo.
     """
     from tqdm import tqdm
     from trl import ModelConfig
@@ -90,10 +95,16 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     from realsr_r1.data.records import select_records
     from realsr_r1.models import load_policy
     from realsr_r1.rewards import load_reward_funcs
-    from realsr_r1.rewards.registry import required_columns
+    from realsr_r1.rewards.registry import load_monitors, required_columns
     from realsr_r1.rollout import RolloutEngine
     from realsr_r1.training.config import ChainGRPOConfig
-    from realsr_r1.training.grpo.prompts import encode_prompts, needed_columns, other_question
+    from realsr_r1.training.grpo.prompts import (
+        LQ_COLUMN,
+        dataset_tags,
+        encode_prompts,
+        needed_columns,
+        other_question,
+    )
 
     recipe = ["--config", args.recipe] if args.recipe else []
     settings, _ = parse((ChainGRPOConfig, ModelConfig), [
@@ -101,33 +112,37 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
         "--grammar", args.grammar, "--seed", str(args.seed), "--report_to", "none"], "realsr-r1 score")
     device = pick_device()
     processor = ChainProcessor.from_pretrained(args.model, device=device)
-    experts = settings.experts or list(processor.settings.experts)
-    columns = required_columns(settings.reward_funcs, experts, processor.chain)
+    made_with = settings.reward_settings(processor.settings, device,
+                                         dataset_tags(args.dataset_name) if settings.tag_precision else ())
+    columns = required_columns(settings.reward_funcs, made_with)
     records = select_records(args.dataset_name, args.split, needed_columns(columns), args.samples, args.seed)
     other = other_question(records, processor)
     if other is not None:
         print(f"{args.dataset_name} asks {other!r}; this model is asked what it was trained with, "
               f"{processor.chain.question!r}")
-    functions = load_reward_funcs(settings.reward_funcs, experts=experts, device=device,
-                                  chain=processor.chain)
+    functions = load_reward_funcs(settings.reward_funcs, made_with)
     rewards = dict(zip(settings.reward_funcs, functions, strict=True))
+    monitors = load_monitors(settings.reward_funcs, made_with)
     weights = settings.reward_weights or [1.0] * len(rewards)
     policy = load_policy(args.model, dtype=args.dtype or policy_dtype(device)).to(device)
     engine = RolloutEngine(policy, processor, settings.rollout_config(num_generations=1))
     scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
+    watched: dict[str, list[float | None]] = {name: [] for name in monitors}
     for start in tqdm(range(0, len(records), args.batch_size), desc=f"scoring {Path(args.model).name}"):
         batch = records[start:start + args.batch_size]
         prompts = encode_prompts({**batch, "problem": [processor.chain.question] * len(batch["image"])},
                                  processor)["prompt"]
         completions = engine.generate(prompts, first_row=start).completion_ids
         texts, images = processor.decode_batch(completions)
-        truth = {key: batch[key] for key in batch if key != "image"}
-        for name, reward in rewards.items():
-            scores[name] += reward(completions=texts, images=images, **truth)
+        truth = {LQ_COLUMN if key == "image" else key: batch[key] for key in batch}
+        for into, judges in ((scores, rewards), (watched, monitors)):
+            for name, judge in judges.items():
+                into[name] += judge(completions=texts, images=images, **truth)
     scores["total"] = [sum(weight * (scores[name][row] or 0.0)
                            for name, weight in zip(rewards, weights, strict=True))
                        for row in range(len(records))]
-    return scores, list(records["source"]) if "source" in records.column_names else ["all"] * len(records)
+    sources = list(records["source"]) if "source" in records.column_names else ["all"] * len(records)
+    return scores, watched, sources
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -181,6 +196,10 @@ def print_table(result: Mapping[str, Any], other: Mapping[str, Any] | None) -> N
                      " to ".join(_number(limit, sign=True) for limit in paired["ci95"]) if paired["ci95"]
                      else "-"]
         table.add_row(name, *cells)
+    for name, entry in result.get("monitor", {}).items():
+        theirs = (other or {}).get("monitor", {}).get(name, {"mean": None})
+        table.add_row(f"monitor {name}", *([_number(theirs["mean"])] if other else []),
+                      _number(entry["mean"]))
     Console().print(table)
 
 

@@ -58,8 +58,8 @@ def test_ones_own_function_that_is_not_there_is_refused(own_module, name, messag
 
 def test_an_unknown_expert_is_refused():
     for load in (load_reward_funcs, required_columns):
-        with pytest.raises(UserError, match="nima.*topiq_nr"):
-            load(["generation"], experts=["nima"])
+        with pytest.raises(UserError, match="nimma.*nima.*topiq_nr"):
+            load(["generation"], experts=["nimma"])
 
 
 def test_rewards_name_the_columns_they_need(own_module):
