@@ -62,7 +62,8 @@ class Weights:
         asked = self._asked[-1] if self._asked else _address_in(error)
         if asked is None:
             return f"its weights can't be read or downloaded ({reason}); {way}"
-        name, part = PurePosixPath(urlparse(asked).path).name, self._place(asked)
+        name, part = PurePosixPath(urlparse(asked).path), self._place(asked)
+        name = name.name if part else f"{name.name} of {'/'.join(name.parts[1:3])}"
         where = f"are not in {part}" if part else "are not in the hub's cache"
         by_hand = "put the file there, or " if part else ""
         return (f"its weights {name} {where} and could not be downloaded from {asked} ({reason}); {by_hand}"

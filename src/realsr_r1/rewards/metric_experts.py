@@ -25,8 +25,8 @@ OFFLINE = ("piqe", "ssim", "psnr", "fsim", "gmsd", "vsi", "vif", "ms_ssim", "cw_
 NO_EXPERTS = {
     **dict.fromkeys(("fid", "sfid", "fid_dinov2", "inception_score"), "it judges a whole set of images"),
     "clipscore": "it compares with a text", "fgresq_pair": "it gives several values"}
-# pyiqa gives MAD no upper end. White noise in the place of a photo has 242 at 48 px and 243 to 309 at
-# 256 px; measured on four photos.
+# pyiqa gives MAD no upper end. White noise in the place of a photo has 243 to 312 at 64 to 256 px,
+# measured on two photos.
 OWN_RANGES = {"mad": (0.0, 250.0)}
 
 
@@ -56,11 +56,14 @@ class Needs:
 # pyiqa's SSIM unfolds the batch into 121 float64 copies. On a CPU, 64 images of 48 px take 1.5 ms
 # each one by one, and 6 to 12 ms each in one batch; at 512 px a batch would take gigabytes.
 # MS-SSIM halves the image four times and then needs its window of 11 px: (11 - 1) * 2^4 + 1 = 161.
-# CW-SSIM's pyramid of four levels needs 64 px, VIF's four scales 41, NIQE two blocks of 96 px.
+# CW-SSIM's pyramid of four levels needs 64 px, VIF's four scales 33, NIQE two blocks of 96 px. MAD
+# sees a light blur less and less below 64 px, and at 24 px not at all. It is slow: on a CPU 0.15 s
+# for an image of 64 px, 7 s at 256 px.
 NEEDS = {
     "piqe": Needs(16, on_cpu=True), "ssim": Needs(11, one_by_one=True), "ssimc": Needs(11, one_by_one=True),
     "psnr": Needs(1), "psnry": Needs(1), "ms_ssim": Needs(161, one_by_one=True), "cw_ssim": Needs(64),
-    "vif": Needs(41, on_cpu=True), "niqe": Needs(192), "niqe_matlab": Needs(192), "ilniqe": Needs(192)}
+    "vif": Needs(33, on_cpu=True), "mad": Needs(64), "niqe": Needs(192), "niqe_matlab": Needs(192),
+    "ilniqe": Needs(192)}
 
 
 def metric_names() -> tuple[str, ...]:
@@ -158,5 +161,7 @@ def _create_metric(name: str, device: str, weights: Weights) -> Callable[..., An
     except Exception as error:
         if is_disk_full(error) or name in OFFLINE:
             raise
+        if isinstance(error, ImportError):
+            raise UserError(f"expert {name!r} needs a package that isn't installed: {error}") from error
         raise UserError(f"expert {name!r} could not be loaded: {weights.fault(error)}, or choose experts "
                         f"that need none: {', '.join(OFFLINE)}") from error

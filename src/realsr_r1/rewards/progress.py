@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from PIL import Image
@@ -17,9 +18,9 @@ class ProgressReward(GenerationReward):
     """A reward function: the share of the steps from image to image at which an expert's score rises.
 
     It is the mean over the experts, with their weights, and 0, 1/2 or 1 for one expert and the
-    published chain's two steps. All images are scored at the final image's size: smaller ones are
-    enlarged bicubically, so that an image counts for what it shows and not for its size. An equal
-    score is no progress. Experts, arguments and what is missing are as in `GenerationReward`.
+    published chain's two steps. All images are scored at the size of the largest, usually the final
+    one: smaller ones are enlarged bicubically, so that an image counts for what it shows and not
+    for its size. An equal score is no progress. Experts, arguments and what is missing are as in `GenerationReward`.
 
     A bad first image makes progress easy, so this is a reward to put beside `generation`, never
     alone. Raises `UserError` for a chain with one image.
@@ -35,7 +36,8 @@ class ProgressReward(GenerationReward):
 
     def _scores(self, expert: Any, chains: list[list[Image.Image]], hq: list[Any]) -> list[float]:
         steps = len(self.spec.images)
-        images = [scale_to(image, chain[-1].size) for chain in chains for image in chain]
+        sizes = [max((image.size for image in chain), key=math.prod) for chain in chains]
+        images = [scale_to(image, size) for chain, size in zip(chains, sizes, strict=True) for image in chain]
         found = score_images(expert, images, [reference for reference in hq for _ in range(steps)])
         rows = [found[start:start + steps] for start in range(0, len(found), steps)]
         return [sum(after > before for before, after in zip(row, row[1:])) / (steps - 1) for row in rows]

@@ -25,11 +25,13 @@ def _setting(default: Any, text: str) -> Any:
 class RewardSettings:
     """What the rewards are made with. Raises `UserError` for a value out of range.
 
-    `chain`: the chain of the completions, by default the published one. `device`: the run's own.
-    `tag_vocabulary`: all tags that a photo can have, for `tag_precision`. The others are flags.
+    `chain`: the chain of the completions, by default the published one. `target_px`: the side of
+    their final images, as in the chain settings. `device`: the run's own. `tag_vocabulary`: all
+    tags that a photo can have, for `tag_precision`. The others are flags.
     """
 
     chain: ChainSpec = field(default_factory=ChainSpec.published)
+    target_px: int = 512
     device: str = "cpu"
     tag_vocabulary: Sequence[str] = ()
     experts: Sequence[str] = _setting(

@@ -50,7 +50,8 @@ class Tags:
             return cls()
         values = read_yaml(path, "--tag_synonyms")
         if not isinstance(values, dict) or not all(
-                isinstance(words, list) and all(map(is_text, (tag, *words))) for tag, words in values.items()):
+                isinstance(words, list) and all(map(is_text, (tag, *words)))
+                for tag, words in values.items()):
             raise UserError(f"{path} (--tag_synonyms) must hold lines `TAG: [WORD, ...]`, all of them texts "
                             "(put yes, no and numbers in quotes)")
         synonyms = {_normal(tag): [_normal(word) for word in words] for tag, words in values.items()}

@@ -238,7 +238,7 @@ class ChainGRPOConfig(GRPOConfig):
         of range, and for an `expert_device` that can't be used here.
         """
         return RewardSettings(
-            chain=chain.chain, device=device, tag_vocabulary=tag_vocabulary,
+            chain=chain.chain, target_px=chain.target_px, device=device, tag_vocabulary=tag_vocabulary,
             experts=self.experts or chain.experts, expert_weights=self.expert_weights,
             expert_device=self.expert_device and pick_device(self.expert_device, "--expert_device"),
             monitor_experts=self.monitor_experts, tag_precision=self.tag_precision,

@@ -60,8 +60,9 @@ class ChainGRPOTrainer(GRPOTrainer):
     whole chain (`rewards.registry.judged_sections`; by default all judge everything); it counts
     with `--credit section`. `monitors`: held-out experts by name (`rewards.registry.load_monitors`);
     their means are logged at evaluations as `monitor/NAME`. `train_dataset`, `eval_dataset`: from
-    `load_prompts`. `reward_log`: path of the text log of rewards, or None. Everything else is passed on to `GRPOTrainer`. Raises `UserError`
-    when the installed TRL has changed what this relies on (`trl_hooks.check_hooks`).
+    `load_prompts`. `reward_log`: path of the text log of rewards, or None. Everything else is
+    passed on to `GRPOTrainer`. Raises `UserError` when the installed TRL has changed what this
+    relies on (`trl_hooks.check_hooks`).
     """
 
     def __init__(self, model: Any, processor: ChainProcessor, reward_funcs: list[Callable],
