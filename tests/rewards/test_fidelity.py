@@ -40,8 +40,8 @@ def test_the_photo_agrees_with_its_input_and_another_does_not(reward, chain, pho
 
 def test_fitting_the_noise_of_the_input_earns_nothing(reward, chain, photos):
     noise = numpy.random.default_rng(0)
-    lq = [Image.fromarray((numpy.asarray(photo) + noise.normal(0, 12, (PX, PX, 3))).clip(0, 255).astype("uint8"))
-          for photo in photos]
+    noisy = [numpy.asarray(photo) + noise.normal(0, 12, (PX, PX, 3)) for photo in photos]
+    lq = [Image.fromarray(pixels.clip(0, 255).astype("uint8")) for pixels in noisy]
     assert score(reward, chain, photos, lq) == score(reward, chain, lq, lq) == 1.0
 
 

@@ -42,7 +42,7 @@ def test_metrics_without_weights_rank_small_photos_by_their_damage(name, photos)
 
 
 def test_direction_and_range_are_pyiqas_and_an_open_range_must_be_given():
-    assert (usual_limits("musiq"), usual_limits("gmsd"), usual_limits("unique")) == ((0, 100), (1, 0), (-3, 3))
+    assert [usual_limits(name) for name in ("musiq", "gmsd", "unique")] == [(0, 100), (1, 0), (-3, 3)]
     open_ended = []
     for name in metric_names():
         try:
@@ -85,7 +85,7 @@ def test_what_is_wrong_with_a_name_is_said_in_one_line(name, message):
 
 
 @pytest.mark.parametrize("name, file", [("musiq", f"pyiqa/{MUSIQ_FILE}"), ("clipiqa", "clip/RN50.pt")])
-def test_a_missing_weight_is_named_with_its_place_and_ends_with_exit_code_2(offline, tmp_path, capsys, name, file):
+def test_a_missing_weight_is_named_with_its_place_and_ends_with_code_2(offline, tmp_path, capsys, name, file):
     assert exit_code(lambda _: create_experts([name], "cpu", str(tmp_path)), []) == 2
     folder, _, name = file.partition("/")
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -15,7 +15,7 @@ from realsr_r1.rewards.reward import Reward
 
 
 class ProgressReward(GenerationReward):
-    """A reward function: the share of the steps from image to image at which an expert's score rises.
+    """A reward function: the share of a chain's steps at which an expert's score rises (0..1).
 
     It is the mean over the experts, with their weights, and 0, 1/2 or 1 for one expert and the
     published chain's two steps. All images are scored at the size of the largest, usually the final

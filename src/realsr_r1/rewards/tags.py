@@ -5,7 +5,6 @@ Knows plurals, and as synonyms only what a file says.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,91 +29,91 @@ def tags_of(record: Sequence[str] | str | None) -> list[str]:
 
 
 class Tags:
-    """What names a tag: its words, and those of its synonyms.
+    """What names a tag: its words and those of its synonyms. Descriptions are in lower case.
 
-    `synonyms`: tag -> words that stand for the same thing; by default none. Descriptions are texts
-    in lower case.
+    `synonyms`: tag -> words that stand for the same thing; by default none. `vocabulary`: the tags
+    that a photo can have, for `claims`.
     """
 
-    def __init__(self, synonyms: Mapping[str, Sequence[str]] | None = None):
+    def __init__(self, synonyms: Mapping[str, Sequence[str]] | None = None, vocabulary: Sequence[str] = ()):
         self._words = {tag: (tag, *words) for tag, words in (synonyms or {}).items()}
         self._thing = {word: tag for tag, words in self._words.items() for word in words}
-
-    @classmethod
-    def from_file(cls, path: str | None) -> Tags:
-        """Read synonyms from YAML or JSON (`TAG: [WORD, ...]`), none where `path` is None.
-
-        Raises `UserError` that names a file that can't be used, and a word of two tags.
-        """
-        if path is None:
-            return cls()
-        values = read_yaml(path, "--tag_synonyms")
-        if not isinstance(values, dict) or not all(
-                isinstance(words, list) and all(map(is_text, (tag, *words)))
-                for tag, words in values.items()):
-            raise UserError(f"{path} (--tag_synonyms) must hold lines `TAG: [WORD, ...]`, all of them texts "
-                            "(put yes, no and numbers in quotes)")
-        synonyms = {_normal(tag): [_normal(word) for word in words] for tag, words in values.items()}
-        for word, count in Counter(word for tag, words in synonyms.items() for word in {tag, *words}).items():
-            if not word or count > 1:
-                raise UserError(f"{path} (--tag_synonyms): {word!r} stands for two tags, or is empty; each "
-                                "word belongs to one tag")
-        return cls(synonyms)
+        self.vocabulary = self.things(vocabulary)
+        self._phrases = {tuple(_tokens(phrase)): thing for thing in self.vocabulary
+                         for word in self._words_of(thing) for phrase in _phrases(word)}
+        self._longest = max(map(len, self._phrases), default=0)
 
     def things(self, tags: Sequence[str]) -> list[str]:
         """Tags without repeats, where synonyms are one."""
         return list(dict.fromkeys(self._thing.get(tag, tag) for tag in tags))
 
     def names(self, description: str, thing: str) -> bool:
-        """Whether a description names the thing, by any of its words."""
-        return any(_is_named(description, word) for word in self._words.get(thing, (thing,)))
+        """Whether a description names the thing: one of its words, whole, in singular or plural."""
+        return any(_is_named(description, word) for word in self._words_of(thing))
 
-    def named_among(self, description: str, right: Sequence[str], vocabulary: Sequence[str]) -> int:
-        """How many things of `vocabulary` a description names that aren't among `right`.
+    def claims(self, description: str) -> set[str]:
+        """The things of the vocabulary that a description names.
 
-        A word inside a longer one that was named already is not named again: a "fire truck" is
+        It is read from left to right, and the longest tag at a place counts: a "fire truck" is
         neither a "truck" nor a "fire".
         """
-        words = [word for thing in right for word in self._words.get(thing, (thing,))]
-        for word in sorted(words, key=len, reverse=True):
-            description = _without(description, word)
-        others = set(vocabulary).difference(right)
-        words = [(word, thing) for thing in others for word in self._words.get(thing, (thing,))]
-        found = set()
-        for word, thing in sorted(words, key=lambda pair: (-len(pair[0]), pair)):
-            if _is_named(description, word):
-                found.add(thing)
-                description = _without(description, word)
-        return len(found)
+        tokens, found, place = _tokens(description), set(), 0
+        while place < len(tokens):
+            for end in range(min(place + self._longest, len(tokens)), place, -1):
+                thing = self._phrases.get(tuple(tokens[place:end]))
+                if thing is not None and _stands_alone(tokens, place, end):
+                    found.add(thing)
+                    break
+            else:
+                end = place + 1
+            place = end
+        return found
+
+    def _words_of(self, thing: str) -> tuple[str, ...]:
+        return self._words.get(thing, (thing,))
+
+
+def read_synonyms(path: str | None) -> dict[str, list[str]]:
+    """Read synonyms from YAML or JSON (`TAG: [WORD, ...]`), none where `path` is None.
+
+    Raises `UserError` that names a file that can't be used, and a word of two tags.
+    """
+    if path is None:
+        return {}
+    values = read_yaml(path, "--tag_synonyms")
+    if not isinstance(values, dict) or not all(
+            isinstance(words, list) and all(map(is_text, (tag, *words))) for tag, words in values.items()):
+        raise UserError(f"{path} (--tag_synonyms) must hold lines `TAG: [WORD, ...]`, all of them texts (put "
+                        "yes, no and numbers in quotes)")
+    synonyms = {_normal(tag): [_normal(word) for word in words] for tag, words in values.items()}
+    for word, count in Counter(word for tag, words in synonyms.items() for word in {tag, *words}).items():
+        if not word or count > 1:
+            raise UserError(f"{path} (--tag_synonyms): {word!r} stands for two tags, or is empty; each word "
+                            "belongs to one tag")
+    return synonyms
 
 
 def _is_named(description: str, tag: str) -> bool:
-    """Whether a text has the tag as a whole word or phrase, in singular or plural."""
-    return _may_be_named(description, tag) and _pattern(tag).search(description) is not None
-
-
-def _without(description: str, tag: str) -> str:
-    return _pattern(tag).sub("\n", description) if _may_be_named(description, tag) else description
-
-
-def _may_be_named(description: str, tag: str) -> bool:
-    """A fast first look: a vocabulary has thousands of tags, and a description names few."""
-    return any(start in description for start in _starts(tag))
-
-
-@functools.lru_cache(maxsize=100_000)
-def _starts(tag: str) -> tuple[str, ...]:
-    """Texts of which any description that names the tag has one: its first word, or its forms."""
-    first, _, more = tag.partition(" ")
-    return (first,) if more else tuple(_forms(first))
-
-
-@functools.lru_cache(maxsize=100_000)
-def _pattern(tag: str) -> re.Pattern[str]:
     *first, last = tag.split(" ")
     forms = "|".join(re.escape(form) for form in _forms(last))
     phrase = r"\s+".join([*map(re.escape, first), f"(?:{forms})"])
-    return re.compile(rf"(?<!\w){phrase}(?!\w)")
+    return re.search(rf"(?<!\w){phrase}(?!\w)", description) is not None
+
+
+def _phrases(tag: str) -> list[str]:
+    """A tag in singular and plural."""
+    first, last = tag[:tag.rfind(" ") + 1], tag[tag.rfind(" ") + 1:]
+    return [first + form for form in _forms(last)]
+
+
+def _tokens(text: str) -> list[str]:
+    """The words and signs of a text, with one space for white space between them."""
+    return [token if token.strip() else " " for token in re.findall(r"\w+|\s+|[^\w\s]", text)]
+
+
+def _stands_alone(tokens: Sequence[str], start: int, end: int) -> bool:
+    """Whether no word touches either end: "c++" in "c++11" does not stand alone."""
+    return not any(0 <= at < len(tokens) and re.match(r"\w", tokens[at]) for at in (start - 1, end))
 
 
 def _normal(tag: str) -> str:

@@ -13,12 +13,12 @@ from realsr_r1.chain.text import parse_chain
 from realsr_r1.core.errors import UserError
 from realsr_r1.rewards.reward import Reward, RewardFunc, bound
 from realsr_r1.rewards.settings import RewardSettings
-from realsr_r1.rewards.tags import Tags, tags_of
+from realsr_r1.rewards.tags import Tags, read_synonyms, tags_of
 
 
 def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str] | str | None] | None = None,
                          spec: ChainSpec | None = None, names: Tags | None = None,
-                         vocabulary: Sequence[str] | None = None, **columns: Any) -> list[float | None]:
+                         precision: bool = False, **columns: Any) -> list[float | None]:
     """Return the share of the record's tags that the first description names (0..1).
 
     3 of 4 tags give 0.75. The first description of the published chain, which is the default
@@ -29,35 +29,35 @@ def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str]
     or phrase, in singular or plural, and case doesn't matter. A tag that is listed twice counts
     once. An answer without such a section scores 0.0. A record without tags gets None.
 
-    `names`: synonyms, by default none. `vocabulary`: the tags that a photo can have. With it, the
-    share is the recall R, and the precision P is the share of the vocabulary's tags in the
-    description that the photo has (1 - CHAIR_i, arXiv 1809.02156); the reward is their harmonic
-    mean 2PR / (P + R), F1, which naming everything doesn't raise.
+    `names`: synonyms and the tags that a photo can have, by default none. `precision`: the share
+    above is the recall R, and the precision P is the share that the photo has of the tags which the
+    description names (1 - CHAIR_i, arXiv 1809.02156); the reward is their harmonic mean
+    2PR / (P + R), F1, which naming everything doesn't raise.
     """
     section = (spec or ChainSpec.published()).about("description")[0]
     records = [None] * len(completions) if tag is None else tag
     names = names or Tags()
-    known = None if vocabulary is None else names.things(vocabulary)
     bodies = [parse_chain(text, spec).sections.get(section.name, "") for text in completions]
-    return [_score(body.lower(), names.things(tags_of(tags)), names, known)
+    return [_score(body.lower(), names.things(tags_of(tags)), names, precision)
             for body, tags in zip(bodies, records, strict=True)]
 
 
-def _score(description: str, tags: list[str], names: Tags, vocabulary: list[str] | None) -> float | None:
+def _score(description: str, tags: list[str], names: Tags, precision: bool) -> float | None:
     if not tags:
         return None
     right = sum(names.names(description, tag) for tag in tags)
-    if vocabulary is None:
+    if not precision:
         return right / len(tags)
-    wrong = names.named_among(description, tags, vocabulary)
+    wrong = len(names.claims(description).difference(tags))
     return 2 * right / (len(tags) + right + wrong)  # 2PR / (P + R), for P = right / (right + wrong)
 
 
 def _build(settings: RewardSettings) -> RewardFunc:
     if settings.tag_precision and not settings.tag_vocabulary:
         raise UserError("--tag_precision needs the tags of the dataset, and it has none; leave it out")
-    return bound(understanding_reward, spec=settings.chain, names=Tags.from_file(settings.tag_synonyms),
-                 vocabulary=tuple(settings.tag_vocabulary) if settings.tag_precision else None)
+    vocabulary = settings.tag_vocabulary if settings.tag_precision else ()
+    return bound(understanding_reward, spec=settings.chain, precision=settings.tag_precision,
+                 names=Tags(read_synonyms(settings.tag_synonyms), vocabulary))
 
 
 UNDERSTANDING = Reward("understanding", "description", lambda settings: ("tag",), _build,
