@@ -66,6 +66,21 @@ def test_every_reward_has_a_score_for_every_prompt(result):
         *(scores["scores"][name] for name in REWARDS), strict=True)])
 
 
+def test_options_and_held_out_experts_come_from_the_recipe(argv, models, recipe, tmp_path, capsys):
+    more = tmp_path / "more.yaml"
+    more.write_text(recipe.read_text() + "reward_funcs: [understanding, fidelity, progress]\nexperts: [ssim]\n"
+                    "monitor_experts: [gmsd]\ntag_precision: true\n")
+    assert exit_code(main, argv(models[0], tmp_path / "score.json", "--recipe", str(more), "--samples",
+                               "2")) == 0
+    scores = read(tmp_path / "score.json")
+    assert list(scores["rewards"]) == ["understanding", "fidelity", "progress", "total"]
+    assert all(0 < value < 1 for value in scores["scores"]["fidelity"])
+    assert set(scores["scores"]["progress"]) <= {0.0, 0.5, 1.0}
+    assert list(scores["monitor"]) == ["gmsd"] and len(scores["monitor_scores"]["gmsd"]) == 2
+    assert 0 < scores["monitor"]["gmsd"]["mean"] < 1
+    assert "monitor gmsd" in capsys.readouterr().out
+
+
 def test_means_of_each_photo_are_those_of_its_prompts(result):
     scores = read(result)
     sources, totals = scores["sources"], scores["scores"]["total"]

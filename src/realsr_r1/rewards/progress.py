@@ -20,7 +20,8 @@ class ProgressReward(GenerationReward):
     It is the mean over the experts, with their weights, and 0, 1/2 or 1 for one expert and the
     published chain's two steps. All images are scored at the size of the largest, usually the final
     one: smaller ones are enlarged bicubically, so that an image counts for what it shows and not
-    for its size. An equal score is no progress. Experts, arguments and what is missing are as in `GenerationReward`.
+    for its size. An equal score is no progress. Experts, arguments and what is missing are as in
+    `GenerationReward`.
 
     A bad first image makes progress easy, so this is a reward to put beside `generation`, never
     alone. Raises `UserError` for a chain with one image.
