@@ -68,8 +68,8 @@ def test_every_reward_has_a_score_for_every_prompt(result):
 
 def test_options_and_held_out_experts_come_from_the_recipe(argv, models, recipe, tmp_path, capsys):
     more = tmp_path / "more.yaml"
-    more.write_text(recipe.read_text() + "reward_funcs: [understanding, fidelity, progress]\nexperts: [ssim]\n"
-                    "monitor_experts: [gmsd]\ntag_precision: true\n")
+    more.write_text(recipe.read_text() + "reward_funcs: [understanding, fidelity, progress]\n"
+                    "experts: [ssim]\nmonitor_experts: [gmsd]\ntag_precision: true\n")
     assert exit_code(main, argv(models[0], tmp_path / "score.json", "--recipe", str(more), "--samples",
                                "2")) == 0
     scores = read(tmp_path / "score.json")

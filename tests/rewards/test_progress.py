@@ -34,6 +34,13 @@ def test_a_small_image_counts_for_what_it_shows(reward, chain, photos):
     assert reward([chain()] * 2, images=[growing, growing[::-1]], hq=photos[1:2] * 2) == [1.0, 0.0]
 
 
+def test_a_small_image_and_the_same_one_enlarged_are_no_progress(chain, photos):
+    small = photos[1].resize((16, 16), Image.Resampling.BOX)
+    large = small.resize((48, 48), Image.Resampling.BICUBIC)
+    for images in ([small, large, large], [large, large, small]):
+        assert ProgressReward(["piqe"])([chain()], images=[images]) == [0.0]
+
+
 def test_it_is_the_mean_over_the_experts_with_their_weights(chain, photos):
     images = [blurred(photos[1], 0, 1, 3)]  # worse and worse by ssim
     inverse = ProgressReward(["ssim:3", "entropy:1:0:8"])(["", chain()], images=[[], *images], hq=photos[:2])

@@ -106,7 +106,7 @@ def _number(text: str) -> float:
 def create_experts(names: Sequence[str], device: str = "cpu", weights: str | None = None) -> list[Expert]:
     """Return the experts of these names; on each device an expert is made once and then kept.
 
-    `weights`: folder where weights are looked for first (`expert_weights.Weights`). Raises
+    `weights`: folder where weights are looked for (`expert_weights.Weights`). Raises
     `UserError` for an unknown name, and lists the usual ones.
     """
     if not names:

@@ -21,7 +21,7 @@ class GenerationReward:
 
     `experts`: names with their weights in the mean, see experts.py; the experts are made here, on
     `device`. `spec`: the chain, by default the published one. `weights`: folder where the experts'
-    weights are looked for first. Raises `UserError` for an unknown expert and for one that can't be
+    weights are looked for. Raises `UserError` for an unknown expert and for one that can't be
     loaded.
 
     Call the object with TRL's signature. `images`: the images of each completion. `hq`: the HQ
