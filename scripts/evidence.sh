@@ -29,7 +29,8 @@ realsr create-json --images "$work/photos" --tags assets/photos/tags --descripti
 
 score() {  # name model label split seed [flags]
     [ -f "$work/$1.json" ] || realsr score --model "$2" --label "$3" --dataset_name "$work/dataset" --split "$4" \
-        --seed "$5" --samples 360 --batch_size 60 --recipe "$recipe" --output "$work/$1.json" "${@:6}"
+        --seed "$5" --samples 360 --batch_size 60 --recipe "$recipe" --monitor_experts fsim gmsd vsi \
+        --output "$work/$1.json" "${@:6}"
 }
 train() {  # case seed [flags]: train, score on both splits
     local case=$1 seed=$2 run=$work/$1-$2

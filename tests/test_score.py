@@ -66,6 +66,21 @@ def test_every_reward_has_a_score_for_every_prompt(result):
         *(scores["scores"][name] for name in REWARDS), strict=True)])
 
 
+def test_options_and_held_out_experts_come_from_the_recipe(argv, models, recipe, tmp_path, capsys):
+    more = tmp_path / "more.yaml"
+    more.write_text(recipe.read_text() + "reward_funcs: [understanding, fidelity, progress]\n"
+                    "experts: [ssim]\nmonitor_experts: [gmsd]\ntag_precision: true\n")
+    assert exit_code(main, argv(models[0], tmp_path / "score.json", "--recipe", str(more), "--samples",
+                               "2")) == 0
+    scores = read(tmp_path / "score.json")
+    assert list(scores["rewards"]) == ["understanding", "fidelity", "progress", "total"]
+    assert all(0 < value < 1 for value in scores["scores"]["fidelity"])
+    assert set(scores["scores"]["progress"]) <= {0.0, 0.5, 1.0}
+    assert list(scores["monitor"]) == ["gmsd"] and len(scores["monitor_scores"]["gmsd"]) == 2
+    assert 0 < scores["monitor"]["gmsd"]["mean"] < 1
+    assert "monitor gmsd" in capsys.readouterr().out
+
+
 def test_means_of_each_photo_are_those_of_its_prompts(result):
     scores = read(result)
     sources, totals = scores["sources"], scores["scores"]["total"]
@@ -134,19 +149,24 @@ def test_bad_input_is_named(argv, models, tmp_path, capsys):
     assert not (tmp_path / "out.json").exists()
 
 
-def test_intervals_are_those_of_the_mean():
-    values = [0.0, 1.0] * 200
-    low, high = bootstrap_interval(values)
+def test_intervals_are_those_of_the_mean_over_photos():
+    values, each = [0.0, 1.0] * 200, [str(number) for number in range(400)]
+    low, high = bootstrap_interval(values, each)
     assert low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.004) and high == pytest.approx(0.5 + 1.96 * 0.025,
                                                                                          abs=0.004)
-    assert bootstrap_interval([0.3, 0.3]) == pytest.approx([0.3, 0.3])
+    assert bootstrap_interval([0.3, 0.3], ["a", "b"]) == pytest.approx([0.3, 0.3])
+    # Ten copies of a photo's prompt say no more than one.
+    tenfold = [value for value in values[:40] for _ in range(10)]
+    photos = [str(number) for number in range(40) for _ in range(10)]
+    assert bootstrap_interval(tenfold, photos) == pytest.approx(bootstrap_interval(values[:40], each[:40]))
+    assert bootstrap_interval(values, ["one"] * 400) == pytest.approx([low, high])
 
 
 def test_prompts_without_a_truth_are_left_out_of_means_and_pairs():
-    assert mean_with_interval([None, 1.0, 1.0]) == {"mean": 1.0, "ci95": [1.0, 1.0]}
-    assert mean_with_interval([None]) == {"mean": None, "ci95": None}
-    assert paired_difference([None, 0.25, 0.5], [1.0, 0.75, None])["difference"] == 0.5
-    assert paired_difference([None], [1.0]) == {"difference": None, "ci95": None}
+    assert mean_with_interval([None, 1.0, 1.0], "abc") == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    assert mean_with_interval([None], "a") == {"mean": None, "ci95": None}
+    assert paired_difference([None, 0.25, 0.5], [1.0, 0.75, None], "abc")["difference"] == 0.5
+    assert paired_difference([None], [1.0], "a") == {"difference": None, "ci95": None}
 
 
 def test_a_model_is_asked_what_it_was_trained_with(argv, dataset, models, result, tmp_path, capsys):

@@ -53,12 +53,17 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from realsr_r1.models import load_policy
     from realsr_r1.models.loading import policy_config, tensor_shapes
     from realsr_r1.rewards import load_reward_funcs
-    from realsr_r1.rewards.registry import judged_sections, required_columns
+    from realsr_r1.rewards.registry import judged_sections, load_monitors, required_columns
     from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
     from realsr_r1.training.grpo.guards import Condition, require_logged
     from realsr_r1.training.grpo.logged import logged_names
-    from realsr_r1.training.grpo.prompts import load_prompts, other_question, require_levels
+    from realsr_r1.training.grpo.prompts import (
+        dataset_tags,
+        load_prompts,
+        other_question,
+        require_levels,
+    )
     from realsr_r1.training.grpo.stopping import go_on, what_ended
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
@@ -85,14 +90,18 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     if trainer_class is None and not any(":" in name for name in args.reward_funcs):
         # What functions of one's own log is known after the first step.
         require_logged(conditions, logged_names(args, args.reward_funcs, processor.chain.names()))
-    experts = args.experts or list(processor.settings.experts)
     agreement = Agreement()  # otherwise the other ranks would wait for a rank with a fault
     # One process goes first, since it may have to download the experts' weights.
     with global_then_local_main_first(), agreement:
-        reward_funcs = load_reward_funcs(args.reward_funcs, experts=experts, device=str(args.device),
-                                         chain=processor.chain)
+        rewards = args.reward_settings(processor.settings, str(args.device),
+                                       dataset_tags(args.dataset_name) if args.tag_precision else ())
+        reward_funcs = load_reward_funcs(args.reward_funcs, rewards)
+        monitors = load_monitors(args.reward_funcs, rewards)
     agreement.settle()
-    columns = required_columns(args.reward_funcs, experts, processor.chain)
+    if monitors and args.eval_strategy == "no":
+        raise UserError("--monitor_experts are scored at evaluations, and there are none: give "
+                        "--eval_strategy steps and --eval_steps N, or leave them out")
+    columns = required_columns(args.reward_funcs, rewards)
 
     def prompts(split: str, max_samples: int | None) -> Any:
         return load_prompts(args.dataset_name, split, processor, columns, output / PROMPTS_FOLDER / split,
@@ -122,7 +131,8 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
                          attn_implementation=model_args.attn_implementation)
     trainer = (trainer_class or ChainGRPOTrainer)(policy, processor, reward_funcs, args, train, evaluation,
                                reward_log=reward_log_path(), peft_config=adapters,
-                               judged=judged_sections(args.reward_funcs, processor.chain))
+                               judged=judged_sections(args.reward_funcs, processor.chain),
+                               monitors=monitors)
     if args.process_index == 0:
         go_on(output)
         write_json(output / SETTINGS_FILE, settings)
@@ -133,6 +143,8 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
 def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, Any]:
     """Return the settings that the report shows: our own and the optimizer's, as plain values."""
     names = ["run_name", "dataset_name", "chain_settings", "reward_funcs", "reward_weights", "experts",
+             "expert_weights", "expert_device", "monitor_experts", "tag_precision", "tag_synonyms",
+             "neighbour_credit",
              "num_generations", "generation_batch_size", "learning_rate", "max_steps", "num_train_epochs",
              "rollout_temperature", "guidance_scale", "text_top_k", "image_top_k_max", "grammar",
              "train_forced_tokens", "credit", "stop_if", "loss_type", "beta", "bf16", "seed", "world_size"]

@@ -2,7 +2,8 @@
 
 `realsr-r1 score --model DIR --dataset_name DIR --output FILE.json` writes one completion for each
 prompt. With the same `--seed` two models get the same prompts and the same noise, so `--compare`
-can pair them. Intervals are 95 % bootstrap percentiles over prompts.
+can pair them. Intervals are 95 % bootstrap percentiles over photos, since the prompts of one photo
+resemble each other.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recipe",
                         help="GRPO recipe whose rollout settings, rewards and experts are used (default: "
                              "GRPO's defaults)")
+    parser.add_argument("--monitor_experts", nargs="*", metavar="NAME",
+                        help="held-out experts that are scored too, as GRPO's flag of that name (default: "
+                             "the recipe's)")
     parser.add_argument("--grammar", choices=["image", "chain"], default="image", help="default: image")
     parser.add_argument("--seed", type=int, default=0,
                         help="seed of the choice of prompts and of the noise (default: 0)")
@@ -48,19 +52,23 @@ def main(argv: list[str] | None = None) -> None:
     drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}
     if other is not None:
         check_pair(other, drawn, args.compare)
-    scores, sources = score(args)
+    scores, watched, sources = score(args)
     result: dict[str, Any] = {
         "label": args.label or Path(args.model).name, "n": len(sources), **drawn, "sources": sources,
-        "rewards": {name: mean_with_interval(values) for name, values in scores.items()},
+        "rewards": {name: mean_with_interval(values, sources) for name, values in scores.items()},
         "per_photo": {photo: {name: mean([value for value, source in zip(values, sources, strict=True)
                                           if source == photo])
                               for name, values in scores.items()} for photo in sorted(set(sources))},
         "scores": scores,
     }
+    if watched:
+        result["monitor"] = {name: mean_with_interval(values, sources) for name, values in watched.items()}
+        result["monitor_scores"] = watched
     if other is not None:
         check_pair(other, {"sources": sources, "rewards": list(scores)}, args.compare)
-        result["paired"] = {name: paired_difference(other["scores"][name], values)
-                            for name, values in scores.items()}
+        known = other["scores"] | other.get("monitor_scores", {})
+        result["paired"] = {name: paired_difference(known[name], values, sources)
+                            for name, values in {**scores, **watched}.items() if name in known}
     write_json(args.output, result)
     print_table(result, other)
 
@@ -77,10 +85,12 @@ def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:
                             "the same dataset, --split, --samples, --seed, --grammar and --recipe")
 
 
-def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list[str]]:
+def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict[str, list[float | None]],
+                                             list[str]]:
     """Score each prompt's completion.
 
-    Returns reward name -> scores, with the weighted `total`, and each prompt's photo.
+    Returns reward name -> scores, with the weighted `total`; held-out expert -> scores; and each
+    prompt's photo.
     """
     from tqdm import tqdm
     from trl import ModelConfig
@@ -90,44 +100,56 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], list
     from realsr_r1.data.records import select_records
     from realsr_r1.models import load_policy
     from realsr_r1.rewards import load_reward_funcs
-    from realsr_r1.rewards.registry import required_columns
+    from realsr_r1.rewards.registry import load_monitors, required_columns
     from realsr_r1.rollout import RolloutEngine
     from realsr_r1.training.config import ChainGRPOConfig
-    from realsr_r1.training.grpo.prompts import encode_prompts, needed_columns, other_question
+    from realsr_r1.training.grpo.prompts import (
+        LQ_COLUMN,
+        dataset_tags,
+        encode_prompts,
+        needed_columns,
+        other_question,
+    )
 
     recipe = ["--config", args.recipe] if args.recipe else []
+    if args.monitor_experts is not None:
+        recipe += ["--monitor_experts", *args.monitor_experts]
     settings, _ = parse((ChainGRPOConfig, ModelConfig), [
         *recipe, "--dataset_name", args.dataset_name, "--output_dir", "unused",
         "--grammar", args.grammar, "--seed", str(args.seed), "--report_to", "none"], "realsr-r1 score")
     device = pick_device()
     processor = ChainProcessor.from_pretrained(args.model, device=device)
-    experts = settings.experts or list(processor.settings.experts)
-    columns = required_columns(settings.reward_funcs, experts, processor.chain)
+    made_with = settings.reward_settings(processor.settings, device,
+                                         dataset_tags(args.dataset_name) if settings.tag_precision else ())
+    columns = required_columns(settings.reward_funcs, made_with)
     records = select_records(args.dataset_name, args.split, needed_columns(columns), args.samples, args.seed)
     other = other_question(records, processor)
     if other is not None:
         print(f"{args.dataset_name} asks {other!r}; this model is asked what it was trained with, "
               f"{processor.chain.question!r}")
-    functions = load_reward_funcs(settings.reward_funcs, experts=experts, device=device,
-                                  chain=processor.chain)
+    functions = load_reward_funcs(settings.reward_funcs, made_with)
     rewards = dict(zip(settings.reward_funcs, functions, strict=True))
+    monitors = load_monitors(settings.reward_funcs, made_with)
     weights = settings.reward_weights or [1.0] * len(rewards)
     policy = load_policy(args.model, dtype=args.dtype or policy_dtype(device)).to(device)
     engine = RolloutEngine(policy, processor, settings.rollout_config(num_generations=1))
     scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
+    watched: dict[str, list[float | None]] = {name: [] for name in monitors}
     for start in tqdm(range(0, len(records), args.batch_size), desc=f"scoring {Path(args.model).name}"):
         batch = records[start:start + args.batch_size]
         prompts = encode_prompts({**batch, "problem": [processor.chain.question] * len(batch["image"])},
                                  processor)["prompt"]
         completions = engine.generate(prompts, first_row=start).completion_ids
         texts, images = processor.decode_batch(completions)
-        truth = {key: batch[key] for key in batch if key != "image"}
-        for name, reward in rewards.items():
-            scores[name] += reward(completions=texts, images=images, **truth)
+        truth = {LQ_COLUMN if key == "image" else key: batch[key] for key in batch}
+        for into, judges in ((scores, rewards), (watched, monitors)):
+            for name, judge in judges.items():
+                into[name] += judge(completions=texts, images=images, **truth)
     scores["total"] = [sum(weight * (scores[name][row] or 0.0)
                            for name, weight in zip(rewards, weights, strict=True))
                        for row in range(len(records))]
-    return scores, list(records["source"]) if "source" in records.column_names else ["all"] * len(records)
+    sources = list(records["source"]) if "source" in records.column_names else ["all"] * len(records)
+    return scores, watched, sources
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -136,29 +158,42 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def mean_with_interval(values: Sequence[float | None]) -> dict[str, Any]:
-    """Return the mean and its 95 % bootstrap interval, over the values that aren't None."""
-    present = [value for value in values if value is not None]
-    return {"mean": mean(present), "ci95": bootstrap_interval(present) if present else None}
+def mean_with_interval(values: Sequence[float | None], photos: Sequence[str]) -> dict[str, Any]:
+    """Return the mean and its 95 % bootstrap interval, over the values that aren't None.
+
+    `photos`: what each value belongs to.
+    """
+    present = [(value, photo) for value, photo in zip(values, photos, strict=True) if value is not None]
+    interval = bootstrap_interval(*zip(*present, strict=True)) if present else None
+    return {"mean": mean(values), "ci95": interval}
 
 
-def paired_difference(before: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any]:
+def paired_difference(before: Sequence[float | None], after: Sequence[float | None],
+                      photos: Sequence[str]) -> dict[str, Any]:
     """Return the mean of after - before and its 95 % bootstrap interval.
 
-    Only prompts with both values count.
+    Only prompts with both values count. `photos`: of each prompt.
     """
-    differences = [new - old for old, new in zip(before, after, strict=True) if old is not None
-                   and new is not None]
-    return {"difference": mean(differences), "ci95": bootstrap_interval(differences) if differences else None}
+    differences = [None if old is None or new is None else new - old
+                   for old, new in zip(before, after, strict=True)]
+    found = mean_with_interval(differences, photos)
+    return {"difference": found["mean"], "ci95": found["ci95"]}
 
 
-def bootstrap_interval(values: Sequence[float]) -> list[float]:
-    """Return the [2.5 %, 97.5 %] percentiles of the mean, resampled with a fixed seed."""
+def bootstrap_interval(values: Sequence[float], photos: Sequence[str]) -> list[float]:
+    """Return the [2.5 %, 97.5 %] percentiles of the mean, with whole photos resampled, a fixed seed.
+
+    Where all are of one photo, single values are resampled.
+    """
     import numpy
 
-    array = numpy.asarray(values)
-    draws = numpy.random.default_rng(0).integers(0, len(array), (RESAMPLES, len(array)))
-    return [float(limit) for limit in numpy.percentile(array[draws].mean(axis=1), [2.5, 97.5])]
+    if len(set(photos)) == 1:
+        photos = [str(number) for number in range(len(values))]
+    _, photo = numpy.unique(photos, return_inverse=True)
+    sums, counts = numpy.bincount(photo, weights=values), numpy.bincount(photo)
+    draws = numpy.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
+    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    return [float(limit) for limit in numpy.percentile(means, [2.5, 97.5])]
 
 
 def print_table(result: Mapping[str, Any], other: Mapping[str, Any] | None) -> None:
@@ -172,15 +207,16 @@ def print_table(result: Mapping[str, Any], other: Mapping[str, Any] | None) -> N
     for label in [other["label"], result["label"], "difference",
                   "95 % interval"] if other else [result["label"]]:
         table.add_column(label, justify="right")
-    for name, entry in result["rewards"].items():
-        cells = [_number(entry["mean"])]
-        if other:
-            paired = result["paired"][name]
-            cells = [_number(other["rewards"][name]["mean"]), *cells,
-                     _number(paired["difference"], sign=True),
-                     " to ".join(_number(limit, sign=True) for limit in paired["ci95"]) if paired["ci95"]
-                     else "-"]
-        table.add_row(name, *cells)
+    for kind, title in (("rewards", "{}"), ("monitor", "monitor {}")):
+        for name, entry in result.get(kind, {}).items():
+            cells = [_number(entry["mean"])]
+            if other and name in result["paired"]:
+                paired = result["paired"][name]
+                cells = [_number(other[kind][name]["mean"]), *cells,
+                         _number(paired["difference"], sign=True),
+                         " to ".join(_number(limit, sign=True) for limit in paired["ci95"])
+                         if paired["ci95"] else "-"]
+            table.add_row(title.format(name), *(["-"] if other and len(cells) == 1 else []), *cells)
     Console().print(table)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from realsr_r1.data.degradation import degrade
 from realsr_r1.rewards import degradation_reward
+from realsr_r1.rewards.degradation import LEVELS
 
 TRUTH = ["light blur", "downsample", "medium noise", "light compression", "upsample"]
 ANSWER = "medium blur, downsample, heavy noise, light compression, upsample"
@@ -60,3 +62,18 @@ def test_a_broken_chain_still_scores_by_its_section_and_no_section_scores_zero()
 def test_odd_completions_never_raise(odd_completions):
     scores = degradation_reward(odd_completions, degradation=[TRUTH] * len(odd_completions))
     assert all(0.0 <= value <= 1.0 for value in scores)
+
+
+def test_a_neighbouring_level_earns_the_credit_that_is_given():
+    answer = "medium blur, keep, heavy noise, heavy compression, upsample"  # heavy is two from light
+    credited = [degradation_reward([f"<degradation>{answer}</degradation>"], degradation=[TRUTH],
+                                   neighbour_credit=credit)[0] for credit in (0.0, 0.25, 0.5)]
+    assert credited == pytest.approx([0.2, 0.3, 0.4])
+    for wrong in ("medium noise", "medium", "", "blur", "medium blur blur"):  # for a light blur
+        items = ", ".join([wrong, *TRUTH[1:]])
+        assert degradation_reward([f"<degradation>{items}</degradation>"], degradation=[TRUTH],
+                                  neighbour_credit=0.5) == [0.8]
+
+
+def test_the_levels_are_those_that_datasets_are_labelled_with():
+    assert LEVELS == degrade.LEVELS

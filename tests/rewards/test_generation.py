@@ -63,8 +63,8 @@ def test_the_plain_function_takes_names_of_experts(reward, chain, photos):
 
 
 def test_an_unknown_expert_is_refused_when_the_reward_is_made():
-    with pytest.raises(UserError, match="nima.*known"):
-        GenerationReward(["nima"])
+    with pytest.raises(UserError, match="nimma.*known"):
+        GenerationReward(["nimma"])
 
 
 def test_final_images_of_different_sizes_are_scored(reward, chain, photos):

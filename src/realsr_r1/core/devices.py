@@ -5,10 +5,10 @@ from __future__ import annotations
 from realsr_r1.core.errors import UserError
 
 
-def pick_device(name: str | None = None) -> str:
+def pick_device(name: str | None = None, flag: str = "--device") -> str:
     """`name` (cuda, cuda:1, cpu ...); without a name cuda where there is a GPU, else cpu.
 
-    Raises `UserError` when the named device can't be used here.
+    Raises `UserError`, which names `flag`, when the named device can't be used here.
     """
     import torch
 
@@ -18,8 +18,8 @@ def pick_device(name: str | None = None) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} can't be used here ({reason}); leave the flag out or try "
-                        "--device cpu") from error
+        raise UserError(f"{flag} {name} can't be used here ({reason}); leave the flag out or try "
+                        f"{flag} cpu") from error
     return name
 
 

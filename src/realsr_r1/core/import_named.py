@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -11,16 +12,19 @@ from typing import Any
 from realsr_r1.core.errors import UserError
 
 
-def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any]) -> Callable[..., Any]:
+def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any],
+                 others: Sequence[str] = ()) -> Callable[..., Any]:
     """The callable that `package.module:name` stands for.
 
     Modules in the working directory are found, too. Raises `UserError` when there is no such module
-    or callable; `kind` ("expert", "reward") and the `known` names make its message.
+    or callable; `kind` ("expert", "reward") and the `known` names make its message, which names
+    those near to `reference` first, with those among `others`, which are too many to list.
     """
     module_name, colon, attribute = reference.partition(":")
     if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
-        raise UserError(f"unknown {kind} {reference!r}; known ones are {', '.join(known)}, or your own as "
-                        "package.module:name")
+        near = difflib.get_close_matches(module_name, dict.fromkeys((*known, *others)))
+        raise UserError(f"unknown {kind} {reference!r}; {f'did you mean {_either(near)}? ' if near else ''}"
+                        f"known ones are {', '.join(known)}, or your own as package.module:name")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
@@ -35,3 +39,7 @@ def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any
     if not callable(found):
         raise UserError(f"{kind} {reference!r}: module {module_name!r} has no function {attribute!r}")
     return found
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

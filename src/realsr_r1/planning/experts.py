@@ -35,5 +35,8 @@ NOTHING = ExpertCost(0.0, 0.0, 0.0)  # PIQE and SSIM have no weights; your own e
 
 
 def expert_cost(name: str) -> ExpertCost:
-    """Return the cost of an expert, which is nothing for unknown ones and those without weights."""
-    return COSTS.get(name, NOTHING)
+    """Return the cost of an expert, which is nothing for unknown ones and those without weights.
+
+    `name`: as in `--experts`, so a weight and a range may follow after colons.
+    """
+    return COSTS.get(name.partition(":")[0], NOTHING)

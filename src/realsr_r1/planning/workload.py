@@ -204,7 +204,8 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
         trained=adapters or policy.parameters, adapters=adapters, quantised_bits=bits,
         nested=bool(model_args.use_bnb_nested_quant), reference=args.beta > 0,
         old_scores=args.gradient_accumulation_steps % passes != 0,
-        experts=tuple(args.experts or chain.experts) if "generation" in args.reward_funcs else ())
+        experts=tuple(args.experts or chain.experts)
+        if {"generation", "progress"} & set(args.reward_funcs) else ())
 
 
 def _adapter_parameters(policy: PolicyShape, config: Any | None) -> int:

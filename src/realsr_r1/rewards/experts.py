@@ -2,10 +2,11 @@
 
 An expert is any object with `name: str`, `needs_hq: bool` and
 `score(images, hq) -> list of floats`. `images` are RGB PIL images of one size; `hq` are their
-references at the same size, or None where `needs_hq` is false. A higher score is better. Your own
-expert is named `package.module:factory`. `factory(device)` returns the expert. The factory has the
-attribute `needs_hq` too (as a class does), so that a dataset without references is refused before
-training. This module knows pictures and metrics; generation.py decides which picture of a
+references at the same size, or None where `needs_hq` is false. A higher score is better. Experts
+are named `METRIC[:WEIGHT[:WORST:BEST]]`, with a metric of pyiqa (metric_experts.py), or
+`package.module:factory[:WEIGHT]` for your own. `factory(device)` returns the expert. The factory
+has the attribute `needs_hq` too (as a class does), so that a dataset without references is refused
+before training. This module knows pictures and names; generation.py decides which picture of a
 completion is scored.
 """
 
@@ -16,16 +17,22 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL import Image
 
-from realsr_r1.core.errors import UserError, is_disk_full
-from realsr_r1.core.images import resize_to_cover, to_pixels, to_rgb
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.images import resize_to_cover, to_rgb
 from realsr_r1.core.import_named import import_named
-
-# The four experts of the published code; all of them download weights.
-DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
+from realsr_r1.rewards.metric_experts import (
+    OFFLINE,
+    MetricExpert,
+    lower_is_better,
+    metric_names,
+    needs_hq,
+    usual_limits,
+)
+from realsr_r1.rewards.settings import DEFAULT_EXPERTS
 
 
 class Expert(Protocol):
@@ -38,120 +45,82 @@ class Expert(Protocol):
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """How a metric of pyiqa becomes an expert.
+class ExpertChoice:
+    """An expert as a flag names it.
 
-    `worst`, `best`: the values that become 0 and 1; values beyond them are clamped. `min_side`: in
-    px; smaller images are enlarged to it, because the metric's windows or strides need that.
-    `one_by_one`: whether images are scored one after the other because a batch is slower. `on_cpu`:
-    whether the metric runs on the CPU even where the others run on a GPU.
+    `name`: a metric of pyiqa or `package.module:factory`. `weight`: in the mean over experts, above
+    0. `limits`: the metric's values that become 0 and 1; None for your own.
     """
 
-    worst: float
-    best: float
-    min_side: int
-    needs_hq: bool = False
-    downloads: bool = True
-    one_by_one: bool = False
-    on_cpu: bool = False
+    name: str
+    weight: float = 1.0
+    limits: tuple[float, float] | None = None
 
 
-# PIQE judges blocks of 16x16 px, and its values lie between 0 (best) and 100 (worst) (pyiqa's
-# `score_range`). We measured it on photos of 48 px, which have nine blocks. Flat and strongly
-# blurred images get 100, and so does every image of one colour; a black one gives NaN. Noise of
-# sigma 60 gives 60 to 80, and a clean photo 10 to 90, 45 on average. Noise of sigma 10 and mild
-# JPEG often get a *better* value than the clean photo, so PIQE alone rewards light grain: use it
-# together with SSIM. PIQE runs on the CPU because it computes variances as differences of large
-# squares, which need full float32; on a GPU, pyiqa lets convolutions round to TF32.
-# pyiqa's SSIM unfolds the batch into 121 float64 copies. On a CPU, 64 images of 48 px take 1.5 ms
-# each one by one, and 6 to 12 ms each in one batch; at 512 px a batch would take gigabytes.
-PYIQA_EXPERTS = {
-    "topiq_nr": Scoring(worst=0, best=1, min_side=32),
-    "musiq": Scoring(worst=0, best=100, min_side=32),
-    "maniqa-pipal": Scoring(worst=0, best=1, min_side=32),
-    "clipiqa": Scoring(worst=0, best=1, min_side=32),
-    "piqe": Scoring(worst=100, best=0, min_side=16, downloads=False, on_cpu=True),
-    "ssim": Scoring(worst=0, best=1, min_side=11, needs_hq=True, downloads=False, one_by_one=True),
-}
+def parse_expert(text: str) -> ExpertChoice:
+    """Read `METRIC[:WEIGHT[:WORST:BEST]]` or `package.module:factory[:WEIGHT]`.
 
-
-class MetricExpert:
-    """One of `PYIQA_EXPERTS` on `device`.
-
-    Raises `UserError` when it can't be made, most often because its weights are missing.
+    Raises `UserError` for an unknown name, with the near and the usual ones, for a weight that is
+    not above 0, and for a range that goes against the metric's direction.
     """
-
-    def __init__(self, name: str, device: str):
-        self.name = name
-        self.spec = PYIQA_EXPERTS[name]
-        self.needs_hq = self.spec.needs_hq
-        self._metric = _create_metric(name, "cpu" if self.spec.on_cpu else device)
-
-    def score(self, images: list[Image.Image], hq: list[Image.Image] | None) -> list[float]:
-        """Score `images` (RGB, one size) from 0 to 1, without gradients.
-
-        A score is NaN where the metric gives no number.
-        """
-        import torch
-
-        size = 1 if self.spec.one_by_one else len(images)
-        values: list[float] = []
-        with torch.inference_mode():
-            for start in range(0, len(images), size):
-                batches = [self._pixels(group[start:start + size]) for group in (images, hq)
-                           if group is not None]
-                values += self._metric(*batches).flatten().tolist()
-        return [(value - self.spec.worst) / (self.spec.best - self.spec.worst) for value in values]
-
-    def _pixels(self, images: list[Image.Image]) -> Any:
-        """Turn RGB images of one size into pixels (B, 3, H, W) in [0, 1].
-
-        Images below the metric's smallest side are enlarged to it.
-        """
-        width, height = images[0].size
-        scale = self.spec.min_side / min(width, height)
-        if scale > 1:
-            size = math.ceil(width * scale), math.ceil(height * scale)
-            images = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
-        return to_pixels(images).add(1).div(2)
+    name, *numbers = text.split(":")
+    if name in metric_names():
+        if len(numbers) not in (0, 1, 3):
+            raise UserError(f"expert {text!r} must be {name}, {name}:WEIGHT or {name}:WEIGHT:WORST:BEST")
+        limits = _limits(name, text, numbers[1:]) if len(numbers) == 3 else usual_limits(name)
+        return ExpertChoice(name, _weight(text, numbers[:1]), limits)
+    name, numbers = ":".join(text.split(":")[:2]), numbers[1:]
+    _custom_factory(name)
+    if len(numbers) > 1:
+        raise UserError(f"expert {text!r} must be {name} or {name}:WEIGHT, for its scores are from 0 to "
+                        "1 already")
+    return ExpertChoice(name, _weight(text, numbers))
 
 
-def _create_metric(name: str, device: str) -> Callable[..., Any]:
-    import pyiqa
-    import torch
+def _weight(text: str, given: Sequence[str]) -> float:
+    weight = _number(given[0]) if given else 1.0
+    if not 0 < weight < math.inf:
+        raise UserError(f"expert {text!r}: the weight {given[0]!r} must be a number above 0")
+    return weight
 
+
+def _limits(name: str, text: str, given: Sequence[str]) -> tuple[float, float]:
+    worst, best = map(_number, given)
+    if not (math.isfinite(worst) and math.isfinite(best)) or worst == best:
+        raise UserError(f"expert {text!r}: {given[0]!r} and {given[1]!r} must be two different numbers, the "
+                        "values that score 0 and 1")
+    if (best < worst) != lower_is_better(name):
+        way = "lower" if lower_is_better(name) else "higher"
+        raise UserError(f"expert {text!r} has the wrong direction: a {way} {name} is better, and "
+                        "the worst value comes first")
+    return worst, best
+
+
+def _number(text: str) -> float:
     try:
-        return pyiqa.create_metric(name, device=torch.device(device))
-    # Each downloader has errors of its own: URLError, HfHubHTTPError, httpx's, unpickling errors.
-    except Exception as error:
-        if is_disk_full(error) or not PYIQA_EXPERTS[name].downloads:
-            raise
-        offline = ", ".join(known for known, metric in PYIQA_EXPERTS.items() if not metric.downloads)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"expert {name!r} could not be loaded ({type(error).__name__}: {reason}); it "
-                        f"downloads its weights on first use, so run once with internet, or choose experts "
-                        f"that need none: {offline}"
-                        ) from error
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
-def create_experts(names: Sequence[str], device: str = "cpu") -> list[Expert]:
+def create_experts(names: Sequence[str], device: str = "cpu", weights: str | None = None) -> list[Expert]:
     """Return the experts of these names; on each device an expert is made once and then kept.
 
-    Raises `UserError` for an unknown name, and lists the known ones.
+    `weights`: folder where weights are looked for (`expert_weights.Weights`). Raises
+    `UserError` for an unknown name, and lists the usual ones.
     """
     if not names:
         raise UserError("no expert given for the generation reward; known ones are "
-                        f"{', '.join(PYIQA_EXPERTS)}")
-    for name in names:  # check all names before the first download
-        if name not in PYIQA_EXPERTS:
-            _custom_factory(name)
-    return [_create_expert(name, str(device)) for name in names]
+                        f"{', '.join((*DEFAULT_EXPERTS, *OFFLINE))}")
+    choices = [parse_expert(name) for name in names]  # check all names before the first download
+    return [_create_expert(choice.name, choice.limits, str(device), weights) for choice in choices]
 
 
 @functools.cache
-def _create_expert(name: str, device: str) -> Expert:
-    if name in PYIQA_EXPERTS:
-        return MetricExpert(name, device)
+def _create_expert(name: str, limits: tuple[float, float] | None, device: str,
+                   weights: str | None) -> Expert:
+    if limits is not None:
+        return MetricExpert(name, device, *limits, weights)
     expert = _custom_factory(name)(device)
     missing = [field for field in ("name", "needs_hq", "score") if not hasattr(expert, field)]
     if missing:
@@ -159,18 +128,24 @@ def _create_expert(name: str, device: str) -> Expert:
     return expert
 
 
+def expert_weights(names: Sequence[str]) -> list[float]:
+    """The weights of experts in their mean, in order; 1 where a name has none."""
+    return [parse_expert(name).weight for name in names]
+
+
 def expert_needs_hq(name: str) -> bool:
     """Whether the expert `name` needs the HQ image; the expert isn't made for this.
 
     Raises `UserError` for an unknown name.
     """
-    if name in PYIQA_EXPERTS:
-        return PYIQA_EXPERTS[name].needs_hq
-    return bool(getattr(_custom_factory(name), "needs_hq", False))
+    choice = parse_expert(name)
+    if choice.limits is not None:
+        return needs_hq(choice.name)
+    return bool(getattr(_custom_factory(choice.name), "needs_hq", False))
 
 
 def _custom_factory(name: str) -> Callable[[str], Expert]:
-    return import_named(name, "expert", PYIQA_EXPERTS)
+    return import_named(name, "expert", (*DEFAULT_EXPERTS, *OFFLINE), metric_names())
 
 
 def score_images(expert: Expert, images: Sequence[Image.Image],

@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.chain.spec import ChainSpec
-from realsr_r1.chain.text import parse_chain
-from realsr_r1.rewards.experts import DEFAULT_EXPERTS, create_experts, expert_needs_hq, score_images
-from realsr_r1.rewards.reward import Reward, RewardSettings
+from realsr_r1.rewards.chain_images import chain_images, per_completion
+from realsr_r1.rewards.experts import create_experts, expert_needs_hq, expert_weights, score_images
+from realsr_r1.rewards.reward import Reward
+from realsr_r1.rewards.settings import DEFAULT_EXPERTS, RewardSettings
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
+
 class GenerationReward:
     """A reward function: the mean of the experts' scores (0..1) of each completion's last image.
 
-    `experts`: names, see experts.py; the experts are made here, on `device`. `spec`: the chain, by
-    default the published one. Raises `UserError` for an unknown expert and for one that can't be
+    `experts`: names with their weights in the mean, see experts.py; the experts are made here, on
+    `device`. `spec`: the chain, by default the published one. `weights`: folder where the experts'
+    weights are looked for. Raises `UserError` for an unknown expert and for one that can't be
     loaded.
 
     Call the object with TRL's signature. `images`: the images of each completion. `hq`: the HQ
@@ -30,32 +33,32 @@ class GenerationReward:
     __name__ = "generation_reward"  # TRL logs a reward under its __name__
 
     def __init__(self, experts: Sequence[str] = DEFAULT_EXPERTS, device: str = "cpu",
-                 spec: ChainSpec | None = None):
-        self.experts = create_experts(experts, device)
+                 spec: ChainSpec | None = None, weights: str | None = None):
+        self.experts = create_experts(experts, device, weights)
+        self.weights = expert_weights(experts)
         self.spec = spec or ChainSpec.published()
 
     def __call__(self, completions: Sequence[str],
                  images: Sequence[Sequence[Image.Image] | None] | None = None,
                  hq: Sequence[Image.Image | None] | None = None, **columns: Any) -> list[float | None]:
-        own_images = [None] * len(completions) if images is None else images
-        references = [None] * len(completions) if hq is None else hq
-        finals = [self._final_image(text, own) for text, own in zip(completions, own_images, strict=True)]
-        scores: list[list[float]] = [[] for _ in completions]
-        for expert in self.experts:
-            judged = [row for row, reference in enumerate(references) if reference is not None
-                      or not expert.needs_hq]
-            shown = [row for row in judged if finals[row] is not None]
-            found = score_images(expert, [finals[row] for row in shown], [references[row] for row in shown])
+        count = len(completions)
+        references = per_completion(hq, count)
+        chains = [chain_images(text, own, self.spec)
+                  for text, own in zip(completions, per_completion(images, count), strict=True)]
+        totals, weights = [0.0] * count, [0.0] * count
+        for expert, weight in zip(self.experts, self.weights, strict=True):
+            judged = [row for row in range(count) if references[row] is not None or not expert.needs_hq]
+            shown = [row for row in judged if chains[row] is not None]
+            found = self._scores(expert, [chains[row] for row in shown], [references[row] for row in shown])
             values = dict(zip(shown, found, strict=True))
             for row in judged:
-                scores[row].append(values.get(row, 0.0))
-        return [sum(row) / len(row) if row else None for row in scores]
+                totals[row] += weight * values.get(row, 0.0)
+                weights[row] += weight
+        return [total / weight if weight else None for total, weight in zip(totals, weights, strict=True)]
 
-    def _final_image(self, text: str, images: Sequence[Image.Image] | None) -> Image.Image | None:
-        shown = [image for image in images or () if image is not None and min(image.size) > 0]
-        if len(shown) < len(self.spec.images) or not parse_chain(text, self.spec).is_well_formed:
-            return None
-        return shown[-1]
+    def _scores(self, expert: Any, chains: list[list[Image.Image]], hq: list[Any]) -> list[float]:
+        """Score whole chains by one expert, from 0 to 1."""
+        return score_images(expert, [chain[-1] for chain in chains], hq)
 
 
 def generation_reward(completions: Sequence[str], experts: Sequence[str] = DEFAULT_EXPERTS,
@@ -68,7 +71,7 @@ def generation_reward(completions: Sequence[str], experts: Sequence[str] = DEFAU
     return GenerationReward(tuple(experts), device, spec)(completions, **columns)
 
 
-def _columns(settings: RewardSettings) -> tuple[str, ...]:
+def expert_columns(settings: RewardSettings) -> tuple[str, ...]:
     """Return the HQ image's column only where all experts need it.
 
     Otherwise the other experts score the records without an HQ image.
@@ -76,5 +79,9 @@ def _columns(settings: RewardSettings) -> tuple[str, ...]:
     return ("hq",) if all([expert_needs_hq(name) for name in settings.experts]) else ()
 
 
-GENERATION = Reward("generation", "restoration", _columns,
-                    lambda settings: GenerationReward(settings.experts, settings.device, settings.chain))
+EXPERT_OPTIONS = ("expert_weights", "expert_device")
+
+GENERATION = Reward("generation", "restoration", expert_columns,
+                    lambda settings: GenerationReward(settings.experts, settings.place, settings.chain,
+                                                      settings.expert_weights),
+                    EXPERT_OPTIONS, lambda settings: settings.experts)

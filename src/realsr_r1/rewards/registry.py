@@ -1,4 +1,4 @@
-"""Rewards by name: the four of the chain or your own, and the columns that each needs.
+"""Rewards by name: those of this package or your own, and the columns that each needs.
 
 Your own reward is named `package.module:function`.
 """
@@ -6,49 +6,75 @@ Your own reward is named `package.module:function`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from realsr_r1.chain.spec import ChainSpec
+from realsr_r1.core.errors import UserError
 from realsr_r1.core.import_named import import_named
 from realsr_r1.rewards.degradation import DEGRADATION
-from realsr_r1.rewards.experts import DEFAULT_EXPERTS
+from realsr_r1.rewards.experts import expert_needs_hq, parse_expert
+from realsr_r1.rewards.fidelity import FIDELITY
 from realsr_r1.rewards.format import FORMAT
-from realsr_r1.rewards.generation import GENERATION
-from realsr_r1.rewards.reward import Reward, RewardFunc, RewardSettings
+from realsr_r1.rewards.generation import EXPERT_OPTIONS, GENERATION, GenerationReward
+from realsr_r1.rewards.progress import PROGRESS
+from realsr_r1.rewards.reward import Reward, RewardFunc
+from realsr_r1.rewards.settings import RewardSettings
 from realsr_r1.rewards.understanding import UNDERSTANDING
 
-REWARDS = (FORMAT, DEGRADATION, UNDERSTANDING, GENERATION)
+REWARDS = (FORMAT, DEGRADATION, UNDERSTANDING, GENERATION, FIDELITY, PROGRESS)
 
 # The arguments that the trainer passes to every reward besides the dataset's columns.
-TRAINER_ARGUMENTS = {"prompts", "completions", "completion_ids", "images", "trainer_state", "log_extra",
-                     "log_metric",
-                     "environments"}
+TRAINER_ARGUMENTS = {"prompts", "completions", "completion_ids", "images", "lq", "trainer_state",
+                     "log_extra", "log_metric", "environments"}
 
 
-def load_reward_funcs(names: Sequence[str], experts: Sequence[str] | None = None, device: str = "cpu",
-                      chain: ChainSpec | None = None) -> list[RewardFunc]:
+def load_reward_funcs(names: Sequence[str], settings: RewardSettings | None = None,
+                      **changes: Any) -> list[RewardFunc]:
     """Return reward functions with TRL's signature, in the order of `names`.
 
-    `names`: format, degradation, understanding, generation (with or without `_reward`), or
-    `package.module:function`. `experts`, `device`: for the generation reward; by default the
-    published code's four experts. `chain`: the chain of the completions, by default the published
-    one. Raises `UserError` for an unknown reward or expert, with a list of the known ones, for a
-    reward that judges a section that the chain lacks, and for an expert that can't be loaded.
+    `names`: format, degradation, understanding, generation, fidelity, progress (with or without
+    `_reward`), or `package.module:function`. `settings`: what they are made with; `changes` are
+    fields of it, with other values (`experts=["ssim"]`). Raises `UserError` for an unknown reward
+    or expert, with a list of the known ones, for a reward that judges a section that the chain
+    lacks, for an option that no reward of `names` reads, and for an expert that can't be loaded.
     """
-    settings = _settings(experts, device, chain)
+    settings = _changed(settings, changes)
     return [reward.build(settings) for reward in _rewards(names, settings)]
 
 
-def required_columns(names: Sequence[str], experts: Sequence[str] | None = None,
-                     chain: ChainSpec | None = None) -> dict[str, tuple[str, ...]]:
+def load_monitors(names: Sequence[str], settings: RewardSettings) -> dict[str, RewardFunc]:
+    """Return a function with TRL's signature for each held-out expert: its name -> function.
+
+    Each is a generation reward with this expert alone. Raises `UserError` for an expert that
+    can't be loaded, and for one that a reward of `names` reads.
+    """
+    trained = {parse_expert(text).name: reward.name for reward in _rewards(names, settings)
+               for text in reward.experts(settings)}
+    monitors: dict[str, RewardFunc] = {}
+    for text in settings.monitor_experts or ():
+        name = parse_expert(text).name
+        if name in trained:
+            raise UserError(f"--monitor_experts {text}: the {trained[name]} reward trains on {name}, and a "
+                            "held-out expert must be another")
+        monitors[name] = GenerationReward([text], settings.place, settings.chain, settings.expert_weights)
+    return monitors
+
+
+def required_columns(names: Sequence[str], settings: RewardSettings | None = None,
+                     **changes: Any) -> dict[str, tuple[str, ...]]:
     """Return the dataset's columns that each of `names` needs: name -> columns. Loads no expert.
 
     A function of your own needs the arguments that have no default and that the trainer doesn't
-    pass. Raises `UserError` as `load_reward_funcs` does.
+    pass. Held-out experts that need the HQ image are there, too. Raises `UserError` as
+    `load_reward_funcs` does.
     """
-    settings = _settings(experts, "cpu", chain)
-    return {name: reward.columns(settings) for name, reward in zip(names, _rewards(names, settings),
-                                                                   strict=True)}
+    settings = _changed(settings, changes)
+    columns = {name: reward.columns(settings)
+               for name, reward in zip(names, _rewards(names, settings), strict=True)}
+    return {**columns, **{f"monitor {name}": ("hq",) for name in settings.monitor_experts or ()
+                          if expert_needs_hq(name)}}
 
 
 def judged_sections(names: Sequence[str], chain: ChainSpec) -> list[tuple[str, ...] | None]:
@@ -56,12 +82,12 @@ def judged_sections(names: Sequence[str], chain: ChainSpec) -> list[tuple[str, .
 
     That's so for a function of your own. Raises `UserError` as `load_reward_funcs` does.
     """
-    return [reward.judged(chain) for reward in _rewards(names, _settings((), "cpu", chain))]
+    return [reward.judged(chain) for reward in _rewards(names, RewardSettings(chain))]
 
 
-def _settings(experts: Sequence[str] | None, device: str, chain: ChainSpec | None) -> RewardSettings:
-    return RewardSettings(chain or ChainSpec.published(),
-                          tuple(DEFAULT_EXPERTS if experts is None else experts), device)
+def _changed(settings: RewardSettings | None, changes: Mapping[str, Any]) -> RewardSettings:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(settings or RewardSettings(), **given)
 
 
 def _rewards(names: Sequence[str], settings: RewardSettings) -> list[Reward]:
@@ -69,6 +95,13 @@ def _rewards(names: Sequence[str], settings: RewardSettings) -> list[Reward]:
     found = [_reward(name) for name in names]
     for reward in found:
         reward.require_section(settings.chain)
+    read = {option for reward in found for option in reward.options}
+    read.update(EXPERT_OPTIONS if settings.monitor_experts else ())
+    for reward in REWARDS:
+        for option in reward.options:
+            if option not in read and getattr(settings, option) != getattr(RewardSettings, option):
+                raise UserError(f"--{option} has no effect: it is for the {reward.name} reward, which is not "
+                                f"among the rewards {', '.join(names)}")
     return found
 
 

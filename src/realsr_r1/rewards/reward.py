@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
+from realsr_r1.rewards.settings import RewardSettings
 
 RewardFunc = Callable[..., list["float | None"]]  # f(completions, **columns), TRL's signature
-
-
-@dataclass(frozen=True)
-class RewardSettings:
-    """The settings that rewards are made with.
-
-    `chain`: the chain of the completions. `experts` (names) and `device`: for the generation
-    reward.
-    """
-
-    chain: ChainSpec
-    experts: tuple[str, ...]
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -32,13 +20,17 @@ class Reward:
 
     `section`: the subject of the sections that it judges (one of `spec.ABOUT`), or None where it
     judges the whole chain. `columns`: settings -> the dataset's columns that it can't do without.
-    `build`: settings -> its function.
+    `build`: settings -> its function. `options`: the settings that it reads and that some others
+    don't; where no reward of a run reads one of them, it is refused.
+    `experts`: settings -> the experts whose scores it is made of.
     """
 
     name: str
     section: str | None
     columns: Callable[[RewardSettings], tuple[str, ...]]
     build: Callable[[RewardSettings], RewardFunc]
+    options: tuple[str, ...] = ()
+    experts: Callable[[RewardSettings], Sequence[str]] = lambda settings: ()
 
     def judged(self, chain: ChainSpec) -> tuple[str, ...] | None:
         """The names of the chain's sections that this reward judges, or None for the whole chain.

@@ -1,26 +1,24 @@
 """The understanding reward: how many of the photo's tags the rough description names.
 
-Knows plurals, no synonyms.
+As an option, how few others it names counts, too. What names a tag is said in tags.py.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.chain.text import parse_chain
-from realsr_r1.rewards.reward import Reward, bound
-
-# Plurals that follow no rule. They also count at the end of longer words (woman, policeman,
-# grandchild).
-IRREGULAR_PLURALS = {"man": "men", "foot": "feet", "tooth": "teeth", "goose": "geese", "mouse": "mice",
-                     "child": "children", "person": "people"}
+from realsr_r1.core.errors import UserError
+from realsr_r1.rewards.reward import Reward, RewardFunc, bound
+from realsr_r1.rewards.settings import RewardSettings
+from realsr_r1.rewards.tags import Tags, read_synonyms, tags_of
 
 
 def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str] | str | None] | None = None,
-                         spec: ChainSpec | None = None, **columns: Any) -> list[float | None]:
+                         spec: ChainSpec | None = None, names: Tags | None = None,
+                         precision: bool = False, **columns: Any) -> list[float | None]:
     """Return the share of the record's tags that the first description names (0..1).
 
     3 of 4 tags give 0.75. The first description of the published chain, which is the default
@@ -30,50 +28,37 @@ def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str]
     divided by commas (the published code's form), or one such string. A tag counts as a whole word
     or phrase, in singular or plural, and case doesn't matter. A tag that is listed twice counts
     once. An answer without such a section scores 0.0. A record without tags gets None.
+
+    `names`: synonyms and the tags that a photo can have, by default none. `precision`: the share
+    above is the recall R, and the precision P is the share that the photo has of the tags which the
+    description names (1 - CHAIR_i, arXiv 1809.02156); the reward is their harmonic mean
+    2PR / (P + R), F1, which naming everything doesn't raise.
     """
     section = (spec or ChainSpec.published()).about("description")[0]
     records = [None] * len(completions) if tag is None else tag
+    names = names or Tags()
     bodies = [parse_chain(text, spec).sections.get(section.name, "") for text in completions]
-    return [_score(body.lower(), tags) for body, tags in zip(bodies, records, strict=True)]
+    return [_score(body.lower(), names.things(tags_of(tags)), names, precision)
+            for body, tags in zip(bodies, records, strict=True)]
 
 
-def _score(description: str, record: Sequence[str] | str | None) -> float | None:
-    tags = _tags(record)
+def _score(description: str, tags: list[str], names: Tags, precision: bool) -> float | None:
     if not tags:
         return None
-    return sum(_names(description, tag) for tag in tags) / len(tags)
+    right = sum(names.names(description, tag) for tag in tags)
+    if not precision:
+        return right / len(tags)
+    wrong = len(names.claims(description).difference(tags))
+    return 2 * right / (len(tags) + right + wrong)  # 2PR / (P + R), for P = right / (right + wrong)
 
 
-def _tags(record: Sequence[str] | str | None) -> list[str]:
-    """Return the tags in lower case with single spaces, without repeats."""
-    entries = [record] if isinstance(record, str) else record if record is not None else []
-    parts = [part for entry in entries if isinstance(entry, str) for part in entry.split(",")]
-    return list(dict.fromkeys(tag for tag in (" ".join(part.lower().split()) for part in parts) if tag))
+def _build(settings: RewardSettings) -> RewardFunc:
+    if settings.tag_precision and not settings.tag_vocabulary:
+        raise UserError("--tag_precision needs the tags of the dataset, and it has none; leave it out")
+    vocabulary = settings.tag_vocabulary if settings.tag_precision else ()
+    return bound(understanding_reward, spec=settings.chain, precision=settings.tag_precision,
+                 names=Tags(read_synonyms(settings.tag_synonyms), vocabulary))
 
 
-def _names(description: str, tag: str) -> bool:
-    *first, last = tag.split(" ")
-    forms = "|".join(re.escape(form) for form in _forms(last))
-    phrase = r"\s+".join([*map(re.escape, first), f"(?:{forms})"])
-    return re.search(rf"(?<!\w){phrase}(?!\w)", description) is not None
-
-
-def _forms(word: str) -> list[str]:
-    """Return a word in lower case and its plurals.
-
-    For example: cat, cats; box, boxes; city, cities; leaf, leaves; woman, women.
-    """
-    forms = [word, word + "s"]
-    if word.endswith(("s", "x", "z", "ch", "sh", "o")):
-        forms.append(word + "es")
-    if re.search(r"[^aeiou\W\d]y$", word):
-        forms.append(word[:-1] + "ies")
-    if re.search(r"fe?$", word):
-        forms.append(re.sub(r"fe?$", "ves", word))
-    forms += [word[:len(word) - len(end)] + plural for end, plural in IRREGULAR_PLURALS.items()
-              if word.endswith(end)]
-    return forms
-
-
-UNDERSTANDING = Reward("understanding", "description", lambda settings: ("tag",),
-                       lambda settings: bound(understanding_reward, spec=settings.chain))
+UNDERSTANDING = Reward("understanding", "description", lambda settings: ("tag",), _build,
+                       ("tag_precision", "tag_synonyms"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -10,7 +11,10 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig
 
+from realsr_r1.chain.settings import ChainSettings
+from realsr_r1.core.devices import pick_device
 from realsr_r1.core.errors import UserError
+from realsr_r1.rewards.settings import RewardSettings, reward_field
 from realsr_r1.rollout.config import RolloutConfig, rollout_field
 from realsr_r1.training.grpo.guards import Condition
 from realsr_r1.training.grpo.objective import AGGREGATIONS, CREDITS, LOSS_TYPES, SCALINGS
@@ -101,10 +105,15 @@ class ChainGRPOConfig(GRPOConfig):
     chain_settings: str | None = field(default=None, metadata={"help": CHAIN_SETTINGS_HELP})
     reward_funcs: list[str] = field(
         default_factory=lambda: ["format", "degradation", "understanding", "generation"],
-        metadata={"help": "Rewards by name, or package.module:function."})
-    experts: list[str] | None = field(default=None, metadata={
-        "help": "Visual experts of the generation reward; by default those in the model folder's chain "
-                "settings."})
+        metadata={"help": "Rewards by name (format, degradation, understanding, generation, fidelity, "
+                          "progress), or package.module:function."})
+    experts: list[str] | None = reward_field("experts")
+    expert_weights: str | None = reward_field("expert_weights")
+    expert_device: str | None = reward_field("expert_device")
+    monitor_experts: list[str] | None = reward_field("monitor_experts")
+    tag_precision: bool = reward_field("tag_precision")
+    tag_synonyms: str | None = reward_field("tag_synonyms")
+    neighbour_credit: float = reward_field("neighbour_credit")
 
     num_generations: int = rollout_field("num_generations")
     max_prompt_length: int = field(default=5000, metadata={
@@ -228,6 +237,21 @@ class ChainGRPOConfig(GRPOConfig):
             text_top_k=self.text_top_k, image_top_k_min=self.image_top_k_min,
             image_top_k_max=self.image_top_k_max, grammar=self.grammar, max_text_tokens=self.max_text_tokens,
             cuda_graphs=self.cuda_graphs, seed=self.seed)
+
+    def reward_settings(self, chain: ChainSettings, device: str,
+                        tag_vocabulary: Sequence[str] = ()) -> RewardSettings:
+        """Return what the rewards are made with.
+
+        `chain`: the model folder's settings, which have the default experts. `device`: the run's.
+        `tag_vocabulary`: the dataset's tags, for `tag_precision`. Raises `UserError` for values out
+        of range, and for an `expert_device` that can't be used here.
+        """
+        return RewardSettings(
+            chain=chain.chain, target_px=chain.target_px, device=device, tag_vocabulary=tag_vocabulary,
+            experts=self.experts or chain.experts, expert_weights=self.expert_weights,
+            expert_device=self.expert_device and pick_device(self.expert_device, "--expert_device"),
+            monitor_experts=self.monitor_experts, tag_precision=self.tag_precision,
+            tag_synonyms=self.tag_synonyms, neighbour_credit=self.neighbour_credit)
 
     def _require_whole_groups(self) -> None:
         """Raise `UserError` unless every group is made on one device."""

@@ -37,9 +37,10 @@ def test_one_reward_that_judges_everything_gives_the_published_advantages(scalin
 
 
 def test_the_rewards_judge_what_they_read():
-    names = ["format", "degradation", "understanding", "generation"]
+    names = ["format", "degradation", "understanding", "generation", "fidelity", "progress"]
+    images = ("rough_image", "middle_image", "final_image")
     assert judged_sections(names, ChainSpec.published()) == [
-        None, ("degradation",), ("rough_understand",), ("rough_image", "middle_image", "final_image")]
+        None, ("degradation",), ("rough_understand",), images, images, images]
 
 
 def trained(make_trainer, **changes) -> tuple[list[torch.Tensor], dict[str, float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from realsr_r1.rewards.experts import parse_expert
 from realsr_r1.training.grpo.guards import EVALUATION
 from realsr_r1.training.grpo.objective import CLIPPED
 
@@ -48,5 +49,6 @@ def logged_names(args: ChainGRPOConfig, rewards: Sequence[str], sections: Sequen
         names |= {"policy_loss", "entropy_coef"}
     if args.beta:
         names.add("kl")
-    evaluated = {f"{EVALUATION}{name}" for name in (*names, *EVALUATION_NAMES)}
+    watched = [f"monitor/{parse_expert(text).name}" for text in args.monitor_experts or []]
+    evaluated = {f"{EVALUATION}{name}" for name in (*names, *watched, *EVALUATION_NAMES)}
     return {*STEP_NAMES, *names, *(evaluated if args.eval_strategy != "no" else ())}

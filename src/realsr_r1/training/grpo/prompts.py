@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain.settings import SETTINGS_FILE
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_folder
-from realsr_r1.data.records import select_records
+from realsr_r1.data.records import load_dataset_dict, select_records
 from realsr_r1.data.tokens.token_store import tokenizer_fingerprint
+from realsr_r1.rewards.tags import tags_of
 from realsr_r1.training.agreement import Agreement
 
 if TYPE_CHECKING:
@@ -62,6 +63,13 @@ def load_prompts(dataset_name: str, split: str, processor: ChainProcessor,
         raise UserError(f"the longest prompt of {split} has {longest} tokens, more than "
                         f"--max_prompt_length {max_prompt_length}")
     return concatenate_datasets([records.rename_column("image", LQ_COLUMN), prompts], axis=1)
+
+
+def dataset_tags(dataset_name: str) -> list[str]:
+    """Return every tag of a dataset's records, in all splits: what a photo of it can have."""
+    splits = load_dataset_dict(dataset_name).values()
+    return sorted({tag for split in splits if "tag" in split.column_names
+                   for record in split["tag"] for tag in tags_of(record)})
 
 
 def require_levels(records: Dataset, processor: ChainProcessor, dataset: str, model: str) -> None:

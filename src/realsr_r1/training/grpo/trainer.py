@@ -23,6 +23,7 @@ from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog
 from realsr_r1.training.checkpoints import CompletionMarker
 from realsr_r1.training.grpo.guards import Condition
+from realsr_r1.training.grpo.monitors import monitor_scores
 from realsr_r1.training.grpo.objective import (
     group_advantages,
     sampling_log_ratio,
@@ -66,17 +67,21 @@ class ChainGRPOTrainer(GRPOTrainer):
     `model`: a loaded policy. `processor`: its `ChainProcessor`. `reward_funcs`: functions with
     TRL's signature. `judged`: for each the names of the sections that it judges, or None for the
     whole chain (`rewards.registry.judged_sections`; by default all judge everything); it counts
-    with `--credit section`. `train_dataset`, `eval_dataset`: from `load_prompts`. `reward_log`: path of the
-    text log of rewards, or None. Everything else is passed on to `GRPOTrainer`. Raises `UserError`
-    when the installed TRL has changed what this relies on (`trl_hooks.check_hooks`).
+    with `--credit section`. `monitors`: held-out experts by name (`rewards.registry.load_monitors`);
+    their means are logged at evaluations as `monitor/NAME`. `train_dataset`, `eval_dataset`: from
+    `load_prompts`. `reward_log`: path of the text log of rewards, or None. Everything else is
+    passed on to `GRPOTrainer`. Raises `UserError` when the installed TRL has changed what this
+    relies on (`trl_hooks.check_hooks`).
     """
 
     def __init__(self, model: Any, processor: ChainProcessor, reward_funcs: list[Callable],
                  args: ChainGRPOConfig, train_dataset: Dataset, eval_dataset: Dataset | None = None,
                  reward_log: str | Path | None = None, callbacks: Sequence[Any] = (),
-                 judged: Sequence[tuple[str, ...] | None] | None = None, **kwargs: Any):
+                 judged: Sequence[tuple[str, ...] | None] | None = None,
+                 monitors: Mapping[str, Callable] | None = None, **kwargs: Any):
         check_hooks()
         self.processor = processor
+        self._monitors = dict(monitors or {})
         names = processor.chain.names()
         # (rewards, sections + 1): the last column is what belongs to no section.
         self._judged = torch.tensor([[sections is None or name in sections for name in (*names, None)]
@@ -266,12 +271,24 @@ class ChainGRPOTrainer(GRPOTrainer):
             with self._agreement:
                 self._write_down(inputs, completions, self._named(scored[self._own_rows(len(prompts))]))
         self._agreement.settle()
+        if not self.model.training and self._monitors:
+            self._ask_monitors(inputs, completions)
         is_first = self.model.training and self.accelerator.is_main_process and self.state.global_step == 0
         if is_first and not scored.nan_to_num().any():
             logger.warning("No completion of the first step earned any reward, so there is nothing to learn "
                            "from yet: give the policy a cold start on this chain (realsr-r1 sft), look at "
                            "what it writes (realsr-r1 score), or force whole chains with --grammar chain")
         return scored
+
+    def _ask_monitors(self, inputs: list[dict[str, Any]], completions: list[str]) -> None:
+        """Log what held-out experts say of an evaluation's completions; nothing is learned from it."""
+        with self._agreement:
+            found = monitor_scores(self._monitors, inputs, completions)
+        self._agreement.settle()
+        everyone = self.accelerator.gather(found.to(self.accelerator.device))
+        for name, scores in zip(self._monitors, everyone.unbind(1), strict=True):
+            if not scores.isnan().all():
+                self._metrics["eval"][f"monitor/{name}"].append(scores.nanmean().item())
 
     def _write_down(self, inputs: list[dict[str, Any]], completions: list[str],
                     rewards: dict[str, list[float | None]]) -> None:

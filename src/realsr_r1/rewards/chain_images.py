@@ -1,0 +1,30 @@
+"""Which images of a completion count for the rewards that judge images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from realsr_r1.chain.spec import ChainSpec
+from realsr_r1.chain.text import parse_chain
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def chain_images(text: str, images: Sequence[Image.Image] | None,
+                 spec: ChainSpec) -> list[Image.Image] | None:
+    """Return a completion's images, one for each image section of `spec`, the final one last.
+
+    None for a chain that is not well formed or has fewer images than it should.
+    """
+    count = len(spec.images)
+    shown = [image for image in images or () if image is not None and min(image.size) > 0]
+    if len(shown) < count or not parse_chain(text, spec).is_well_formed:
+        return None
+    return shown[-count:]
+
+
+def per_completion(values: Sequence | None, count: int) -> Sequence:
+    """A column of `count` completions; all None where the column is missing."""
+    return [None] * count if values is None else values

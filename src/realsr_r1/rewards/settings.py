@@ -1,0 +1,79 @@
+"""The settings that all rewards are made with: defaults, help texts and checks, in one place.
+
+GRPO's flags repeat these fields (`reward_field`), and each reward's factory takes what it reads.
+Knows no reward and no picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from realsr_r1.chain.spec import ChainSpec
+from realsr_r1.core.errors import UserError
+
+# The four experts of the published code; all of them download weights.
+DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What the rewards are made with. Raises `UserError` for a value out of range.
+
+    `chain`: the chain of the completions, by default the published one. `target_px`: the side of
+    their final images, as in the chain settings. `device`: the run's own. `tag_vocabulary`: all
+    tags that a photo can have, for `tag_precision`. The others are flags.
+    """
+
+    chain: ChainSpec = field(default_factory=ChainSpec.published)
+    target_px: int = 512
+    device: str = "cpu"
+    tag_vocabulary: Sequence[str] = ()
+    experts: Sequence[str] = _setting(
+        DEFAULT_EXPERTS, "Visual experts of the rewards generation and progress: NAME[:WEIGHT[:WORST:BEST]] "
+                         "with a metric of pyiqa, or package.module:factory[:WEIGHT]; by default those in "
+                         "the model folder's chain settings, each with weight 1 and pyiqa's range.")
+    expert_weights: str | None = _setting(
+        None, "Folder where the experts' weights are looked for, and downloaded to, in place of torch's and "
+              "the hub's caches; laid out as ~/.cache/torch/hub. pyiqa unpickles them: use only files that "
+              "you trust.")
+    expert_device: str | None = _setting(
+        None, "Device of the experts (cpu, cuda:1 ...); by default the run's. PIQE and VIF run on the CPU.")
+    monitor_experts: Sequence[str] | None = _setting(
+        None, "Held-out experts, named as in --experts without weights: scored at each evaluation "
+              "(monitor/NAME) and by realsr-r1 score, and never trained on.")
+    tag_precision: bool = _setting(
+        False, "Understanding is the F1 of recall (as published, alone) and precision: of the dataset's tags "
+               "that the description names, the share that the photo has.")
+    tag_synonyms: str | None = _setting(
+        None, "YAML or JSON file, TAG: [WORD, ...]: in the understanding reward all of them are one thing.")
+    neighbour_credit: float = _setting(
+        0.0, "What an item of the degradation reward earns for the level beside the right one (light blur "
+             "for medium blur), from 0 (as published) to below 1.")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.neighbour_credit < 1:
+            raise UserError(f"--neighbour_credit {self.neighbour_credit} must be from 0 to below 1")
+
+    @property
+    def place(self) -> str:
+        """The device of the experts."""
+        return self.expert_device or self.device
+
+
+def reward_field(name: str) -> Any:
+    """Repeat a flag of `RewardSettings` in another dataclass: default and help.
+
+    `experts` are None there, for a model folder's chain settings have their default.
+    """
+    setting = _field(name)
+    return field(default=None if name == "experts" else setting.default, metadata=dict(setting.metadata))
+
+
+def _field(name: str) -> Field:
+    return next(item for item in fields(RewardSettings) if item.name == name)
