@@ -93,14 +93,23 @@ def _plain(value: Any) -> str:
 def _tiles(content: Content) -> list[tuple[str, str]]:
     """Return (label, value) of the headline figures that are known."""
     tiles = [("steps", f"{content.run.steps:,}")]
-    if content.panels:  # the total reward, or the loss of a run without rewards
+    if content.comparison:  # the figures of the table below it
+        before, after = (side["rewards"][TOTAL]["mean"] if TOTAL in side["rewards"] else None
+                         for side in content.comparison)
+        if before is not None:
+            tiles.append(("total reward, before → after", f"{before:.3f} → {after:.3f}".replace("-", "−")))
+    elif content.panels:  # the total reward, or the loss of a run without rewards
         tiles.append((f"{content.panels[0].title}, start → end", _start_to_end(content.panels[0])))
     if content.run.seconds:
         minutes = content.run.seconds / 60
         tiles.append(("training time", f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"))
-    restored = content.metrics["rows"][-1]["mean"] if content.metrics else {}
-    if restored.get("psnr") is not None:
-        tiles.append((f"PSNR of {content.metrics['pairs']} restored", f"{restored['psnr']:.2f} dB"))
+    if content.metrics:
+        rows = content.metrics["rows"]  # the first is the input where there are gains over it
+        known = [row["mean"]["psnr"] for row in (rows[:1] if content.metrics.get("gain") else []) + rows[-1:]
+                 if row["mean"].get("psnr") is not None]
+        if known:
+            tiles.append((f"PSNR of {content.metrics['pairs']} photos{', input → restored' * (len(known) - 1)}",
+                          f"{' → '.join(f'{value:.2f}' for value in known)} dB"))
     return tiles
 
 
@@ -111,6 +120,8 @@ def _start_to_end(panel: Panel) -> str:
     """
     start, end = panel.training.start_and_end
     largest = max(abs(start), abs(end))
+    if largest < 1e-4:  # as GRPO's loss, which is 0 but for rounding while the policy is its own reference
+        return "about 0"
     decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
     return " → ".join(f"{value:.{decimals}f}".replace("-", "−") for value in (start, end))
 

@@ -91,6 +91,21 @@ def _range(sides: list[dict[str, Any]]) -> str:
     return f'<div class="range" title="0 to {highest}"><i class="axis"></i>{"".join(marks)}</div>'
 
 
+def _gain(found: dict[str, float] | None, metric: dict[str, Any]) -> str:
+    """Return a metric's gain over the input, with an arrow where its interval leaves out zero."""
+    if not found:
+        return ""
+    mean, half, digits = found["mean"], found["interval"], metric["decimals"]
+    sign = -1 if metric["lower_better"] else 1
+    bounds = sorted((sign * (mean - half), sign * (mean + half)))
+    verdict = ""
+    if bounds[0] > 0 or bounds[1] < 0:
+        kind, title = ("right", "better") if bounds[0] > 0 else ("wrong", "worse")
+        verdict = f'&nbsp;<span class="{kind}" title="{title}">{"▲" if kind == "right" else "▼"}</span>'
+    return (f'{mean:+.{digits}f}{verdict} <span class="interval">'
+            f"[{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]</span>").replace("-", "−")
+
+
 def read_metrics(path: Path) -> dict[str, Any]:
     """Read metrics.json of `realsr-r1 evaluate`. Raises `UserError` for a file of another form."""
     value = read_json(path)
@@ -103,8 +118,11 @@ def metrics_table(result: dict[str, Any]) -> str:
     """Return a table with one row for each metric.
 
     It has a column each for LQ input, mean colour and restored; the best value of a row stands out.
+    Where the input was measured, too, one more has the difference to it with its 95 % interval.
     """
+    gain = result.get("gain") or {}
     head = "".join(f"<th>{html.escape(row['name'])}</th>" for row in result["rows"])
+    head += "<th>restored − input</th>" if gain else ""
     rows = []
     for name, metric in result["metrics"].items():
         values = [row["mean"].get(name) for row in result["rows"]]
@@ -113,6 +131,7 @@ def metrics_table(result: dict[str, Any]) -> str:
         shown = ["–" if value is None else f"{value:.{metric['decimals']}f}" for value in values]
         cells = "".join(f"<td{' class=best' if best is not None and value == best else ''}>{text}</td>"
                         for value, text in zip(values, shown))
+        cells += f"<td>{_gain(gain.get(name), metric)}</td>" if gain else ""
         unit = f", {metric['unit']}" if metric.get("unit") else ""
         better = "lower" if metric["lower_better"] else "higher"
         arrow = (f'<span class="muted" title="{better} is better">'
