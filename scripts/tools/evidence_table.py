@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from realsr_r1.core.files import read_json
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # what `realsr-r1 score` wrote before and after training
 SPLITS = {"test_crops": "crops of the training photos that no training crop touches",
@@ -34,10 +35,7 @@ def main(folder: str) -> None:
 
 def read_pairs(folder: Path, split: str) -> list[Pair]:
     """(before, after) of every seed."""
-    def read(path: Path) -> dict[str, Any]:
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    return [(read(path.with_name(path.name.replace("after", "before", 1))), read(path))
+    return [(read_json(path.with_name(path.name.replace("after", "before", 1))), read_json(path))
             for path in sorted(folder.glob(f"after-{split}-*.json"))]
 
 

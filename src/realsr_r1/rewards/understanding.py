@@ -11,6 +11,7 @@ from typing import Any
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.chain.text import parse_chain
+from realsr_r1.core.texts import split_tags
 from realsr_r1.rewards.reward import Reward, bound
 
 # Plurals that follow no rule. They also count at the end of longer words (woman, policeman,
@@ -27,8 +28,8 @@ def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str]
     `spec`, is `<rough_understand>`.
 
     `tag`: the tags of each completion. They are a list of strings, each with one tag or several
-    divided by commas (the published code's form), or one such string. A tag counts as a whole word
-    or phrase, in singular or plural, and case doesn't matter. A tag that is listed twice counts
+    (the published code's form; `core.texts.split_tags`), or one such string. A tag counts as a whole
+    word or phrase, in singular or plural, and case doesn't matter. A tag that is listed twice counts
     once. An answer without such a section scores 0.0. A record without tags gets None.
     """
     section = (spec or ChainSpec.published()).about("description")[0]
@@ -46,9 +47,7 @@ def _score(description: str, record: Sequence[str] | str | None) -> float | None
 
 def _tags(record: Sequence[str] | str | None) -> list[str]:
     """Return the tags in lower case with single spaces, without repeats."""
-    entries = [record] if isinstance(record, str) else record if record is not None else []
-    parts = [part for entry in entries if isinstance(entry, str) for part in entry.split(",")]
-    return list(dict.fromkeys(tag for tag in (" ".join(part.lower().split()) for part in parts) if tag))
+    return list(dict.fromkeys(tag.lower() for tag in split_tags(record if record is not None else [])))
 
 
 def _names(description: str, tag: str) -> bool:

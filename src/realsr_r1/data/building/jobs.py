@@ -21,6 +21,7 @@ from PIL import Image
 from realsr_r1.chain.checks import check_question
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_folder, write_json
+from realsr_r1.core.texts import same_named
 from realsr_r1.data.building.arrow_rows import COLUMN_OF_KEY, RowWriter
 from realsr_r1.data.building.parts import PART_FILE, Part, Task, part_folder
 from realsr_r1.data.degradation.crops import CropPlan, make_crops, split_regions
@@ -233,8 +234,8 @@ class ListJob:
                     writer.rejected[name] = Item(name, f"record {number} of {self.source}: {error}")
 
     def _file(self, name: str) -> bytes:
-        path = self.root / name
         try:
+            path = same_named(self.root / name)
             inside = path.resolve().is_relative_to(self.root.resolve())
             size = path.stat().st_size if path.is_file() else 0
         # a loop of links, a null byte, a name that is too long
