@@ -11,7 +11,7 @@ photos for us.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +30,8 @@ FORMATS = {
     "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"), "PCX": (".pcx",), "PSD": (".psd",), "QOI": (".qoi",),
     "TGA": (".tga", ".icb", ".vda", ".vst"), "SGI": (".sgi", ".bw", ".rgb", ".rgba"), "SUN": (".ras",),
     "DDS": (".dds",)}
+READ = ("Pictures are read as JPEG (.jfif, too), PNG, WebP, AVIF, HEIC, TIFF, BMP, GIF, JPEG 2000, PPM, PCX, "
+        "PSD, QOI, TGA, SGI, Sun raster and DDS, their suffixes in any case; others are named with the reason.")
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # Pictures that Pillow can't read, or not as photos -> their suffixes.
 UNREAD = {
@@ -47,6 +49,7 @@ BEGINNINGS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GI
 FIRST_OF_SEVERAL = ("MPO", "PSD", "TIFF")  # the others are views, layers or pages
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 ORIENTATION = 0x0112  # EXIF tag
+PLAIN_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
 WHITE = (255, 255, 255, 255)
 
 
@@ -56,13 +59,16 @@ class Picture:
 
     `image`: RGB, 8 bits, upright, sRGB, transparency composited on white. `alpha`: its opacity
     (mode L, 0 is clear), None where it has none. `is_grey`: the file holds brightness only, no
-    colours. `note`: one line on what couldn't be taken into account, else None.
+    colours. `note`: one line on what couldn't be taken into account, else None. `is_plain`: `image`
+    holds the file's own values, which any reader finds in it: 8 bits, RGB, in a common format,
+    without a colour profile, a turn or transparency.
     """
 
     image: Image.Image
     alpha: Image.Image | None = None
     is_grey: bool = False
     note: str | None = None
+    is_plain: bool = False
 
 
 def read_picture(path: str | Path, most_pixels: int | None = None) -> Picture:
@@ -92,7 +98,8 @@ def decode_picture(file: BinaryIO, name: str, most_pixels: int | None = None,
                 _check(image, name, most_pixels, most_transparent)
                 deep = colors_in_8_bits(image, file) if has_deep_colors(image) else image
                 deep.load()
-                return as_picture(deep, name, owned=True)
+                is_plain = deep is image and _is_plain(image)
+                return replace(as_picture(deep, name, owned=True), is_plain=is_plain)
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its text holds an address, which differs in each run
@@ -165,6 +172,11 @@ def _check(image: Image.Image, name: str, most_pixels: int | None, most_transpar
                         "scale it down")
     if getattr(image, "is_animated", False) and image.format not in FIRST_OF_SEVERAL:
         raise UserError(f"{name} is an animation of {image.n_frames} frames, no photo")
+
+
+def _is_plain(image: Image.Image) -> bool:
+    return (image.mode == "RGB" and image.format in PLAIN_FORMATS and not image.has_transparency_data
+            and "icc_profile" not in image.info and image.getexif().get(ORIENTATION, 1) == 1)
 
 
 def as_picture(image: Image.Image, name: str = "the picture", owned: bool = False) -> Picture:

@@ -25,7 +25,7 @@ from realsr_r1.core.texts import same_named
 from realsr_r1.data.building.arrow_rows import COLUMN_OF_KEY, RowWriter
 from realsr_r1.data.building.parts import PART_FILE, Part, Task, part_folder
 from realsr_r1.data.degradation.crops import CropPlan, make_crops, split_regions
-from realsr_r1.data.photos.decoding import decode
+from realsr_r1.data.photos.decoding import decode, picture_of
 from realsr_r1.data.photos.near_duplicates import Hashes
 from realsr_r1.data.photos.sidecars import LEVELS, Reader, checked_descriptions, checked_tags
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo
@@ -247,8 +247,9 @@ class ListJob:
         if size > MOST_BYTES:
             raise UserError(f"{name} has {size / 2**30:.1f} GiB; an image file has at most "
                             f"{MOST_BYTES / 2**30:.0f}")
-        decode(Photo(name, FilePlace(str(path))))
-        return path.read_bytes()
+        picture = picture_of(Photo(name, FilePlace(str(path))))
+        # What other readers would read in other ways (16 bits, profiles, HEIC) is kept as we read it.
+        return path.read_bytes() if picture.is_plain else _png(picture.image)
 
 
 def _check_content(record: Record, levels: tuple[str, ...]) -> None:
