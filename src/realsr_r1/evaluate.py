@@ -1,7 +1,8 @@
 """`realsr-r1 evaluate`: compares restored photos with the originals.
 
-It pairs files by name, averages over photos, prints a table, and writes metrics.json and
-metrics.csv. The metrics are in measuring/metrics.py.
+It averages over photos, prints a table, and writes metrics.json and metrics.csv. Which files belong
+together is in measuring/pairing.py, which regions are compared in measuring/regions.py, and the
+metrics are in measuring/metrics.py.
 """
 
 from __future__ import annotations
@@ -9,16 +10,14 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.devices import pick_device
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import atomic_file, check_new_folder, existing_folder
-from realsr_r1.core.images import listed_images, load_image
+from realsr_r1.core.files import atomic_file, check_new_folder
+from realsr_r1.core.images import load_image
 from realsr_r1.core.pictures import READ
-from realsr_r1.core.texts import composed
 from realsr_r1.measuring.metrics import (
     BASELINE_METRICS,
     FID_FEATURES,
@@ -28,31 +27,13 @@ from realsr_r1.measuring.metrics import (
     load_metrics,
     parse_metrics,
 )
+from realsr_r1.measuring.pairing import Triple, find_triples, listed
 from realsr_r1.measuring.regions import find_way, same_shape
 
 if TYPE_CHECKING:
     from PIL import Image
 
-CHAINS_FOLDER = "chains"  # `restore` keeps the images on the way in it
 LQ, MEAN_COLOUR, RESTORED = "LQ input", "mean colour", "restored"
-
-
-@dataclass
-class Triple:
-    """The files of one photo and their scores.
-
-    `scores`: name of a row (`LQ`, `MEAN_COLOUR`, `RESTORED`) -> metric -> value, None where the
-    metric isn't defined. `resized`: whether the restored image had another size than the original.
-    `region`: the region that both show, in words; None where it is the whole.
-    """
-
-    name: str
-    restored: Path
-    gt: Path
-    lq: Path | None
-    resized: bool = False
-    region: str | None = None
-    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,65 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip_bad", action="store_true", help=(
         "leave out photos that lack a partner or can't be read, instead of stopping"))
     return parser
-
-
-# --- Pairing ---
-
-def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool,
-                 recursive: bool = False) -> tuple[list[Triple], list[str]]:
-    """Pair the images of the folders by their names without suffix.
-
-    `recursive`: whether those in subfolders count, too; a restored folder's `chains` never do.
-    Returns the pairs, and a note about each kind of image that has no partner. Raises `UserError`
-    on a missing or empty folder, on two files with the same name without suffix, and when no name
-    is in all folders; without `skip_bad` also when an original has no restored image, or a pair has
-    no LQ image.
-    """
-    restored_files = _by_stem(restored, "--restored", recursive)
-    gt_files = _by_stem(gt, "--gt", recursive)
-    lq_files = _by_stem(lq, "--lq", recursive) if lq else {}
-    pairs = sorted(restored_files.keys() & gt_files.keys())
-    if not pairs:
-        raise UserError(f"no name is in both {restored} and {gt}: a restored NAME.png is compared with NAME "
-                        f"of any image suffix (e.g. {sorted(restored_files)[0]!r} has no original)")
-    lacking = {f"without a restored image in {restored}": sorted(gt_files.keys() - restored_files.keys())}
-    if lq:
-        lacking[f"without an LQ image in {lq}"] = [name for name in pairs if name not in lq_files]
-        pairs = [name for name in pairs if name in lq_files]
-    notes = []
-    for what, names in lacking.items():
-        if names and not skip_bad:
-            raise UserError(f"{len(names)} photo(s) {what}: {_listed(names)}; add them, or leave them out "
-                            "with --skip_bad")
-        notes += [f"left out, {len(names)} photo(s) {what}: {_listed(names)}"] if names else []
-    if not pairs:
-        raise UserError(f"no pair has an LQ image of the same name in {lq} (given by --lq)")
-    unknown = sorted(restored_files.keys() - gt_files.keys())
-    if unknown:
-        notes.append(f"left out, {len(unknown)} restored image(s) without an original in {gt}: "
-                     f"{_listed(unknown)}")
-    return [Triple(name, restored_files[name], gt_files[name], lq_files.get(name)) for name in pairs], notes
-
-
-def _by_stem(folder: Path, flag: str, recursive: bool) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    without = [folder / CHAINS_FOLDER] if flag == "--restored" else []
-    listing = listed_images(existing_folder(folder, flag), recursive, without)
-    for path in listing.images:
-        stem = composed(path.relative_to(folder).with_suffix("").as_posix())
-        if stem in files:
-            raise UserError(f"{files[stem]} and {path} have the same name up to the suffix; keep one of them")
-        files[stem] = path
-    if not files:
-        raise UserError(f"no images in {folder} (given by {flag}){listing.hint}")
-    if listing.hint:
-        print(f"{folder} (given by {flag}){listing.hint}")
-    return files
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 # --- Scoring ---
@@ -232,7 +154,7 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
     for region in sorted({triple.region for triple in triples if triple.region}):
         names = [triple.name for triple in triples if triple.region == region]
         notes.append(f"{len(names)} of {len(triples)} restored images have another shape than the original, "
-                     f"and are compared on what both show ({region}): {_listed(names)}")
+                     f"and are compared on what both show ({region}): {listed(names)}")
     summary = []
     for row in rows:
         mean: dict[str, float | None] = {}

@@ -16,7 +16,9 @@ from pathlib import Path, PurePosixPath
 
 from realsr_r1.core.errors import UserError
 
-SEPARATORS = ",;|\n\t"  # what divides tags, as help and README say it
+# What is read, as help and README say it.
+READ_TAGS = ("Tags are divided by commas, semicolons, bars (|), tabs and line ends; text and JSON files are "
+             "UTF-8, with or without BOM, or UTF-16 with it.")
 # Bars beside angle brackets belong to special tokens such as <|image|>, which are refused as a whole.
 _BETWEEN_TAGS = re.compile("[,;\n\r\t\v\f\x85\u2028\u2029，；｜、]|(?<!<)\\|(?!>)")
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

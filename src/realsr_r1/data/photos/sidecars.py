@@ -70,7 +70,7 @@ def checked_descriptions(value: Any, where: str, levels: Sequence[str] = LEVELS)
         if not is_text(text) or not text.strip():
             raise UserError(f"{where} has no text under the key {key!r}")
         check_text(text, "description", where)
-    return [value[key].strip() for key in levels]
+    return [composed(value[key].strip()) for key in levels]
 
 
 # --- Places of values; `read(photo)` returns them or raises UserError ---
