@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_photos_in_subfolders_are_not_passed_over_silently(tmp_path, capsys):
     names, _ = find_photos(fill(tmp_path, "a.png", "sub/b.png", "sub/c.png"), "png")
     assert list(names.values()) == ["a"]
     assert "2 photos in its subfolders are passed over; --recursive" in capsys.readouterr().out
+
+
+def test_pipes_are_not_opened_and_links_to_nowhere_are_named(tmp_path):
+    fill(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    names, unread = find_photos(tmp_path, "png", recursive=True)
+    assert list(names.values()) == ["a"]
+    assert sorted(path.name for path, _ in unread) == ["lost.png", "pipe.jpg"]
 
 
 @pytest.mark.parametrize(("names", "more", "reason"), [

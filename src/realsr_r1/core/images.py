@@ -60,13 +60,16 @@ def listed_images(folder: str | Path, recursive: bool = False, without: Sequence
         if real in seen:
             continue
         seen.add(real)
+        is_entered = recursive or here == Path(folder)
         for path in (here / name for name in sorted(names) if not name.startswith(".")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                if recursive or here == Path(folder):
-                    images.append(path)
-                else:
-                    deeper += 1
-            elif (recursive or here == Path(folder)) and (reason := why_not_listed(path)):
+            is_picture = path.suffix.lower() in IMAGE_SUFFIXES
+            if is_picture and not is_entered:
+                deeper += 1
+            elif is_picture and path.is_file():
+                images.append(path)
+            elif is_picture and is_entered:
+                unread.append((path, "it is no file, or a link to nowhere"))
+            elif is_entered and path.is_file() and (reason := why_not_listed(path)):
                 unread.append((path, reason))
     return ImageListing(sorted(images), unread, deeper)
 
