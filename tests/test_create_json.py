@@ -309,7 +309,7 @@ def test_malformed_records_of_a_list_are_listed_and_the_others_finish(photos, tm
     good, without_tag = records[0], {key: value for key, value in records[1].items() if key != "tag"}
     path.write_text(json.dumps([good, without_tag, 3, {**good, "tag": None}, {**good, "crop": [0, 0, 9, 9]},
                                 good,
-                                {**good, "problem": "<|image|> </degradation>"},
+                                {**good, "problem": "<|image|> and <|image|>"},
                                 {**good, "problem": "x" * 100_000}]))
     assert exit_code(["--json", str(path), "--output", str(tmp_path / "out"), "--num_proc", "1"]) == 2
     line = error_line(capsys)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import clear_leftovers, read_json
+from realsr_r1.core.texts import composed, read_text, split_lines, split_list, stem_of
 from realsr_r1.data.building.arguments import check_arguments, check_output, fingerprint, parser
 
 if TYPE_CHECKING:
@@ -160,13 +161,10 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: Cha
 
 def _with_orphans(args: argparse.Namespace, listing: Listing, readers: Sequence[Any]) -> list[Any]:
     """Return what is wrong with the listing: rejected photos, and sidecars without a photo."""
-    from realsr_r1.data.photos.sources import stem_of
-
-    stems = [stem_of(item.name) for item in listing.rejected
-             + listing.left_out] + [photo.stem for photo in listing.photos]
+    names = [one.name for one in (*listing.rejected, *listing.left_out, *listing.photos)]
     source = str(args.images or args.hf_dataset)
     return listing.rejected + [item for one in readers if one is not None
-                               for item in one.orphans(stems, source)]
+                               for item in one.orphans(names, source)]
 
 
 def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
@@ -174,23 +172,18 @@ def _test_photos(args: argparse.Namespace, listing: Listing) -> frozenset[str]:
 
     It may give the name or the file name, with or without suffix, of either view of a pair.
     """
-    from realsr_r1.data.photos.sources import first_view, stem_of
+    from realsr_r1.data.photos.sources import first_view
 
     text = args.test_photos
     if text.startswith("@"):
-        if not Path(text[1:]).is_file():
-            raise UserError(f"no such file: {text[1:]} (given by --test_photos)")
-        try:
-            names = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{text[1:]} (given by --test_photos) is not UTF-8 text ({error})") from error
+        names = split_lines(read_text(Path(text[1:]), "--test_photos"))
     else:
-        names = text.split(",")
-    wanted = {name.strip() for name in names if name.strip()}
+        names = split_list(text)
+    wanted = {composed(name) for name in names}
     known: dict[str, set[str]] = {}
     for item in [*listing.photos, *listing.rejected, *listing.left_out]:
         stem = stem_of(item.name)
-        names = {item.name, stem, Path(item.name).name, Path(stem).name}
+        names = set(map(composed, (item.name, stem, Path(item.name).name, Path(stem).name)))
         for name in names & wanted:
             known.setdefault(name, set()).update((stem, first_view(stem) or stem))
     for name in sorted(wanted - known.keys()):

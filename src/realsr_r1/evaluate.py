@@ -1,7 +1,8 @@
 """`realsr-r1 evaluate`: compares restored photos with the originals.
 
-It pairs files by name, averages over photos, prints a table, and writes metrics.json and
-metrics.csv. The metrics are in measuring/metrics.py.
+It averages over photos, prints a table, and writes metrics.json and metrics.csv. Which files belong
+together is in measuring/pairing.py, which regions are compared in measuring/regions.py, and the
+metrics are in measuring/metrics.py.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.devices import pick_device
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import atomic_file, check_new_folder, existing_folder
-from realsr_r1.core.images import list_images, load_image
+from realsr_r1.core.files import atomic_file, check_new_folder
+from realsr_r1.core.images import load_image
+from realsr_r1.core.pictures import READ
 from realsr_r1.measuring.metrics import (
     BASELINE_METRICS,
     FID_FEATURES,
@@ -26,27 +27,13 @@ from realsr_r1.measuring.metrics import (
     load_metrics,
     parse_metrics,
 )
+from realsr_r1.measuring.pairing import Triple, find_triples, listed
+from realsr_r1.measuring.regions import find_way, same_shape
 
 if TYPE_CHECKING:
     from PIL import Image
 
 LQ, MEAN_COLOUR, RESTORED = "LQ input", "mean colour", "restored"
-
-
-@dataclass
-class Triple:
-    """The files of one photo and their scores.
-
-    `scores`: name of a row (`LQ`, `MEAN_COLOUR`, `RESTORED`) -> metric -> value, None where the
-    metric isn't defined. `resized`: whether the restored image had another size than the original.
-    """
-
-    name: str
-    restored: Path
-    gt: Path
-    lq: Path | None
-    resized: bool = False
-    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     names = parse_metrics(args.metrics)
     device = pick_device(args.device)
     check_new_folder(args.output, "--output")
-    triples, notes = find_triples(args.restored, args.gt, args.lq, args.skip_bad)
+    triples, notes = find_triples(args.restored, args.gt, args.lq, args.skip_bad, args.recursive)
     scorers, unavailable = load_metrics(names, device)
     if not scorers:
         raise UserError(f"none of the metrics {', '.join(names)} can be had here; these need no weights: "
@@ -77,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="realsr-r1 evaluate", description=(
         "Compare restored photos with the originals. Files are paired by name without suffix; a restored (or "
-        "LQ) image of another size is resized to the original's (bicubic)."))
+        "LQ) image of another size is resized to the original's (bicubic). One of another shape is compared "
+        "on the region that both show, at its own size, or refused where none is found. " + READ))
     add = parser.add_argument
     add("--restored", type=Path, required=True, help="folder of restored photos")
     add("--gt", type=Path, required=True, help="folder of originals (HQ)")
@@ -87,62 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         "comma-separated, or all (default: %(default)s, which need no weights). Known: "
         f"{', '.join(METRICS)}"))
     add("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    add("--recursive", action="store_true", help=(
+        "pair photos in subfolders, too, by their places in the folders"))
     add("--skip_bad", action="store_true", help=(
         "leave out photos that lack a partner or can't be read, instead of stopping"))
     return parser
-
-
-# --- Pairing ---
-
-def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool) -> tuple[list[Triple], list[str]]:
-    """Pair the images of the folders by their names without suffix.
-
-    Returns the pairs, and a note about each kind of image that has no partner. Raises `UserError`
-    on a missing or empty folder, on two files with the same name without suffix, and when no name
-    is in all folders; without `skip_bad` also when an original has no restored image, or a pair has
-    no LQ image.
-    """
-    restored_files = _by_stem(restored, "--restored")
-    gt_files = _by_stem(gt, "--gt")
-    lq_files = _by_stem(lq, "--lq") if lq else {}
-    pairs = sorted(restored_files.keys() & gt_files.keys())
-    if not pairs:
-        raise UserError(f"no name is in both {restored} and {gt}: a restored NAME.png is compared with NAME "
-                        f"of any image suffix (e.g. {sorted(restored_files)[0]!r} has no original)")
-    lacking = {f"without a restored image in {restored}": sorted(gt_files.keys() - restored_files.keys())}
-    if lq:
-        lacking[f"without an LQ image in {lq}"] = [name for name in pairs if name not in lq_files]
-        pairs = [name for name in pairs if name in lq_files]
-    notes = []
-    for what, names in lacking.items():
-        if names and not skip_bad:
-            raise UserError(f"{len(names)} photo(s) {what}: {_listed(names)}; add them, or leave them out "
-                            "with --skip_bad")
-        notes += [f"left out, {len(names)} photo(s) {what}: {_listed(names)}"] if names else []
-    if not pairs:
-        raise UserError(f"no pair has an LQ image of the same name in {lq} (given by --lq)")
-    unknown = sorted(restored_files.keys() - gt_files.keys())
-    if unknown:
-        notes.append(f"left out, {len(unknown)} restored image(s) without an original in {gt}: "
-                     f"{_listed(unknown)}")
-    return [Triple(name, restored_files[name], gt_files[name], lq_files.get(name)) for name in pairs], notes
-
-
-def _by_stem(folder: Path, flag: str) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in list_images(existing_folder(folder, flag)):
-        if path.stem in files:
-            raise UserError(f"{files[path.stem]} and {path} have the same name up to the suffix; keep one of "
-                            "them")
-        files[path.stem] = path
-    if not files:
-        raise UserError(f"no images in {folder} (given by {flag})")
-    return files
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 # --- Scoring ---
@@ -176,20 +113,31 @@ def score(triples: list[Triple], scorers: dict[str, Scorer],
 
 
 def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
-    """Return the original, and the images to compare with it by row name, resized to its size."""
+    """Return the original, and the images to compare with it by row name, at its size.
+
+    Where the restored image shows a part of the original, all are cut to that part, and have the
+    restored image's size. Raises `UserError` where a file can't be read or compared.
+    """
     from PIL import Image
 
     original = load_image(triple.gt)
     restored = load_image(triple.restored)
     triple.resized = restored.size != original.size
-    images = {MEAN_COLOUR: original.resize((1, 1), Image.Resampling.BOX).resize(original.size)}
+    way = find_way(restored, original, str(triple.restored))
+    triple.region = None if way.is_whole else way.name
+    reference = way.original(original)
+    images = {MEAN_COLOUR: reference.resize((1, 1), Image.Resampling.BOX).resize(reference.size)}
     if triple.lq:
-        images[LQ] = load_image(triple.lq)
-    images[RESTORED] = restored
-    for row, image in images.items():
-        if image.size != original.size:
-            images[row] = image.resize(original.size, Image.Resampling.BICUBIC)
-    return original, images
+        lq = load_image(triple.lq)
+        if same_shape(lq.size, original.size):  # it shows what the original shows
+            images[LQ] = way.original(lq.resize(original.size, Image.Resampling.BICUBIC))
+        elif same_shape(lq.size, restored.size):  # or what the restored image shows
+            images[LQ] = way.restored(lq.resize(restored.size, Image.Resampling.BICUBIC))
+        else:
+            raise UserError(f"{triple.lq} has another shape ({lq.width}x{lq.height} px) than {triple.restored} "
+                            f"and {triple.gt}; give the whole degraded photo, or leave it out with --skip_bad")
+    images[RESTORED] = way.restored(restored)
+    return reference, images
 
 
 def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer],
@@ -199,10 +147,14 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
     It has the metrics, each row's means and counts, and each photo's values.
     """
     notes = list(notes)
-    resized = sum(triple.resized for triple in triples)
+    resized = sum(triple.resized and triple.region is None for triple in triples)
     if resized:
         notes.append(f"{resized} of {len(triples)} restored images were resized to the original's size "
                      "(bicubic)")
+    for region in sorted({triple.region for triple in triples if triple.region}):
+        names = [triple.name for triple in triples if triple.region == region]
+        notes.append(f"{len(names)} of {len(triples)} restored images have another shape than the original, "
+                     f"and are compared on what both show ({region}): {listed(names)}")
     summary = []
     for row in rows:
         mean: dict[str, float | None] = {}
@@ -212,7 +164,7 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
                 continue
             if METRICS[name].kind == "set":
                 mean[name] = scorer.score_set((_load(triple)[1][row] for triple in triples),
-                                              (load_image(triple.gt) for triple in triples))
+                                              (_load(triple)[0] for triple in triples))
                 count[name] = len(triples)
                 continue
             values = [value for triple in triples if (value := triple.scores[row][name]) is not None]
@@ -232,7 +184,7 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
                            "lower_better": METRICS[name].lower_better} for name in scorers},
         "rows": summary,
         "gain": gains(triples, scorers) if LQ in rows else {},
-        "images": [{"name": triple.name, "resized": triple.resized,
+        "images": [{"name": triple.name, "resized": triple.resized, "region": triple.region,
                     **{row: triple.scores[row] for row in rows}} for triple in triples],
         "notes": notes,
     }

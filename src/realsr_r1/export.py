@@ -20,6 +20,7 @@ from realsr_r1.core.files import (
     atomic_folder,
     check_new_folder,
     existing_folder,
+    parsed_yaml,
     read_json,
     write_json,
 )
@@ -102,11 +103,9 @@ def sampling_settings(assignments: list[str]) -> dict[str, Any]:
 
     Raises `UserError` for an unknown field or a bad value.
     """
-    import yaml
-
     from realsr_r1.rollout import RolloutConfig
 
-    kinds = {field.name: {"int": int, "float": float}.get(field.type, yaml.safe_load)
+    kinds = {field.name: {"int": int, "float": float}.get(field.type, lambda text: parsed_yaml(text, "it"))
              for field in dataclasses.fields(RolloutConfig)}
     values = {}
     for assignment in assignments:
@@ -116,7 +115,7 @@ def sampling_settings(assignments: list[str]) -> dict[str, Any]:
                             f"{', '.join(sorted(kinds))}")
         try:
             values[name] = kinds[name](value)
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, UserError) as error:
             raise UserError(f"--sampling {assignment}: {value!r} is no value of {name} ({error})") from error
     RolloutConfig(**values)  # checks the values
     return values

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PROMPTS_FOLDER = "prompts"
 # These settings must be the same when a run resumes.
 LASTING = ("chain_settings", "num_generations", "generation_batch_size", "seed", "optim", "use_peft",
-           "lora_r", "credit")
+           "lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit", "credit")
 
 
 def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | None = None) -> None:
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from realsr_r1.core.settings import parse
     from realsr_r1.training.adapters import adapter_config, quantization_config
     from realsr_r1.training.config import ChainGRPOConfig
-    from realsr_r1.training.launch import prepare_process, save_model_folder
+    from realsr_r1.training.launch import is_finished, prepare_process, save_model_folder
 
     args, model_args = parse((ChainGRPOConfig, ModelConfig), argv, "realsr-r1 grpo")
     if args.max_pixels is not None and args.process_index == 0:
@@ -66,21 +66,27 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     )
     from realsr_r1.training.grpo.stopping import go_on, what_ended
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
+    from realsr_r1.training.resuming import is_more_asked, reopen, require_checkpoint, require_same_setting
 
     if not model_args.model_name_or_path:
         raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 "
                         "sft or export)")
     output = Path(args.output_dir)
     conditions = [Condition.parse(text) for text in args.stop_if]
-    ended = what_ended(output, conditions)
+    more = is_finished(output) and is_more_asked(output, args)
+    ended = None if more else what_ended(output, conditions)
     if ended:
         if args.process_index == 0:
             print(ended)
         return
     check_new_folder(output, "--output_dir")
+    going_on = require_checkpoint(output) if more else None
+    if going_on and args.process_index == 0:
+        print(going_on)
     checkpoint = last_checkpoint(output, set_aside=args.process_index == 0)
     settings = shown_settings(args, model_args)
     if checkpoint:
+        require_same_setting(checkpoint, args, model_args.use_peft)
         require_same_run(output, settings, LASTING)
     # This line and the next report a bad folder before anything is made.
     policy_config(Path(model_args.model_name_or_path))
@@ -135,6 +141,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
                                monitors=monitors)
     if args.process_index == 0:
         go_on(output)
+        reopen(output)
         write_json(output / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, output)
@@ -148,7 +155,7 @@ def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, 
              "num_generations", "generation_batch_size", "learning_rate", "max_steps", "num_train_epochs",
              "rollout_temperature", "guidance_scale", "text_top_k", "image_top_k_max", "grammar",
              "train_forced_tokens", "credit", "stop_if", "loss_type", "beta", "bf16", "seed", "world_size"]
-    adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
+    adapters = ["lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit"] if model_args.use_peft else []
     return {"model_name_or_path": model_args.model_name_or_path,
             **{name: getattr(args, name) for name in names},
             "optim": args.optim.value, "use_peft": model_args.use_peft,

@@ -14,16 +14,16 @@ import argparse
 import hashlib
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, atomic_folder, check_new_folder, read_json, write_json
-from realsr_r1.core.images import list_images
+from realsr_r1.core.images import listed_images
 from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
-from realsr_r1.core.pictures import Picture, read_picture
+from realsr_r1.core.pictures import READ, Picture, read_picture
 from realsr_r1.restoring.options import add_restore_flags, given_options, restore_options
 from realsr_r1.rollout.config import add_rollout_flags
 
@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     """Collect photos, load the model, restore them."""
     parser = argparse.ArgumentParser(prog="realsr-r1 restore", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="model folder")
-    parser.add_argument("--input", required=True, help="a photo or a folder of photos")
+    parser.add_argument("--input", required=True, help=f"a photo or a folder of photos. {READ}")
+    parser.add_argument("--recursive", action="store_true",
+                        help="restore the photos in the input's subfolders, too, and keep the tree")
     parser.add_argument("--output", required=True, help="folder for the restored photos")
     add_restore_flags(parser)
     parser.add_argument("--format", choices=tuple(WRITTEN), default="png",
@@ -71,46 +73,65 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
     check_format(args.format, args.quality)
     restore_options(args)  # refuses bad values before anything is loaded
-    photos = find_photos(Path(args.input), args.format)
-    output = Path(args.output)
+    source, output = Path(args.input), Path(args.output)
+    names, unread = find_photos(source, args.format, args.recursive)
+    photos = list(names)
     check_new_folder(output, "--output")
-    if output.resolve() == photos[0].parent.resolve():
+    if output.resolve() == (source if source.is_dir() else source.parent).resolve():
         raise UserError(f"--output {output} is the folder of the photos themselves; name another one")
+    if args.recursive and output.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--output {output} lies inside --input {source}, which is read with its subfolders; "
+                        "name another one")
     made_with = settings_of(args)
     todo = [(place, path) for place, path in enumerate(photos)
-            if not is_restored(output, path.stem, args.format, made_with)]
+            if not is_restored(output, names[path], args.format, made_with)]
     if len(todo) < len(photos):
         print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
-    bad = restore_all(todo, args, output, made_with) if todo else []
+    bad = restore_all(todo, names, args, output, made_with) if todo else []
+    bad += [(path, f"{path}: {reason}") for path, reason in unread]
     if not bad:
         (output / BAD_ITEMS_FILE).unlink(missing_ok=True)
         return
     with atomic_file(output / BAD_ITEMS_FILE) as partial:
         partial.write_text("".join(f"{path}\t{reason}\n" for path, reason in bad), encoding="utf-8")
-    complaint = (f"{len(bad)} of {len(photos)} photos were not restored, the first: {bad[0][1]}; all are in "
-                 f"{output / BAD_ITEMS_FILE}")
+    complaint = (f"{len(bad)} of {len(photos) + len(unread)} photos were not restored, the first: {bad[0][1]}; "
+                 f"all are in {output / BAD_ITEMS_FILE}")
     if not args.skip_bad:
         raise UserError(f"{complaint}, the others are done (--skip_bad accepts that)")
     print(complaint)
 
 
-def find_photos(source: Path, format: str) -> list[Path]:
-    """Return the photos to restore.
+def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dict[Path, str],
+                                                                             list[tuple[Path, str]]]:
+    """Return the photos to restore with their names (places below `source`, without suffix).
 
-    Raises `UserError` when there are none, and when two would get the same name.
+    The second value lists pictures that aren't read, with the reason. A line tells of photos in
+    subfolders that are passed over. Raises `UserError` when there are no photos, and when two would
+    get the same name.
     """
     if not source.exists():
         raise UserError(f"no such file or folder: {source} (given by --input)")
-    photos = list_images(source) if source.is_dir() else [source]
-    if not photos:
-        raise UserError(f"{source} (--input) holds no images")
+    if not source.is_dir():
+        return {source: source.stem}, []
+    listing = listed_images(source, recursive)
+    if not listing.images:
+        raise UserError(f"{source} (--input) holds no images{listing.hint}")
+    if listing.deeper:
+        print(f"{source}: {listing.deeper} photos in its subfolders are passed over; --recursive restores them, "
+              "too")
     stems: dict[str, Path] = {}
-    for path in photos:
-        if path.stem in stems:
-            raise UserError(f"{path} and {stems[path.stem]} would both become {path.stem}.{format}; rename "
-                            "one")
-        stems[path.stem] = path
-    return photos
+    for path in listing.images:
+        name = path.relative_to(source).with_suffix("").as_posix()
+        if name in stems:
+            raise UserError(f"{path} and {stems[name]} would both become {name}.{format}; rename one")
+        stems[name] = path
+    for name, path in stems.items():
+        # The folder of a photo's chain is written anew.
+        above = next((stems[folder.as_posix()] for folder in PurePosixPath(name).parents
+                      if folder.as_posix() in stems), None)
+        if above is not None:
+            raise UserError(f"the chain of {path} would lie in that of {above}; rename one")
+    return {path: name for name, path in stems.items()}, listing.unread
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -152,11 +173,11 @@ def load_restorer(args: argparse.Namespace) -> Restorer:
                                     batch_size=args.batch_size, **sampling)
 
 
-def restore_all(todo: list[tuple[int, Path]], args: argparse.Namespace, output: Path,
-                made_with: dict[str, Any]) -> Bad:
+def restore_all(todo: list[tuple[int, Path]], names: dict[Path, str], args: argparse.Namespace,
+                output: Path, made_with: dict[str, Any]) -> Bad:
     """Restore photos, each with its place in the input, and write each when it is done.
 
-    Returns those that could not be restored, in the order of the input.
+    `names`: what each is called in `output`. Returns those that could not be restored, in the order of the input.
     """
     from tqdm import tqdm
 
@@ -174,7 +195,7 @@ def restore_all(todo: list[tuple[int, Path]], args: argparse.Namespace, output: 
             if isinstance(result, UserError):
                 bad.append((paths[photo.place], str(result)))
                 continue
-            name = paths[photo.place].stem
+            name = names[paths[photo.place]]
             write_chain(output / CHAINS_FOLDER / name, result, restorer.processor.chain, made_with)
             # The photo comes after its chain, so its file says that both exist.
             lost = write_picture(output / f"{name}.{args.format}", result.final, picture, args.format,

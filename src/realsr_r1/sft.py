@@ -26,7 +26,8 @@ LOOKED_AT = 256  # samples that are looked at to find the question that they ask
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")  # of a new policy
 # These settings must be the same when a run resumes.
 LASTING = ("records", "chain_settings", "max_samples", "samples_per_step", "train_sampling_strategy",
-           "seed", "data_seed", "optim", "use_peft", "lora_r", *SHAPE)
+           "seed", "data_seed", "optim", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit",
+           *SHAPE)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,13 +49,23 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
     from realsr_r1.training.cold_start.trainer import ColdStartTrainer
     from realsr_r1.training.launch import is_finished, save_model_folder
+    from realsr_r1.training.resuming import is_more_asked, reopen, require_checkpoint, require_same_setting
 
-    if is_finished(args.output_dir):
+    output = Path(args.output_dir)
+    more = is_finished(output) and is_more_asked(output, args)
+    if is_finished(output) and not more:
         if args.process_index == 0:
-            print(f"{args.output_dir} holds a finished run already; nothing to do")
+            print(f"{output} holds a finished run already; nothing to do (a larger --max_steps or "
+                  "--num_train_epochs goes on)")
         return
     check_new_folder(args.output_dir, "--output_dir")
-    checkpoint = last_checkpoint(args.output_dir, set_aside=args.process_index == 0)
+    going_on = require_checkpoint(output) if more else None
+    if going_on and args.process_index == 0:
+        print(going_on)
+    check_start(args, model_args)
+    checkpoint = last_checkpoint(output, set_aside=args.process_index == 0)
+    if checkpoint:
+        require_same_setting(checkpoint, args, model_args.use_peft)
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device),
                                                args.chain_settings)
     train, evaluation, records = tokenised(args, model_args.model_name_or_path, processor)
@@ -67,24 +78,46 @@ def main(argv: list[str] | None = None) -> None:
         policy = with_adapter(policy, adapters, args)
     trainer = ColdStartTrainer(policy, processor, args, train, evaluation)
     if args.process_index == 0:
-        write_json(Path(args.output_dir) / SETTINGS_FILE, settings)
+        reopen(output)
+        write_json(output / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model_folder(trainer, processor, args.output_dir)
 
 
 def shown_settings(args: ColdStartConfig, model_args: ModelConfig) -> dict[str, Any]:
     """Return the settings that a run was started with, as plain values."""
+    from realsr_r1.models.loading import is_new
+
     names = ["run_name", "dataset_name", "chain_settings", "max_samples", "train_sampling_strategy", "seed",
              "data_seed", "learning_rate", "max_steps", "num_train_epochs", "z_loss", "dropout", "bf16",
              "world_size"]
-    if not (Path(model_args.model_name_or_path) / "config.json").is_file():
+    if is_new(Path(model_args.model_name_or_path)):
         names += SHAPE
-    adapters = ["lora_r", "lora_alpha", "load_in_4bit"] if model_args.use_peft else []
+    adapters = ["lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit"] if model_args.use_peft else []
     return {"model_name_or_path": model_args.model_name_or_path,
             **{name: getattr(args, name) for name in names},
             "samples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "optim": args.optim.value, "use_peft": model_args.use_peft,
             **{name: getattr(model_args, name) for name in adapters}}
+
+
+def check_start(args: ColdStartConfig, model_args: ModelConfig) -> None:
+    """Say where a new policy is made, and raise `UserError` where the folder's can't be loaded.
+
+    Both come before anything is made or tokenised.
+    """
+    from realsr_r1.models.loading import is_new, policy_config, tensor_shapes
+
+    folder = Path(model_args.model_name_or_path)
+    if not folder.is_dir() or not is_new(folder):
+        policy_config(folder)
+        tensor_shapes(folder)
+    elif model_args.use_peft:
+        raise UserError(f"{folder} holds no policy, and --use_peft trains adapters on one; name a model "
+                        "folder")
+    elif args.process_index == 0:
+        shape = ", ".join(f"{name} {getattr(args, name)}" for name in SHAPE)
+        print(f"{folder} holds no weights: this run trains a new policy from random ones ({shape})")
 
 
 def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: Any,
@@ -93,14 +126,12 @@ def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: An
     import torch
 
     from realsr_r1.models import load_policy, new_config, new_policy
+    from realsr_r1.models.loading import is_new
 
     folder = Path(model_args.model_name_or_path)
-    if (folder / "config.json").is_file():
+    if not is_new(folder):
         return load_policy(folder, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation,
                            quantization_config=quantization)
-    if model_args.use_peft:
-        raise UserError(f"{folder} holds no policy, and --use_peft trains adapters on one; name a model "
-                        "folder")
     layout = processor.layout
     torch.manual_seed(args.seed)
     return new_policy(new_config(

@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> None:
 
     output = Path(config.output_dir)
     if (output / SETTINGS_FILE).is_file():
-        print(f"{output} is complete already; nothing to do")
+        print(f"{output} is complete already; nothing to do (more steps need a new run, with another "
+              "--output_dir: no optimizer's state is kept)")
         return
     check_new_folder(output, "--output_dir")
     dataset = load_dataset_dict(config.dataset_name)

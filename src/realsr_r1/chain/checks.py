@@ -20,10 +20,14 @@ MOST_CHARACTERS = {"tag": 100, "description": 2000, "label": 100, "question": 20
 def check_question(text: str, where: str) -> None:
     """Raise `UserError` for a text that can't be a question.
 
-    A question names the place of the photo at most once, and it passes `check_text`.
+    A question may name the chain's tags, as the published one does, and the place of the photo at
+    most once.
     """
-    check_text(text.replace(IMAGE, "", 1), "question", where)
-    if not text.strip():
+    _check_characters(text, "question", where)
+    count = text.count(IMAGE)
+    if count > 1:
+        raise UserError(f"{where} has {count} times {IMAGE}; a question has one photo, so at most one")
+    if not text.replace(IMAGE, "").strip():
         raise UserError(f"{where} is empty")
 
 
@@ -33,6 +37,13 @@ def check_text(text: str, kind: str, where: str) -> None:
     Markup is a chain's own (tags, `<|image|>`). `kind`: a key of `MOST_CHARACTERS`. `where`: the
     file and the line or record in it, for the message.
     """
+    _check_characters(text, kind, where)
+    markup = markup_in(text)
+    if markup is not None:
+        raise UserError(f"{where} has a {kind} with {markup} in it, which is a chain's own markup")
+
+
+def _check_characters(text: str, kind: str, where: str) -> None:
     if len(text) > MOST_CHARACTERS[kind]:
         raise UserError(f"{where} has a {kind} of {len(text)} characters; one has at most "
                         f"{MOST_CHARACTERS[kind]}")
@@ -40,6 +51,3 @@ def check_text(text: str, kind: str, where: str) -> None:
                 and not character.isspace()), None)
     if odd is not None:
         raise UserError(f"{where} has a {kind} with the control character {odd!r}")
-    markup = markup_in(text)
-    if markup is not None:
-        raise UserError(f"{where} has a {kind} with {markup} in it, which is a chain's own markup")

@@ -1,4 +1,4 @@
-"""Writes files and folders whole or not at all, and reads JSON and YAML.
+"""Writes files and folders whole or not at all, and is the project's only reader of JSON and YAML.
 
 Errors name the file. Everything is written under a temporary name beside its target and renamed
 when it is complete.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.texts import decoded_text, read_text
 
 TRIAL = ".realsr-r1-"  # prefix of folders that are made only to see whether a folder can be made
 NOTE = "made_from.json"  # in an unfinished folder: what it is being made from
@@ -151,10 +152,19 @@ def read_json(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no such file: {path}")
+    return parsed_json(path.read_bytes(), str(path))
+
+
+def parsed_json(data: bytes | str, where: str) -> Any:
+    """Return the value of JSON: a file's bytes (as `decoded_text` reads them), or a text.
+
+    Raises `UserError` that names it by `where` when it is not JSON.
+    """
+    text = data if isinstance(data, str) else decoded_text(data, where)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON or UTF-8, endless digits, endless brackets
-        raise UserError(f"{path} is not valid JSON ({error})") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also endless digits, endless brackets
+        raise UserError(f"{where} is not valid JSON ({error})") from error
 
 
 def read_note(path: str | Path, keys: Iterable[str], again: str) -> dict[str, Any]:
@@ -174,15 +184,17 @@ def read_yaml(path: str | Path, flag: str | None = None) -> Any:
 
     Raises `UserError` that names the file, and the flag it came from, when it is missing or broken.
     """
+    return parsed_yaml(read_text(Path(path), flag), str(path))
+
+
+def parsed_yaml(text: str, where: str) -> Any:
+    """Return the value of a YAML text. Raises `UserError` that names it by `where` when it is none."""
     import yaml
 
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no such file: {path}" + (f" (given by {flag})" if flag else ""))
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(text)
     except Exception as error:  # PyYAML lets through what Python raises on odd numbers, dates and keys
-        raise UserError(f"{path} is not valid YAML ({error})") from error
+        raise UserError(f"{where} is not valid YAML ({error})") from error
 
 
 def is_text(value: Any) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from realsr_r1.core.pictures import IMAGE_SUFFIXES, as_picture, read_picture
+from realsr_r1.core.pictures import IMAGE_SUFFIXES, as_picture, read_picture, why_not_listed
 
 if TYPE_CHECKING:
     import numpy
@@ -21,11 +24,58 @@ COLOR_FIX_BAND = 512  # rows of a photo whose colours are fixed at a time
 MAX_ASPECT = 4.0  # Lumina-mGPT's limit of width to height, either way
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """The picture files right inside `folder`, sorted by name (hidden files are left out).
+@dataclass(frozen=True)
+class ImageListing:
+    """What a folder holds: its picture files, sorted, and what is passed over.
 
-    HEIC files are among them: reading one says what it needs.
+    `unread`: (file, reason) of pictures that aren't read. `deeper`: how many picture files lie in
+    subfolders that were not entered.
     """
+
+    images: list[Path]
+    unread: list[tuple[Path, str]]
+    deeper: int
+
+    @property
+    def hint(self) -> str:
+        """What is passed over, as the end of a line; empty where nothing is."""
+        parts = [f"{self.deeper} in its subfolders, which --recursive reads"] if self.deeper else []
+        if self.unread:
+            path, reason = self.unread[0]
+            parts.append(f"{len(self.unread)} that can't be read, the first: {path.name}: {reason}")
+        return f"; passed over: {'; '.join(parts)}" if parts else ""
+
+
+def listed_images(folder: str | Path, recursive: bool = False, without: Sequence[Path] = ()) -> ImageListing:
+    """List the picture files of `folder`, and with `recursive` of its subfolders.
+
+    Hidden files and folders are left out, and so are the folders in `without`. Links are followed,
+    but no folder is entered twice.
+    """
+    images, unread, deeper, seen = [], [], 0, set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real, here = os.path.realpath(parent), Path(parent)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and here / name not in without
+                            and real not in seen)
+        if real in seen:
+            continue
+        seen.add(real)
+        is_entered = recursive or here == Path(folder)
+        for path in (here / name for name in sorted(names) if not name.startswith(".")):
+            is_picture = path.suffix.lower() in IMAGE_SUFFIXES
+            if is_picture and not is_entered:
+                deeper += 1
+            elif is_picture and path.is_file():
+                images.append(path)
+            elif is_picture and is_entered:
+                unread.append((path, "it is no file, or a link to nowhere"))
+            elif is_entered and path.is_file() and (reason := why_not_listed(path)):
+                unread.append((path, reason))
+    return ImageListing(sorted(images), unread, deeper)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The picture files right inside `folder`, sorted by name (hidden files are left out)."""
     return sorted(p for p in Path(folder).iterdir()
                   if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from realsr_r1.core.errors import UserError, is_disk_full
 from realsr_r1.core.images import to_pixels
+from realsr_r1.core.texts import split_list
 
 FID_FEATURES = 2048  # width of Inception's features; with fewer images their covariance is singular
 
@@ -69,7 +70,7 @@ def parse_metrics(text: str) -> list[str]:
 
     Raises `UserError` that lists the known ones.
     """
-    names = list(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    names = list(dict.fromkeys(name.lower() for name in split_list(text)))
     if names == ["all"]:
         return list(METRICS)
     unknown = [name for name in names if name not in METRICS]

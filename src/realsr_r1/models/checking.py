@@ -20,6 +20,12 @@ from realsr_r1.core.files import read_json
 Shapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+# Files in which folders hold weights, or parts of them; only the two above are read as a policy's.
+KINDS_OF_WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.msgpack",
+                    "*.h5", "global_step*")
+# Of these names, what training and the tokenizers' training keep beside weights.
+NO_WEIGHTS = ("training_args.bin", "training_state.pt", "optimizer.pt", "optimizer.bin", "scheduler.pt",
+              "scaler.pt", "rng_state*.pth")
 # The types that a policy or an image tokenizer can be stored in, by safetensors' names.
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -36,6 +42,13 @@ class TensorHeader(NamedTuple):
         return math.prod(self.shape)
 
 
+def other_weights(path: Path) -> str | None:
+    """Return the name of a file in the folder `path` that holds weights or a part of them, if any."""
+    found = sorted(file.name for kind in KINDS_OF_WEIGHTS for file in path.glob(kind)
+                   if not any(file.match(name) for name in NO_WEIGHTS))
+    return found[0] if found else None
+
+
 def weight_files(path: Path) -> list[Path]:
     """Return the safetensors files of a folder: one, or the shards that its index names.
 
@@ -44,7 +57,9 @@ def weight_files(path: Path) -> list[Path]:
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if not (path / WEIGHTS_INDEX).is_file():
-        raise UserError(f"{path} has no {WEIGHTS} (nor {WEIGHTS_INDEX})")
+        other = other_weights(path)
+        instead = f"; {other}, which it has, is not read: copy the rest, or save them as safetensors"
+        raise UserError(f"{path} has no {WEIGHTS} (nor {WEIGHTS_INDEX}){instead if other else ''}")
     index = read_json(path / WEIGHTS_INDEX)
     if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
         raise UserError(f"{path / WEIGHTS_INDEX} has no weight_map; copy it again")

@@ -27,6 +27,7 @@ from realsr_r1.models.checking import (
     TensorHeader,
     check_tensors,
     file_headers,
+    other_weights,
     stored_dtypes,
     tensor_headers,
     tensor_shapes,
@@ -115,6 +116,15 @@ def usable_attention(name: str) -> str:
     return name
 
 
+def is_new(path: Path) -> bool:
+    """Whether a folder holds nothing of a policy: no weights in any form, no config and no adapter.
+
+    Only for such a folder is a policy made from random weights.
+    """
+    return not any((path / name).exists() for name in ("config.json", ADAPTER_CONFIG_NAME)) \
+        and other_weights(path) is None
+
+
 def policy_config(path: Path) -> PolicyConfig:
     """Return the config of the policy in a folder, ours or published.
 
@@ -127,9 +137,16 @@ def _empty_policy(path: Path, attn_implementation: str | None = None) -> tuple[F
     if not path.is_dir():
         raise UserError(f"no such model folder: {path}")
     file = path / "config.json"
-    if not file.is_file() and (path / ADAPTER_CONFIG_NAME).is_file():
+    has_weights = any((path / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX))
+    if (path / ADAPTER_CONFIG_NAME).is_file():
+        if has_weights:
+            raise UserError(f"{path} holds a policy's weights and a LoRA adapter, and which counts isn't said; "
+                            f"move {WEIGHTS} or {ADAPTER_CONFIG_NAME} away")
         raise UserError(f"{path} holds a LoRA adapter without its policy; merge them with realsr-r1 export "
                         f"--checkpoint {path} --output DIR, and use that folder")
+    if not file.is_file() and (other := other_weights(path)):
+        raise UserError(f"{path} has weights ({other}) and no config.json, which says what they are; copy the "
+                        "whole folder again")
     raw = read_json(file)
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
@@ -137,8 +154,7 @@ def _empty_policy(path: Path, attn_implementation: str | None = None) -> tuple[F
         raise UserError(f"{file} describes a model of type {kind!r}; known are {known_types()}")
     # A config may have no weights beside it, as in configs/models. Our own configs are complete
     # without tensors.
-    is_stored = kind in family.published and any((path / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX))
-    shapes = tensor_shapes(path) if is_stored else {}
+    shapes = tensor_shapes(path) if kind in family.published and has_weights else {}
     try:
         config = family.config.from_folder(raw, shapes)
         if attn_implementation:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.files import read_yaml
 
 # What the tensors of a file don't tell: LlamaGen (arXiv 2406.06525) l2-normalises codes, and
 # Chameleon (arXiv 2405.09818) doesn't.
@@ -166,10 +167,9 @@ def yaml_shape(file: Path) -> dict[str, Any]:
 
     Raises `UserError` that names a file of another form.
     """
-    import yaml
-
+    value = read_yaml(file)
     try:
-        params = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["params"]
+        params = value["model"]["params"]
         ddconfig = dict(params["ddconfig"])
         values = {ours: ddconfig[theirs] for theirs, ours in DDCONFIG_KEYS.items() if theirs in ddconfig}
         values |= {ours: params[theirs] for theirs, ours in PARAMS_KEYS.items() if theirs in params}
@@ -181,9 +181,7 @@ def yaml_shape(file: Path) -> dict[str, Any]:
             values["middle_attention"] = ddconfig["attn_type"] == "vanilla"
             levels = values.get("attention_levels", [])
             values["attention_levels"] = levels if values["middle_attention"] else []
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML ({error})") from error
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} has not the form of Chameleon's vqgan.yaml, model: params: ddconfig: ... "
                         f"({error!r}); correct it, or move it away to go by the tensors") from error
     return values

@@ -5,7 +5,6 @@ Knows files, no drawing and no HTML.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import existing_folder, read_json
+from realsr_r1.core.files import existing_folder, parsed_json, read_json
 
 LOG_FILE = "log_history.jsonl"  # one JSON object for each logged step
 STATE_FILE = "trainer_state.json"  # the trainer's own file, with the log up to its checkpoint
@@ -132,10 +131,10 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parsed_json(line, "it")
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("no object with a step")
-        except ValueError as error:
+                raise UserError("it is no object with a step")
+        except UserError as error:
             if number == len(lines):  # the run was stopped while it wrote this line
                 break
             raise UserError(f"{path}, line {number}, is not a log record ({error}); "

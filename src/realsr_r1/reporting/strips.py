@@ -18,6 +18,7 @@ from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import existing_folder, read_json
 from realsr_r1.core.images import list_images, load_image
+from realsr_r1.core.texts import split_tags
 from realsr_r1.reporting.run_folder import sample_folders
 
 CELL = 144  # the side of a picture in the PNG and on the page, in px
@@ -72,7 +73,7 @@ def _sample_strip(step: int, folder: Path) -> Strip:
         text=_text(folder / "completion-0.txt"),
         rewards={name: values[0] for name, values in rewards.items() if values},
         degradation=[str(item) for item in prompt.get("degradation") or []],
-        tags=_tags(prompt.get("tag")))
+        tags=split_tags(prompt.get("tag") or []))
 
 
 def restored_strips(restored: Path, gt: Path | None, metrics: dict[str, Any] | None) -> tuple[list[Strip],
@@ -192,9 +193,3 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object, not {json.dumps(value)[:40]}")
     return value
-
-
-def _tags(value: Any) -> list[str]:
-    """Return a list of tags from a list of strings, each with one or several tags (with commas)."""
-    items = [value] if isinstance(value, str) else value or []
-    return [tag.strip() for item in items for tag in str(item).split(",") if tag.strip()]

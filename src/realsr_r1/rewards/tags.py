@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import is_text, read_yaml
+from realsr_r1.core.texts import split_tags
 
 # Plurals that follow no rule. They also count at the end of longer words (woman, policeman,
 # grandchild).
@@ -21,11 +22,10 @@ IRREGULAR_PLURALS = {"man": "men", "foot": "feet", "tooth": "teeth", "goose": "g
 def tags_of(record: Sequence[str] | str | None) -> list[str]:
     """Return a record's tags in lower case with single spaces, without repeats.
 
-    They are a list of strings, each with one tag or several divided by commas, or one such string.
+    They are a list of strings, each with one tag or several (`core.texts.split_tags`), or one such
+    string.
     """
-    entries = [record] if isinstance(record, str) else record if record is not None else []
-    parts = [part for entry in entries if isinstance(entry, str) for part in entry.split(",")]
-    return list(dict.fromkeys(tag for tag in map(_normal, parts) if tag))
+    return list(dict.fromkeys(map(_normal, split_tags(record if record is not None else []))))
 
 
 class Tags:

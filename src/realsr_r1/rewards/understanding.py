@@ -25,8 +25,8 @@ def understanding_reward(completions: Sequence[str], tag: Sequence[Sequence[str]
     `spec`, is `<rough_understand>`.
 
     `tag`: the tags of each completion. They are a list of strings, each with one tag or several
-    divided by commas (the published code's form), or one such string. A tag counts as a whole word
-    or phrase, in singular or plural, and case doesn't matter. A tag that is listed twice counts
+    (the published code's form; `core.texts.split_tags`), or one such string. A tag counts as a whole
+    word or phrase, in singular or plural, and case doesn't matter. A tag that is listed twice counts
     once. An answer without such a section scores 0.0. A record without tags gets None.
 
     `names`: synonyms and the tags that a photo can have, by default none. `precision`: the share

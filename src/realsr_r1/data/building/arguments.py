@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import TRIAL, check_new_folder, escaped, existing_folder
+from realsr_r1.core.pictures import READ
+from realsr_r1.core.texts import READ_TAGS
 
 if TYPE_CHECKING:
     from realsr_r1.data.building.build import MachineShare
@@ -34,16 +36,14 @@ def parser() -> argparse.ArgumentParser:
     add = flags.add_argument
     add("--images", type=Path,
         help="folder of photos (with its subfolders), or a webdataset .tar, or a folder of those; with "
-             "--json: the folder that its paths lie in (default: the list's)")
+             f"--json: the folder that its paths lie in (default: the list's). {READ}")
     add("--hf_dataset", help="instead of --images: a dataset with the column image, a folder of save_to_disk "
                              "or a name on the Hub")
     add("--hf_split", default="train", help="its split (default: train)")
     add("--tags", type=Path,
-        help="folder of tag files: NAME.txt for NAME.jpg, comma-separated; or a .jsonl file with one line a "
-             "photo: "
-             '{"image": "NAME.jpg", "tag": ["cat", "fur"]}; not needed where they lie beside the photos, as '
-             'KEY.txt in a tar or '
-             "the column tag of a dataset")
+        help="folder of tag files: NAME.txt (or NAME.jpg.txt) for NAME.jpg; or a .jsonl file with one line a "
+             'photo: {"image": "NAME.jpg", "tag": ["cat", "fur"]}; not needed where they lie beside the '
+             f"photos, as KEY.txt in a tar or the column tag of a dataset. {READ_TAGS}")
     add("--descriptions", type=Path,
         help="folder of descriptions: NAME.json with a text for each level (rough, middle, final); or a "
              ".jsonl file with these keys; in a tar KEY.json, in a dataset the column descriptions")
@@ -121,7 +121,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     args.shard = _shard(args.shard) if args.shard else None
     for flag, file_suffix in (("images", ".tar"), ("tags", ".jsonl"), ("descriptions", ".jsonl")):
         path = getattr(args, flag)
-        if path is None or (path.is_file() and path.suffix == file_suffix):
+        if path is None or (path.is_file() and path.suffix.lower() == file_suffix):
             continue
         if path.is_file():
             raise UserError(f"{path} (given by --{flag}) is neither a folder nor a {file_suffix} file")

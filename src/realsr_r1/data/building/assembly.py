@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, read_json, read_note, write_json
+from realsr_r1.core.files import atomic_file, parsed_json, read_json, read_note, write_json
+from realsr_r1.core.texts import split_tags
 from realsr_r1.data.building.arrow_rows import write_info
 from realsr_r1.data.building.parts import PART_FILE, SPLITS, finished_parts
 from realsr_r1.data.photos.sources import Item
@@ -92,7 +93,7 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
     names = [f"data-{number:05d}-of-{len(parts):05d}.arrow" for number in range(len(parts))]
     for part, name in zip(parts, names, strict=True):
         link_or_copy(part / f"{split}.arrow", folder / name)
-    first = json.loads(next(_lines(parts, f"{split}.jsonl")))
+    first = parsed_json(next(_lines(parts, f"{split}.jsonl")), f"{split}.jsonl")
     digest = hashlib.blake2b(digest_size=8)
     with _list_writer(work / f"{split}.json" if with_lists else None) as add:
         seen: dict[str, None] = {}
@@ -100,13 +101,11 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
         def records() -> Iterator[Record]:
             for line in _lines(parts, f"{split}.jsonl"):
                 digest.update(line.encode())
-                record = json.loads(line)
+                record = parsed_json(line, f"{split}.jsonl")
                 contents.counts[split] += 1
                 source = record.get("source", record["image_path"])
                 if split == "train" and source not in seen:
-                    tags = [record["tag"]] if isinstance(record["tag"], str) else record["tag"]
-                    contents.tags.update({tag.strip() for text in tags for tag in text.split(",")
-                                          if tag.strip()})
+                    contents.tags.update(set(split_tags(record["tag"])))
                 seen[source] = None
                 add(record)
                 yield record

@@ -20,7 +20,7 @@ from realsr_r1.data.building.parts import PART_FILE, Part, finished_parts
 from realsr_r1.data.photos.sources import Item
 from realsr_r1.data.records import label_balance
 
-FORMAT = 6  # raise when the same arguments would give another dataset
+FORMAT = 7  # raise when the same arguments would give another dataset
 STATE_FILE = "create_json.json"  # what a folder was made from; written last inside it
 
 

@@ -21,10 +21,11 @@ from PIL import Image
 from realsr_r1.chain.checks import check_question
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_folder, write_json
+from realsr_r1.core.texts import same_named
 from realsr_r1.data.building.arrow_rows import COLUMN_OF_KEY, RowWriter
 from realsr_r1.data.building.parts import PART_FILE, Part, Task, part_folder
 from realsr_r1.data.degradation.crops import CropPlan, make_crops, split_regions
-from realsr_r1.data.photos.decoding import decode
+from realsr_r1.data.photos.decoding import decode, picture_of
 from realsr_r1.data.photos.near_duplicates import Hashes
 from realsr_r1.data.photos.sidecars import LEVELS, Reader, checked_descriptions, checked_tags
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo
@@ -233,8 +234,8 @@ class ListJob:
                     writer.rejected[name] = Item(name, f"record {number} of {self.source}: {error}")
 
     def _file(self, name: str) -> bytes:
-        path = self.root / name
         try:
+            path = same_named(self.root / name)
             inside = path.resolve().is_relative_to(self.root.resolve())
             size = path.stat().st_size if path.is_file() else 0
         # a loop of links, a null byte, a name that is too long
@@ -246,8 +247,9 @@ class ListJob:
         if size > MOST_BYTES:
             raise UserError(f"{name} has {size / 2**30:.1f} GiB; an image file has at most "
                             f"{MOST_BYTES / 2**30:.0f}")
-        decode(Photo(name, FilePlace(str(path))))
-        return path.read_bytes()
+        picture = picture_of(Photo(name, FilePlace(str(path))))
+        # What other readers would read in other ways (16 bits, profiles, HEIC) is kept as we read it.
+        return path.read_bytes() if picture.is_plain else _png(picture.image)
 
 
 def _check_content(record: Record, levels: tuple[str, ...]) -> None:

@@ -6,11 +6,11 @@ come from the settings (configs/annotation/default.yaml).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.texts import split_tags
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,7 +29,8 @@ def tagger(name: str, settings: dict[str, Any]) -> Callable[[Images], list[list[
     if AutoConfig.from_pretrained(name).model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
         return _detector(name, settings)
     answer, prompt = _answerer(name, settings), _needed(settings, "prompt")
-    return lambda images: [[tag.strip(" .*-") for tag in re.split("[,\n;]", text)]
+    # Models write tags as a list, too, with a mark before each and a full stop at the end.
+    return lambda images: [[bare for tag in split_tags(text) if (bare := tag.strip(" .*-•"))]
                            for text in answer(images, prompt)]
 
 

@@ -10,7 +10,7 @@ import logging
 from PIL import Image
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.pictures import decode_picture
+from realsr_r1.core.pictures import Picture, decode_picture
 from realsr_r1.data.photos.sources import Photo
 
 # px of a photo, so that a worker stays below 1 GiB: turning a photo upright takes a second copy,
@@ -22,7 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 def decode(photo: Photo) -> Image.Image:
-    """The photo as an upright RGB image, as `core.pictures` reads it.
+    """The photo as an upright RGB image: that of `picture_of`."""
+    return picture_of(photo).image
+
+
+def picture_of(photo: Photo) -> Picture:
+    """The photo as `core.pictures` reads it.
 
     Transparency is composited on white; a note that the picture has is logged. Raises `UserError`
     that names the photo when it can't be decoded or is too large.
@@ -36,4 +41,4 @@ def decode(photo: Photo) -> Image.Image:
         raise UserError(f"{photo.name} can't be read as an image ({error})") from error
     if picture.note:
         logger.warning(picture.note)
-    return picture.image
+    return picture

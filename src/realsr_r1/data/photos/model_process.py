@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import escaped
+from realsr_r1.core.files import escaped, parsed_json
 from realsr_r1.core.processes import end_with_parent
 from realsr_r1.data.photos.decoding import decode
 from realsr_r1.data.photos.sources import Photo
@@ -72,8 +72,8 @@ class ModelProcess:
         if outcome == "failed":
             raise ModelFailure(f"failed: {said}")
         try:
-            answers = json.loads(said)
-        except (ValueError, RecursionError) as error:
+            answers = parsed_json(said, "its answer")
+        except UserError as error:
             raise ModelFailure(f"gave an answer that can't be read ({error})") from error
         if not isinstance(answers, list) or len(answers) != len(photos):
             raise ModelFailure(f"gave {answers!r:.80} for {len(photos)} photo(s)")

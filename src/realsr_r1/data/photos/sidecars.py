@@ -1,17 +1,17 @@
 """Tags and descriptions of photos, read from files.
 
 They lie in one file for each photo, in one JSON line for each photo, or beside the photo in its tar
-or dataset row. NAME.txt holds comma-separated tags (UTF-8). NAME.json holds a text for each level
-of the chain's descriptions (rough, middle and final in the published chain). A JSON line names its
-photo under `image` (or `file_name`) and holds `tag` (a list, or one comma-separated text) and a key
-for each level (or `descriptions`, a list of them). A sample of a tar has KEY.txt and KEY.json, and
-a row of a dataset has the columns `tag` and `descriptions`. This module opens no photo.
+or dataset row. NAME.txt holds tags, NAME.json a text for each level of the chain's descriptions
+(rough, middle and final in the published chain); for NAME.jpg both may be called NAME.jpg.txt and
+NAME.jpg.json, too. A JSON line names its photo under `image` (or `file_name`) and holds `tag`
+(a list, or one text) and a key for each level (or `descriptions`, a list of them). A sample of a tar
+has KEY.txt and KEY.json, and a row of a dataset has the columns `tag` and `descriptions`. What
+divides tags and which encodings are read is in core/texts.py. This module opens no photo.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,8 @@ from typing import Any
 from realsr_r1.chain.checks import check_text
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import escaped, is_text
+from realsr_r1.core.files import escaped, is_text, parsed_json
+from realsr_r1.core.texts import composed, decoded_text, split_tags, stem_of
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo, RowPlace, walk
 
 LEVELS = ChainSpec.published().levels  # levels of descriptions, where no other chain is asked for
@@ -35,13 +36,13 @@ KINDS = {"tag": ".txt", "description": ".json"}
 def checked_tags(value: Any, where: str) -> list[str]:
     """Return clean tags in their order.
 
-    `value`: one comma-separated text, or a list of tags or of such texts. Raises `UserError` for
+    `value`: one text with tags (`split_tags`), or a list of tags or of such texts. Raises `UserError` for
     bad tags, and where there are none.
     """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(map(is_text, texts)):
-        raise UserError(f"{where} has no tags: a list of texts or one comma-separated text")
-    tags = [" ".join(tag.split()) for text in texts for tag in text.split(",") if tag.strip()]
+        raise UserError(f"{where} has no tags: a list of texts, or one text")
+    tags = split_tags(texts)
     if not tags:
         raise UserError(f"{where} is empty: it names no tag")
     if len(tags) > MOST_TAGS:
@@ -69,22 +70,7 @@ def checked_descriptions(value: Any, where: str, levels: Sequence[str] = LEVELS)
         if not is_text(text) or not text.strip():
             raise UserError(f"{where} has no text under the key {key!r}")
         check_text(text, "description", where)
-    return [value[key].strip() for key in levels]
-
-
-def _parsed(data: bytes, where: str) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    # The text isn't JSON or UTF-8, has a number of thousands of digits, or brackets without end.
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON ({error})") from error
-
-
-def _tags_of_text(data: bytes, where: str) -> list[str]:
-    try:
-        return checked_tags(data.decode("utf-8-sig"), where)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 text ({error})") from error
+    return [composed(value[key].strip()) for key in levels]
 
 
 # --- Places of values; `read(photo)` returns them or raises UserError ---
@@ -93,15 +79,36 @@ def _tags_of_text(data: bytes, where: str) -> list[str]:
 class SidecarFolder:
     """One file for each photo, at the photo's place below `folder`.
 
-    `kind`: a key of `KINDS`. `levels`: the levels of descriptions.
+    `kind`: a key of `KINDS`. `files`: a photo's name, with or without its suffix -> its file's path
+    below `folder`. `twice`: files that stand beside another of the same name (a.txt and a.TXT).
+    `levels`: the levels of descriptions.
     """
 
     folder: Path
     kind: str
+    files: dict[str, str]
+    twice: tuple[Item, ...] = ()
     levels: tuple[str, ...] = LEVELS
 
+    @classmethod
+    def index(cls, folder: Path, kind: str, levels: tuple[str, ...] = LEVELS) -> SidecarFolder:
+        """Note the files of `folder`: those with the kind's suffix, in any case."""
+        files: dict[str, str] = {}
+        twice = []
+        for path in walk(folder):
+            place = path.relative_to(folder)
+            if path.suffix.lower() != KINDS[kind]:
+                continue
+            name = composed(place.with_suffix("").as_posix())
+            if name in files:
+                twice.append(Item(path.name, f"{kind} file {path} stands beside {folder / files[name]}, "
+                                             "which is about the same photo"))
+            files.setdefault(name, place.as_posix())
+        return cls(folder, kind, files, tuple(twice), levels)
+
     def read(self, photo: Photo) -> list[str]:
-        path = self.folder / f"{photo.stem}{KINDS[self.kind]}"
+        own = self.files.get(photo.stem, self.files.get(photo.name))
+        path = self.folder / (own or f"{photo.stem}{KINDS[self.kind]}")
         where = f"{self.kind} file {path}"
         try:
             data = path.read_bytes()
@@ -110,20 +117,26 @@ class SidecarFolder:
         except OSError as error:  # it is a folder, may not be read, or has too long a name
             raise UserError(f"{where} can't be read ({error.strerror})") from error
         if self.kind == "tag":
-            return _tags_of_text(data, where)
-        return checked_descriptions(_parsed(data, where), where, self.levels)
+            return checked_tags(decoded_text(data, where), where)
+        return checked_descriptions(parsed_json(data, where), where, self.levels)
 
     def only(self, photos: Iterable[Photo]) -> SidecarFolder:
-        return self
+        """Return the files of these photos only, small enough to hand to another process."""
+        names = [name for photo in photos for name in (photo.name, photo.stem)]
+        return replace(self, files={name: self.files[name] for name in names if name in self.files},
+                       twice=())
 
     def orphans(self, photos: Iterable[str], images: str) -> list[Item]:
-        """Return the files that belong to none of the photos. `photos`: names without suffix."""
-        known, bad = set(photos), []
-        for path in walk(self.folder):
-            # Rejected photos are named in the same way.
-            stem = escaped(path.relative_to(self.folder).with_suffix("").as_posix())
-            if path.suffix == KINDS[self.kind] and stem not in known:
+        """Return the files that belong to none of the photos, and those that are there twice."""
+        photos, bad = list(photos), list(self.twice)
+        known, stems = _known(photos), set(map(stem_of, photos))
+        for name, place in self.files.items():
+            stem, path = escaped(name), self.folder / place  # rejected photos are named in the same way
+            if stem not in known:
                 bad.append(Item(path.name, f"{self.kind} file {path} has no image {stem}.* in {images}"))
+            elif stem not in stems and (first := self.files.get(stem_of(name))) is not None:
+                bad.append(Item(path.name, f"{self.kind} file {path} stands beside {self.folder / first}, "
+                                           "which is about the same photo"))
         return bad
 
 
@@ -154,7 +167,7 @@ class JsonLines:
             for number, line in enumerate(file, 1):
                 where = f"line {number} of {path}"
                 try:
-                    name = _image_name(_parsed(line, where), where) if line.strip() else None
+                    name = _image_name(parsed_json(line, where), where) if line.strip() else None
                     if name in lines:
                         raise UserError(f"{where} is about {name}, as line {lines[name][1]} is")
                     if name is not None:
@@ -171,7 +184,7 @@ class JsonLines:
         start, number = self.lines[name]
         with open(self.path, "rb") as file:
             file.seek(start)
-            value = _parsed(file.readline(), f"line {number} of {self.path}")
+            value = parsed_json(file.readline(), f"line {number} of {self.path}")
         # annotation.py writes this key for a photo that a model failed on.
         if isinstance(value.get("error"), str) and value["error"].strip():
             raise UserError(value["error"])
@@ -186,9 +199,9 @@ class JsonLines:
                        rejected=())
 
     def orphans(self, photos: Iterable[str], images: str) -> list[Item]:
-        known, bad = set(photos), list(self.rejected)
+        known, bad = _known(photos), list(self.rejected)
         for name, (_, number) in self.lines.items():
-            if name not in known and str(Path(name).with_suffix("")) not in known:
+            if name not in known and stem_of(name) not in known:
                 reason = f"line {number} of {self.path} is about {name}, which isn't in {images}"
                 bad.append(Item(f"{self.path.name}:{number}", reason))
         return bad
@@ -198,7 +211,12 @@ def _image_name(value: Any, where: str) -> str:
     name = value.get("image", value.get("file_name")) if isinstance(value, dict) else None
     if not is_text(name) or not PurePosixPath(name).name:
         raise UserError(f"{where} names no photo: it must be an object with the key 'image'")
-    return name.removeprefix("./")
+    return composed(name.removeprefix("./"))
+
+
+def _known(photos: Iterable[str]) -> set[str]:
+    """Names of photos, with and without their suffixes."""
+    return {known for name in photos for known in (name, stem_of(name))}
 
 
 @dataclass(frozen=True)
@@ -216,8 +234,8 @@ class Beside:
                     else checked_descriptions(row.get("descriptions"), where, self.levels))
         if isinstance(photo.place, FilePlace):
             raise UserError(f"{photo.name} lies in no tar, so nothing says its {self.kind}s")
-        text, described = photo.place.read(".txt"), photo.place.read(".json")
-        value = _parsed(described, where) if described is not None else {}
+        text, described = (photo.place.read(KINDS[kind]) for kind in ("tag", "description"))
+        value = parsed_json(described, where) if described is not None else {}
         if self.kind == "description":
             return checked_descriptions(value, where, self.levels)
         if isinstance(value, dict) and "tag" in value:
@@ -225,7 +243,7 @@ class Beside:
         if text is None:
             raise UserError(f"{photo.name} has neither a .txt with tags nor a .json with the key 'tag' "
                             "beside it")
-        return _tags_of_text(text, where)
+        return checked_tags(decoded_text(text, where), where)
 
     def only(self, photos: Iterable[Photo]) -> Beside:
         return self
@@ -248,7 +266,7 @@ def reader(path: Path | None, kind: str, photos: list[Photo],
     of descriptions.
     """
     if path is not None:
-        return SidecarFolder(path, kind, levels) if path.is_dir() else JsonLines.index(path, kind, levels)
+        return SidecarFolder.index(path, kind, levels) if path.is_dir() else JsonLines.index(path, kind, levels)
     inside = [photo for photo in photos if not isinstance(photo.place, FilePlace)][:LOOKED_AT]
     having = 0
     for photo in inside:

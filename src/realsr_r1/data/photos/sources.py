@@ -1,8 +1,9 @@
 """Lists the photos of a folder, of webdataset tars, or of a Hugging Face dataset.
 
 A photo's name is its path below the folder, TAR/KEY.SUFFIX in a tar, or its row number in a
-dataset. No photo is opened here: decoding.py does that, and sidecars.py reads the files of tags and
-descriptions.
+dataset; names are in Unicode's composed form, whatever form the disk has. Pictures that are no
+photos for us (camera raw, SVG, a JPEG under another suffix) are listed with the reason. No photo is
+decoded here: decoding.py does that, and sidecars.py reads the files of tags and descriptions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any, BinaryIO
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import escaped, is_text
-from realsr_r1.core.pictures import IMAGE_SUFFIXES
+from realsr_r1.core.pictures import IMAGE_SUFFIXES, why_not_listed, why_unread
+from realsr_r1.core.texts import composed, stem_of
 
 LONGEST_NAME = 255  # bytes of a file's or folder's name
 # The crops of photo a/b.png lie in a folder a/b, which may also hold the folders of photos a/b/*.
@@ -55,7 +57,12 @@ class TarPlace:
         return io.BytesIO(self.read(self.suffix) or b"")
 
     def read(self, suffix: str) -> bytes | None:
-        """The bytes of the sample's file with this suffix, or None if there is none."""
+        """The bytes of the sample's file with this suffix, or None if there is none.
+
+        For `.txt` also those of KEY.jpg.txt.
+        """
+        if suffix not in self.members:
+            suffix = f"{self.suffix}{suffix}"
         if suffix not in self.members:
             return None
         start, size = self.members[suffix]
@@ -141,10 +148,6 @@ class Listing:
     left_out: list[Item]
 
 
-def stem_of(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
-
-
 def list_photos(images: Path | None, hf_name: str | None, hf_split: str) -> Listing:
     """List the photos of a source in a fixed order.
 
@@ -174,10 +177,14 @@ def all_photos(images: Path) -> tuple[list[Photo], list[Item]]:
     files, tars = [], [images]
     if images.is_dir():
         files = walk(images, rejected)
-        tars = [path for path in files if path.suffix == ".tar" and path.parent == images]
+        tars = [path for path in files if path.suffix.lower() == ".tar" and path.parent == images]
     photos = [photo for tar in tars for photo in _in_tar(tar, rejected)]
-    photos += [Photo(path.relative_to(images).as_posix(), FilePlace(str(path)))
-               for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    for path in files:
+        name = composed(path.relative_to(images).as_posix())
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            photos.append(Photo(name, FilePlace(str(path))))
+        elif reason := why_not_listed(path):
+            rejected.append(Item(name, reason))
     return photos, rejected
 
 
@@ -250,7 +257,8 @@ def first_view(stem: str) -> str | None:
 def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
     """The photos of a webdataset tar, in the tar's order; faulty samples are added to `rejected`.
 
-    The files of one sample have the same path up to the first dot in the file's name.
+    The files of one sample have the same path up to the first dot in the file's name. Hidden files
+    are passed over.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
@@ -261,8 +269,10 @@ def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
                     rejected.append(Item(f"{tar.stem}/{member.name}",
                                          f"it is a link in {tar}, which is not followed"))
                 if member.isfile():
-                    folder, _, last = member.name.removeprefix("./").rpartition("/")
+                    folder, _, last = composed(member.name.removeprefix("./")).rpartition("/")
                     key, _, suffix = last.partition(".")
+                    if not key:  # a hidden file, as macOS puts ._NAME beside each NAME
+                        continue
                     sample = samples.setdefault(f"{folder}/{key}" if folder else key, {})
                     if f".{suffix.lower()}" in sample:
                         rejected.append(Item(f"{tar.stem}/{member.name}",
@@ -275,14 +285,18 @@ def _in_tar(tar: Path, rejected: list[Item]) -> Iterator[Photo]:
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two: a damaged header
         rejected.append(Item(tar.name, f"{tar} can't be read to its end as an uncompressed tar ({error})"))
     for key, members in samples.items():
-        suffix, *others = [suffix for suffix in members if suffix in IMAGE_SUFFIXES] or [None]
+        # A photo's suffix may be a double one (.jpg.png) where there is none of the plain ones.
+        suffix, *others = ([suffix for suffix in members if suffix in IMAGE_SUFFIXES]
+                           or [suffix for suffix in members if suffix.endswith(IMAGE_SUFFIXES)] or [None])
         rejected += [Item(f"{tar.stem}/{key}{other}", f"{key}{suffix} is the photo of this sample of {tar}")
                      for other in others]
         name = f"{tar.stem}/{key}{suffix or ''}"
         if ".." in PurePosixPath(key).parts or key.startswith("/"):
             rejected.append(Item(name, f"its path in {tar} leaves the dataset"))
         elif suffix is None:
-            rejected.append(Item(name, f"sample {key} of {tar} has no image"))
+            unread = [reason for other in members if (reason := why_unread(other))]
+            rejected.append(Item(name, f"sample {key} of {tar} has no image" + (
+                f" that is read: it {unread[0]}" if unread else "")))
         else:
             yield Photo(name, TarPlace(str(tar), suffix, members))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain.spec import ChainSpec, Section
 from realsr_r1.chain.text import markup_in
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.texts import split_tags
 from realsr_r1.data.tokens.samples import Sample
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ COLUMNS = ("image", "problem", "tag", "degradation", "hq")
 
 def listed(tags: Sequence[str]) -> str:
     """Return tags as a phrase: "a", "a and b", "a, b and c"."""
-    tags = [tag.strip() for item in tags for tag in item.split(",") if tag.strip()]
+    tags = split_tags(tags)
     return " and ".join([", ".join(tags[:-1]), tags[-1]] if len(tags) > 1 else tags)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain.spec import IMAGE
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import escaped, is_text, read_json
+from realsr_r1.core.texts import same_named
 from realsr_r1.data.tokens.samples import Piece, Sample
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def _checked(record: Any, folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _image_path(image: str, folder: Path) -> str:
-    path = folder / image
     try:
+        path = same_named(folder / image)
         if not path.is_file():
             raise UserError(f"no such image: {path}")
         inside = Path(image).is_absolute() or path.resolve().is_relative_to(folder.resolve())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json, write_json
+from realsr_r1.core.files import parsed_json, read_json, write_json
 from realsr_r1.data.photos.sources import Item
 
 if TYPE_CHECKING:
@@ -205,8 +205,8 @@ def _rejected(path: Path) -> list[tuple[int, str]]:
 
     try:
         with pyarrow.memory_map(str(path)) as file:
-            return json.loads(pyarrow.ipc.open_stream(file).schema.metadata[REJECTED])
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            return parsed_json(pyarrow.ipc.open_stream(file).schema.metadata[REJECTED], str(path))
+    except (OSError, ValueError, UserError) as error:  # pyarrow's own errors are ValueErrors
         raise _cut(path, f"can't be read ({error})") from error
 
 

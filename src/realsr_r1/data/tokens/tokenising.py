@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_file, escaped
+from realsr_r1.core.texts import read_text
 from realsr_r1.data.tokens.samples import Sample
 from realsr_r1.data.tokens.token_store import REJECTED, Shard, Source, digest, features
 
@@ -35,7 +36,7 @@ def open_source(dataset_name: str, split: str, seed: int, max_samples: int | Non
     if Path(dataset_name).suffix == ".json":
         images = [(path, (found := Path(path).stat()).st_size, found.st_mtime_ns)
                   for paths in records["images"] for path in paths]
-        fingerprint = digest([Path(dataset_name).read_text(encoding="utf-8"), images, records["fault"][:]])
+        fingerprint = digest([read_text(Path(dataset_name)), images, records["fault"][:]])
         question = None
     if question is not None:
         fingerprint = digest([fingerprint, question])

@@ -33,7 +33,7 @@ def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor,
 
     `input_ids`, `attention_mask`: (B, L); the last `completion_length` columns are the completions.
     Neighbours with the same prompt share it. A completion's last token isn't fed, because nothing
-    is predicted from it.
+    is predicted from it. Completions that are masked throughout have no label that is scored.
     """
     prompts, completions = input_ids[:, :-completion_length], input_ids[:, -completion_length:]
     prompt_mask = attention_mask[:, :-completion_length]
@@ -42,7 +42,9 @@ def pack_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor,
     # One transfer from the device for the whole microbatch.
     facts = torch.cat((differs.long(), prompt_mask.sum(-1), completion_mask.sum(-1).max()[None])).tolist()
     count = len(input_ids)
-    differs, prompt_lengths, longest = facts[:count - 1], facts[count - 1:-1], facts[-1]
+    differs, prompt_lengths = facts[:count - 1], facts[count - 1:-1]
+    # Where no completion counts (all were cut, and are masked) one place stays, which is not scored.
+    longest = max(1, facts[-1])
     starts = [0, *(row + 1 for row, new in enumerate(differs) if new), count]
     pieces, groups = [], []
     for start, stop in zip(starts, starts[1:], strict=False):

@@ -81,7 +81,8 @@ def what_ended(output: Path, conditions: Sequence[Condition]) -> str | None:
     if not is_finished(output):
         return None
     if not (output / STOP_FILE).is_file():
-        return f"{output} holds a finished run already; nothing to do"
+        return (f"{output} holds a finished run already; nothing to do (a larger --max_steps or "
+                "--num_train_epochs goes on)")
     stopped = read_json(output / STOP_FILE)
     if Condition.parse(stopped["condition"]) not in conditions:
         return None

@@ -204,10 +204,14 @@ class ChainGRPOTrainer(GRPOTrainer):
         return {f"{what}/{name}": value for name, value in zip(names, values, strict=True)}
 
     def _note(self, numbers: Mapping[str, float]) -> None:
-        """Log numbers, the same on all processes, with the next logged step or this evaluation."""
+        """Log numbers, the same on all processes, with the next logged step or this evaluation.
+
+        What a microbatch can't say (NaN: all its completions are masked, say) doesn't hide what
+        others say.
+        """
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in numbers.items():
-            metrics[name].append(value)
+            metrics[name] = [one for one in (*metrics[name], value) if one == one] or [math.nan]
 
     def _section_numbers(self, batch: dict[str, Any]) -> torch.Tensor:
         """The number of each completion token's section, (B, T); what is in none has the last one."""
