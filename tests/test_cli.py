@@ -44,6 +44,13 @@ def test_an_unknown_command_is_refused_with_the_list(capsys):
     assert all(name in err for name in COMMANDS)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_its_flags(command, capsys):
+    assert exit_code([command, "--help"]) == 0
+    shown = capsys.readouterr()
+    assert f"usage: realsr-r1 {command}" in shown.out and "--" in shown.out and not shown.err
+
+
 def test_help_imports_nothing_heavy_and_takes_less_than_a_second():
     process = run_python(f"""
 import sys, time

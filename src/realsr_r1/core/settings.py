@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from typing import Any
 
 from realsr_r1.core.errors import UserError
@@ -26,6 +27,9 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = TrlParser(classes, prog=prog, allow_abbrev=False)
+    for action in parser._actions:  # a help text is a format for argparse; ours are plain sentences
+        action.help = re.sub(r"%%|%\(|%", lambda found: "%%" if found[0] == "%" else found[0],
+                             action.help or "")
     if "--config" in argv[:-1]:
         config = argv[argv.index("--config") + 1]
         values = read_yaml(config, "--config")
