@@ -51,6 +51,28 @@ def test_every_command_explains_its_flags(command, capsys):
     assert f"usage: realsr-r1 {command}" in shown.out and "--" in shown.out and not shown.err
 
 
+@pytest.mark.parametrize("argv", [
+    ["restore", "--model", "no/such", "--input", "README.md", "--output", "out"],
+    ["score", "--model", "no/such", "--dataset_name", "no/data", "--output", "out.json"],
+    ["demo", "--model", "no/such"],
+    ["grpo", "--model_name_or_path", "no/such", "--dataset_name", "no/data", "--output_dir", "out"],
+    ["sft", "--dataset_name", "tests", "--model_name_or_path", "no/such", "--output_dir", "out"]])
+def test_a_folder_that_isnt_there_is_said_before_anything_heavy_is_imported(argv):
+    code = f"""
+import sys
+from realsr_r1.cli import dispatch
+from realsr_r1.core.errors import UserError
+try:
+    dispatch({argv!r})
+except UserError as error:
+    print(error)
+print([name for name in {HEAVY!r} if name in sys.modules])"""
+    found = run_python(code)
+    assert found.returncode == 0, found.stderr
+    said, heavy = found.stdout.splitlines()[-2:]
+    assert said.startswith("no such model folder: no/such") and heavy == "[]"
+
+
 def test_help_imports_nothing_heavy_and_takes_less_than_a_second():
     process = run_python(f"""
 import sys, time

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_folder, write_json
+from realsr_r1.core.settings import check_folders, parse
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -29,9 +30,9 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
 
     `trainer_class`: a class of your own, for example with a loss of its own (docs/extending.md).
     """
+    check_folders(argv)
     from trl import ModelConfig
 
-    from realsr_r1.core.settings import parse
     from realsr_r1.training.adapters import adapter_config, quantization_config
     from realsr_r1.training.config import ChainGRPOConfig
     from realsr_r1.training.launch import is_finished, prepare_process, save_model_folder

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import atomic_file, atomic_folder, check_new_folder, read_json, write_json
+from realsr_r1.core.files import (
+    atomic_file,
+    atomic_folder,
+    check_new_folder,
+    existing_folder,
+    read_json,
+    write_json,
+)
 from realsr_r1.core.images import listed_images
 from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
 from realsr_r1.core.pictures import READ, Picture, read_picture
@@ -73,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
     check_format(args.format, args.quality)
     restore_options(args)  # refuses bad values before anything is loaded
+    existing_folder(args.model, "--model", "model folder")
     source, output = Path(args.input), Path(args.output)
     names, unread = find_photos(source, args.format, args.recursive)
     photos = list(names)

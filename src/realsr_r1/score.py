@@ -15,7 +15,7 @@ from typing import Any
 
 from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import check_new_folder, read_json, write_json
+from realsr_r1.core.files import check_new_folder, existing_folder, read_json, write_json
 
 RESAMPLES = 10_000
 
@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.samples < 1 or args.batch_size < 1:
         raise UserError("--samples and --batch_size must be at least 1")
+    existing_folder(args.model, "--model", "model folder")
+    existing_folder(args.dataset_name, "--dataset_name", "dataset folder")
     check_new_folder(Path(args.output).parent, "--output")
     other = read_json(args.compare) if args.compare else None
     drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}

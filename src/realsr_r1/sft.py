@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_folder, write_json
+from realsr_r1.core.settings import check_folders, parse
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,9 +33,9 @@ LASTING = ("records", "chain_settings", "max_samples", "samples_per_step", "trai
 
 def main(argv: list[str] | None = None) -> None:
     """Make tokens, load the policy, train it, and write the model folder."""
+    check_folders(argv)
     from trl import ModelConfig
 
-    from realsr_r1.core.settings import parse
     from realsr_r1.training.adapters import adapter_config, quantization_config, with_adapter
     from realsr_r1.training.config import ColdStartConfig
     from realsr_r1.training.launch import prepare_process

@@ -214,11 +214,14 @@ def escaped(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def existing_folder(path: str | Path, flag: str) -> Path:
-    """`path`, which is an existing folder. Else raises `UserError` that names it and its flag."""
+def existing_folder(path: str | Path, flag: str, what: str = "folder") -> Path:
+    """`path`, which is an existing folder. Else raises `UserError` that names it and its flag.
+
+    `what`: what kind of folder is asked for.
+    """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"no such folder: {path} (given by {flag})")
+        raise UserError(f"no such {what}: {path} (given by {flag})")
     if not path.is_dir():
         raise UserError(f"{path} is not a folder (given by {flag})")
     return path

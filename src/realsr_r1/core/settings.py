@@ -9,10 +9,24 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_yaml
+from realsr_r1.core.files import existing_folder, read_yaml
+
+FOLDERS = {"--model_name_or_path": "model folder", "--dataset_name": "dataset folder"}
+
+
+def check_folders(argv: list[str] | None) -> None:
+    """Raise `UserError` when an argument names a model or dataset folder that isn't there.
+
+    A command whose settings are TRL's calls this first, for importing TRL takes seconds.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    for flag, value in zip(argv, argv[1:], strict=False):
+        if flag in FOLDERS:
+            existing_folder(value, flag, FOLDERS[flag])
 
 
 def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple[Any, ...]:
@@ -21,8 +35,6 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
     `argv`: by default `sys.argv[1:]`. A flag wins over the file. Raises `UserError` for a missing
     or broken file, an unknown key, and a bad value.
     """
-    import sys
-
     from trl import TrlParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
