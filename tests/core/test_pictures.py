@@ -300,3 +300,18 @@ def test_making_rgb_leaves_the_image_itself_as_it_is(photo):
     before = values(photo)
     assert (values(to_rgb(photo)) != before).any()
     assert (values(photo) == before).all() and "icc_profile" in photo.info
+
+
+def test_an_heic_of_a_phone_is_upright_and_of_several_shots_the_first_is_read(photos_dir, tmp_path):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    photo, other = (load_image(photos_dir / f"{name}.png").resize((96, 64)) for name in ("chelsea", "coffee"))
+    exif = photo.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    photo.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "a.jpg") as turned:
+        turned.save(tmp_path / "a.heic", "HEIF", quality=95, save_all=True, append_images=[other])
+    jpeg, heic = (values(load_image(tmp_path / name)) for name in ("a.jpg", "a.heic"))
+    assert heic.shape == jpeg.shape == (96, 64, 3)
+    assert abs(heic.astype(int) - jpeg).mean() < 4

@@ -3,9 +3,9 @@
 The project's only reader of pictures, so that what it refuses is refused everywhere in the same
 words. Turned upright by EXIF; an embedded colour profile is converted to sRGB, a broken one is left
 aside with a note; values of 16 bits and floating-point ones in 0..1 are scaled to 8 bits; CMYK,
-palettes and 1 bit become RGB. Of a TIFF of several pages and of a camera's MPO the first picture is
-read; animations are refused. Says of other files by their names and first bytes why they are no
-photos for us.
+palettes and 1 bit become RGB. Of a TIFF of several pages, of a camera's MPO and of an HEIC of several
+shots the first picture is read; animations are refused. Says of other files by their names and first
+bytes why they are no photos for us.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNREAD = {
 # What the files of common formats begin with.
 BEGINNINGS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF",
               b"MM\0*": "TIFF"}
-FIRST_OF_SEVERAL = ("MPO", "PSD", "TIFF")  # the others are views, layers or pages
+FIRST_OF_SEVERAL = ("HEIF", "MPO", "PSD", "TIFF")  # the others are shots, views, layers or pages
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 ORIENTATION = 0x0112  # EXIF tag
 PLAIN_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")

@@ -18,7 +18,7 @@ from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import existing_folder, read_json
 from realsr_r1.core.images import list_images, load_image
-from realsr_r1.core.texts import split_tags
+from realsr_r1.core.texts import composed, split_tags
 from realsr_r1.reporting.run_folder import sample_folders
 
 CELL = 144  # the side of a picture in the PNG and on the page, in px
@@ -86,19 +86,19 @@ def restored_strips(restored: Path, gt: Path | None, metrics: dict[str, Any] | N
     files = list_images(existing_folder(restored, "--restored"))
     if not files:
         raise UserError(f"no images in {restored} (given by --restored)")
-    originals = {path.stem: path for path in list_images(existing_folder(gt, "--gt"))} if gt else {}
+    originals = {composed(path.stem): path for path in list_images(existing_folder(gt, "--gt"))} if gt else {}
     scores = {image["name"]: image for image in metrics["images"]} if metrics else {}
     count = min(len(files), MOST_RESTORED)
     chosen = [files[index * len(files) // count] for index in range(count)]
     strips = []
     for path in chosen:
-        chain = restored / "chains" / path.stem
+        chain, name = restored / "chains" / path.stem, composed(path.stem)
         spec = _spec(chain)
         pictures = {"LQ": _picture(chain / "lq.png"),
                     **{label: _picture(chain / f"{label}.png") for label in spec.labels[:-1]},
                     spec.labels[-1]: load_image(path),
-                    "HQ": load_image(originals[path.stem]) if path.stem in originals else None}
-        lines = _metric_lines(scores[path.stem], metrics["metrics"]) if path.stem in scores else []
+                    "HQ": load_image(originals[name]) if name in originals else None}
+        lines = _metric_lines(scores[name], metrics["metrics"]) if name in scores else []
         strips.append(Strip(path.stem, pictures, spec, _text(chain / "chain.txt"), metrics=lines))
     return strips, len(files)
 
