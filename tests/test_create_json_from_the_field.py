@@ -17,8 +17,8 @@ from realsr_r1.data.records import load_dataset_dict
 
 from .small import exit_code, photo
 
-QUESTION = ("Look at how this photo was damaged and restore it step by step. Here it is: <|image|>. Answer in "
-            "this form: <degradation> ... </degradation> <rough_image> ... </rough_image>.")
+QUESTION = ("Look at how this photo was damaged and restore it step by step. Here it is: <|image|>. Answer "
+            "in this form: <degradation> ... </degradation> <rough_image> ... </rough_image>.")
 TINY = str(Path(__file__).parents[1] / "configs" / "degradation" / "tiny.yaml")
 
 

@@ -78,8 +78,8 @@ def read_runs(folder: Path, split: str) -> list[Run]:
 def tables(split: str, runs: Sequence[Run]) -> str:
     """The tables of a split: rewards, held-out experts, and section beside sequence."""
     first = runs[0].after
-    parts = [f"### {SPLITS[split]} (`{split}`)\n\n{first['n']} prompts of {len(set(first['sources']))} photos "
-             "a seed. After - before on the same prompts and noise; the 95 % interval is over photos."]
+    parts = [f"### {SPLITS[split]} (`{split}`)\n\n{first['n']} prompts of {len(set(first['sources']))} "
+             "photos a seed. After - before on the same prompts and noise; the 95 % interval is over photos."]
     for title, names in (("credit or what is left out, seed", list(first["scores"])),
                          ("held-out experts", list(first.get("monitor_scores", {})))):
         if names:

@@ -134,8 +134,9 @@ def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
         elif same_shape(lq.size, restored.size):  # or what the restored image shows
             images[LQ] = way.restored(lq.resize(restored.size, Image.Resampling.BICUBIC))
         else:
-            raise UserError(f"{triple.lq} has another shape ({lq.width}x{lq.height} px) than {triple.restored} "
-                            f"and {triple.gt}; give the whole degraded photo, or leave it out with --skip_bad")
+            raise UserError(f"{triple.lq} has another shape ({lq.width}x{lq.height} px) than "
+                            f"{triple.restored} and {triple.gt}; give the whole degraded photo, or leave it "
+                            "out with --skip_bad")
     images[RESTORED] = way.restored(restored)
     return reference, images
 

@@ -125,8 +125,8 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
     if not listing.images:
         raise UserError(f"{source} (--input) holds no images{listing.hint}")
     if listing.deeper:
-        print(f"{source}: {listing.deeper} photos in its subfolders are passed over; --recursive restores them, "
-              "too")
+        print(f"{source}: {listing.deeper} photos in its subfolders are passed over; --recursive restores "
+              "them, too")
     stems: dict[str, Path] = {}
     for path in listing.images:
         name = path.relative_to(source).with_suffix("").as_posix()

@@ -55,7 +55,8 @@ def listed_images(folder: str | Path, recursive: bool = False, without: Sequence
     images, unread, deeper, seen = [], [], 0, set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real, here = os.path.realpath(parent), Path(parent)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and here / name not in without
+        folders[:] = sorted(name for name in folders
+                            if not name.startswith(".") and here / name not in without
                             and real not in seen)
         if real in seen:
             continue

@@ -140,13 +140,13 @@ def _empty_policy(path: Path, attn_implementation: str | None = None) -> tuple[F
     has_weights = any((path / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX))
     if (path / ADAPTER_CONFIG_NAME).is_file():
         if has_weights:
-            raise UserError(f"{path} holds a policy's weights and a LoRA adapter, and which counts isn't said; "
-                            f"move {WEIGHTS} or {ADAPTER_CONFIG_NAME} away")
+            raise UserError(f"{path} holds a policy's weights and a LoRA adapter, and which counts isn't "
+                            f"said; move {WEIGHTS} or {ADAPTER_CONFIG_NAME} away")
         raise UserError(f"{path} holds a LoRA adapter without its policy; merge them with realsr-r1 export "
                         f"--checkpoint {path} --output DIR, and use that folder")
     if not file.is_file() and (other := other_weights(path)):
-        raise UserError(f"{path} has weights ({other}) and no config.json, which says what they are; copy the "
-                        "whole folder again")
+        raise UserError(f"{path} has weights ({other}) and no config.json, which says what they are; copy "
+                        "the whole folder again")
     raw = read_json(file)
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     family = FAMILIES.get(kind) if isinstance(kind, str) else None

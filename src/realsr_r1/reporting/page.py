@@ -108,7 +108,8 @@ def _tiles(content: Content) -> list[tuple[str, str]]:
         known = [row["mean"]["psnr"] for row in (rows[:1] if content.metrics.get("gain") else []) + rows[-1:]
                  if row["mean"].get("psnr") is not None]
         if known:
-            tiles.append((f"PSNR of {content.metrics['pairs']} photos{', input → restored' * (len(known) - 1)}",
+            which = ", input → restored" if len(known) > 1 else ""
+            tiles.append((f"PSNR of {content.metrics['pairs']} photos{which}",
                           f"{' → '.join(f'{value:.2f}' for value in known)} dB"))
     return tiles
 

@@ -75,10 +75,11 @@ def require_same_setting(checkpoint: Path, args: TrainingArguments, use_peft: bo
     made_with, now = Setting.of_checkpoint(checkpoint), Setting.of_command(args, use_peft)
     if made_with == now:
         return
-    raise UserError(f"{checkpoint} was made with {made_with}, and this command has {now}: its optimizer's state "
-                    "can't be loaded so. Start with what it was made with, or begin a new run from its weights: "
-                    f"realsr-r1 export --checkpoint {checkpoint} --output MODEL, then --model_name_or_path MODEL "
-                    "and another --output_dir")
+    raise UserError(f"{checkpoint} was made with {made_with}, and this command has {now}: its optimizer's "
+                    "state can't be loaded so. Start with what it was made with, or begin a new run from its "
+                    "weights: "
+                    f"realsr-r1 export --checkpoint {checkpoint} --output MODEL, then --model_name_or_path "
+                    "MODEL and another --output_dir")
 
 
 def is_more_asked(output: Path, args: TrainingArguments) -> bool:
@@ -102,8 +103,8 @@ def require_checkpoint(output: Path) -> str:
     Raises `UserError` that names the way where it has kept nothing to go on from.
     """
     if not complete_checkpoints(output):
-        raise UserError(f"{output} holds a finished run, and no checkpoint to go on from (--save_strategy no); "
-                        f"start a new run from its model with --model_name_or_path {output} and another "
+        raise UserError(f"{output} holds a finished run, and no checkpoint to go on from (--save_strategy "
+                        f"no); start a new run from its model with --model_name_or_path {output} and another "
                         "--output_dir")
     checkpoint = last_checkpoint(output, set_aside=False)  # raises an error where it holds weights only
     return f"{output} holds a finished run, and more is asked: going on from {checkpoint.name}"

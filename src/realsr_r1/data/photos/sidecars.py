@@ -266,7 +266,8 @@ def reader(path: Path | None, kind: str, photos: list[Photo],
     of descriptions.
     """
     if path is not None:
-        return SidecarFolder.index(path, kind, levels) if path.is_dir() else JsonLines.index(path, kind, levels)
+        form = SidecarFolder if path.is_dir() else JsonLines
+        return form.index(path, kind, levels)
     inside = [photo for photo in photos if not isinstance(photo.place, FilePlace)][:LOOKED_AT]
     having = 0
     for photo in inside:
