@@ -142,7 +142,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, tokenizers, tra
 
 
 @pytest.mark.parametrize("changed, named", [
-    (["--use_peft"], "use_peft False, and this command has True"),
     (["--seed", "3"], "seed 42, and this command has 3"),
     (["--per_device_train_batch_size", "4"], "samples_per_step 2, and this command has 4"),
     (["--optim", "adafactor"], "optim adamw_torch_fused, and this command has adafactor"),
@@ -153,8 +152,7 @@ def test_a_run_goes_on_with_its_own_settings_only(dataset, tokenizers, trained, 
     for name in ("checkpoint-5", TOKENS_FOLDER):
         shutil.copytree(trained / name, output / name)
     shutil.copy(trained / "settings.json", output)
-    model = trained if "--use_peft" in changed else tokenizers
-    assert exit_code(main, flags(dataset, model, output, *WATCHED, *changed)) == 2
+    assert exit_code(main, flags(dataset, tokenizers, output, *WATCHED, *changed)) == 2
     line = capsys.readouterr().err
     assert f"the run in {output} was started with {named}" in line
     assert (output / "checkpoint-5" / "complete").is_file()

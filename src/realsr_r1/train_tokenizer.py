@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.core.devices import pick_device
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, check_new_folder
-from realsr_r1.core.settings import check_folders, parse
+from realsr_r1.core.settings import parse
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,6 @@ class TokenizerTrainingConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Train or resume training, then write the processor folder."""
-    check_folders(argv)
 
     (config,) = parse((TokenizerTrainingConfig,), argv, "realsr-r1 train-tokenizer")
     from realsr_r1.chain.settings import SETTINGS_FILE

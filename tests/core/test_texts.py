@@ -71,7 +71,8 @@ READERS = {  # call -> the only module that may make it
     "yaml.safe_load": "core/files.py", "yaml.load": "core/files.py", "cv2.imread": None, "codecs.open": None}
 # Modules that divide something else than tags: numbers, styles, and the five labels of a degradation.
 DIVIDE = ["data/building/arguments.py", "reporting/page.py", "restoring/options.py",
-          "rewards/degradation.py", "showing/render.py", "showing/style.py", "training/cold_start/trainer.py"]
+          "rewards/degradation.py", "rewards/metric_experts.py", "showing/render.py", "showing/style.py",
+          "training/cold_start/trainer.py"]
 
 
 def test_pictures_texts_and_json_have_one_reader_each():

@@ -10,10 +10,11 @@ import contextlib
 import io
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import existing_folder, read_yaml
+from realsr_r1.core.files import read_yaml
 
 FOLDERS = {"--model_name_or_path": "model folder", "--dataset_name": "dataset folder"}
 
@@ -25,8 +26,8 @@ def check_folders(argv: list[str] | None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     for flag, value in zip(argv, argv[1:], strict=False):
-        if flag in FOLDERS:
-            existing_folder(value, flag, FOLDERS[flag])
+        if flag in FOLDERS and not Path(value).exists():
+            raise UserError(f"no such {FOLDERS[flag]}: {value} (given by {flag})")
 
 
 def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple[Any, ...]:

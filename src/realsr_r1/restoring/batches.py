@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -83,14 +83,33 @@ class Batches:
             if ended.is_set():
                 raise RuntimeError("the results of this batch are not wanted any more")
 
-        with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads,
-                                              initargs=(1,)) as pool:
+        todo, futures = iter(enumerate(parts)), [Future() for _ in parts]
+        taking = threading.Lock()
+
+        def write_parts() -> None:
+            torch.set_num_threads(1)
+            while not ended.is_set():
+                with taking:
+                    number, part = next(todo, (None, None))
+                if number is None:
+                    return
+                try:
+                    futures[number].set_result(work(part, check))
+                except BaseException as error:
+                    futures[number].set_exception(error)
+
+        # Daemons, which a program that ends (the demo, say) doesn't wait for.
+        threads = [threading.Thread(target=write_parts, daemon=True) for _ in range(workers)]
+        with one_thread():
             try:
-                for results in pool.map(lambda part: work(part, check), parts):
-                    yield from results
+                for thread in threads:
+                    thread.start()
+                for future in futures:
+                    yield from future.result()
             finally:
                 ended.set()
-                pool.shutdown(cancel_futures=True)
+                for thread in threads:
+                    thread.join()
 
     def step_by_step(self, results: Iterator[Result]) -> Iterator[Result]:
         """Yield the results of a generator that computes as `run` does."""

@@ -10,7 +10,7 @@ import torch
 
 from realsr_r1.training.grpo.packing import IGNORED, pack_groups
 
-CUT = {"grammar": "image", "max_completion_length": 40, "mask_truncated_completions": True}
+CUT = {"grammar": "image", "max_completion_length": 5, "mask_truncated_completions": True}
 
 
 def moved(trainer: Any) -> float:
