@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     needs = {"naming degradations": ["image", "degradation", "source"]}
     training = select_records(args.dataset_name, "train", needs)
     records = select_records(args.dataset_name, args.split, needs)
-    truth = [labels(text) for text in records["degradation"]]
+    truth = list(records["degradation"])
     if not truth:
         raise UserError(f"{args.dataset_name} has no records in its split {args.split}")
     commonest = [Counter(column).most_common(1)[0][0]
-                 for column in zip(*map(labels, training["degradation"]), strict=True)]
+                 for column in zip(*training["degradation"], strict=True)]
     named = written(args.model, records)
     right = {who: [[float(given == label) for given, label in zip(answer, wanted, strict=True)]
                    for answer, wanted in zip(answers, truth, strict=True)]
@@ -57,11 +57,6 @@ def main(argv: list[str] | None = None) -> None:
               f"| {found['difference']:+.3f} ({low:+.3f} to {high:+.3f}) |")
 
 
-def labels(text: str) -> list[str]:
-    """The items of a degradation's label."""
-    return [item.strip() for item in text.split(",")]
-
-
 def written(model: str, records: Dataset) -> list[list[str]]:
     """What the model names for each record, as many items as there are."""
     processor, policy = ChainProcessor.from_pretrained(model), load_policy(model)
@@ -75,7 +70,8 @@ def written(model: str, records: Dataset) -> list[list[str]]:
                                  processor)["prompt"]
         for ids in engine.generate(prompts).completion_ids:
             text = processor.decode_text(ids).partition("</degradation>")[0].partition("<degradation>")[2]
-            answers.append((labels(text) + [""] * len(ITEMS))[:len(ITEMS)])
+            items = [item.strip() for item in text.split(",")]
+            answers.append((items + [""] * len(ITEMS))[:len(ITEMS)])
     return answers
 
 
