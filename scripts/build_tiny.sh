@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=${1:-outputs/build_tiny}
 bash setup.sh
-source scripts/cpu_env.sh
+export HF_HUB_OFFLINE=1  # everything is here
 python=.venv/bin/python
 realsr() { "$python" -m realsr_r1.cli "$@"; }
 stage() { printf '\n== %s (%s s since start)\n' "$1" "$SECONDS"; }

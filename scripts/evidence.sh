@@ -12,7 +12,7 @@ seeds=("$@"); [ $# -gt 0 ] || seeds=(0 1 2)
 work=outputs/evidence recipe=configs/recipes/tiny_evidence.yaml model=assets/tiny
 rewards=(format degradation understanding generation)
 bash setup.sh
-source scripts/cpu_env.sh
+export HF_HUB_OFFLINE=1  # everything is here
 python=.venv/bin/python
 realsr() { "$python" -m realsr_r1.cli "$@"; }
 

@@ -27,7 +27,7 @@ stage() {  # stage "name" command ...: run it, note its time
 }
 
 stage "set-up" bash setup.sh
-source scripts/cpu_env.sh
+export HF_HUB_OFFLINE=1  # everything is here
 python=.venv/bin/python
 realsr() { "$python" -m realsr_r1.cli "$@"; }
 data=$work/dataset model=assets/tiny run=$work/grpo recipe=configs/recipes/tiny_grpo.yaml

@@ -2,7 +2,7 @@
 
 No GPU is needed.
 
-    source scripts/cpu_env.sh && .venv/bin/python scripts/benchmarks/benchmark_data.py \\
+    .venv/bin/python scripts/benchmarks/benchmark_data.py \\
         --images outputs/quickstart/photos
 
 Makes `--crops` crops of 512 px with the published degradation, `--repeats` times with each number

@@ -2,7 +2,7 @@
 
 No GPU is needed.
 
-    source scripts/cpu_env.sh && .venv/bin/python scripts/benchmarks/benchmark_loading.py
+    .venv/bin/python scripts/benchmarks/benchmark_loading.py
 
 Makes a checkpoint of random weights (0.5 B parameters by default, in Lumina-mGPT's layout and
 vocabulary; 2 GB of disk while it runs) and prints, as JSON: `memory`: for each rank of two under

@@ -54,7 +54,6 @@ def main() -> None:
                                                                "recipe has them")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     set_verbosity_error()
     processor = ChainProcessor.from_pretrained(args.model)
     samples = tokens_of(args, processor)
@@ -67,6 +66,7 @@ def main() -> None:
         ours = ColdStartTrainer(load_policy(args.model, dtype="float32"), processor, settings, samples)
         plain = Trainer(load_policy(args.model, dtype="float32"), dataclasses.replace(settings),
                         train_dataset=samples, data_collator=Padded(processor.layout.pad))
+        torch.set_num_threads(args.threads)  # loading has set one
         clocks = {"packed": Clock(ours), "padded": Clock(plain)}
         load = os.getloadavg()[0]
         seconds = paired_seconds({name: clock.turn for name, clock in clocks.items()}, args.repeats)

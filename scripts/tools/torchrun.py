@@ -14,6 +14,7 @@ from torch.distributed.run import main
 
 if __name__ == "__main__":
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # one thread a process, says a warning
     try:
         main()
     except ChildFailedError as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1.core.cpu import suit_cpu
 from realsr_r1.core.devices import pick_device
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, check_new_folder
@@ -158,6 +159,7 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
         num_embeddings=config.num_embeddings, embed_dim=config.embed_dim, base_channels=config.base_channels,
         channel_multiplier=config.channel_multiplier, num_res_blocks=config.num_res_blocks,
         latent_channels=config.latent_channels)).to(device)
+    suit_cpu(sum(parameter.numel() for parameter in model.parameters()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95),
                                   weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer,

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from realsr_r1.core.cpu import suit_cpu
 from realsr_r1.models.lumina.policy import FAMILY as LUMINA
 from realsr_r1.models.protocol import Family, PolicyConfig
 
@@ -51,4 +52,6 @@ def new_policy(config: PolicyConfig) -> PreTrainedModel:
 
     The weights depend on torch's random state only.
     """
-    return FAMILIES[config.model_type].policy(config)
+    policy = FAMILIES[config.model_type].policy(config)
+    suit_cpu(sum(parameter.numel() for parameter in policy.parameters()))
+    return policy

@@ -19,6 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ADAPTER_CONFIG_NAME, is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
+from realsr_r1.core.cpu import suit_cpu
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
 from realsr_r1.models.checking import (
@@ -68,6 +69,7 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
     check_tensors(path, {name: header.shape for name, header in headers.items()},
                   {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
                   optional=("lm_head.weight",) if config.tie_word_embeddings else ())
+    suit_cpu(sum(header.numel for header in headers.values()))
     stored = set(stored_dtypes(path, headers).values())
     if dtype in (None, "auto"):
         dtype = stored.pop() if len(stored) == 1 else torch.float32

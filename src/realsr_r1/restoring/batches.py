@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from realsr_r1.core.cpu import SMALL_POLICY, cores
 from realsr_r1.core.errors import UserError
 from realsr_r1.planning import memory
 
@@ -145,12 +146,13 @@ def one_thread() -> Iterator[None]:
 
 
 def workers_for(policy: Policy, rows: int) -> int:
-    """Return how many threads write `rows` that fit into the memory: on a CPU as many as torch may use.
+    """Return how many threads write `rows` that fit into the memory: a CPU's cores, for a small policy.
 
     Each has at least `FEWEST_CPU_ROWS`.
     """
     is_cpu = policy.get_input_embeddings().weight.device.type == "cpu"
-    return max(1, min(torch.get_num_threads(), rows // FEWEST_CPU_ROWS)) if is_cpu else 1
+    is_small = policy.num_parameters() < SMALL_POLICY
+    return max(1, min(cores(), rows // FEWEST_CPU_ROWS)) if is_cpu and is_small else 1
 
 
 def rows_that_fit(policy: Policy, processor: ChainProcessor, config: RolloutConfig) -> int:
