@@ -137,7 +137,7 @@ def test_test_photos_may_be_named_in_a_file(photos, tmp_path):
     assert sorted(load_dataset_dict(tmp_path / "out")["test"]["source"]) == ["chelsea.png", "coffee.png"]
 
 
-def test_second_run_does_nothing_and_a_changed_input_runs_again(photos, tmp_path, capsys):
+def test_second_run_does_nothing_and_another_dataset_is_replaced_only_if_asked(photos, tmp_path, capsys):
     output = tmp_path / "out"
     main(flags(photos, output))
     written = (output / "train.json").stat().st_mtime_ns
@@ -145,7 +145,11 @@ def test_second_run_does_nothing_and_a_changed_input_runs_again(photos, tmp_path
     assert "up to date" in capsys.readouterr().out
     assert (output / "train.json").stat().st_mtime_ns == written
     (photos["tags"] / "rocket.txt").write_text("rocket, tower, sky\n")
-    main(flags(photos, output))
+    for other in (flags(photos, output), flags(photos, output, "--seed", "7")):
+        assert exit_code(other) == 2
+        assert "made from other arguments or files; give another --output, or --overwrite" in error_line(capsys)
+        assert (output / "train.json").stat().st_mtime_ns == written
+    main(flags(photos, output, "--overwrite"))
     assert (output / "train.json").stat().st_mtime_ns != written
     assert ["rocket", "tower", "sky"] in list(load_dataset_dict(output)["train"]["tag"])
 
@@ -355,11 +359,11 @@ def test_a_changed_image_of_a_list_is_made_again(photos, tmp_path, capsys):
     main(flags(photos, tmp_path / "dataset"))
     argv = ["--json", str(tmp_path / "dataset" / "train.json"), "--output", str(tmp_path / "again"),
             "--num_proc", "1"]
-    for change, says in ((False, "again: "), (False, "nothing to do"), (True, "made from other")):
+    for change, says in ((False, "again: "), (False, "nothing to do"), (True, "again: ")):
         if change:
             record = json.loads((tmp_path / "dataset" / "train.json").read_text())[0]
             Image.new("RGB", (48, 48)).save(tmp_path / "dataset" / record["hq_path"])
         capsys.readouterr()
-        assert main(argv) == 0
+        assert main([*argv, "--overwrite"] if change else argv) == 0
         assert says in capsys.readouterr().out
     assert np.asarray(load_dataset_dict(tmp_path / "again")["train"][0]["hq"]).max() == 0

@@ -105,6 +105,14 @@ def test_json_and_csv_agree(folders: Path) -> None:
         "psnr": False, "ssim": False, "fsim": False, "gmsd": True, "vsi": False, "piqe": True}
 
 
+def test_results_of_other_folders_or_metrics_are_replaced_only_if_asked(folders: Path) -> None:
+    first = run(folders, "--metrics", "psnr")
+    assert run(folders, "--metrics", "psnr") == first
+    with pytest.raises(UserError, match="metrics.json is there.*--overwrite"):
+        run(folders, "--metrics", "ssim")
+    assert list(run(folders, "--metrics", "ssim", "--overwrite")["metrics"]) == ["ssim"]
+
+
 def test_the_gain_over_the_input_has_its_interval_over_photos(folders: Path) -> None:
     result = run(folders, "--lq", str(folders / "lq"))
     for name, gain in result["gain"].items():

@@ -97,6 +97,15 @@ def test_the_same_seed_gives_the_same_scores_and_another_does_not(argv, models, 
     assert read(tmp_path / "other.json")["scores"]["total"] != read(result)["scores"]["total"]
 
 
+def test_a_file_that_holds_something_else_is_replaced_only_if_asked(argv, models, result, tmp_path, capsys):
+    kept = {path: path.read_bytes() for path in (result, tmp_path / "photo.png")
+            if path == result or path.write_bytes(b"a photo")}
+    for path in kept:
+        assert exit_code(main, argv(models[1], path)) == 2
+        assert f"{path} is there, and holds something else" in capsys.readouterr().err
+    assert kept == {path: path.read_bytes() for path in kept}
+
+
 def test_a_model_paired_with_itself_differs_by_nothing(argv, models, result, tmp_path, capsys):
     assert exit_code(main, argv(models[0], tmp_path / "self.json", "--compare", str(result), "--label",
                                 "same")) == 0

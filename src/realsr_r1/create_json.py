@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.merge:
         check_output(args)
-        state = build.merge_shards(args.output, write_dataset_page)
+        state = build.merge_shards(args.output, write_dataset_page, args.overwrite)
         print(f"{args.output}: {state['summary']}\n{build.shards_folder(args.output)} is not needed any more")
         return _exit_code(state, args)
     check_arguments(args)
@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     chain = ChainSpec.from_yaml(args.chain_settings) if args.chain_settings else ChainSpec.published()
     plan = _plan_list(args, made_from, chain) if args.json else _plan_photos(args, made_from, chain)
     if args.shard:
-        state = build.make_shard(args.output, args.shard, plan)
+        state = build.make_shard(args.output, args.shard, plan, args.overwrite)
     else:
-        state = build.make_dataset(args.output, plan, write_dataset_page)
+        state = build.make_dataset(args.output, plan, write_dataset_page, args.overwrite)
     print(f"{target}: {state['summary']}")
     return _exit_code(state, args)
 
@@ -84,14 +84,10 @@ def _finished_state(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] |
     """Return the state of `folder` if it was already made from `made_from`."""
     from realsr_r1.data.building.build import STATE_FILE
 
-    if not (folder / STATE_FILE).is_file():
-        return None
-    state = read_json(folder / STATE_FILE)
-    if isinstance(state, dict) and state.get("fingerprint") == made_from:
-        # Where no item was good, nothing is lost by another try.
-        return state if state.get("records", 1) else None
-    print(f"{folder} was made from other arguments or files; making it again")
-    return None
+    state = read_json(folder / STATE_FILE) if (folder / STATE_FILE).is_file() else None
+    # Where no item was good, nothing is lost by another try.
+    is_ours = isinstance(state, dict) and state.get("fingerprint") == made_from and state.get("records", 1)
+    return state if is_ours else None
 
 
 # --- Plans ---

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.devices import pick_device
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import atomic_file, check_new_folder
+from realsr_r1.core.files import atomic_file, check_new_folder, check_replaced
 from realsr_r1.core.images import load_image
 from realsr_r1.core.pictures import READ
 from realsr_r1.measuring.metrics import (
@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     names = parse_metrics(args.metrics)
     device = pick_device(args.device)
     check_new_folder(args.output, "--output")
+    made_from = {"restored": str(args.restored), "gt": str(args.gt), "lq": str(args.lq), "metrics": list(names)}
+    check_replaced(args.output / "metrics.json", made_from, args.overwrite)
     triples, notes = find_triples(args.restored, args.gt, args.lq, args.skip_bad, args.recursive)
     scorers, unavailable = load_metrics(names, device)
     if not scorers:
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = ([LQ] if args.lq else []) + (
         [MEAN_COLOUR] if set(BASELINE_METRICS) & set(scorers) else []) + [RESTORED]
     result = summarise(triples, rows, scorers, notes + unreadable)
-    result["unavailable"] = unavailable
+    result |= {"unavailable": unavailable, "made_from": made_from}
     write_results(args.output, result)
     print_table(result)
     print(f"written: {args.output / 'metrics.json'}, {args.output / 'metrics.csv'}")
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "pair photos in subfolders, too, by their places in the folders"))
     add("--skip_bad", action="store_true", help=(
         "leave out photos that lack a partner or can't be read, instead of stopping"))
+    add("--overwrite", action="store_true", help="replace the results of other folders or metrics in --output")
     return parser
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import check_new_folder, existing_folder, read_json, write_json
+from realsr_r1.core.files import check_new_folder, check_replaced, existing_folder, read_json, write_json
 
 RESAMPLES = 10_000
 
@@ -44,19 +44,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--compare", help="JSON of another model with the same prompts and noise, to pair "
                                           "with")
     parser.add_argument("--output", required=True, help="JSON file to write")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace the file of --output although it holds something else")
     args = parser.parse_args(argv)
     if args.samples < 1 or args.batch_size < 1:
         raise UserError("--samples and --batch_size must be at least 1")
     existing_folder(args.model, "--model", "model folder")
     existing_folder(args.dataset_name, "--dataset_name", "dataset folder")
     check_new_folder(Path(args.output).parent, "--output")
+    made_from = {name: value for name, value in vars(args).items()
+                 if name not in ("output", "overwrite", "batch_size", "label") and value is not None}
+    check_replaced(Path(args.output), made_from, args.overwrite)
     other = read_json(args.compare) if args.compare else None
     drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}
     if other is not None:
         check_pair(other, drawn, args.compare)
     scores, watched, sources = score(args)
     result: dict[str, Any] = {
-        "label": args.label or Path(args.model).name, "n": len(sources), **drawn, "sources": sources,
+        "label": args.label or Path(args.model).name, "made_from": made_from, "n": len(sources), **drawn, "sources": sources,
         "rewards": {name: mean_with_interval(values, sources) for name, values in scores.items()},
         "per_photo": {photo: {name: mean([value for value, source in zip(values, sources, strict=True)
                                           if source == photo])

@@ -32,6 +32,21 @@ class Unsure(Brightness):
 def nothing(device):
     return None
 
+def redness(images, hq=None):
+    return [image.resize((1, 1), 4).getpixel((0, 0))[0] / 255 for image in images]
+
+def likeness(images, hq):
+    return [float(image.tobytes() == original.tobytes()) for image, original in zip(images, hq)]
+
+def one_number(images):
+    return 0.5
+
+def broken(images):
+    return [image.no_such_thing() for image in images]
+
+def at_start(device):
+    return 1 / 0
+
 not_a_function = 3
 '''
 
@@ -161,8 +176,15 @@ def test_ones_own_expert_gets_one_batch_a_size_and_is_clamped(custom_module, pho
     images = [photos[0], photos[1].resize((32, 32)), Image.new("L", (48, 48), 50), white]
     scores = score_images(expert, images)
     assert scores[2:] == [0.5, 1.0]
-    assert sorted(expert.calls) == [[(32, 32)], [(48, 48)] * 3]
+    assert sorted(expert.calls[1:]) == [[(32, 32)], [(48, 48)] * 3]  # the first call was the trial
     assert not expert_needs_hq("my_experts:Brightness")
+
+
+def test_a_plain_function_is_an_expert(custom_module, photos):
+    red, like = create_experts(["my_experts:redness", "my_experts:likeness:2"])
+    assert score_images(red, [Image.new("RGB", (48, 48), "red"), Image.new("RGB", (20, 20))]) == [1.0, 0.0]
+    assert score_images(like, photos[:2], [photos[0], photos[0]]) == [1.0, 0.0]
+    assert [expert_needs_hq(f"my_experts:{name}") for name in ("redness", "likeness")] == [False, True]
 
 
 def test_no_number_of_ones_own_expert_counts_as_zero(custom_module, photos):
@@ -173,7 +195,10 @@ def test_no_number_of_ones_own_expert_counts_as_zero(custom_module, photos):
 @pytest.mark.parametrize("name, message", [
     ("my_experts:missing", "no function 'missing'"), ("my_experts:not_a_function", "no function"),
     ("no_such_module:f", "no module 'no_such_module'"),
-    ("my_experts:nothing", "has no name, needs_hq, score")])
+    ("my_experts:nothing", "has no name, needs_hq, score"),
+    ("my_experts:one_number", "it returned 0.5; it must return a list with a number for each picture"),
+    ("my_experts:broken", r"raised AttributeError: .*no_such_thing.*my_experts.py, line \d+"),
+    ("my_experts:at_start", "its factory raised ZeroDivisionError")])
 def test_ones_own_expert_that_cannot_be_made_is_refused(custom_module, name, message):
     with pytest.raises(UserError, match=message):
         create_experts([name])

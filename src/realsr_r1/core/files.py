@@ -197,6 +197,22 @@ def parsed_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where} is not valid YAML ({error})") from error
 
 
+def check_replaced(path: Path, made_from: dict[str, Any], overwrite: bool) -> None:
+    """Raise `UserError` where `path` has a result that was made from something else, or no result.
+
+    `made_from`: what the new result keeps under this name. `overwrite`: it may be replaced.
+    """
+    if overwrite or not path.exists():
+        return
+    try:
+        held = read_json(path)
+    except UserError:
+        held = None
+    if not isinstance(held, dict) or held.get("made_from") != made_from:
+        raise UserError(f"{path} is there, and holds something else; give another --output, or --overwrite to "
+                        "replace it")
+
+
 def is_text(value: Any) -> bool:
     """Whether `value` is a string that UTF-8 can hold.
 

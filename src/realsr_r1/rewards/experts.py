@@ -4,20 +4,24 @@ An expert is any object with `name: str`, `needs_hq: bool` and
 `score(images, hq) -> list of floats`. `images` are RGB PIL images of one size; `hq` are their
 references at the same size, or None where `needs_hq` is false. A higher score is better. Experts
 are named `METRIC[:WEIGHT[:WORST:BEST]]`, with a metric of pyiqa (metric_experts.py), or
-`package.module:factory[:WEIGHT]` for your own. `factory(device)` returns the expert. The factory
-has the attribute `needs_hq` too (as a class does), so that a dataset without references is refused
-before training. This module knows pictures and names; generation.py decides which picture of a
-completion is scored.
+`package.module:name[:WEIGHT]` for your own. Your own is a function `f(images)` or `f(images, hq)`
+that returns the scores, or a factory: `factory(device)` returns the expert. The factory has the
+attribute `needs_hq` too (as a class does), so that a dataset without references is refused before
+training; a function needs them where `hq` has no default. Your own expert judges one small picture
+when it is made, so that its faults are seen before anything long starts. This module knows pictures
+and names; generation.py decides which picture of a completion is scored.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -33,6 +37,8 @@ from realsr_r1.rewards.metric_experts import (
     usual_limits,
 )
 from realsr_r1.rewards.settings import DEFAULT_EXPERTS
+
+TRIAL_PX = 64  # side of the picture that an expert of one's own judges when it is made
 
 
 class Expert(Protocol):
@@ -70,7 +76,7 @@ def parse_expert(text: str) -> ExpertChoice:
         limits = _limits(name, text, numbers[1:]) if len(numbers) == 3 else usual_limits(name)
         return ExpertChoice(name, _weight(text, numbers[:1]), limits)
     name, numbers = ":".join(text.split(":")[:2]), numbers[1:]
-    _custom_factory(name)
+    _custom(name)
     if len(numbers) > 1:
         raise UserError(f"expert {text!r} must be {name} or {name}:WEIGHT, for its scores are from 0 to "
                         "1 already")
@@ -121,11 +127,58 @@ def _create_expert(name: str, limits: tuple[float, float] | None, device: str,
                    weights: str | None) -> Expert:
     if limits is not None:
         return MetricExpert(name, device, *limits, weights)
-    expert = _custom_factory(name)(device)
-    missing = [field for field in ("name", "needs_hq", "score") if not hasattr(expert, field)]
-    if missing:
-        raise UserError(f"expert {name!r}: what its factory returns has no {', '.join(missing)}")
+    own = _custom(name)
+    if _is_plain_function(own):
+        expert = FunctionExpert(own)
+    else:
+        expert = _tried(f"expert {name!r}: its factory", lambda: own(device))
+        missing = [field for field in ("name", "needs_hq", "score") if not hasattr(expert, field)]
+        if missing:
+            raise UserError(f"expert {name!r}: what its factory returns has no {', '.join(missing)} (a plain "
+                            "function that judges pictures is called f(images) or f(images, hq))")
+    picture = Image.linear_gradient("L").resize((TRIAL_PX, TRIAL_PX)).convert("RGB")
+    scores = _tried(f"expert {name!r}, given a list of one picture of {TRIAL_PX} px,",
+                    lambda: expert.score([picture], [picture] if expert.needs_hq else None))
+    try:
+        values = [float(score) for score in scores]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) != 1:
+        raise UserError(f"expert {name!r}: given a list of one picture, it returned {scores!r:.80}; it must "
+                        "return a list with a number for each picture")
     return expert
+
+
+class FunctionExpert:
+    """The expert that a plain function `f(images)` or `f(images, hq)` is; it needs `hq` without a default."""
+
+    def __init__(self, function: Callable[..., Sequence[float]]):
+        self.name, self._function = function.__name__, function
+        self.needs_hq = _function_needs_hq(function)
+
+    def score(self, images: list[Image.Image], hq: list[Image.Image] | None) -> Sequence[float]:
+        return self._function(images, hq) if self.needs_hq else self._function(images)
+
+
+def _is_plain_function(own: Callable[..., Any]) -> bool:
+    return inspect.isfunction(own) and next(iter(inspect.signature(own).parameters), None) == "images"
+
+
+def _function_needs_hq(function: Callable[..., Any]) -> bool:
+    hq = inspect.signature(function).parameters.get("hq")
+    return hq is not None and hq.default is inspect.Parameter.empty
+
+
+def _tried(what: str, call: Callable[[], Any]) -> Any:
+    """Return what `call` returns; what it raises becomes one line that names the place in the user's file."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"{what} raised {type(error).__name__}: {error} ({last.filename}, line "
+                        f"{last.lineno})") from error
 
 
 def expert_weights(names: Sequence[str]) -> list[float]:
@@ -141,10 +194,11 @@ def expert_needs_hq(name: str) -> bool:
     choice = parse_expert(name)
     if choice.limits is not None:
         return needs_hq(choice.name)
-    return bool(getattr(_custom_factory(choice.name), "needs_hq", False))
+    own = _custom(choice.name)
+    return _function_needs_hq(own) if _is_plain_function(own) else bool(getattr(own, "needs_hq", False))
 
 
-def _custom_factory(name: str) -> Callable[[str], Expert]:
+def _custom(name: str) -> Callable[..., Any]:
     return import_named(name, "expert", (*DEFAULT_EXPERTS, *OFFLINE), metric_names())
 
 

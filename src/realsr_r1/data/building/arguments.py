@@ -86,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
                                        "OUTPUT.shards")
     add("--merge", action="store_true", help="join the shards in OUTPUT.shards; needs no other argument but "
                                              "--output")
+    add("--overwrite", action="store_true",
+        help="replace the dataset in OUTPUT although it was made from other arguments or files")
     add("--skip_bad", action="store_true", help="exit 0 although some items were bad and left out")
     return flags
 
@@ -192,7 +194,7 @@ def fingerprint(args: argparse.Namespace) -> dict[str, Any]:
     from realsr_r1.data.photos.sources import hf_dataset, walk
 
     arguments = {key: escaped(str(value)) for key, value in vars(args).items()
-                 if key not in ("output", "num_proc", "skip_bad", "shard", "merge")
+                 if key not in ("output", "num_proc", "skip_bad", "overwrite", "shard", "merge")
                  and value not in (None, [])}
     files = [(args.test_photos, Path(args.test_photos[1:]))] if args.test_photos.startswith("@") else []
     folders = () if args.json else (args.images, args.tags, args.descriptions, *args.evaluation_photos)

@@ -67,12 +67,13 @@ class Plan:
     make: Callable[[Path, Sequence[Part]], list[Item]]
 
 
-def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
+def make_dataset(output: Path, plan: Plan, write_page: Page, overwrite: bool = False) -> dict[str, Any]:
     """Build `output`, going on where an earlier call with the same fingerprint was interrupted.
 
-    Returns the content of its state file.
+    `overwrite`: replace a dataset that was made from something else. Returns the content of its
+    state file.
     """
-    with _working_folder(output, plan.fingerprint) as work:
+    with _working_folder(output, plan.fingerprint, overwrite) as work:
         if not (work / STATE_FILE).is_file():
             rejected = plan.rejected + plan.make(work, plan.parts)
             _finish(work, output, plan.fingerprint, rejected, plan.left_out, plan.with_lists, write_page)
@@ -80,13 +81,13 @@ def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
         return read_json(work / STATE_FILE)
 
 
-def make_shard(output: Path, shard: MachineShare, plan: Plan) -> dict[str, Any]:
+def make_shard(output: Path, shard: MachineShare, plan: Plan, overwrite: bool = False) -> dict[str, Any]:
     """Make one machine's share of `output` in a folder beside it.
 
     Returns the content of its state file.
     """
     mine = shard.parts(plan.parts)
-    with _working_folder(shard.folder(output), plan.fingerprint) as work:
+    with _working_folder(shard.folder(output), plan.fingerprint, overwrite) as work:
         if not (work / STATE_FILE).is_file():
             (work / "parts").mkdir(exist_ok=True)
             rejected = plan.rejected + plan.make(work, mine)
@@ -104,7 +105,7 @@ def make_shard(output: Path, shard: MachineShare, plan: Plan) -> dict[str, Any]:
         return read_json(work / STATE_FILE)
 
 
-def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
+def merge_shards(output: Path, write_page: Page, overwrite: bool = False) -> dict[str, Any]:
     """Join the finished shares beside `output`. Returns the content of its state file.
 
     Raises `UserError` that names what is missing, or what was made from other arguments.
@@ -130,7 +131,7 @@ def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
         raise UserError(f"{first['parts'] - len(there)} of {first['parts']} parts are missing in {folder}, "
                         f"which holds the shards {', '.join(shard.name for shard in shards)}; make the "
                         "others first")
-    with _working_folder(output, first["fingerprint"]) as work:
+    with _working_folder(output, first["fingerprint"], overwrite) as work:
         if not (work / STATE_FILE).is_file():
             lay_together(shards, work)
             items = {name: [Item(**item) for item in first[name]] for name in ("rejected", "left_out")}
@@ -141,7 +142,14 @@ def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
 
 
 @contextmanager
-def _working_folder(output: Path, fingerprint: dict[str, Any]) -> Iterator[Path]:
+def _working_folder(output: Path, fingerprint: dict[str, Any], overwrite: bool) -> Iterator[Path]:
+    state = output / STATE_FILE
+    if state.is_file() and not overwrite:
+        made = read_json(state)
+        made = made if isinstance(made, dict) else {}
+        if made.get("records", 1) and made.get("fingerprint") != fingerprint:
+            raise UserError(f"{output} was made from other arguments or files; give another --output, or "
+                            "--overwrite to replace it")
     try:
         with resumable_folder(output, fingerprint, STATE_FILE) as work:
             try:
