@@ -8,9 +8,9 @@
 # machine's share of several: SHARD=1/16; when all are made: MERGE=1; then a share of the tokens:
 # TOKENS=1 SHARD=1/4 (see prepare_data.slurm). Started again, everything goes on where it was.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)  # paths, and modules of your own, are the caller's
 : "${OUTPUT:?name the dataset folder to make: OUTPUT=...}"
-realsr() { "${PYTHON:-.venv/bin/python}" -m realsr_r1.cli "$@"; }
+realsr() { "${PYTHON:-$root/.venv/bin/python}" -m realsr_r1.cli "$@"; }
 
 if [ -n "${MERGE:-}" ]; then
     realsr create-json --output "$OUTPUT" --merge "$@"

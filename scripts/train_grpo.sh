@@ -6,15 +6,15 @@
 # Without RECIPE the flags are the paper's, for 6 GPUs. Flags given to this script are added, and
 # win.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)  # paths, and modules of your own, are the caller's
 : "${MODEL:?name the model folder: MODEL=...}" "${DATASET:?name the dataset folder: DATASET=...}" "${OUTPUT:?name the run folder: OUTPUT=...}"
 NPROC=${NPROC:-6}                                 # processes = GPUs of this machine
 MASTER_PORT=${MASTER_PORT:-11317}
-DEEPSPEED=${DEEPSPEED:-local_scripts/zero3.json}
+DEEPSPEED=${DEEPSPEED:-local_scripts/zero3.json}  # or none; names and files of this repository are found from anywhere
 RECIPE=${RECIPE:-}                                # YAML of settings instead of the paper's flags
 RUN_NAME=${RUN_NAME:-$(basename "$OUTPUT")}
-PYTHON=${PYTHON:-.venv/bin/python}                # what runs it
-ENTRY=${ENTRY:-"src/realsr_r1/grpo.py"}           # or a script with a trainer of your own (docs/extending.md)
+PYTHON=${PYTHON:-$root/.venv/bin/python}          # what runs it
+ENTRY=${ENTRY:-"$root/src/realsr_r1/grpo.py"}     # or a script with a trainer of your own (docs/extending.md)
 export DEBUG_MODE=${DEBUG_MODE:-false} LOG_PATH=${LOG_PATH:-$OUTPUT/reward_log.txt}
 
 if [ -n "$RECIPE" ]; then
@@ -29,7 +29,8 @@ else
         --learning_rate=2e-06 --save_only_model true --num_generations 5
     )
 fi
-exec "$PYTHON" scripts/tools/torchrun.py --nproc_per_node="$NPROC" --nnodes=1 --node_rank=0 \
+[ "$DEEPSPEED" = none ] || settings+=(--deepspeed "$DEEPSPEED")
+exec "$PYTHON" "$root/scripts/tools/torchrun.py" --nproc_per_node="$NPROC" --nnodes=1 --node_rank=0 \
     --master_addr=127.0.0.1 --master_port="$MASTER_PORT" "$ENTRY" \
     --output_dir "$OUTPUT" --model_name_or_path "$MODEL" --dataset_name "$DATASET" \
-    --deepspeed "$DEEPSPEED" --run_name "$RUN_NAME" "${settings[@]}" "$@"
+    --run_name "$RUN_NAME" "${settings[@]}" "$@"

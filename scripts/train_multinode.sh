@@ -4,13 +4,14 @@
 #       bash scripts/train_multinode.sh
 # OUTPUT, DATASET and MODEL must be on storage that all machines share.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)  # paths, and modules of your own, are the caller's
 : "${NNODES:?number of machines}" "${NODE_RANK:?this machine, from 0}" "${MASTER_ADDR:?address of machine 0}"
 : "${RECIPE:?name the recipe: RECIPE=configs/recipes/...}" "${MODEL:?name the model folder: MODEL=...}"
 : "${DATASET:?name the dataset folder: DATASET=...}" "${OUTPUT:?name the run folder: OUTPUT=...}"
 export DEBUG_MODE=${DEBUG_MODE:-false} LOG_PATH=${LOG_PATH:-$OUTPUT/reward_log.txt}
-exec "${PYTHON:-.venv/bin/python}" scripts/tools/torchrun.py --nnodes="$NNODES" --node_rank="$NODE_RANK" \
+[ "${DEEPSPEED:=local_scripts/zero3.json}" = none ] || set -- --deepspeed "$DEEPSPEED" "$@"
+exec "${PYTHON:-$root/.venv/bin/python}" "$root/scripts/tools/torchrun.py" --nnodes="$NNODES" --node_rank="$NODE_RANK" \
     --nproc_per_node="${NPROC:-8}" --master_addr="$MASTER_ADDR" --master_port="${MASTER_PORT:-11317}" \
-    src/realsr_r1/grpo.py --config "$RECIPE" --output_dir "$OUTPUT" --model_name_or_path "$MODEL" \
-    --dataset_name "$DATASET" --deepspeed "${DEEPSPEED:-local_scripts/zero3.json}" \
+    "$root/src/realsr_r1/grpo.py" --config "$RECIPE" --output_dir "$OUTPUT" --model_name_or_path "$MODEL" \
+    --dataset_name "$DATASET" \
     --run_name "${RUN_NAME:-$(basename "$OUTPUT")}" "$@"

@@ -10,6 +10,7 @@ import sys
 
 from realsr_r1 import __version__
 from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.presets import with_presets
 
 # Command -> (module of the package, what it does), in the order in which they are used.
 COMMANDS = {
@@ -52,7 +53,7 @@ def dispatch(argv: list[str] | None = None) -> int | None:
     if argv[0] not in COMMANDS:
         raise UserError(f"unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
     module, _ = COMMANDS[argv[0]]
-    return importlib.import_module(f"realsr_r1.{module}").main(argv[1:])
+    return importlib.import_module(f"realsr_r1.{module}").main(with_presets(argv[1:]))
 
 
 def usage() -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import write_json
+from realsr_r1.core.presets import find_preset
 
 if TYPE_CHECKING:
     from realsr_r1.planning.machines import Machine
@@ -170,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--machine", metavar="FILE", help="YAML or JSON of measured numbers, the seven below by name")
     for name, what in RATES.items():
         add(f"--{name}", type=float, metavar="X", help=f"measured: {what}")
-    add("--deepspeed", metavar="FILE", default="local_scripts/zero3.json",
+    add("--deepspeed", metavar="FILE", default=find_preset("--deepspeed", "zero3"),
         help="DeepSpeed JSON, or none (default local_scripts/zero3.json, as in scripts/train_grpo.sh)")
     add("--chain_settings", metavar="FILE", help="for a folder without chain_settings.json (default: images "
                                                  "up to 512 px)")

@@ -15,6 +15,7 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_yaml
+from realsr_r1.core.presets import PLACES, find_preset, with_presets
 
 FOLDERS = {"--model_name_or_path": "model folder", "--dataset_name": "dataset folder"}
 
@@ -24,7 +25,7 @@ def check_folders(argv: list[str] | None) -> None:
 
     A command whose settings are TRL's calls this first, for importing TRL takes seconds.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_presets(sys.argv[1:] if argv is None else argv)
     for flag, value in zip(argv, argv[1:], strict=False):
         if flag in FOLDERS and not Path(value).exists():
             raise UserError(f"no such {FOLDERS[flag]}: {value} (given by {flag})")
@@ -38,7 +39,7 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
     """
     from trl import TrlParser
 
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = with_presets(sys.argv[1:] if argv is None else argv)
     parser = TrlParser(classes, prog=prog, allow_abbrev=False)
     for action in parser._actions:  # a help text is a format for argparse; ours are plain sentences
         action.help = re.sub(r"%%|%\(|%", lambda found: "%%" if found[0] == "%" else found[0],
@@ -54,6 +55,9 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
             if key not in known | {"env"}:
                 raise UserError(f"{config}: {prog} has no setting {key!r} (a recipe of another command?); "
                                 f"{prog} --help lists the known ones")
+            flag = f"--{key}"
+            if flag in PLACES and flag not in argv and isinstance(values[key], str):
+                argv += [flag, find_preset(flag, values[key])]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
