@@ -54,7 +54,12 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from realsr_r1.models import load_policy
     from realsr_r1.models.loading import policy_config, tensor_shapes
     from realsr_r1.rewards import load_reward_funcs
-    from realsr_r1.rewards.registry import judged_sections, load_monitors, required_columns
+    from realsr_r1.rewards.registry import (
+        judged_sections,
+        load_monitors,
+        required_columns,
+        try_own_rewards,
+    )
     from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
     from realsr_r1.training.grpo.guards import Condition, require_logged
@@ -123,6 +128,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
         raise UserError(f"{args.dataset_name}: {args.dataset_train_split} has {len(train)} prompts, fewer "
                         f"than the {wanted} of one rollout over all devices; use more prompts or a smaller "
                         "--per_device_train_batch_size")
+    try_own_rewards(args.reward_funcs, reward_funcs, processor.chain, train[0])
     if args.chain_settings is None:
         require_levels(train, processor, args.dataset_name, model_args.model_name_or_path)
     other = other_question(train, processor)

@@ -107,7 +107,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict
     from realsr_r1.data.records import select_records
     from realsr_r1.models import load_policy
     from realsr_r1.rewards import load_reward_funcs
-    from realsr_r1.rewards.registry import load_monitors, required_columns
+    from realsr_r1.rewards.registry import load_monitors, required_columns, try_own_rewards
     from realsr_r1.rollout import RolloutEngine
     from realsr_r1.training.config import ChainGRPOConfig
     from realsr_r1.training.grpo.prompts import (
@@ -135,6 +135,8 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict
         print(f"{args.dataset_name} asks {other!r}; this model is asked what it was trained with, "
               f"{processor.chain.question!r}")
     functions = load_reward_funcs(settings.reward_funcs, made_with)
+    try_own_rewards(settings.reward_funcs, functions, processor.chain,
+                    {LQ_COLUMN if key == "image" else key: value for key, value in records[0].items()})
     rewards = dict(zip(settings.reward_funcs, functions, strict=True))
     monitors = load_monitors(settings.reward_funcs, made_with)
     weights = settings.reward_weights or [1.0] * len(rewards)

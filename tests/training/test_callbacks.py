@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from realsr_r1.training.callbacks import LOG_FILE, JsonLog
+from realsr_r1.training.callbacks import LOG_FILE, JsonLog, OneLineLogs
 
 
 def at(step: int, is_first_rank: bool = True) -> SimpleNamespace:
-    return SimpleNamespace(global_step=step, is_world_process_zero=is_first_rank)
+    return SimpleNamespace(global_step=step, max_steps=16, is_world_process_zero=is_first_rank)
 
 
 @pytest.fixture
@@ -57,3 +57,24 @@ def test_numbers_of_numpy_and_torch_are_written_as_numbers(args):
 
     JsonLog().on_log(args, at(1), None, logs={"a": numpy.float32(0.5), "b": torch.tensor(2.0)})
     assert json.loads((Path(args.output_dir) / LOG_FILE).read_text()) == {"step": 1, "a": 0.5, "b": 2.0}
+
+
+LOGS = {"loss": 0.003104, "grad_norm": 0.8673, "reward": 2.245, "rewards/format_reward/mean": 1.0,
+        "rewards/generation_reward/mean": 0.502, "rewards/generation_reward/std": 0.0856, "entropy": 3.408,
+        "clip_ratio/low_mean": 0.0, "spread/format": 0.0, "step_time": 27.55}
+
+
+def test_a_person_reads_one_line_a_log_and_from_where_a_run_goes_on(args, capsys):
+    shown = OneLineLogs()
+    shown.on_train_begin(args, at(6), None)
+    shown.on_log(args, at(7), None, logs=LOGS)
+    shown.on_log(args, at(7), None, logs={f"eval_{name}": value for name, value in LOGS.items()})
+    shown.on_log(args, at(7), None, logs={"train_runtime": 61.2, "train_loss": 0.02})
+    shown.on_log(args, at(8, is_first_rank=False), None, logs=LOGS)
+    assert capsys.readouterr().out.splitlines() == [
+        "going on from checkpoint-6 (step 6 of 16)",
+        "step 7 of 16: loss 0.003104  reward 2.245  (format 1.000, generation 0.502)  gradient 0.8673  "
+        "entropy 3.408  seconds 27.55",
+        "step 7 of 16: evaluation: loss 0.003104  reward 2.245  (format 1.000, generation 0.502)  gradient "
+        "0.8673  entropy 3.408  seconds 27.55",
+        "step 7 of 16: trained in 61 s, mean loss 0.02"]

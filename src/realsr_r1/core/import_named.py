@@ -1,10 +1,11 @@
-"""Finds a user's own function or class by its name, `package.module:name`."""
+"""Finds a user's own function or class by its name, `package.module:name`, and tries it."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,22 @@ def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any
     if not callable(found):
         raise UserError(f"{kind} {reference!r}: module {module_name!r} has no function {attribute!r}")
     return found
+
+
+def tried(what: str, call: Callable[[], Any]) -> Any:
+    """Return what `call`, which runs a user's function, returns.
+
+    Raises `UserError` where it fails: one line that begins with `what`, and names the place in the
+    user's file.
+    """
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"{what} raised {type(error).__name__}: {error} ({last.filename}, line "
+                        f"{last.lineno})") from error
 
 
 def _either(names: Sequence[str]) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from PIL import Image
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.images import resize_to_cover, to_rgb
-from realsr_r1.core.import_named import import_named
+from realsr_r1.core.import_named import import_named, tried
 from realsr_r1.rewards.metric_experts import (
     OFFLINE,
     MetricExpert,
@@ -131,13 +130,13 @@ def _create_expert(name: str, limits: tuple[float, float] | None, device: str,
     if _is_plain_function(own):
         expert = FunctionExpert(own)
     else:
-        expert = _tried(f"expert {name!r}: its factory", lambda: own(device))
+        expert = tried(f"expert {name!r}: its factory", lambda: own(device))
         missing = [field for field in ("name", "needs_hq", "score") if not hasattr(expert, field)]
         if missing:
             raise UserError(f"expert {name!r}: what its factory returns has no {', '.join(missing)} (a plain "
                             "function that judges pictures is called f(images) or f(images, hq))")
     picture = Image.linear_gradient("L").resize((TRIAL_PX, TRIAL_PX)).convert("RGB")
-    scores = _tried(f"expert {name!r}, given a list of one picture of {TRIAL_PX} px,",
+    scores = tried(f"expert {name!r}, given a list of one picture of {TRIAL_PX} px,",
                     lambda: expert.score([picture], [picture] if expert.needs_hq else None))
     try:
         values = [float(score) for score in scores]
@@ -167,18 +166,6 @@ def _is_plain_function(own: Callable[..., Any]) -> bool:
 def _function_needs_hq(function: Callable[..., Any]) -> bool:
     hq = inspect.signature(function).parameters.get("hq")
     return hq is not None and hq.default is inspect.Parameter.empty
-
-
-def _tried(what: str, call: Callable[[], Any]) -> Any:
-    """Return what `call` returns; what it raises becomes one line that names the place in the user's file."""
-    try:
-        return call()
-    except UserError:
-        raise
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"{what} raised {type(error).__name__}: {error} ({last.filename}, line "
-                        f"{last.lineno})") from error
 
 
 def expert_weights(names: Sequence[str]) -> list[float]:

@@ -18,7 +18,7 @@ from realsr_r1.data.tokens.samples import QUESTION
 from realsr_r1.models.protocol import PackedRow
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 from realsr_r1.training.agreement import Agreement
-from realsr_r1.training.callbacks import JsonLog
+from realsr_r1.training.callbacks import JsonLog, OneLineLogs
 from realsr_r1.training.checkpoints import CompletionMarker
 from realsr_r1.training.cold_start.losses import SectionLosses, cross_entropy
 from realsr_r1.training.cold_start.samplers import EpochSampler
@@ -62,6 +62,7 @@ class ColdStartTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
                          data_collator=pack_samples, processing_class=RenderingTokenizer.of(processor),
                          callbacks=[JsonLog(), CompletionMarker(), SampleChains(self), *callbacks])
+        OneLineLogs.take_over(self)
         self._agreement = Agreement()
         self._losses = {mode: SectionLosses(processor.chain.parts) for mode in ("train", "eval")}
         self._throughput = Throughput(model, self._peak())

@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 
 from realsr_r1.rollout import RolloutEngine
 from realsr_r1.training.agreement import Agreement
-from realsr_r1.training.callbacks import JsonLog
+from realsr_r1.training.callbacks import JsonLog, OneLineLogs
 from realsr_r1.training.checkpoints import CompletionMarker
 from realsr_r1.training.grpo.guards import Condition
 from realsr_r1.training.grpo.monitors import monitor_scores
@@ -101,6 +101,7 @@ class ChainGRPOTrainer(GRPOTrainer):
                 processing_class=RenderingTokenizer.of(processor), rollout_func=ChainGRPOTrainer.rollout,
                 callbacks=[JsonLog(), CompletionMarker(keep_best=bool(guards)), *guards, *callbacks],
                 **kwargs)
+        OneLineLogs.take_over(self)
 
     def rollout(prompts: list[list[int]], trainer: ChainGRPOTrainer) -> dict[str, Any]:  # noqa: N805
         """TRL's `rollout_func`: prompts, each G times in a row -> completions, images, masks."""
