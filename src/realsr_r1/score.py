@@ -9,7 +9,8 @@ resemble each other.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict
     from realsr_r1.core.settings import parse
     from realsr_r1.data.records import select_records
     from realsr_r1.models import load_policy
+    from realsr_r1.restoring.batches import Batches, workers_for
     from realsr_r1.rewards import load_reward_funcs
     from realsr_r1.rewards.registry import load_monitors, required_columns, try_own_rewards
     from realsr_r1.rollout import RolloutEngine
@@ -144,12 +146,21 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict
     engine = RolloutEngine(policy, processor, settings.rollout_config(num_generations=1))
     scores: dict[str, list[float | None]] = {name: [] for name in [*rewards, "total"]}
     watched: dict[str, list[float | None]] = {name: [] for name in monitors}
-    for start in tqdm(range(0, len(records), args.batch_size), desc=f"scoring {Path(args.model).name}"):
+    # Each core of a CPU writes a batch of its own, where the policy is small.
+    workers = workers_for(policy, len(records))
+    batches = Batches(args.batch_size * workers, workers)
+
+    def write(rows: Sequence[int], check: Callable[[], None]) -> list[list[int]]:
+        check()
+        batch = records[rows[0]:rows[-1] + 1]
+        prompts = encode_prompts({**batch, "problem": [processor.chain.question] * len(rows)}, processor)
+        return engine.generate(prompts["prompt"], first_row=rows[0]).completion_ids
+
+    written = iter(tqdm(batches.run(range(len(records)), 1, write), total=len(records), unit="prompt",
+                        desc=f"scoring {Path(args.model).name}"))
+    for start in range(0, len(records), args.batch_size):
         batch = records[start:start + args.batch_size]
-        prompts = encode_prompts({**batch, "problem": [processor.chain.question] * len(batch["image"])},
-                                 processor)["prompt"]
-        completions = engine.generate(prompts, first_row=start).completion_ids
-        texts, images = processor.decode_batch(completions)
+        texts, images = processor.decode_batch(list(itertools.islice(written, args.batch_size)))
         truth = {LQ_COLUMN if key == "image" else key: batch[key] for key in batch}
         for into, judges in ((scores, rewards), (watched, monitors)):
             for name, judge in judges.items():
