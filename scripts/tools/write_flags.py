@@ -23,6 +23,15 @@ DOCUMENTATION = {
     "TrainingArguments": f"{HUB}/transformers/main_classes/trainer#transformers.TrainingArguments",
     "GRPOConfig": f"{HUB}/trl/grpo_trainer#trl.GRPOConfig",
     "ModelConfig": "https://github.com/huggingface/trl/blob/main/trl/trainer/model_config.py"}
+# Command -> the flags that begin a group of its own ones, with the group's heading.
+GROUPS = {
+    "grpo": {"dataset_name": "Data", "reward_funcs": "Rewards", "max_prompt_length": "Batches",
+             "rollout_temperature": "Rollouts", "train_forced_tokens": "Credit and loss",
+             "sample_steps": "While it runs"},
+    "sft": {"dataset_name": "Data and chain", "z_loss": "Loss", "sample_steps": "While it runs",
+            "max_length": "Sizes"},
+    "train-tokenizer": {"dataset_name": "Folders", "target_px": "Chain", "text_vocab_size": "Tokenizers",
+                        "max_steps": "Training"}}
 HEAD = """\
 # Flags of the commands
 
@@ -66,9 +75,11 @@ def page() -> str:
         theirs, changed = _library_fields(parser)
         borrowed = {name for names in theirs.values() for name in names}
         parts.append(f"## {command}\n\n{what[0].upper()}{what[1:]}.\n")
-        parts.append(_table(action for action in actions if action.dest not in borrowed | changed))
+        own = [action for action in actions if action.dest not in borrowed | changed]
+        for heading, group in _groups(own, GROUPS.get(command, {})):
+            parts += [f"### {heading}\n"] * bool(heading) + [_table(group)]
         if changed:
-            parts.append("Flags of TRL and transformers with another default or meaning here:\n")
+            parts.append("### Flags of TRL and transformers with another default or meaning here\n")
             parts.append(_table(action for action in actions if action.dest in changed))
         for owner, names in theirs.items():
             listed = ", ".join(f"`--{name}`" for name in names)
@@ -76,6 +87,17 @@ def page() -> str:
         if command == "plan":
             parts.append("And every flag of [grpo](#grpo).\n")
     return "\n".join(parts)
+
+
+def _groups(actions: list[argparse.Action],
+            headings: dict[str, str]) -> list[tuple[str, list[argparse.Action]]]:
+    """Split actions where a heading begins; without headings they are one group without a name."""
+    groups: list[tuple[str, list[argparse.Action]]] = []
+    for action in actions:
+        if action.dest in headings or not groups:
+            groups.append((headings.get(action.dest, ""), []))
+        groups[-1][1].append(action)
+    return groups
 
 
 def _library_fields(parser: argparse.ArgumentParser) -> tuple[dict[str, list[str]], set[str]]:

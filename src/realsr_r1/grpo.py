@@ -36,8 +36,10 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from realsr_r1.training.adapters import adapter_config, quantization_config
     from realsr_r1.training.config import ChainGRPOConfig
     from realsr_r1.training.launch import is_finished, prepare_process, save_model_folder
+    from realsr_r1.training.without_effect import refuse_without_effect
 
     args, model_args = parse((ChainGRPOConfig, ModelConfig), argv, "realsr-r1 grpo")
+    refuse_without_effect(args, model_args)
     if args.max_pixels is not None and args.process_index == 0:
         print(f"--max_pixels {args.max_pixels} has no effect: the image size is in the model folder's chain "
               "settings")

@@ -39,8 +39,10 @@ def main(argv: list[str] | None = None) -> None:
     from realsr_r1.training.adapters import adapter_config, quantization_config, with_adapter
     from realsr_r1.training.config import ColdStartConfig
     from realsr_r1.training.launch import prepare_process
+    from realsr_r1.training.without_effect import refuse_without_effect
 
     args, model_args = parse((ColdStartConfig, ModelConfig), argv, "realsr-r1 sft")
+    refuse_without_effect(args, model_args)
     if not model_args.model_name_or_path:
         raise UserError("--model_name_or_path must name a model folder to go on from, or the tokenizers of a "
                         "new policy (a folder from realsr-r1 train-tokenizer)")
