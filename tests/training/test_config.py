@@ -43,10 +43,16 @@ def test_the_defaults_are_the_seeds(config):
             args.image_top_k_max) == (0.9, 0.8, 1, 2000)
 
 
+@pytest.mark.parametrize("most, group, micro", [(8, 5, 5), (8, 8, 8), (3, 5, 2), (64, 5, 10), (1, 7, 1)])
+def test_loss_batch_size_is_the_most_that_divides_the_completions(config, most, group, micro):
+    args = config(per_device_train_batch_size=2, num_generations=group, loss_batch_size=most)
+    assert args.per_device_train_batch_size == micro
+    assert args.steps_per_generation * micro == 2 * group
+
+
 @pytest.mark.parametrize("fields, message", [
     ({"num_generations": 1}, "--num_generations 1"),
     ({"sample_steps": -1}, "--sample_steps -1"),
-    ({"loss_batch_size": 2}, "--loss_batch_size 2"),
     ({"loss_batch_size": 0}, "--loss_batch_size 0"),
     ({"batch_unit": "completions", "loss_batch_size": 2}, "--loss_batch_size"),
     ({"grammar": "free"}, "'free'"),

@@ -128,8 +128,8 @@ class ChainGRPOConfig(GRPOConfig):
                 "TRL).",
         "choices": ["prompts", "completions"]})
     loss_batch_size: int | None = field(default=None, metadata={
-        "help": "With --batch_unit prompts: completions in one forward and backward of the loss; by default "
-                "a group."})
+        "help": "With --batch_unit prompts: the most completions in one forward and backward of the loss (the "
+                "largest number up to it that divides those of a device); by default a group."})
 
     rollout_temperature: float = rollout_field("temperature")
     guidance_scale: float = rollout_field("guidance_scale")
@@ -203,10 +203,10 @@ class ChainGRPOConfig(GRPOConfig):
                                 "follows from --per_device_train_batch_size and --loss_batch_size")
             self.per_device_eval_batch_size *= self.num_generations_eval or self.num_generations
             completions = self.per_device_train_batch_size * self.num_generations
-            micro = self.num_generations if self.loss_batch_size is None else self.loss_batch_size
-            if micro < 1 or completions % micro:
-                raise UserError(f"--loss_batch_size {micro} must divide the {completions} completions a "
-                                "device makes (--per_device_train_batch_size times --num_generations)")
+            most = self.num_generations if self.loss_batch_size is None else self.loss_batch_size
+            if most < 1:
+                raise UserError(f"--loss_batch_size {most} must be at least 1")
+            micro = next(size for size in range(min(most, completions), 0, -1) if completions % size == 0)
             self.per_device_train_batch_size = micro
             self.steps_per_generation = completions // micro
             self.gradient_accumulation_steps *= completions // micro

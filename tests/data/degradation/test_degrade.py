@@ -38,7 +38,7 @@ def test_same_seed_and_key_give_the_same_image_in_any_order(photo):
                               np.asarray(first[0].image))
 
 
-@pytest.mark.parametrize("scale, size", [(1, (48, 40)), (4, (12, 10))])
+@pytest.mark.parametrize("scale, size", [(1, (48, 40)), (2, (24, 20)), (4, (12, 10))])
 def test_size_is_that_of_the_photo_divided_by_scale(photo, scale, size):
     config = DegradationConfig(scale=scale)
     assert {degrade(photo.resize((48, 40)), 0, str(i), config).image.size for i in range(20)} == {size}
@@ -151,7 +151,7 @@ def test_settings_survive_a_round_trip():
 
 
 @pytest.mark.parametrize("text, named", [
-    ("scale: 3", "scale"), ("sclae: 4", "sclae"), ("first: {blur_sigma: [3, 1]}", "blur_sigma"),
+    ("scale: 0", "scale"), ("scale: 2.5", "scale"), ("scale: 9", "scale"), ("sclae: 4", "sclae"), ("first: {blur_sigma: [3, 1]}", "blur_sigma"),
     ("first: {resize_probabilities: [0.5, 0.5, 0.5]}", "resize_probabilities"),
     ("first: {kernel_size: [6, 8]}", "kernel_size"),
     ("second: {jpeg_quality: [30, 101]}", "jpeg_quality"),

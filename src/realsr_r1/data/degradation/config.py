@@ -19,6 +19,7 @@ from realsr_r1.core.files import read_yaml
 Range = tuple[float, float]
 
 LARGEST = 10_000  # limit of every number here, far above any useful value
+LARGEST_SCALE = 8  # LQ crops of fewer px have nothing left to restore
 LARGEST_MARGIN = 256  # px
 MOST = {"kernel_size": 101, "resize_range": 8.0}  # larger values would need too much memory
 KERNEL_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
@@ -67,7 +68,7 @@ _SECOND_STAGE = StageConfig(blur_probability=0.8, blur_sigma=(0.2, 1.5), resize_
 class DegradationConfig:
     """The settings of both stages, and of what follows them.
 
-    `scale`: by how many times the LQ image is smaller than the HQ image, 4 or 1.
+    `scale`: by how many times the LQ image is smaller than the HQ image, a whole number from 1 to 8.
     `margin`: how many px around the HQ crop are degraded together with it and then cut away (see
     `realsr_r1.data.degradation.crops.Surroundings`). `shrunk_probability`: that a crop is degraded
     at a larger size and shrunk afterwards (see `realsr_r1.data.degradation.crops.shrunk`), as a
@@ -93,8 +94,9 @@ class DegradationConfig:
         stages = {name: _fill(getattr(cls(), name), values.pop(name), f"{name} in {where}")
                   for name in ("first", "second") if name in values}
         config = _fill(cls(), {**values, **stages}, where)
-        if config.scale not in (1, 4):
-            raise UserError(f"scale in {where} is {config.scale!r}; it must be 1 or 4")
+        if config.scale not in range(1, LARGEST_SCALE + 1):
+            raise UserError(f"scale in {where} is {config.scale!r}; it must be a whole number from 1 to "
+                            f"{LARGEST_SCALE}")
         if not (isinstance(config.margin, int) and 0 <= config.margin <= LARGEST_MARGIN):
             raise UserError(f"margin in {where} is {config.margin!r}; it must be a whole number of px from 0 "
                             f"to {LARGEST_MARGIN}")
