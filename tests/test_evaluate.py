@@ -17,6 +17,7 @@ from skimage import color, data, metrics
 
 from realsr_r1 import evaluate
 from realsr_r1.core.errors import UserError
+from realsr_r1.measuring.metrics import tiles_of
 
 PHOTOS = {"astronaut": data.astronaut()[60:108, 200:248], "coffee": data.coffee()[150:198, 250:298],
           "chelsea": data.chelsea()[90:138, 130:178]}  # 48 px, as the tiny model's images
@@ -166,6 +167,16 @@ def test_metrics_without_weights_do_not_stop_the_rest(
         assert f"{name}: n/a (weights not available" in printed and name in result["unavailable"]
     with pytest.raises(UserError, match="none of the metrics"):
         run(folders, "--metrics", "lpips")
+
+
+def test_a_large_photo_is_scored_in_tiles_and_says_so(folders: Path, monkeypatch) -> None:
+    whole = run(folders, "--metrics", "psnr,fsim")
+    monkeypatch.setattr("realsr_r1.measuring.metrics.LARGEST_TILE", 32)
+    tiled = run(folders, "--metrics", "psnr,fsim")
+    assert any("FSIM of astronaut, chelsea, coffee: means over tiles" in note for note in tiled["notes"])
+    assert tiled["images"][0]["restored"]["psnr"] == whole["images"][0]["restored"]["psnr"]
+    assert tiled["images"][0]["restored"]["fsim"] == pytest.approx(whole["images"][0]["restored"]["fsim"], abs=0.05)
+    assert tiles_of((48, 20)) == [(0, 0, 24, 20), (24, 0, 48, 20)]
 
 
 def test_photos_without_a_partner_are_named_and_left_out_on_request(folders: Path) -> None:

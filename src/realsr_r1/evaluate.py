@@ -21,11 +21,13 @@ from realsr_r1.core.pictures import READ
 from realsr_r1.measuring.metrics import (
     BASELINE_METRICS,
     FID_FEATURES,
+    LARGEST_TILE,
     METRICS,
     OFFLINE_METRICS,
     Scorer,
     load_metrics,
     parse_metrics,
+    tiles_of,
 )
 from realsr_r1.measuring.pairing import Triple, find_triples, listed
 from realsr_r1.measuring.regions import find_way, same_shape
@@ -96,22 +98,32 @@ def score(triples: list[Triple], scorers: dict[str, Scorer],
     """
     from tqdm import tqdm
 
-    good, notes = [], []
-    for triple in tqdm(triples, desc="evaluate", unit=" photo"):
-        try:
-            original, images = _load(triple)
-        except UserError as error:
-            if not skip_bad:
-                raise
-            notes.append(f"left out: {error}")
-            continue
-        for row, image in images.items():
-            triple.scores[row] = {name: scorer.score(image, original) for name, scorer in scorers.items()
-                                  if METRICS[name].kind != "set"
-                                  and (row != MEAN_COLOUR or name in BASELINE_METRICS)}
-        good.append(triple)
+    good, notes, large = [], [], []
+    each = {name: scorer for name, scorer in scorers.items() if METRICS[name].kind != "set"}
+    with tqdm(total=len(triples) * max(1, len(each)), desc="evaluate", unit=" score") as bar:
+        for number, triple in enumerate(triples, start=1):
+            bar.set_postfix_str(f"photo {number} of {len(triples)}", refresh=False)
+            try:
+                original, images = _load(triple)
+            except UserError as error:
+                if not skip_bad:
+                    raise
+                notes.append(f"left out: {error}")
+                bar.update(len(each))
+                continue
+            triple.scores = {row: {} for row in images}
+            for name, scorer in each.items():
+                for row, image in images.items():
+                    if row != MEAN_COLOUR or name in BASELINE_METRICS:
+                        triple.scores[row][name] = scorer.score(image, original)
+                bar.update()
+            large += [triple.name] * (len(tiles_of(original.size)) > 1)
+            good.append(triple)
     if not good:
         raise UserError(f"none of the photos can be read; the first: {notes[0]}")
+    tiled = [METRICS[name].label for name in each if METRICS[name].in_tiles]
+    if large and tiled:
+        notes.append(f"{', '.join(tiled)} of {listed(large)}: means over tiles of at most {LARGEST_TILE} px")
     return good, notes
 
 

@@ -28,6 +28,7 @@ class Metric:
 
     `kind`: "pair" compares an image with the original, "single" needs no original, "set" scores a
     whole set at once. `on_cpu`: whether it runs on the CPU even where the others run on a GPU.
+    `in_tiles`: whether it is computed in tiles of a large image (`tiles_of`), for its memory.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Metric:
     options: dict[str, Any] = field(default_factory=dict)
     unit: str = ""
     on_cpu: bool = False
+    in_tiles: bool = True
 
 
 _LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as usual in papers
@@ -45,8 +47,8 @@ _LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 
 # PSNR of 80 dB: pyiqa adds 1e-8 to the mean squared error of images in [0, 1], so the value is
 # always finite.
 METRICS = {
-    "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB"),
-    "ssim": Metric("SSIM (Y)", "pair", False, 4, _LUMA),
+    "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB", in_tiles=False),
+    "ssim": Metric("SSIM (Y)", "pair", False, 4, _LUMA, in_tiles=False),
     "lpips": Metric("LPIPS", "pair", True, 4),
     "dists": Metric("DISTS", "pair", True, 4),
     "fid": Metric("FID", "set", True, 2),
@@ -57,11 +59,14 @@ METRICS = {
     "topiq_nr": Metric("TOPIQ", "single", False, 4),
     "piqe": Metric("PIQE", "single", True, 2, on_cpu=True),  # see rewards/experts.py
     "fsim": Metric("FSIM", "pair", False, 4),
-    "gmsd": Metric("GMSD", "pair", True, 4),
+    "gmsd": Metric("GMSD", "pair", True, 4, in_tiles=False),
     "vsi": Metric("VSI", "pair", False, 4),
 }
 # The metrics that pyiqa computes without weights.
 OFFLINE_METRICS = ("psnr", "ssim", "fsim", "gmsd", "vsi", "piqe")
+# An image with a longer side than this has tiles of at most this side: FSIM of 9 megapixels takes
+# more than 8 GB as a whole.
+LARGEST_TILE = 1448  # px; 2.1 megapixels
 BASELINE_METRICS = ("psnr", "ssim")  # those that are also given for a flat image of the mean colour
 
 
@@ -92,8 +97,20 @@ class Scorer:
         """Return the metric of one image, or None where it isn't defined.
 
         The image is RGB and has the original's size. A metric isn't defined for images smaller than
-        its window (SSIM: 11 px, NIQE: 96 px) and for some flat ones.
+        its window (SSIM: 11 px, NIQE: 96 px) and for some flat ones. Of a large image most metrics
+        are the mean over its tiles, weighted by their pixels.
         """
+        if not METRICS[self.name].in_tiles:
+            return self._score(image, original)
+        total = pixels = 0.0
+        for box in tiles_of(image.size):
+            value = self._score(image.crop(box), original.crop(box))
+            if value is not None:
+                area = (box[2] - box[0]) * (box[3] - box[1])
+                total, pixels = total + value * area, pixels + area
+        return total / pixels if pixels else None
+
+    def _score(self, image: Image.Image, original: Image.Image) -> float | None:
         import math
 
         images = [image, original] if METRICS[self.name].kind == "pair" else [image]
@@ -123,6 +140,16 @@ class Scorer:
                 folders.append(str(folder))
             value = float(self._network(*folders, num_workers=0, verbose=False))
         return value if math.isfinite(value) else None
+
+
+def tiles_of(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """Return the boxes of an image's tiles, which don't overlap: one, unless the image is large."""
+    edges = []
+    for side in size:
+        count = -(-side // LARGEST_TILE)
+        edges.append([side * number // count for number in range(count + 1)])
+    across, down = (list(zip(one, one[1:], strict=False)) for one in edges)
+    return [(left, top, right, bottom) for top, bottom in down for left, right in across]
 
 
 def load_metrics(names: Iterable[str], device: str) -> tuple[dict[str, Scorer], dict[str, str]]:
