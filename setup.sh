@@ -86,7 +86,11 @@ fi
 pip() { "$venv_python" -m pip --disable-pip-version-check -qq "$@"; }  # errors only
 
 say "installing the packages of requirements.txt (several GB: some minutes)"
-pip install --no-compile -r requirements.txt \
+pip install --no-compile -r requirements.txt & installing=$!
+while sleep 15; kill -0 "$installing" 2>/dev/null; do  # pip's own bars say nothing of the whole
+    say "$(du -sm .venv | cut -f 1) MB installed"
+done
+wait "$installing" \
     || fail "installing requirements.txt failed (see above); run setup.sh again to go on"
 
 say "installing the page's packages (requirements-demo.txt)"
@@ -119,4 +123,4 @@ if wants_flash_attn >/dev/null 2>&1; then
 fi
 
 echo "$wanted" > "$stamp"
-say "done in $SECONDS s; next: bash scripts/quickstart.sh"
+say "done in $SECONDS s"

@@ -35,7 +35,7 @@ data=$work/dataset model=assets/tiny run=$work/grpo recipe=configs/recipes/tiny_
 stage "photographs" "$python" scripts/tools/gather_photos.py --source wheels --output "$work/photos"
 stage "dataset" realsr create-json --images "$work/photos" --tags assets/photos/tags \
     --descriptions assets/photos/descriptions --degradation configs/degradation/tiny.yaml --crop_px 48 \
-    --crops_per_photo 24 --test_crops_per_photo 8 --crop_scales 0.08,1.0 --test_photos coffee,rocket,flower \
+    --crops_per_photo 24 --test_crops_per_photo 16 --crop_scales 0.08,1.0 --test_photos coffee,rocket,flower \
     --skip_bad --output "$data"
 if [ "$from_scratch" = 1 ]; then
     stage "tokenizers" realsr train-tokenizer --config configs/recipes/tiny_tokenizer.yaml --max_steps 200 \
@@ -47,7 +47,7 @@ fi
 
 grpo() { NPROC=2 RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
 export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16; }
-score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 64 --batch_size 16 --recipe "$recipe" \
+score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 208 --batch_size 16 --recipe "$recipe" \
     --label "$3" --output "$work/$1.json" "${@:4}"; }
 evaluate() { realsr evaluate --restored "$work/restored" --gt "$work/unseen/hq" --lq "$work/unseen/lq" \
     --output "$work/evaluation"; }

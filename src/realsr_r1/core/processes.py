@@ -24,18 +24,19 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, total: int, done: int,
-            unit: str) -> None:
+            unit: str, what: str = "create-json") -> None:
     """Run `calls` in `processes` processes, or here if that is 1; raises what a call raises.
 
     `calls` yields each call with its size, and is asked for the next one only when a process is
-    about to be free. `total` and `done` are sums of sizes in `unit`, for the progress bar. Raises
+    about to be free. `total` and `done` are sums of sizes in `unit`, and `what` is done, for the
+    progress bar. Raises
     `UserError` when a process was killed.
     """
     from tqdm import tqdm
 
     if done == total:
         return
-    with tqdm(total=total, initial=done, unit=f" {unit}", desc="create-json") as bar:
+    with tqdm(total=total, initial=done, unit=f" {unit}", desc=what) as bar:
         if processes <= 1:
             for call, size in calls:
                 call()

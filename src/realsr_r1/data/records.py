@@ -6,8 +6,9 @@ images and decide what is trained.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,8 @@ def select_records(path: str | Path, split: str, needs: Mapping[str, Sequence[st
     if max_samples is not None and max_samples < len(records):
         records = records.shuffle(seed=seed, keep_in_memory=True).select(range(max_samples))
         # Flatten in memory: joining columns would do it in a file beside the dataset.
-        records = records.flatten_indices(keep_in_memory=True)
+        with without_bars():
+            records = records.flatten_indices(keep_in_memory=True)
     return records
 
 
@@ -194,6 +196,20 @@ def read_rows(records: datasets.Dataset, numbers: Sequence[int], where: str) -> 
             if (value or key in ("tag", "degradation")) and not check(value):
                 raise UserError(f"{key!r} in record {number} of {where} must be {what}, not {_kind(value)}")
     return rows
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Show no progress bars of `datasets` inside the block, for what takes a moment."""
+    import datasets
+
+    were_off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            datasets.enable_progress_bars()
 
 
 def label_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:

@@ -96,7 +96,7 @@ def hash_photos(photos: Sequence[Photo], folder: Path, processes: int,
              for batch, file in missing)
     run_all(calls, min(processes, len(missing)), len(photos),
             len(photos) - sum(len(batch) for batch, _ in missing),
-            "photos compared")
+            "photos", "looking for copies")
     found = [entry for file in files for entry in read_json(file)]
     good = [(photo.name, bits, pixels) for photo, (bits, pixels, _) in zip(photos, found, strict=True)
             if bits is not None]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain.settings import SETTINGS_FILE
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_folder
-from realsr_r1.data.records import load_dataset_dict, select_records
+from realsr_r1.data.records import load_dataset_dict, select_records, without_bars
 from realsr_r1.data.tokens.token_store import tokenizer_fingerprint
 from realsr_r1.rewards.tags import tags_of
 from realsr_r1.training.agreement import Agreement
@@ -121,7 +121,7 @@ def _kept(folder: str | Path, records: Dataset, processor: ChainProcessor, make:
     path = Path(folder) / fingerprint
     if not path.is_dir():
         made = make(fingerprint)
-        with atomic_folder(path) as partial:
+        with atomic_folder(path) as partial, without_bars():
             made.save_to_disk(str(partial))
     return load_from_disk(str(path))
 
