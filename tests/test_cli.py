@@ -51,6 +51,28 @@ def test_every_command_explains_its_flags(command, capsys):
     assert f"usage: realsr-r1 {command}" in shown.out and "--" in shown.out and not shown.err
 
 
+def test_the_help_of_restore_has_the_model_folders_values(capsys):
+    assert exit_code(["restore", "--model", "tiny", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for value in ("default: 0.7, as", "default: 100, as", "default: wavelet, as"):
+        assert value in said, value
+
+
+@pytest.mark.parametrize("command", ["grpo", "sft", "train-tokenizer"])
+def test_the_help_of_trls_commands_has_own_flags_in_groups_with_defaults(command, capsys):
+    assert exit_code([command, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert "--help_all" in short and max(map(len, short.splitlines())) <= 100
+    assert {"grpo": "Rewards\n", "sft": "Loss\n", "train-tokenizer": "Tokenizers\n"}[command] in short
+    own = {"grpo": ("--credit {sequence,section}", "(default: sequence)"), "sft": ("--z_loss", "(default: 0.0)"),
+           "train-tokenizer": ("--target_px", "(default: 48)")}[command]
+    assert all(text in " ".join(short.split()) for text in own) and "--adam_beta1" not in short
+    assert exit_code([command, "--help_all"]) == 0
+    whole = capsys.readouterr().out
+    assert "usage: realsr-r1" in whole and own[0].split()[0] in whole
+    assert "--adam_beta1" in whole or command == "train-tokenizer"
+
+
 @pytest.mark.parametrize("argv", [
     ["restore", "--model", "no/such", "--input", "README.md", "--output", "out"],
     ["score", "--model", "no/such", "--dataset_name", "no/data", "--output", "out.json"],
@@ -73,11 +95,16 @@ print([name for name in {HEAVY!r} if name in sys.modules])"""
     assert said.startswith("no such model folder: no/such") and heavy == "[]"
 
 
-def test_help_imports_nothing_heavy_and_takes_less_than_a_second():
+def test_help_of_every_command_imports_nothing_heavy_and_takes_less_than_a_second():
     process = run_python(f"""
-import sys, time
-from realsr_r1.cli import dispatch
+import contextlib, sys, time
+from realsr_r1.cli import COMMANDS, dispatch
 dispatch(["--help"])
+for command in COMMANDS:
+    began = time.process_time()
+    with contextlib.suppress(SystemExit):
+        dispatch([command, "--help"])
+    assert time.process_time() - began < 1, command
 print([name for name in {HEAVY} if name in sys.modules], time.process_time() < 1)
 """)
     assert process.stdout.splitlines()[-1] == "[] True", process.stdout + process.stderr

@@ -130,6 +130,19 @@ def test_another_seed_gives_other_crops_and_degradations(photos, tmp_path):
     assert boxes[0] != boxes[1]
 
 
+def test_tags_and_descriptions_beside_the_photos_are_found(photos, tmp_path):
+    main(flags(photos, tmp_path / "given", "--descriptions", str(photos["descriptions"])))
+    for kind in ("tags", "descriptions"):
+        for file in photos[kind].iterdir():
+            shutil.copy(file, photos["images"])
+    (photos["images"] / "LICENSE.txt").write_text("of whom these are")
+    main(["--images", str(photos["images"]), "--output", str(tmp_path / "beside"), "--num_proc", "1"])
+    for split, records in load_dataset_dict(tmp_path / "given").items():
+        found = load_dataset_dict(tmp_path / "beside")[split]
+        assert list(found["tag"]) == list(records["tag"])
+        assert list(found["descriptions"]) == list(records["descriptions"])
+
+
 def test_test_photos_may_be_named_in_a_file(photos, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("chelsea.png\ncoffee\n")

@@ -91,7 +91,7 @@ def test_the_scale_gives_exactly_that_size(model, photos, tmp_path, capsys, scal
     assert restore(model, photos, tmp_path, "--scale", scale) == 0
     assert [Image.open(tmp_path / f"{name}.png").size for name in NAMES] == sizes
     pixels = sum(width * height for width, height in sizes)
-    assert f"4 photos, {pixels / 1e6:.2f} megapixels, " in capsys.readouterr().out.splitlines()[-1]
+    assert f": 4 photos, {pixels / 1e6:.2f} megapixels, " in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_one_photo_can_be_given_as_a_file(model, photos, restored, tmp_path):

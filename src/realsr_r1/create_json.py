@@ -108,12 +108,12 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: Cha
     if args.crop_px % config.scale:
         raise UserError(f"--crop_px {args.crop_px} is no multiple of the degradation's scale {config.scale}")
     listing = list_photos(args.images, args.hf_dataset, args.hf_split)
-    tags = None if args.tagger else reader(args.tags, "tag", listing.photos)
+    tags = None if args.tagger else reader(args.tags, "tag", listing.photos, images=args.images)
     levels = chain.levels
     if not levels and (args.captioner or args.descriptions):
         raise UserError(f"the chain of {args.chain_settings} describes nothing; drop --captioner and "
                         "--descriptions")
-    descriptions = (reader(args.descriptions, "description", listing.photos, levels) if levels
+    descriptions = (reader(args.descriptions, "description", listing.photos, levels, args.images) if levels
                     and not args.captioner
                     else None)
     if listing.photos and tags is None and not args.tagger:

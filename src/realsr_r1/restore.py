@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1.chain.settings import SETTINGS_FILE, ChainSettings
 from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
@@ -32,7 +35,7 @@ from realsr_r1.core.images import listed_images
 from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
 from realsr_r1.core.pictures import READ, Picture, read_picture
 from realsr_r1.restoring.options import add_restore_flags, given_options, restore_options
-from realsr_r1.rollout.config import add_rollout_flags
+from realsr_r1.rollout.config import RolloutConfig, add_rollout_flags
 
 if TYPE_CHECKING:
     from realsr_r1.restoring import Photo, Restoration, Restorer
@@ -75,6 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--skip_bad", action="store_true",
                         help="exit 0 although some photos could not be read or restored")
     add_rollout_flags(parser, (*ENGINE_FLAGS, "cuda_graphs"))
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & {*argv} and "--model" in argv[:-1]:
+        show_defaults(parser, Path(argv[argv.index("--model") + 1]))
     args = parser.parse_args(argv)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
@@ -107,6 +113,19 @@ def main(argv: list[str] | None = None) -> None:
     if not args.skip_bad:
         raise UserError(f"{complaint}, the others are done (--skip_bad accepts that)")
     print(complaint)
+
+
+def show_defaults(parser: argparse.ArgumentParser, model: Path) -> None:
+    """Put a model folder's own values into the help of the flags whose defaults they are."""
+    file = model / SETTINGS_FILE
+    if not file.is_file():
+        return
+    settings = ChainSettings.read(file)
+    values = {**asdict(RolloutConfig()), **settings.sampling, "color_fix": settings.color_fix}
+    for action in parser._actions:
+        said, its, _ = (action.help or "").partition("(default: the model folder's")
+        if its and action.dest in values:
+            action.help = f"{said}(default: {values[action.dest]}, as {model} says)"
 
 
 def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dict[Path, str],
@@ -211,7 +230,7 @@ def restore_all(todo: list[tuple[int, Path]], names: dict[Path, str], args: argp
             for note in filter(None, (picture.note, result.note, lost)):
                 tqdm.write(note)
             done, pixels = done + 1, pixels + result.final.width * result.final.height
-    print(f"{done} photo{'s' * (done != 1)}, {pixels / 1e6:.2f} megapixels, "
+    print(f"{output}: {done} photo{'s' * (done != 1)}, {pixels / 1e6:.2f} megapixels, "
           f"{time.monotonic() - started:.0f} s")
     writer = restorer.writer
     if restorer.engine.config.jacobi > 1 and writer.tokens:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def prepare_process(args: TrainingArguments) -> None:
-    """Join the process group, and let wandb work offline where nobody is logged in.
+    """Join the process group, and let wandb write into the run's folder.
 
-    On a CPU with DeepSpeed, the group must exist before a model is built.
+    Where nobody is logged in wandb works offline. On a CPU with DeepSpeed, the group must exist before a model is built.
     """
     import logging
     import os
@@ -53,6 +53,7 @@ def prepare_process(args: TrainingArguments) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
     args.device  # noqa: B018  (transformers sets the device and the group up on first use)
+    os.environ.setdefault("WANDB_DIR", args.output_dir)
     if "wandb" in args.report_to and "WANDB_MODE" not in os.environ and args.process_index == 0:
         import wandb
 

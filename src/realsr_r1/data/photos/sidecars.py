@@ -255,28 +255,32 @@ class Beside:
 Reader = SidecarFolder | JsonLines | Beside
 
 
-def reader(path: Path | None, kind: str, photos: list[Photo],
-           levels: tuple[str, ...] = LEVELS) -> Reader | None:
+def reader(path: Path | None, kind: str, photos: list[Photo], levels: tuple[str, ...] = LEVELS,
+           images: Path | None = None) -> Reader | None:
     """Return a reader of `path` (a folder, or a file of JSON lines).
 
-    Without a path, return a reader of what lies beside the photos, or None. The first `LOOKED_AT`
-    photos of tars and datasets decide which. Tags are read where any of these photos has some.
-    Descriptions are read where at least half of them have some, and then photos without are
-    rejected; where fewer have descriptions, none are used, and a line says so. `levels`: the levels
-    of descriptions.
+    Without a path, return a reader of what lies beside the photos, or None. Beside photos that are
+    files, those are the files in their folder `images`; of tars and datasets the first `LOOKED_AT`
+    photos decide. Tags are read where any of these photos has some. Descriptions are read where at
+    least half of them have some, and then photos without are rejected; where fewer have
+    descriptions, none are used, and a line says so. `levels`: the levels of descriptions.
     """
     if path is not None:
         form = SidecarFolder if path.is_dir() else JsonLines
         return form.index(path, kind, levels)
-    inside = [photo for photo in photos if not isinstance(photo.place, FilePlace)][:LOOKED_AT]
+    asked = [photo for photo in photos if not isinstance(photo.place, FilePlace)][:LOOKED_AT]
+    beside: Reader = Beside(kind, levels)
+    if not asked and images is not None and images.is_dir():
+        # Texts about no photo, as a licence, are not looked at.
+        asked, beside = photos, SidecarFolder.index(images, kind, levels).only(photos)
     having = 0
-    for photo in inside:
+    for photo in asked:
         with contextlib.suppress(UserError):
-            Beside(kind, levels).read(photo)
+            beside.read(photo)
             having += 1
-    if having and (kind == "tag" or 2 * having >= len(inside)):
-        return Beside(kind, levels)
+    if having and (kind == "tag" or 2 * having >= len(asked)):
+        return beside
     if having:
-        print(f"only {having} of the first {len(inside)} photos have {kind}s beside them, so none are used; "
+        print(f"only {having} of the first {len(asked)} photos have {kind}s beside them, so none are used; "
               f"give all by --{kind}s")
     return None
