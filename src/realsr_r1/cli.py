@@ -79,7 +79,7 @@ def flags_of(command: str) -> str:
         if line.startswith("| `"):
             flag, default, what = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:4])
             flag, _, choices = _plain(flag).partition(" ")
-            flag += f" {{{choices}}}" * bool(choices)
+            flag += f" {{{choices.replace(', ', ',')}}}" * bool(choices)
             default = "" if not default else " (required)" if default == "required" else f" (default: {default})"
             is_long = len(flag) > 22
             lines += [f"  {flag}"] * is_long + textwrap.wrap(
