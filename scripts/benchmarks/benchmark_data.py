@@ -28,6 +28,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).resolve().parents[2]
 INTERVAL = 0.1  # seconds between two looks at memory
 
@@ -59,10 +61,13 @@ def main() -> None:
         each = -(-args.crops // len(photos))
         few, many = min(runs), max(runs)
         apart = []
-        for _ in range(args.repeats):
-            for count in runs:
-                runs[count].append(one_run(work, each, args.crop_px, count))
-            apart.append(one_run(work, each, args.crop_px, few, copies=many // few))
+        with tqdm(total=args.repeats * (len(runs) + 1), unit="run") as bar:
+            for _ in range(args.repeats):
+                for count in runs:
+                    runs[count].append(one_run(work, each, args.crop_px, count))
+                    bar.update()
+                apart.append(one_run(work, each, args.crop_px, few, copies=many // few))
+                bar.update()
     crops = each * len(photos)
     rates = {count: [crops / run["seconds"] for run in done] for count, done in runs.items()}
     speedup = median(more / one for more, one in zip(rates[many], rates[few], strict=True))

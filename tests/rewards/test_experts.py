@@ -53,12 +53,12 @@ not_a_function = 3
 
 @pytest.fixture
 def custom_module(tmp_path, monkeypatch):
-    (tmp_path / "my_experts.py").write_text(CUSTOM, encoding="utf-8")
+    (tmp_path / "stand_in_experts.py").write_text(CUSTOM, encoding="utf-8")
     (tmp_path / "needs_more.py").write_text("import a_module_that_is_not_there", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
-    sys.modules.pop("my_experts", None)
+    sys.modules.pop("stand_in_experts", None)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_an_expert_is_made_once():
     assert create_experts(["piqe", "ssim"])[0] is create_experts(["piqe"])[0]
 
 
-@pytest.mark.parametrize("name", ["pique", "", "my_experts", ":f", "my_experts:", "a b:c", ".x:y"])
+@pytest.mark.parametrize("name", ["pique", "", "stand_in", ":f", "stand_in:", "a b:c", ".x:y"])
 def test_an_unknown_expert_is_refused_with_the_list_of_known_ones(name):
     with pytest.raises(UserError) as caught:
         create_experts(["piqe", name])
@@ -171,34 +171,34 @@ def test_known_experts_say_whether_they_need_the_hq_image():
 
 
 def test_ones_own_expert_gets_one_batch_a_size_and_is_clamped(custom_module, photos):
-    expert = create_experts(["my_experts:Brightness"])[0]
+    expert = create_experts(["stand_in_experts:Brightness"])[0]
     white = Image.new("RGBA", (48, 48), "white")
     images = [photos[0], photos[1].resize((32, 32)), Image.new("L", (48, 48), 50), white]
     scores = score_images(expert, images)
     assert scores[2:] == [0.5, 1.0]
     assert sorted(expert.calls[1:]) == [[(32, 32)], [(48, 48)] * 3]  # the first call was the trial
-    assert not expert_needs_hq("my_experts:Brightness")
+    assert not expert_needs_hq("stand_in_experts:Brightness")
 
 
 def test_a_plain_function_is_an_expert(custom_module, photos):
-    red, like = create_experts(["my_experts:redness", "my_experts:likeness:2"])
+    red, like = create_experts(["stand_in_experts:redness", "stand_in_experts:likeness:2"])
     assert score_images(red, [Image.new("RGB", (48, 48), "red"), Image.new("RGB", (20, 20))]) == [1.0, 0.0]
     assert score_images(like, photos[:2], [photos[0], photos[0]]) == [1.0, 0.0]
-    assert [expert_needs_hq(f"my_experts:{name}") for name in ("redness", "likeness")] == [False, True]
+    assert [expert_needs_hq(f"stand_in_experts:{name}") for name in ("redness", "likeness")] == [False, True]
 
 
 def test_no_number_of_ones_own_expert_counts_as_zero(custom_module, photos):
     with pytest.warns(UserWarning, match="NaN"):
-        assert score_images(create_experts(["my_experts:Unsure"])[0], photos[:3]) == [0.0, 0.0, 0.5]
+        assert score_images(create_experts(["stand_in_experts:Unsure"])[0], photos[:3]) == [0.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("name, message", [
-    ("my_experts:missing", "no function 'missing'"), ("my_experts:not_a_function", "no function"),
+    ("stand_in_experts:missing", "no function 'missing'"), ("stand_in_experts:not_a_function", "no function"),
     ("no_such_module:f", "no module 'no_such_module'"),
-    ("my_experts:nothing", "has no name, needs_hq, score"),
-    ("my_experts:one_number", "it returned 0.5; it must return a list with a number for each picture"),
-    ("my_experts:broken", r"raised AttributeError: .*no_such_thing.*my_experts.py, line \d+"),
-    ("my_experts:at_start", "its factory raised ZeroDivisionError")])
+    ("stand_in_experts:nothing", "has no name, needs_hq, score"),
+    ("stand_in_experts:one_number", "it returned 0.5; it must return a list with a number for each picture"),
+    ("stand_in_experts:broken", r"raised AttributeError: .*no_such_thing.*stand_in_experts.py, line \d+"),
+    ("stand_in_experts:at_start", "its factory raised ZeroDivisionError")])
 def test_ones_own_expert_that_cannot_be_made_is_refused(custom_module, name, message):
     with pytest.raises(UserError, match=message):
         create_experts([name])
