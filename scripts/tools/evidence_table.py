@@ -18,6 +18,7 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, read_json
+from realsr_r1.score import ScoreFile
 from realsr_r1.score import paired_difference
 
 SPLITS = {"test": "Photos never used",
@@ -71,7 +72,8 @@ def read_runs(folder: Path, split: str) -> list[Run]:
     found = []
     for path in folder.glob(f"after-{split}-*.json"):
         case, seed = re.fullmatch(rf"after-{split}-(\w+)-(\d+)", path.stem).groups()
-        found.append(Run(case, int(seed), read_json(folder / f"before-{split}-{seed}.json"), read_json(path)))
+        files = folder / f"before-{split}-{seed}.json", path
+        found.append(Run(case, int(seed), *(read_json(file, ScoreFile) for file in files)))
     return sorted(found, key=lambda one: (one.case.startswith("without"), one.case, one.seed))
 
 

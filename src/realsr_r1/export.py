@@ -24,6 +24,7 @@ from realsr_r1.core.files import (
     read_json,
     write_json,
 )
+from realsr_r1.core.schema import Json, Text, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,12 @@ WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 TOKENIZER = "tokenizer.json"
 RECORD = "export.json"  # this file in the written folder says what the folder was made from
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+class AdapterFile(TypedDict, total=False, extra_items=Json):
+    """peft's adapter_config.json, as far as an export reads it."""
+
+    base_model_name_or_path: Text | None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     check_new_folder(output, "--output")
     made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
-        if (output / RECORD).is_file() and read_json(output / RECORD).get("made_from") == made_from:
+        if (output / RECORD).is_file() and read_json(output / RECORD, dict[Text, Json]).get(
+                "made_from") == made_from:
             print(f"{output} is up to date, nothing to do")
             return
         raise UserError(f"{output} (--output) exists and is not empty; name another folder or remove it")
@@ -105,7 +113,8 @@ def sampling_settings(assignments: list[str]) -> dict[str, Any]:
     """
     from realsr_r1.rollout import RolloutConfig
 
-    kinds = {field.name: {"int": int, "float": float}.get(field.type, lambda text: parsed_yaml(text, "it"))
+    kinds = {field.name: {"int": int, "float": float}.get(field.type,
+                                                          lambda text: parsed_yaml(text, "it", Json))
              for field in dataclasses.fields(RolloutConfig)}
     values = {}
     for assignment in assignments:
@@ -149,7 +158,7 @@ def base_of(source: Path) -> list[Path]:
     """
     if not (source / ADAPTER).is_file():
         return []
-    base = read_json(source / ADAPTER).get("base_model_name_or_path")
+    base = read_json(source / ADAPTER, AdapterFile).get("base_model_name_or_path")
     if not base or not Path(base).is_dir():
         raise UserError(f"{source / ADAPTER} says that the adapter belongs to the model {base!r}, and there "
                         "is no such folder; put it back or correct base_model_name_or_path")

@@ -31,6 +31,7 @@ from realsr_r1.core.files import (
 from realsr_r1.core.images import listed_images
 from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
 from realsr_r1.core.pictures import READ, Picture, read_picture
+from realsr_r1.core.schema import Json, Text
 from realsr_r1.restoring.options import add_restore_flags, given_options, restore_options
 from realsr_r1.rollout.config import add_rollout_flags
 
@@ -166,7 +167,7 @@ def is_restored(output: Path, name: str, format: str, made_with: dict[str, Any])
     if not (output / f"{name}.{format}").is_file():
         return False
     record = output / CHAINS_FOLDER / name / MADE_WITH_FILE
-    if record.is_file() and read_json(record) != made_with:
+    if record.is_file() and read_json(record, dict[Text, Json]) != made_with:
         raise UserError(f"{output / name}.{format} was restored by another model or with other flags "
                         f"({record}); give another --output, or delete this one")
     return True

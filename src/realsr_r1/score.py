@@ -11,13 +11,28 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_folder, existing_folder, read_json, write_json
+from realsr_r1.core.schema import Text
+from realsr_r1.reporting.tables import Column, Mean, MeansFile
 
 RESAMPLES = 10_000
+
+
+class ScoreFile(MeansFile):
+    """What this command writes, as far as another model's is paired with it."""
+
+    label: Text
+    split: Text
+    seed: int
+    grammar: Text
+    sources: list[Text]
+    scores: dict[Text, Column]
+    monitor: NotRequired[dict[Text, Mean]]
+    monitor_scores: NotRequired[dict[Text, Column]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     existing_folder(args.model, "--model", "model folder")
     existing_folder(args.dataset_name, "--dataset_name", "dataset folder")
     check_new_folder(Path(args.output).parent, "--output")
-    other = read_json(args.compare) if args.compare else None
+    other = read_json(args.compare, ScoreFile, "--compare takes the output of realsr-r1 score"
+                      ) if args.compare else None
     drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}
     if other is not None:
         check_pair(other, drawn, args.compare)

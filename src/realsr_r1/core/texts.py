@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from realsr_r1.core.errors import UserError
 
@@ -67,6 +68,23 @@ def read_text(path: Path, flag: str | None = None) -> str:
     if not path.is_file():
         raise UserError(f"no such file: {path}{given}")
     return decoded_text(path.read_bytes(), f"{path}{given}")
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a string that UTF-8 can hold.
+
+    Names of files, JSON files and models' answers may hold halves of surrogate pairs, which it
+    can't.
+    """
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def escaped(text: str) -> str:
+    """`text` with each character that UTF-8 can't hold written as a backslash escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def composed(text: str) -> str:

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
+from realsr_r1.core.schema import Json, Text, TypedDict
 from realsr_r1.models.checking import (
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -33,7 +34,7 @@ from realsr_r1.models.checking import (
     tensor_shapes,
 )
 from realsr_r1.models.families import FAMILIES, known_types
-from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig, tokenizer_config
 from realsr_r1.models.protocol import Family, PolicyConfig
 from realsr_r1.models.published import published_image_tokenizer
 from realsr_r1.models.streaming import empty_policy, fill, fill_partitioned
@@ -43,6 +44,12 @@ __all__ = ["WEIGHTS", "WEIGHTS_INDEX", "load_image_tokenizer", "load_policy", "p
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # a bar for each file that is loaded or saved would say nothing
+
+
+class ConfigFile(TypedDict, extra_items=Json):
+    """A model's config.json. What the other keys must be, its config class says."""
+
+    model_type: Text
 
 
 def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
@@ -147,16 +154,16 @@ def _empty_policy(path: Path, attn_implementation: str | None = None) -> tuple[F
     if not file.is_file() and (other := other_weights(path)):
         raise UserError(f"{path} has weights ({other}) and no config.json, which says what they are; copy "
                         "the whole folder again")
-    raw = read_json(file)
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
-    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    raw = read_json(file, ConfigFile)
+    family = FAMILIES.get(raw["model_type"])
     if family is None:
-        raise UserError(f"{file} describes a model of type {kind!r}; known are {known_types()}")
+        raise UserError(f"{file} describes a model of type {raw['model_type']!r}; known are {known_types()}")
     # A config may have no weights beside it, as in configs/models. Our own configs are complete
     # without tensors.
-    shapes = tensor_shapes(path) if kind in family.published and has_weights else {}
+    shapes = tensor_shapes(path) if raw["model_type"] in family.published and has_weights else {}
     try:
         config = family.config.from_folder(raw, shapes)
+        config.shape.check()
         if attn_implementation:
             config._attn_implementation = attn_implementation
         return family, empty_policy(family.policy, config)
@@ -182,10 +189,9 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
         if family is not None:
             raise UserError(f"{path} is a folder, which says what it is; family={family!r} is for published "
                             "files")
-        values = read_json(path / "config.json")
-        if values.get("model_type") != ImageTokenizerConfig.model_type:
-            raise UserError(f"{path} holds a model of type {values.get('model_type')!r}, not an image "
-                            "tokenizer")
+        values = read_json(path / "config.json", ConfigFile)
+        if values["model_type"] != ImageTokenizerConfig.model_type:
+            raise UserError(f"{path} holds a model of type {values['model_type']!r}, not an image tokenizer")
         if not (path / WEIGHTS).is_file():
             raise UserError(f"{path} has no {WEIGHTS}")
         file_headers(path / WEIGHTS)  # raises an error that names a damaged file
@@ -195,7 +201,7 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
     else:
         raise UserError(f"no such image tokenizer: {path}")
     try:
-        config = ImageTokenizerConfig.from_dict({**values, **overrides})
+        config = tokenizer_config({**values, **overrides}, str(path))
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape)
                         for name, tensor in ImageTokenizer(config).state_dict().items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from realsr_r1.chain.settings import CHOICES
+from realsr_r1.chain.spec import COLOR_FIXES
 from realsr_r1.core.errors import UserError
 from realsr_r1.restoring.picking import AGREEMENT
 
@@ -44,7 +44,7 @@ class RestoreOptions:
     color_fix: str | None = _option(None, str, "wavelet: the low frequencies of the photo; adain: the mean "
                                                "and spread of its channels; none: the model's colours "
                                                "(default: the model folder's setting).",
-                                    CHOICES["color_fix"])
+                                    COLOR_FIXES)
     num_samples: int = _option(1, int, "Samples of each image or tile, of which the best is taken (default: "
                                        "1).")
     branch: Sequence[int] | None = _option(
@@ -68,7 +68,7 @@ class RestoreOptions:
             if self.num_samples > 1:
                 raise UserError(f"--num_samples {self.num_samples} and --branch {given} exclude each other; "
                                 f"for {self.num_samples} whole samples leave --branch out")
-        for name, allowed in (("tile_text", TILE_TEXTS), ("color_fix", (None, *CHOICES["color_fix"]))):
+        for name, allowed in (("tile_text", TILE_TEXTS), ("color_fix", (None, *COLOR_FIXES))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"--{name} {getattr(self, name)} must be one of "
                                 f"{', '.join(filter(None, allowed))}")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import TRIAL, check_new_folder, escaped, existing_folder
+from realsr_r1.core.files import TRIAL, check_new_folder, existing_folder
 from realsr_r1.core.pictures import READ
-from realsr_r1.core.texts import READ_TAGS
+from realsr_r1.core.texts import READ_TAGS, escaped
 
 if TYPE_CHECKING:
     from realsr_r1.data.building.build import MachineShare

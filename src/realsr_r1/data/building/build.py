@@ -14,14 +14,43 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json, read_note, resumable_folder, write_json
-from realsr_r1.data.building.assembly import DATASET_FILE, Contents, assemble, lay_together
-from realsr_r1.data.building.parts import PART_FILE, Part, finished_parts
+from realsr_r1.core.files import read_json, resumable_folder, write_json
+from realsr_r1.core.schema import Count, Json, Text, TypedDict
+from realsr_r1.data.building.assembly import Contents, assemble, lay_together
+from realsr_r1.data.building.parts import PART_FILE, ItemFile, Part, PartFile, finished_parts
 from realsr_r1.data.photos.sources import Item
-from realsr_r1.data.records import label_balance
+from realsr_r1.data.records import DATASET_FILE, label_balance
 
 FORMAT = 7  # raise when the same arguments would give another dataset
 STATE_FILE = "create_json.json"  # what a folder was made from; written last inside it
+
+
+class Fingerprint(TypedDict, extra_items=Json):
+    """What a folder was made from."""
+
+    format: Count
+
+
+class StateFile(TypedDict, extra_items=Json):
+    """`STATE_FILE` of a dataset."""
+
+    fingerprint: Fingerprint
+    summary: Text
+    records: Count
+    bad: list[Text]
+    bad_count: Count
+    left_out_count: Count
+
+
+class ShardFile(TypedDict):
+    """`STATE_FILE` of one machine's share."""
+
+    fingerprint: Fingerprint
+    summary: Text
+    parts: Count
+    with_lists: bool
+    rejected: list[ItemFile]
+    left_out: list[ItemFile]
 
 
 class NothingGood(UserError):
@@ -77,7 +106,7 @@ def make_dataset(output: Path, plan: Plan, write_page: Page) -> dict[str, Any]:
             rejected = plan.rejected + plan.make(work, plan.parts)
             _finish(work, output, plan.fingerprint, rejected, plan.left_out, plan.with_lists, write_page)
         shutil.rmtree(work / "parts", ignore_errors=True)
-        return read_json(work / STATE_FILE)
+        return read_json(work / STATE_FILE, StateFile)
 
 
 def make_shard(output: Path, shard: MachineShare, plan: Plan) -> dict[str, Any]:
@@ -92,7 +121,7 @@ def make_shard(output: Path, shard: MachineShare, plan: Plan) -> dict[str, Any]:
             rejected = plan.rejected + plan.make(work, mine)
             bad = {item.name for item in rejected}
             bad.update(item["name"] for part in finished_parts(work)
-                       for item in read_json(part / PART_FILE)["rejected"])
+                       for item in read_json(part / PART_FILE, PartFile)["rejected"])
             write_json(work / STATE_FILE, {
                 "fingerprint": plan.fingerprint,
                 "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of "
@@ -101,7 +130,7 @@ def make_shard(output: Path, shard: MachineShare, plan: Plan) -> dict[str, Any]:
                 "parts": len(plan.parts), "with_lists": plan.with_lists,
                 "rejected": [vars(item) for item in rejected],
                 "left_out": [vars(item) for item in plan.left_out]})
-        return read_json(work / STATE_FILE)
+        return read_json(work / STATE_FILE, ShardFile)
 
 
 def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
@@ -114,7 +143,7 @@ def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
     if not shards:
         raise UserError(f"--merge finds no finished shard in {folder}; make them with --shard i/n and the "
                         "same --output")
-    states = [read_note(shard / STATE_FILE, ("fingerprint", "parts", "rejected", "left_out", "with_lists"),
+    states = [read_json(shard / STATE_FILE, ShardFile,
                         f"copy the shard {shard.name} again, or make it again") for shard in shards]
     for shard, state in zip(shards, states, strict=True):
         if state["fingerprint"] != states[0]["fingerprint"]:
@@ -137,7 +166,7 @@ def merge_shards(output: Path, write_page: Page) -> dict[str, Any]:
             _finish(work, output, first["fingerprint"], items["rejected"], items["left_out"],
                     first["with_lists"], write_page)
         shutil.rmtree(work / "parts", ignore_errors=True)
-        return read_json(work / STATE_FILE)
+        return read_json(work / STATE_FILE, StateFile)
 
 
 @contextmanager

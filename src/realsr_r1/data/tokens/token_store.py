@@ -14,11 +14,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import parsed_json, read_json, write_json
+from realsr_r1.core.schema import Count, Len, MinLen, Text, TypedDict
 from realsr_r1.data.photos.sources import Item
 
 if TYPE_CHECKING:
@@ -33,6 +34,31 @@ REJECTED = b"realsr_r1.rejected"
 # that is lost when a process is killed.
 SHARD_RECORDS = 256
 FORMAT = 2  # raise this when the same records and tokenizers would give other tokens
+RejectedRecord = Annotated[list[Count | Text], Len(2, 2)]
+
+
+class TokenizerNote(TypedDict):
+    """By what tokens were made."""
+
+    folder: Text
+    fingerprint: Text
+
+
+class SplitNote(TypedDict):
+    """What the tokens of a split were made from."""
+
+    dataset: Text
+    records: Count
+    seed: int
+    fingerprint: Text
+
+
+class StoreFile(TypedDict):
+    """`STORE_FILE`, as `describe` makes it."""
+
+    format: Count
+    tokenizer: TokenizerNote
+    splits: Annotated[dict[Text, SplitNote], MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -163,9 +189,9 @@ def _description(folder: Path, tokenizer: Mapping[str, str]) -> dict[str, Any]:
     Raises `UserError` where this version can't read it, or where another tokenizer made the tokens
     (the message names both).
     """
-    found, again = read_json(folder / STORE_FILE), "make them again with realsr-r1 pretokenise"
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not {"tokenizer",
-                                                                            "splits"} <= found.keys():
+    again = "make them again with realsr-r1 pretokenise"
+    found = read_json(folder / STORE_FILE, StoreFile, f"{again} in another folder")
+    if found["format"] != FORMAT:
         raise UserError(f"the tokens in {folder} are not in the format {FORMAT} of this realsr-r1 "
                         f"({folder / STORE_FILE}); {again} in another folder")
     made_by = found["tokenizer"]
@@ -205,7 +231,8 @@ def _rejected(path: Path) -> list[tuple[int, str]]:
 
     try:
         with pyarrow.memory_map(str(path)) as file:
-            return parsed_json(pyarrow.ipc.open_stream(file).schema.metadata[REJECTED], str(path))
+            metadata = pyarrow.ipc.open_stream(file).schema.metadata or {}
+            return parsed_json(metadata.get(REJECTED, b""), str(path), list[RejectedRecord])
     except (OSError, ValueError, UserError) as error:  # pyarrow's own errors are ValueErrors
         raise _cut(path, f"can't be read ({error})") from error
 
@@ -217,7 +244,7 @@ def is_store(folder: str | Path) -> bool:
 
 def records_fingerprint(folder: str | Path, split: str) -> str:
     """Return the fingerprint of the records that a split's tokens were made from."""
-    return read_json(Path(folder) / STORE_FILE)["splits"][split]["fingerprint"]
+    return read_json(Path(folder) / STORE_FILE, StoreFile)["splits"][split]["fingerprint"]
 
 
 def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) -> Dataset:
