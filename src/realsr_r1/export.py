@@ -76,10 +76,14 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{output} (--output) exists and is not empty; name another folder or remove it")
     folders = [source, *base_of(source)]
     check_architecture(folders[-1])
+    from realsr_r1.models.checking import check_finite
+
     processor = make_processor(folders, args) if args.layout == "ours" else None
     tokenizer = processor.tokenizer if processor else find_text_tokenizer(folders, args.tokenizer)
     policy, dtypes = load_trained(source, args.dtype)
+    check_finite(policy.state_dict().items(), str(source))
     if processor:
+        check_finite(processor.image_tokenizer.state_dict().items(), "the image tokenizer")
         check_vocabulary(policy, processor)
         if args.dtype:
             processor.image_tokenizer.to(policy.dtype)
@@ -273,8 +277,12 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedMode
         from peft import PeftModel
 
         file_headers(source / "adapter_model.safetensors")  # raises an error that names a damaged file
-        policy = PeftModel.from_pretrained(load_policy(weights, dtype=torch.float32),
-                                           source).merge_and_unload()
+        base = load_policy(weights, dtype=torch.float32)
+        try:
+            policy = PeftModel.from_pretrained(base, source).merge_and_unload()
+        except Exception as error:  # a value of another type in its config can fail anywhere in peft
+            raise UserError(f"{source} holds no LoRA adapter that fits {weights} ({error}); copy it again"
+                            ) from error
     if dtype:
         return policy.to(getattr(torch, dtype)), {}
     return (policy, dtypes) if len(set(dtypes.values())) > 1 else (policy.to(*set(dtypes.values())), {})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import write_json
+from realsr_r1.core.files import check_new_file, write_json
 
 if TYPE_CHECKING:
     from realsr_r1.planning.machines import Machine
@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     """Read settings, machine and model, compute the plan, and show it."""
     own, rest = _parser().parse_known_args(argv)
     machine = _machine(own)
+    if own.json:
+        check_new_file(own.json, "--json", "plan.json")
     work = _workload(own, rest, machine)
     result = plan(work, machine)
     show(work, machine, result)

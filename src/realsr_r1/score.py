@@ -15,7 +15,7 @@ from typing import Any, NotRequired
 
 from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import check_new_folder, existing_folder, read_json, write_json
+from realsr_r1.core.files import check_new_file, existing_folder, read_json, write_json
 from realsr_r1.core.schema import Text
 from realsr_r1.reporting.tables import Column, Mean, MeansFile
 
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--samples and --batch_size must be at least 1")
     existing_folder(args.model, "--model", "model folder")
     existing_folder(args.dataset_name, "--dataset_name", "dataset folder")
-    check_new_folder(Path(args.output).parent, "--output")
+    check_new_file(args.output, "--output", "score.json")
     other = read_json(args.compare, ScoreFile, "--compare takes the output of realsr-r1 score"
                       ) if args.compare else None
     drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}

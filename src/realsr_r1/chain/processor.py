@@ -245,8 +245,8 @@ class ChainProcessor:
                 run = []
             if stray and not (pieces and pieces[-1] == BROKEN_IMAGE):
                 pieces.append(BROKEN_IMAGE)
-            elif not stray and token is not None:
-                run.append(token)
+            elif not stray and token is not None and 0 <= token < self.layout.vocab_size:
+                run.append(token)  # ids that are no token's have no text, as in tokenizers
         return "".join(pieces)
 
     @cached_property

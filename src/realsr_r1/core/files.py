@@ -233,6 +233,14 @@ def existing_folder(path: str | Path, flag: str, what: str = "folder") -> Path:
     return path
 
 
+def check_new_file(path: str | Path, flag: str, example: str) -> None:
+    """Raise `UserError` unless a file can be written at `path`. `example`: the name of such a file."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder (given by {flag}); {flag} takes the name of a file, e.g. "
+                        f"{Path(path) / example}")
+    check_new_folder(Path(path).absolute().parent, flag)
+
+
 def check_new_folder(path: str | Path, flag: str) -> None:
     """Raise `UserError` unless `path` can be made, or is a folder that can be written to.
 

@@ -30,7 +30,8 @@ def split_tags(value: str | Iterable[object]) -> list[str]:
 
     `value`: a text with one or several tags, or several such texts. What isn't a text is left out.
     """
-    texts = [value] if isinstance(value, str) else [text for text in value if isinstance(text, str)]
+    values = [value] if isinstance(value, str) else value if isinstance(value, Iterable) else []
+    texts = [text for text in values if isinstance(text, str)]
     parts = [part for text in texts for part in _BETWEEN_TAGS.split(text)]
     return [tag for part in parts if (tag := " ".join(composed(part).split()))]
 

@@ -7,7 +7,7 @@ Loads no tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -105,6 +105,14 @@ def stored_dtypes(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, 
             raise UserError(f"{path}: tensor {name} is stored as {header.dtype}; a policy is one of "
                             f"{', '.join(STORED_DTYPES)}")
     return {name: STORED_DTYPES[header.dtype] for name, header in headers.items()}
+
+
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> None:
+    """Raise `UserError` that names the first tensor with a value that isn't finite."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{where}: tensor {name} holds values that are not finite numbers, so nothing can "
+                            "be made with it (a run that diverged?); take an earlier checkpoint")
 
 
 def check_tensors(path: Path, found: Shapes, expected: Shapes, optional: Collection[str] = (),

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import ADAPTER_CONFIG_NAME, is_flash_attn_2_available
+from transformers.utils import ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
 from realsr_r1.core.errors import UserError
@@ -75,6 +75,8 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
     check_tensors(path, {name: header.shape for name, header in headers.items()},
                   {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
                   optional=("lm_head.weight",) if config.tie_word_embeddings else ())
+    if (path / GENERATION_CONFIG_NAME).is_file():
+        read_json(path / GENERATION_CONFIG_NAME, dict[Text, Json])  # now, before minutes of loading
     stored = set(stored_dtypes(path, headers).values())
     if dtype in (None, "auto"):
         dtype = stored.pop() if len(stored) == 1 else torch.float32

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder of photos (with its subfolders), or a webdataset .tar, or a folder of those; with "
              f"--json: the folder that its paths lie in (default: the list's). {READ}")
     add("--hf_dataset", help="instead of --images: a dataset with the column image, a folder of save_to_disk "
-                             "or a name on the Hub")
+                             "or a name on the Hub, with @REVISION for one commit or tag of it")
     add("--hf_split", default="train", help="its split (default: train)")
     add("--tags", type=Path,
         help="folder of tag files: NAME.txt (or NAME.jpg.txt) for NAME.jpg; or a .jsonl file with one line a "
@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
              ".jsonl file with these keys; in a tar KEY.json, in a dataset the column descriptions")
     add("--tagger", metavar="MODEL",
         help="instead of --tags: package.module:factory, or a model of the Hugging Face Hub (zero-shot "
-             "object detection, or image-text-to-text)")
+             "object detection, or image-text-to-text), with @REVISION for one commit or tag of it; no code "
+             "that comes with it is run")
     add("--captioner", metavar="MODEL", help="instead of --descriptions: package.module:factory, or an "
                                              "image-text-to-text model")
     add("--annotation", type=Path,

@@ -309,7 +309,11 @@ def hf_dataset(name: str, split: str) -> Any:
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+        if Path(name).is_dir():
+            loaded = datasets.load_from_disk(name)
+        else:
+            place, _, revision = name.partition("@")
+            loaded = datasets.load_dataset(place, revision=revision or None)
     except IndexError as error:  # datasets joins a split's tables, and there are none
         raise UserError(f"{name} (given by --hf_dataset) has a split without rows; make it again without "
                         "that split") from error
