@@ -18,8 +18,7 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, read_json
-from realsr_r1.score import ScoreFile
-from realsr_r1.score import paired_difference
+from realsr_r1.score import ScoreFile, paired_difference
 
 SPLITS = {"test": "Photos never used",
           "test_crops": "Crops of the training photos that no training crop touches"}

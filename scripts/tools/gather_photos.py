@@ -20,8 +20,8 @@ from PIL import Image
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, read_json
-from realsr_r1.core.schema import Json, Text
 from realsr_r1.core.images import IMAGE_SUFFIXES, load_image
+from realsr_r1.core.schema import Json, Text
 
 TABLE = Path(__file__).resolve().parents[2] / "assets" / "photos" / "photos.json"
 WHEEL_MODULES = {"scikit-image": "skimage", "scikit-learn": "sklearn"}  # package -> the folder it installs

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
-__all__ = ["Count", "Ge", "Gt", "Json", "Le", "Len", "MinLen", "Number", "Place", "Text", "TypedDict", "checked",
-           "fields_of", "is_number"]
+__all__ = ["Count", "Ge", "Gt", "Json", "Le", "Len", "MinLen", "Number", "Place", "Text", "TypedDict",
+           "checked", "fields_of", "is_number"]
 
 LARGEST = 1e100  # of a number: its square can be computed, and a sum of many
 DEEPEST = 64  # levels of lists and objects in one another, for values of any form

@@ -111,7 +111,7 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> Non
     """Raise `UserError` that names the first tensor with a value that isn't finite."""
     for name, tensor in tensors:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"{where}: tensor {name} holds values that are not finite numbers, so nothing can "
+            raise UserError(f"{where}: tensor {name} holds values that are no finite numbers, so nothing can "
                             "be made with it (a run that diverged?); take an earlier checkpoint")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -26,12 +27,14 @@ from realsr_r1.models.checking import (
     WEIGHTS,
     WEIGHTS_INDEX,
     TensorHeader,
+    check_finite,
     check_tensors,
     file_headers,
     other_weights,
     stored_dtypes,
     tensor_headers,
     tensor_shapes,
+    weight_files,
 )
 from realsr_r1.models.families import FAMILIES, known_types
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig, tokenizer_config
@@ -68,15 +71,8 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
     """
     path = Path(path)
     attention = usable_attention(attn_implementation) if attn_implementation else None
-    family, policy = _empty_policy(path, attention)
+    family, policy, headers, left_out = _checked_policy(path, attention)
     config = policy.config
-    found = tensor_headers(path)
-    headers = {name: header for name, header in found.items() if not name.startswith(family.left_out)}
-    check_tensors(path, {name: header.shape for name, header in headers.items()},
-                  {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
-                  optional=("lm_head.weight",) if config.tie_word_embeddings else ())
-    if (path / GENERATION_CONFIG_NAME).is_file():
-        read_json(path / GENERATION_CONFIG_NAME, dict[Text, Json])  # now, before minutes of loading
     stored = set(stored_dtypes(path, headers).values())
     if dtype in (None, "auto"):
         dtype = stored.pop() if len(stored) == 1 else torch.float32
@@ -91,8 +87,38 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
         fill(policy, path, dtype)
     policy.name_or_path = str(path)  # peft writes it into an adapter's config, where export finds the base
     if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
-        logger.info(_summary(path, policy, headers, len(found) - len(headers)))
+        logger.info(_summary(path, policy, headers, left_out, policy.dtype))
     return policy
+
+
+def check_policy(path: Path) -> str:
+    """Check all of a policy's folder without loading it, and say what it holds, as `load_policy` does.
+
+    Reads each tensor once. Raises `UserError` for what `load_policy` raises it for, and for a value
+    that isn't finite.
+    """
+    _, policy, headers, left_out = _checked_policy(path, None)
+    dtypes = sorted(set(stored_dtypes(path, headers).values()), key=str)
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as tensors:
+            check_finite(((name, tensors.get_tensor(name)) for name in tensors.keys()), str(file))
+    return _summary(path, policy, headers, left_out, *dtypes)
+
+
+def _checked_policy(path: Path, attention: str | None) -> tuple[Family, PreTrainedModel,
+                                                                dict[str, TensorHeader], int]:
+    """Return a folder's family, its policy without weights, the headers of its tensors, and how many
+    more tensors are left out. Raises `UserError` where they don't belong together.
+    """
+    family, policy = _empty_policy(path, attention)
+    found = tensor_headers(path)
+    headers = {name: header for name, header in found.items() if not name.startswith(family.left_out)}
+    check_tensors(path, {name: header.shape for name, header in headers.items()},
+                  {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
+                  optional=("lm_head.weight",) if policy.config.tie_word_embeddings else ())
+    if (path / GENERATION_CONFIG_NAME).is_file():
+        read_json(path / GENERATION_CONFIG_NAME, dict[Text, Json])
+    return family, policy, headers, len(found) - len(headers)
 
 
 def _keep_backward(policy: PreTrainedModel) -> None:
@@ -106,9 +132,10 @@ def _keep_backward(policy: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _summary(path: Path, policy: PreTrainedModel, headers: Mapping[str, TensorHeader], left_out: int) -> str:
+def _summary(path: Path, policy: PreTrainedModel, headers: Mapping[str, TensorHeader], left_out: int,
+             *dtypes: torch.dtype) -> str:
     shape, parameters = policy.config.shape, sum(header.numel for header in headers.values())
-    rows, dtype = shape.query_norm_rows, str(policy.dtype).removeprefix("torch.")
+    rows, dtype = shape.query_norm_rows, " and ".join(str(one).removeprefix("torch.") for one in dtypes)
     return (f"{path}: a policy of {parameters:,} parameters, {shape.layers} layers, vocabulary "
             f"{shape.vocabulary:,}, {rows} q-norm row{'s' * (rows > 1)} for {shape.heads} heads, {dtype}"
             + (f"; the {left_out} tensors of its image encoder are left out" if left_out else ""))

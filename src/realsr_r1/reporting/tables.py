@@ -91,8 +91,8 @@ def read_comparison(before: Path, after: Path) -> tuple[dict[str, Any], dict[str
 
     Raises `UserError` for a file of another form, and when the two name different rewards.
     """
-    way = ('--compare takes files of reward means, "rewards": {name: {"mean": number, "ci95": [low, high]}}, as '
-           "realsr-r1 score writes them")
+    way = ('--compare takes files of reward means, "rewards": {name: {"mean": number, "ci95": [low, high]}}, '
+           "as realsr-r1 score writes them")
     sides = [read_json(path, MeansFile, way) for path in (before, after)]
     if sides[0]["rewards"].keys() != sides[1]["rewards"].keys():
         raise UserError(f"{before} and {after} name different rewards (given by --compare): "

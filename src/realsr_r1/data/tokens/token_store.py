@@ -247,6 +247,17 @@ def records_fingerprint(folder: str | Path, split: str) -> str:
     return read_json(Path(folder) / STORE_FILE, StoreFile)["splits"][split]["fingerprint"]
 
 
+def check_store(folder: Path) -> str:
+    """Check that all shards of a folder of tokens are whole, and say what they hold.
+
+    Raises `UserError` that names what is missing or cut.
+    """
+    splits = read_json(folder / STORE_FILE, StoreFile)["splits"]
+    counts = {split: sum(map(len, _shards(folder, split, about["records"])))
+              for split, about in splits.items()}
+    return ", ".join(f"{split} {count:,}" for split, count in counts.items()) + " chains"
+
+
 def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) -> Dataset:
     """Load a split, memory-mapped, as numpy.
 
@@ -261,17 +272,21 @@ def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) ->
     description = _description(folder, tokenizer)
     if split not in description["splits"]:
         raise UserError(f"{folder} has no split {split!r}; it has {', '.join(description['splits'])}")
-    records = description["splits"][split]["records"]
+    shards = _shards(folder, split, description["splits"][split]["records"])
+    if not any(map(len, shards)):
+        raise UserError(f"no record of {split} in {folder} makes a chain; realsr-r1 pretokenise says why")
+    return concatenate_datasets([shard for shard in shards if len(shard)]).with_format("numpy")
+
+
+def _shards(folder: Path, split: str, records: int) -> list[Dataset]:
+    """Read all shards of a split. Raises `UserError` where one is missing or cut."""
     files = _files(folder, split, records)
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise UserError(f"{len(missing)} of {len(files)} shards of {split} are missing, the first "
                         f"{missing[0]}; run realsr-r1 pretokenise again with the same arguments")
-    shards = [_read(path, min(SHARD_RECORDS, records - number * SHARD_RECORDS))
-              for number, path in enumerate(files)]
-    if not any(map(len, shards)):
-        raise UserError(f"no record of {split} in {folder} makes a chain; realsr-r1 pretokenise says why")
-    return concatenate_datasets([shard for shard in shards if len(shard)]).with_format("numpy")
+    return [_read(path, min(SHARD_RECORDS, records - number * SHARD_RECORDS))
+            for number, path in enumerate(files)]
 
 
 def _read(path: Path, records: int) -> Dataset:
