@@ -81,7 +81,7 @@ def test_a_checkpoint_counts_only_complete_and_a_half_written_one_is_noted(model
     (run / "log_history.jsonl").write_text('{"step": 2, "loss": 0.5}\n')
     (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
     code, lines = lines_of([str(run)], capsys)
-    assert code == 0 and any(line.startswith("note") and "half written: checkpoint-2" in line for line in lines)
+    assert code == 0 and any(re.match("note .*half written: checkpoint-2", line) for line in lines)
     assert lines_of([str(checkpoint)], capsys)[0] == 2
     (checkpoint / "complete").touch()
     code, lines = lines_of([str(run)], capsys)
@@ -90,7 +90,7 @@ def test_a_checkpoint_counts_only_complete_and_a_half_written_one_is_noted(model
     assert lines_of([str(run)], capsys)[0] == 2
 
 
-def test_folders_that_are_not_there_or_nothing_known_and_weights_that_are_missing_are_faults(tmp_path, capsys):
+def test_folders_that_are_nothing_known_and_weights_that_are_missing_are_faults(tmp_path, capsys):
     (tmp_path / "other").mkdir()
     code, lines = lines_of([str(tmp_path / "gone"), str(tmp_path / "other"), "--experts", "musiq",
                             "--expert_weights", str(tmp_path)], capsys)
@@ -107,9 +107,10 @@ def test_a_full_disk_a_taken_port_and_an_absent_compiler_are_said(monkeypatch, c
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
         code, lines = lines_of([], capsys)
-        assert any(line.startswith("note") and f"{taken.getsockname()[1]} (MASTER_PORT)" in line for line in lines)
+    assert any(re.match(rf"note .*{port} \(MASTER_PORT\)", line) for line in lines)
     assert code == 2
     assert {line.split()[1] for line in lines if line.startswith("FAULT")} == {"disk", "compiler"}
 
@@ -118,5 +119,5 @@ def test_the_quick_checks_are_said_before_anything_heavy_is_imported():
     code = ("import sys\nfrom realsr_r1.inspecting.machine import machine\n"
             "for finding in machine([]):\n    if finding.name == 'ports': break\n"
             "print(sorted({'torch', 'transformers', 'pydantic'} & set(sys.modules)))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

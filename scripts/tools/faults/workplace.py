@@ -70,15 +70,15 @@ def _settings(folder: Path) -> None:
     import yaml
 
     configs = ROOT / "configs"
-    for name, source in (("chain.yaml", configs / "chain" / "four_stage.yaml"),
-                         ("degradation.yaml", configs / "degradation" / "tiny.yaml"),
-                         ("annotation.yaml", configs / "annotation" / "default.yaml"),
-                         ("grpo.yaml", configs / "recipes" / "tiny_grpo.yaml"),
-                         ("sft.yaml", configs / "recipes" / "tiny_sft.yaml"),
-                         ("tokenizer.yaml", configs / "recipes" / "tiny_tokenizer.yaml")):
+    for name, source in (("chain.yml", configs / "chain" / "four_stage.yaml"),
+                         ("degradation.yml", configs / "degradation" / "tiny.yaml"),
+                         ("annotation.yml", configs / "annotation" / "default.yaml"),
+                         ("grpo.yml", configs / "recipes" / "tiny_grpo.yaml"),
+                         ("sft.yml", configs / "recipes" / "tiny_sft.yaml"),
+                         ("tokenizer.yml", configs / "recipes" / "tiny_tokenizer.yaml")):
         (folder / name).write_text(json.dumps(yaml.safe_load(source.read_text())))
-    (folder / "synonyms.yaml").write_text(json.dumps({"cat": ["kitten"], "cup": ["mug"]}))
-    (folder / "machine.yaml").write_text(json.dumps({"memory_gib": 80, "tflops": 100, "bandwidth_gb": 2000}))
+    (folder / "synonyms.yml").write_text(json.dumps({"cat": ["kitten"], "cup": ["mug"]}))
+    (folder / "machine.yml").write_text(json.dumps({"memory_gib": 80, "tflops": 100, "bandwidth_gb": 2000}))
     shutil.copy(ROOT / "local_scripts" / "zero3.json", folder / "zero.json")
 
 
@@ -86,7 +86,7 @@ def _dataset(folder: Path) -> None:
     from realsr_r1 import create_json
 
     create_json.main(["--images", str(folder / "photos"), "--tags", str(folder / "tags"), "--descriptions",
-                      str(folder / "descriptions"), "--degradation", str(folder / "degradation.yaml"),
+                      str(folder / "descriptions"), "--degradation", str(folder / "degradation.yml"),
                       "--crop_px", "32", "--crops_per_photo", "2", "--test_crops_per_photo", "1",
                       "--num_proc", "1", "--output", str(folder / "dataset")])
     shutil.copytree(folder / "dataset", folder / "list")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 __all__ = ["Count", "Ge", "Gt", "Json", "Le", "Len", "MinLen", "Number", "Place", "Text", "TypedDict",
-           "checked", "fields_of", "is_number"]
+           "Variable", "checked", "fields_of", "is_number"]
 
 LARGEST = 1e100  # of a number: its square can be computed, and a sum of many
 DEEPEST = 64  # levels of lists and objects in one another, for values of any form
@@ -56,7 +56,13 @@ def is_place(value: str) -> bool:
         and ".." not in path.parts
 
 
+def is_variable(value: str) -> bool:
+    """Whether a text can be an environment variable's name or value."""
+    return is_text(value) and "\0" not in value and "=" not in value
+
+
 Text = Annotated[str, Predicate(is_text)]
+Variable = Annotated[str, Predicate(is_variable)]
 Place = Annotated[str, Predicate(is_place)]
 Number = Annotated[float, Predicate(is_number)]
 Count = Annotated[int, Ge(0), Le(2**53)]
@@ -67,7 +73,7 @@ _WORDS = {
     "int_type": "a whole number", "float_type": "a number", "string_type": "a text",
     "bool_type": "true or false", "list_type": "a list", "dict_type": "keys with values (`key: value`)",
     "none_required": "null", "is_number": "a finite number", "is_text": "a text that UTF-8 can hold",
-    "is_place": "a path below its folder",
+    "is_place": "a path below its folder", "is_variable": "an environment variable's name or value",
     "is_plain": f"made of texts and numbers, in at most {DEEPEST} levels", "literal_error": "{expected}",
     "greater_than": "above {gt}", "greater_than_equal": "at least {ge}", "less_than": "below {lt}",
     "less_than_equal": "at most {le}", "too_short": "at least {min_length} of them",
