@@ -32,6 +32,7 @@ from realsr_r1.core.images import listed_images
 from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
 from realsr_r1.core.pictures import READ, Picture, read_picture
 from realsr_r1.core.schema import Json, Text
+from realsr_r1.core.settings import check_ranges
 from realsr_r1.core.texts import escaped, is_text
 from realsr_r1.restoring.options import add_restore_flags, given_options, restore_options
 from realsr_r1.rollout.config import add_rollout_flags
@@ -78,8 +79,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="exit 0 although some photos could not be read or restored")
     add_rollout_flags(parser, (*ENGINE_FLAGS, "cuda_graphs"))
     args = parser.parse_args(argv)
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size} must be at least 1")
+    check_ranges(args, {"batch_size": (1, 4096)})
     check_format(args.format, args.quality)
     restore_options(args)  # refuses bad values before anything is loaded
     existing_folder(args.model, "--model", "model folder")

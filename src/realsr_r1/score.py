@@ -17,6 +17,7 @@ from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_file, existing_folder, read_json, write_json
 from realsr_r1.core.schema import Text
+from realsr_r1.core.settings import SEEDS, check_ranges
 from realsr_r1.reporting.tables import Column, Mean, MeansFile
 
 RESAMPLES = 10_000
@@ -60,8 +61,7 @@ def main(argv: list[str] | None = None) -> None:
                                           "with")
     parser.add_argument("--output", required=True, help="JSON file to write")
     args = parser.parse_args(argv)
-    if args.samples < 1 or args.batch_size < 1:
-        raise UserError("--samples and --batch_size must be at least 1")
+    check_ranges(args, {"samples": (1, 10**7), "batch_size": (1, 4096), "seed": SEEDS})
     existing_folder(args.model, "--model", "model folder")
     existing_folder(args.dataset_name, "--dataset_name", "dataset folder")
     check_new_file(args.output, "--output", "score.json")

@@ -21,7 +21,11 @@ from realsr_r1.core.files import read_json, read_yaml
 from realsr_r1.core.schema import Json, Text, Variable, checked
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from transformers import HfArgumentParser
+
+SEEDS = (0, 2**32 - 1)  # as numpy takes them
 
 FOLDERS = {"--model_name_or_path": "model folder", "--dataset_name": "dataset folder"}
 
@@ -35,6 +39,17 @@ def check_folders(argv: list[str] | None) -> None:
     for flag, value in zip(argv, argv[1:], strict=False):
         if flag in FOLDERS and not Path(value).exists():
             raise UserError(f"no such {FOLDERS[flag]}: {value} (given by {flag})")
+
+
+def check_ranges(args: Namespace, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise `UserError` that names the first flag whose number is out of its range, ends included.
+
+    None, a flag that wasn't given, is in every range.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} is {value}; it must be from {least} to {most}")
 
 
 def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple[Any, ...]:
