@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MOST_SECONDS = 20.0
+MOST_SECONDS = 20  # of computing; others may keep the processors busy
+MOST_WAITING = 240.0  # seconds by the clock
 MOST_MEMORY = 12 * 2**30  # of a child's addresses
 LEFTOVERS = ("*.partial", ".*.old", ".realsr-r1-*")
 REFUSED, ACCEPTED = "refused", "accepted"  # every other outcome is a fault
@@ -37,7 +38,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """How a case ended. `outcome`: refused, accepted, or what is wrong with how it ended."""
+    """How a case ended.
+
+    `outcome`: refused, accepted, or what is wrong with how it ended. `seconds`: that it computed.
+    """
 
     case: Case
     outcome: str
@@ -52,12 +56,12 @@ class Result:
 def run(case: Case, main: Callable[[Sequence[str]], None]) -> Result:
     """Run a case in a child of its own and judge it. `main`: leaves the process with its exit code."""
     case.folder.mkdir(parents=True, exist_ok=True)
-    out, start = case.folder / "out.log", time.monotonic()
+    out = case.folder / "out.log"
     child = os.fork()
     if child == 0:
         _be_child(case, main, out)
-    code = _wait(child, start + MOST_SECONDS)
-    seconds, said = time.monotonic() - start, out.read_text(encoding="utf-8", errors="replace")
+    code, seconds = _wait(child, time.monotonic() + MOST_WAITING)
+    said = out.read_text(encoding="utf-8", errors="replace")
     return Result(case, _outcome(code, said, case.folder), seconds, said)
 
 
@@ -71,6 +75,7 @@ def _be_child(case: Case, main: Callable[[Sequence[str]], None], out: Path) -> N
             os.dup2(file.fileno(), 2)
         os.chdir(case.folder)
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS + 1))
         main(list(case.argv))
         code = 0
     except SystemExit as stopped:
@@ -86,17 +91,17 @@ def _be_child(case: Case, main: Callable[[Sequence[str]], None], out: Path) -> N
         os._exit(code)
 
 
-def _wait(child: int, until: float) -> int | None:
-    """Return the exit code (negative: a signal), or None where the child had to be ended."""
+def _wait(child: int, until: float) -> tuple[int | None, float]:
+    """Return the exit code (negative: a signal) and the seconds of computing; None: it hung."""
     while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status, used = os.wait4(child, os.WNOHANG)
         if done:
             _end_group(child)  # what it started
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
         time.sleep(0.005)
     _end_group(child)
     os.waitpid(child, 0)
-    return None
+    return None, MOST_WAITING
 
 
 def _end_group(child: int) -> None:
@@ -108,8 +113,8 @@ def _end_group(child: int) -> None:
 
 def _outcome(code: int | None, said: str, folder: Path) -> str:
     lines = [line for line in said.splitlines() if "error: " in line and line.startswith("realsr-r1")]
-    if code is None:
-        return f"took over {MOST_SECONDS:.0f} s"
+    if code is None or code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return "hung" if code is None else f"computed for over {MOST_SECONDS} s"
     if "Traceback" in said:
         return "traceback"
     if code < 0:

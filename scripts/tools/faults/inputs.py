@@ -10,8 +10,9 @@ import json
 import os
 import random
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -28,9 +29,12 @@ ODD_WORDS = ("", "-1", "0", "nan", "inf", "1e999", "1000000000000", "9" * 400, "
 
 @dataclass(frozen=True)
 class Command:
-    """A command. `argv`: arguments that work; {w} stands for the case's copy of the workplace, {o} for
-    the output that is to be made. `reads`: parts of the workplace. `texts`: JSON or YAML files in
-    them; `binaries`: others. `fields`: the only flags to try, where most are another library's.
+    """A command.
+
+    `argv`: arguments that work; {w} stands for the case's copy of the workplace, {o} for the output
+    that is to be made, {p} for a port that is taken. `reads`: parts of the workplace. `texts`: JSON
+    or YAML files in them; `binaries`: others, by pattern. `fields`: the only flags to try, where
+    most are another library's.
     """
 
     name: str
@@ -45,7 +49,7 @@ MODEL = ("model/config.json", "model/chain_settings.json", "model/generation_con
          "model/tokenizer.json", "model/tokenizer_config.json", "model/image_tokenizer/config.json")
 WEIGHTS = ("model/model.safetensors", "model/image_tokenizer/model.safetensors")
 DATASET = ("dataset/dataset_dict.json", "dataset/train/state.json", "dataset/train/dataset_info.json")
-ARROW = ("dataset/train/data-00000-of-00001.arrow",)
+ARROW = ("dataset/train/*.arrow",)
 SAMPLE = "run/samples/step-000008"
 RUN = ("run/settings.json", "run/trainer_state.json", "run/stopped.json", f"{SAMPLE}/prompt.json",
        f"{SAMPLE}/rewards.json", f"{SAMPLE}/chain.json")
@@ -75,7 +79,7 @@ COMMANDS = (
         "{w}/chain.yml", "--max_steps", "1", "--output_dir", "{o}"),
         ("dataset", "chain.yml", "tokenizer.yml"), (*DATASET, "chain.yml", "tokenizer.yml"), ARROW),
     Command("pretokenise", ("--dataset_name", "{w}/dataset", "--model_name_or_path", "{w}/model",
-                            "--chain_settings", "{w}/chain.yml", "--output_dir", "{o}"),
+                            "--chain_settings", "{w}/chain.yml", "--num_proc", "1", "--output_dir", "{o}"),
             ("dataset", "model", "chain.yml"), (*DATASET, *MODEL, "chain.yml"), (*ARROW, *WEIGHTS)),
     Command("sft", ("--config", "{w}/sft.yml", "--dataset_name", "{w}/tokens", "--model_name_or_path",
                     "{w}/model", *TRAIN), ("tokens", "model", "sft.yml"),
@@ -110,12 +114,12 @@ COMMANDS = (
             ("model", "grpo.yml", "machine.yml", "zero.json", "chain.yml"),
             ("grpo.yml", "machine.yml", "zero.json", "chain.yml", "model/config.json",
              "model/image_tokenizer/config.json")),
-    # Port 1 can't be served by anybody, so that a demo that finds no fault ends, too.
-    Command("demo", ("--model", "{w}/model", "--port", "1"), ("model",), MODEL, WEIGHTS,
+    # The port is taken, so that a demo that finds no fault ends, too.
+    Command("demo", ("--model", "{w}/model", "--port", "{p}"), ("model",), MODEL, WEIGHTS,
             ("max_pixels", "max_file_mb", "max_waiting", "device", "model")),
     Command("doctor", ("{w}/run", "{w}/model", "{w}/dataset", "{w}/tokens"),
             ("run", "model", "dataset", "tokens"), (*RUN, *MODEL, *DATASET, "tokens/tokens.json"),
-            (*WEIGHTS, *ARROW, "tokens/train-00000-of-00001.arrow")),
+            (*WEIGHTS, *ARROW, "tokens/train-*.arrow")),
 )
 
 
@@ -124,12 +128,17 @@ def cases(place: Path, folder: Path, each: int, seed: int) -> Iterator[Case]:
 
     `place`: the workplace. `folder`: where the cases' own folders are made.
     """
-    for number, command in enumerate(COMMANDS):
-        rng = random.Random(f"{seed} {number}")
-        for index in range(each):
-            made = _case(command, place, folder / f"{number:02d}-{index:03d}", rng)
-            if made is not None:
-                yield made
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for number, command in enumerate(COMMANDS):
+            rng = random.Random(f"{seed} {number}")
+            command = replace(command, argv=tuple(word.replace("{p}", port) for word in command.argv))
+            for index in range(each):
+                made = _case(command, place, folder / f"{number:02d}-{index:03d}", rng)
+                if made is not None:
+                    yield made
 
 
 def _case(command: Command, place: Path, folder: Path, rng: random.Random) -> Case | None:
@@ -146,7 +155,7 @@ def _case(command: Command, place: Path, folder: Path, rng: random.Random) -> Ca
     else:
         return _odd_flag(command, folder, rng)
     what, damage = next(damages)
-    damage(folder / "w" / file)
+    damage(sorted((folder / "w").glob(file))[0])
     return Case(command.name, f"{file} {what}", _filled(command.argv, folder, command.name), folder)
 
 

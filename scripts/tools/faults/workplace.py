@@ -28,7 +28,7 @@ def make(folder: Path) -> Path:
     from realsr_r1 import pretokenise
 
     pretokenise.main(["--dataset_name", str(folder / "dataset"), "--model_name_or_path",
-                      str(folder / "model"), "--output_dir", str(folder / "tokens")])
+                      str(folder / "model"), "--num_proc", "1", "--output_dir", str(folder / "tokens")])
     (folder / "whole").touch()
     return folder
 
@@ -70,13 +70,19 @@ def _settings(folder: Path) -> None:
     import yaml
 
     configs = ROOT / "configs"
-    for name, source in (("chain.yml", configs / "chain" / "four_stage.yaml"),
-                         ("degradation.yml", configs / "degradation" / "tiny.yaml"),
-                         ("annotation.yml", configs / "annotation" / "default.yaml"),
-                         ("grpo.yml", configs / "recipes" / "tiny_grpo.yaml"),
-                         ("sft.yml", configs / "recipes" / "tiny_sft.yaml"),
-                         ("tokenizer.yml", configs / "recipes" / "tiny_tokenizer.yaml")):
-        (folder / name).write_text(json.dumps(yaml.safe_load(source.read_text())))
+    # What is accepted after all computes, and is to compute little.
+    small = {"grpo": {"bf16": False, "num_generations": 2, "loss_batch_size": 1, "max_completion_length": 64,
+                      "eval_strategy": "no", "per_device_train_batch_size": 1},
+             "sft": {"bf16": False, "per_device_train_batch_size": 1, "peak_tflops": 1.0},
+             "tokenizer": {"bf16": False, "batch_size": 1, "num_embeddings": 64, "base_channels": 32}}
+    for name, source in (("chain", configs / "chain" / "four_stage.yaml"),
+                         ("degradation", configs / "degradation" / "tiny.yaml"),
+                         ("annotation", configs / "annotation" / "default.yaml"),
+                         ("grpo", configs / "recipes" / "tiny_grpo.yaml"),
+                         ("sft", configs / "recipes" / "tiny_sft.yaml"),
+                         ("tokenizer", configs / "recipes" / "tiny_tokenizer.yaml")):
+        settings = {**yaml.safe_load(source.read_text()), **small.get(name, {})}
+        (folder / f"{name}.yml").write_text(json.dumps(settings))
     (folder / "synonyms.yml").write_text(json.dumps({"cat": ["kitten"], "cup": ["mug"]}))
     (folder / "machine.yml").write_text(json.dumps({"memory_gib": 80, "tflops": 100, "bandwidth_gb": 2000}))
     shutil.copy(ROOT / "local_scripts" / "zero3.json", folder / "zero.json")
