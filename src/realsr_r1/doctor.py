@@ -11,8 +11,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from realsr_r1 import __version__
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.inspecting.finding import FAULT, Finding
+from realsr_r1.inspecting.finding import FAULT, OK, Finding
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 def _findings(folders: Sequence[Path], names: Sequence[str], weights: str | None) -> Iterator[Finding]:
     from realsr_r1.inspecting.machine import experts, machine
 
+    yield Finding(OK, "realsr-r1", f"{__version__} in {Path(__file__).resolve().parent}")
     yield from machine(folders)
     for folder in folders:
         from realsr_r1.inspecting.folders import folder_findings

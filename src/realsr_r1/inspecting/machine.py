@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from realsr_r1 import __version__
 from realsr_r1.core.errors import UserError
 from realsr_r1.inspecting.finding import FAULT, NOTE, OK, Finding, found
 
@@ -27,7 +26,6 @@ PORTS = {11317: "scripts/train_grpo.sh", 11318: "scripts/train_sft.sh", 7860: "r
 
 def machine(folders: Sequence[Path]) -> Iterator[Finding]:
     """Check the machine. `folders`: those whose disks matter, besides the working folder's."""
-    yield Finding(OK, "realsr-r1", f"{__version__} in {Path(__file__).resolve().parents[1]}")
     yield found("python", _python)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Finding(OK, "machine", f"{platform.platform()}, {os.cpu_count()} CPUs, {memory:.0f} GiB of memory")
