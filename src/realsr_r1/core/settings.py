@@ -94,10 +94,9 @@ def _as_flags(parser: HfArgumentParser, hints: Mapping[str, Any], values: Mappin
     """
     actions, flags = {action.dest: action for action in parser._actions}, []
     for key, value in values.items():
-        where = f"{config}: {key}"
         if key == "env":
-            os.environ.update({name: _word(item) for name, item in checked(
-                dict[Variable, Variable | int | float], value, where).items()})
+            checked(dict[Text, dict[Variable, Variable | int | float]], {key: value}, config)
+            os.environ.update({name: _word(item) for name, item in value.items()})
             continue
         if key not in actions:
             raise UserError(f"{config}: {parser.prog} has no setting {key!r} (a recipe of another command?); "
@@ -106,10 +105,10 @@ def _as_flags(parser: HfArgumentParser, hints: Mapping[str, Any], values: Mappin
         if value is None or isinstance(value, dict) or isinstance(value, list) and not (value and is_list):
             kind = type(value)
             if kind not in {get_origin(part) or part for part in (hints[key], *get_args(hints[key]))}:
-                raise UserError(f"{where} is {json.dumps(value)[:60]}; give one value, or leave it out")
+                raise UserError(f"{config}: {key} is {json.dumps(value)[:60]}; give one value, or leave it out")
             parser.set_defaults(**{key: value})
         elif isinstance(value, list):
-            checked(list[Text | int | float], value, where)
+            checked(dict[Text, list[Text | int | float]], {key: value}, config)
             flags += [f"--{key}", *map(_word, value)]
         else:
             flags.append(f"--{key}={_word(value)}")
