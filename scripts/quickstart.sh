@@ -75,9 +75,11 @@ import sys
 from pathlib import Path
 from realsr_r1 import evaluate, score
 from realsr_r1.core.files import read_json
+from realsr_r1.reporting.tables import MetricsFile
+from realsr_r1.score import ScoreFile
 work = Path(sys.argv[1])
-score.print_table(read_json(work / "after.json"), read_json(work / "before.json"))
-evaluate.print_table(read_json(work / "evaluation/metrics.json"))
+score.print_table(read_json(work / "after.json", ScoreFile), read_json(work / "before.json", ScoreFile))
+evaluate.print_table(read_json(work / "evaluation/metrics.json", MetricsFile))
 PY
 cat <<TEXT
 

@@ -130,9 +130,9 @@ def test_a_port_that_is_taken_is_named(tiny_model):
 
 
 @pytest.mark.parametrize("argv, reason", [
-    (["--model", "nowhere"], "no such model folder: nowhere"), (["--port", "0"], "--port 0 is not in"),
-    (["--max_pixels", "0"], "--max_pixels must be at least 1"),
-    (["--max_waiting", "-1"], "--max_waiting must be at least 0")])
+    (["--model", "nowhere"], "no such model folder: nowhere"), (["--port", "0"], "--port is 0; it must be from 1"),
+    (["--max_pixels", "0"], "--max_pixels is 0; it must be from 1"),
+    (["--max_waiting", "-1"], "--max_waiting is -1; it must be from 0")])
 def test_bad_flags_are_refused_before_anything_is_loaded(argv, reason):
     with pytest.raises(UserError, match=reason):
         main(argv)

@@ -18,6 +18,7 @@ from realsr_r1 import export
 from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.chain.settings import ChainSettings
 from realsr_r1.core.files import read_yaml
+from realsr_r1.core.schema import Json
 from realsr_r1.models import load_image_tokenizer, load_policy
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
@@ -110,7 +111,7 @@ def test_a_tokenizer_inside_the_published_folder_is_found(published_files, tmp_p
 @pytest.mark.parametrize("name", ["lumina", "pure", "pure_one_step"])
 def test_the_chain_settings_of_published_families_are_settings(name):
     file = ROOT / "configs" / "chain" / f"{name}.yaml"
-    settings = ChainSettings.from_dict(read_yaml(file), str(file))
+    settings = ChainSettings.from_dict(read_yaml(file, Json), str(file))
     assert (settings.target_px, settings.grid_unit_px,
             settings.fit) == (512, 32, "crop" if name == "lumina" else "stretch")
     assert settings.experts == ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")

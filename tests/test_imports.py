@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / PACKAGE
 # From the top down. A room may import from its own line and from those below; within a line rooms
 # don't know each other.
-LEVELS = (("commands",), ("showing",), ("restoring",),
+LEVELS = (("commands",), ("showing", "inspecting"), ("restoring",),
           ("planning", "reporting", "measuring", "training"), ("data",), ("rewards", "rollout"), ("chain",),
           ("models",), ("core",))
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

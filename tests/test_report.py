@@ -218,10 +218,12 @@ def test_a_run_that_was_stopped_says_why_and_shows_what_tells_of_a_collapse(tmp_
                 "frac_reward_zero_std": 0.0, "entropy": 2.0 - 0.5 * step} for step in (1, 2, 3)]
     (tmp_path / "log_history.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
     reason = "stopped at step 3 by --stop_if 'repeated_rows>0.8' (repeated_rows was 0.9)"
-    (tmp_path / "stopped.json").write_text(json.dumps({"reason": reason}), encoding="utf-8")
+    (tmp_path / "stopped.json").write_text(json.dumps({
+        "step": 3, "condition": "repeated_rows>0.8", "values": [0.9], "reason": reason,
+        "best_checkpoint": None, "best_by": None}), encoding="utf-8")
     report.main(["--run", str(tmp_path)])
     text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert html.escape(reason) in text
+    assert reason in html.unescape(text)
     for title in ("repeated rows of codes", "spread of the total", "groups without spread", "entropy"):
         assert f"<h3>{title}" in text
 
@@ -273,9 +275,9 @@ def test_bad_input_is_one_error_and_nothing_is_written(tmp_path: Path) -> None:
     run, other = ["--run", str(tmp_path / "run")], str(tmp_path / "other.json")
     cases = [(["--run", str(tmp_path / "nowhere")], "no such folder"),
              (["--run", str(tmp_path / "empty")], "has no log"),
-             ([*run, "--metrics", other], "other.json isn't a metrics.json"),
+             ([*run, "--metrics", other], "other.json has no key 'pairs'; --metrics takes"),
              ([*run, "--metrics", str(tmp_path / "gone.json")], "no such file"),
-             ([*run, "--compare", other, other], "other.json isn't a file of reward means"),
+             ([*run, "--compare", other, other], "other.json has no key 'rewards'; --compare takes"),
              ([*run, "--restored", str(tmp_path / "empty")], "no images in"),
              ([*run, "--restored", str(tmp_path / "restored")], "broken.png can't be read"),
              ([*run, "--gt", str(tmp_path / "restored")], "--restored"),

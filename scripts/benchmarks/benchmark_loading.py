@@ -59,6 +59,7 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
     import torch
 
     from realsr_r1.core.files import read_json, write_json
+    from realsr_r1.core.schema import Json
     from realsr_r1.models import new_config, new_policy
 
     policy = new_policy(new_config(
@@ -70,7 +71,7 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
         for parameter in policy.parameters():
             parameter.uniform_(-0.02, 0.02)
     policy.save_pretrained(folder)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", Json)
     write_json(folder / "config.json", {**config, "model_type": "chameleon"})
     return policy.num_parameters()
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, read_json
-from realsr_r1.score import paired_difference
+from realsr_r1.score import ScoreFile, paired_difference
 
 SPLITS = {"test": "Photos never used",
           "test_crops": "Crops of the training photos that no training crop touches"}
@@ -71,7 +71,8 @@ def read_runs(folder: Path, split: str) -> list[Run]:
     found = []
     for path in folder.glob(f"after-{split}-*.json"):
         case, seed = re.fullmatch(rf"after-{split}-(\w+)-(\d+)", path.stem).groups()
-        found.append(Run(case, int(seed), read_json(folder / f"before-{split}-{seed}.json"), read_json(path)))
+        files = folder / f"before-{split}-{seed}.json", path
+        found.append(Run(case, int(seed), *(read_json(file, ScoreFile) for file in files)))
     return sorted(found, key=lambda one: (one.case.startswith("without"), one.case, one.seed))
 
 

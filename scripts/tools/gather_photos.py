@@ -21,6 +21,7 @@ from PIL import Image
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, read_json
 from realsr_r1.core.images import IMAGE_SUFFIXES, load_image
+from realsr_r1.core.schema import Json, Text
 
 TABLE = Path(__file__).resolve().parents[2] / "assets" / "photos" / "photos.json"
 WHEEL_MODULES = {"scikit-image": "skimage", "scikit-learn": "sklearn"}  # package -> the folder it installs
@@ -113,7 +114,7 @@ def gather(output: Path, source: str, debian_root: Path) -> int:
     """
     from tqdm import tqdm
 
-    photos = [p for p in read_json(TABLE) if source == "all" or p["package"] in WHEEL_MODULES]
+    photos = [p for p in read_json(TABLE, list[dict[Text, Json]]) if source == "all" or p["package"] in WHEEL_MODULES]
     missing = [p for p in photos if not (output / f"{p['name']}.png").is_file()]
     roots = {name: wheel_folder(name) for name in WHEEL_MODULES if any(p["package"] == name for p in missing)}
     written = 0

@@ -29,6 +29,7 @@ COMMANDS = {
     "report": ("report", "training run -> one HTML page with curves and pictures"),
     "demo": ("demo", "a page on this machine on which a photo is restored while one watches"),
     "plan": ("plan", "recipe + model + machine -> GRPO's memory and time by part, and what would fit"),
+    "doctor": ("doctor", "this machine and folders -> a line for each check, for reports about a fault"),
 }
 
 OF_TRL = ("train-tokenizer", "sft", "grpo")  # their settings are TRL's, too

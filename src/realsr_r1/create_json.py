@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import clear_leftovers, read_json
+from realsr_r1.core.schema import Json, Text, checked
 from realsr_r1.core.texts import composed, read_text, split_lines, split_list, stem_of
 from realsr_r1.data.building.arguments import check_arguments, check_output, fingerprint, parser
 
@@ -73,7 +74,7 @@ def _exit_code(state: dict[str, Any], args: argparse.Namespace) -> int:
              if state[count]]
     if not state["records"]:
         raise UserError(f"no good item among {state['bad_count'] + state['left_out_count']}, the first: "
-                        f"{state['bad'][0]}; all are listed in {' and '.join(files)}")
+                        f"{', '.join(state['bad'])}; all are listed in {' and '.join(files)}")
     if state["bad_count"] and not args.skip_bad:
         raise UserError(f"{state['bad_count']} bad item(s) left out, the first: {state['bad'][0]}; all are "
                         f"listed in {files[0]}, the others are done (--skip_bad accepts that)")
@@ -82,12 +83,17 @@ def _exit_code(state: dict[str, Any], args: argparse.Namespace) -> int:
 
 def _finished_state(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """Return the state of `folder` if it was already made from `made_from`."""
-    from realsr_r1.data.building.build import STATE_FILE
+    from realsr_r1.data.building.build import STATE_FILE, ShardFile, StateFile
 
-    state = read_json(folder / STATE_FILE) if (folder / STATE_FILE).is_file() else None
-    # Where no item was good, nothing is lost by another try.
-    is_ours = isinstance(state, dict) and state.get("fingerprint") == made_from and state.get("records", 1)
-    return state if is_ours else None
+    file, way = folder / STATE_FILE, f"remove {folder} to make it again"
+    if not file.is_file():
+        return None
+    state = read_json(file, dict[Text, Json], way)
+    if state.get("fingerprint") == made_from:
+        checked(StateFile if "records" in state else ShardFile, state, str(file), way)
+        # Where no item was good, nothing is lost by another try.
+        return state if state.get("records", 1) else None
+    return None
 
 
 # --- Plans ---

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.settings import check_ranges
 
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "assets" / "tiny"
 HOST = "127.0.0.1"
@@ -42,11 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=POLICY_DTYPES,
                         help="type of the policy (default: bfloat16 on CUDA, else float32)")
     args = parser.parse_args(argv)
-    for name, least in (("max_pixels", 1), ("max_file_mb", 1), ("max_waiting", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} must be at least {least}")
-    if args.port is not None and not 1 <= args.port <= 65535:
-        raise UserError(f"--port {args.port} is not in 1 to 65535")
+    check_ranges(args, {"max_pixels": (1, 2**30), "max_file_mb": (1, 2**16), "max_waiting": (0, 10**4),
+                        "port": (1, 65535)})
     if not Path(args.model).is_dir():
         raise UserError(f"no such model folder: {args.model} (given by --model)")
     if importlib.util.find_spec("gradio") is None:

@@ -24,6 +24,7 @@ from realsr_r1.core.files import (
     read_json,
     write_json,
 )
+from realsr_r1.core.schema import Json, Text, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,12 @@ WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 TOKENIZER = "tokenizer.json"
 RECORD = "export.json"  # this file in the written folder says what the folder was made from
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+class AdapterFile(TypedDict, total=False, extra_items=Json):
+    """peft's adapter_config.json, as far as an export reads it."""
+
+    base_model_name_or_path: Text | None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,16 +69,21 @@ def main(argv: list[str] | None = None) -> None:
     check_new_folder(output, "--output")
     made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
-        if (output / RECORD).is_file() and read_json(output / RECORD).get("made_from") == made_from:
+        if (output / RECORD).is_file() and read_json(output / RECORD, dict[Text, Json]).get(
+                "made_from") == made_from:
             print(f"{output} is up to date, nothing to do")
             return
         raise UserError(f"{output} (--output) exists and is not empty; name another folder or remove it")
     folders = [source, *base_of(source)]
     check_architecture(folders[-1])
+    from realsr_r1.models.checking import check_finite
+
     processor = make_processor(folders, args) if args.layout == "ours" else None
     tokenizer = processor.tokenizer if processor else find_text_tokenizer(folders, args.tokenizer)
     policy, dtypes = load_trained(source, args.dtype)
+    check_finite(policy.state_dict().items(), str(source))
     if processor:
+        check_finite(processor.image_tokenizer.state_dict().items(), "the image tokenizer")
         check_vocabulary(policy, processor)
         if args.dtype:
             processor.image_tokenizer.to(policy.dtype)
@@ -105,7 +117,8 @@ def sampling_settings(assignments: list[str]) -> dict[str, Any]:
     """
     from realsr_r1.rollout import RolloutConfig
 
-    kinds = {field.name: {"int": int, "float": float}.get(field.type, lambda text: parsed_yaml(text, "it"))
+    kinds = {field.name: {"int": int, "float": float}.get(field.type,
+                                                          lambda text: parsed_yaml(text, "it", Json))
              for field in dataclasses.fields(RolloutConfig)}
     values = {}
     for assignment in assignments:
@@ -149,7 +162,7 @@ def base_of(source: Path) -> list[Path]:
     """
     if not (source / ADAPTER).is_file():
         return []
-    base = read_json(source / ADAPTER).get("base_model_name_or_path")
+    base = read_json(source / ADAPTER, AdapterFile).get("base_model_name_or_path")
     if not base or not Path(base).is_dir():
         raise UserError(f"{source / ADAPTER} says that the adapter belongs to the model {base!r}, and there "
                         "is no such folder; put it back or correct base_model_name_or_path")
@@ -264,8 +277,12 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedMode
         from peft import PeftModel
 
         file_headers(source / "adapter_model.safetensors")  # raises an error that names a damaged file
-        policy = PeftModel.from_pretrained(load_policy(weights, dtype=torch.float32),
-                                           source).merge_and_unload()
+        base = load_policy(weights, dtype=torch.float32)
+        try:
+            policy = PeftModel.from_pretrained(base, source).merge_and_unload()
+        except Exception as error:  # a value of another type in its config can fail anywhere in peft
+            raise UserError(f"{source} holds no LoRA adapter that fits {weights} ({error}); copy it again"
+                            ) from error
     if dtype:
         return policy.to(getattr(torch, dtype)), {}
     return (policy, dtypes) if len(set(dtypes.values())) > 1 else (policy.to(*set(dtypes.values())), {})

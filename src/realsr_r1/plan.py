@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import write_json
+from realsr_r1.core.files import check_new_file, write_json
 from realsr_r1.core.presets import find_preset
+from realsr_r1.core.settings import check_ranges
 
 if TYPE_CHECKING:
     from realsr_r1.planning.machines import Machine
@@ -31,7 +32,10 @@ RATES = {"memory_gib": "a GPU's memory, GiB", "tflops": "TFLOP/s that training r
 def main(argv: list[str] | None = None) -> None:
     """Read settings, machine and model, compute the plan, and show it."""
     own, rest = _parser().parse_known_args(argv)
+    check_ranges(own, {"gpus": (1, 10**6), "nodes": (1, 10**6), "text_tokens": (0, 2**20)})
     machine = _machine(own)
+    if own.json:
+        check_new_file(own.json, "--json", "plan.json")
     work = _workload(own, rest, machine)
     result = plan(work, machine)
     show(work, machine, result)

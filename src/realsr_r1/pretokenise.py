@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_folder
+from realsr_r1.core.processes import MOST_PROCESSES
+from realsr_r1.core.settings import SEEDS, check_ranges
 
 if TYPE_CHECKING:
     from realsr_r1.data.photos.sources import Item
@@ -34,8 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = _parser().parse_args(argv)
     part, parts = _part(args.shard)
-    if args.num_proc is not None and args.num_proc < 1:
-        raise UserError(f"--num_proc is {args.num_proc}; it must be at least 1")
+    check_ranges(args, {"num_proc": (1, MOST_PROCESSES), "seed": SEEDS})
     check_new_folder(args.output_dir, "--output_dir")
 
     from realsr_r1.chain.processor import ChainProcessor

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import atomic_file, check_new_folder
+from realsr_r1.core.files import atomic_file, check_new_file
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,10 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--gt shows the originals beside restored photos; give those with --restored")
     training = run_folder.read_run(args.run)
     output = args.output or args.run / "report" / "report.html"
-    if output.is_dir():
-        raise UserError(f"{output} is a folder (given by --output); --output takes the name of the page, "
-                        f"e.g. {output / 'report.html'}")
-    check_new_folder(output.parent, "--output")
+    check_new_file(output, "--output", "report.html")
     metrics = tables.read_metrics(args.metrics) if args.metrics else None
     restored, count = strips.restored_strips(args.restored, args.gt, metrics) if args.restored else ([], 0)
     content = page.Content(

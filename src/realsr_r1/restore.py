@@ -34,6 +34,9 @@ from realsr_r1.core.files import (
 from realsr_r1.core.images import listed_images
 from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
 from realsr_r1.core.pictures import READ, Picture, read_picture
+from realsr_r1.core.schema import Json, Text
+from realsr_r1.core.settings import check_ranges
+from realsr_r1.core.texts import escaped, is_text
 from realsr_r1.restoring.options import add_restore_flags, given_options, restore_options
 from realsr_r1.rollout.config import RolloutConfig, add_rollout_flags
 
@@ -82,8 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     if {"-h", "--help"} & {*argv} and "--model" in argv[:-1]:
         show_defaults(parser, Path(argv[argv.index("--model") + 1]))
     args = parser.parse_args(argv)
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size} must be at least 1")
+    check_ranges(args, {"batch_size": (1, 4096)})
     check_format(args.format, args.quality)
     restore_options(args)  # refuses bad values before anything is loaded
     existing_folder(args.model, "--model", "model folder")
@@ -107,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         (output / BAD_ITEMS_FILE).unlink(missing_ok=True)
         return
     with atomic_file(output / BAD_ITEMS_FILE) as partial:
-        partial.write_text("".join(f"{path}\t{reason}\n" for path, reason in bad), encoding="utf-8")
+        partial.write_text(escaped("".join(f"{path}\t{reason}\n" for path, reason in bad)), encoding="utf-8")
     complaint = (f"{len(bad)} of {len(photos) + len(unread)} photos were not restored, the first: {bad[0][1]}; "
                  f"all are in {output / BAD_ITEMS_FILE}")
     if not args.skip_bad:
@@ -139,6 +141,8 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
     if not source.exists():
         raise UserError(f"no such file or folder: {source} (given by --input)")
     if not source.is_dir():
+        if not is_text(source.name):
+            raise UserError(f"the name of {source} (given by --input) is not UTF-8 text; rename it")
         return {source: source.stem}, []
     listing = listed_images(source, recursive)
     if not listing.images:
@@ -182,10 +186,13 @@ def is_restored(output: Path, name: str, format: str, made_with: dict[str, Any])
 
     Raises `UserError` when it was made with other settings.
     """
-    if not (output / f"{name}.{format}").is_file():
+    file = output / f"{name}.{format}"
+    if file.is_dir():
+        raise UserError(f"{file} is a folder, and a photo is to be written there; give another --output")
+    if not file.is_file():
         return False
     record = output / CHAINS_FOLDER / name / MADE_WITH_FILE
-    if record.is_file() and read_json(record) != made_with:
+    if record.is_file() and read_json(record, dict[Text, Json]) != made_with:
         raise UserError(f"{output / name}.{format} was restored by another model or with other flags "
                         f"({record}); give another --output, or delete this one")
     return True

@@ -12,13 +12,29 @@ import argparse
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import check_new_folder, check_replaced, existing_folder, read_json, write_json
+from realsr_r1.core.files import check_new_file, check_replaced, existing_folder, read_json, write_json
+from realsr_r1.core.schema import Text
+from realsr_r1.core.settings import SEEDS, check_ranges
+from realsr_r1.reporting.tables import Column, Mean, MeansFile
 
 RESAMPLES = 10_000
+
+
+class ScoreFile(MeansFile):
+    """What this command writes, as far as another model's is paired with it."""
+
+    label: Text
+    split: Text
+    seed: int
+    grammar: Text
+    sources: list[Text]
+    scores: dict[Text, Column]
+    monitor: NotRequired[dict[Text, Mean]]
+    monitor_scores: NotRequired[dict[Text, Column]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,15 +64,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true",
                         help="replace the file of --output although it holds something else")
     args = parser.parse_args(argv)
-    if args.samples < 1 or args.batch_size < 1:
-        raise UserError("--samples and --batch_size must be at least 1")
+    check_ranges(args, {"samples": (1, 10**7), "batch_size": (1, 4096), "seed": SEEDS})
     existing_folder(args.model, "--model", "model folder")
     existing_folder(args.dataset_name, "--dataset_name", "dataset folder")
-    check_new_folder(Path(args.output).parent, "--output")
+    check_new_file(args.output, "--output", "score.json")
     made_from = {name: value for name, value in vars(args).items()
                  if name not in ("output", "overwrite", "batch_size", "label") and value is not None}
     check_replaced(Path(args.output), made_from, args.overwrite)
-    other = read_json(args.compare) if args.compare else None
+    other = read_json(args.compare, ScoreFile, "--compare takes the output of realsr-r1 score"
+                      ) if args.compare else None
     drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}
     if other is not None:
         check_pair(other, drawn, args.compare)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from realsr_r1.chain.spec import MOST_PX
 from realsr_r1.core.cpu import suit_cpu
 from realsr_r1.core.devices import pick_device
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, check_new_folder
-from realsr_r1.core.settings import parse
+from realsr_r1.core.processes import MOST_PROCESSES
+from realsr_r1.core.schema import Ge, Le, checked, fields_of
+from realsr_r1.core.settings import SEEDS, parse
 
 if TYPE_CHECKING:
     import torch
@@ -37,16 +40,19 @@ class TokenizerTrainingConfig:
     dataset_name: str = field(metadata={"help": "Folder of a prepared dataset (realsr-r1 create-json)."})
     output_dir: str = field(metadata={
         "help": "Folder for tokenizers and chain settings. Started again there, it resumes."})
-    target_px: int = field(default=48,
+    target_px: Annotated[int, Ge(1), Le(MOST_PX)] = field(default=48,
                            metadata={"help": "Photos and final images have about target_px^2 pixels."})
-    grid_unit_px: int = field(default=16, metadata={"help": "Pixels one size unit stands for."})
+    grid_unit_px: Annotated[int, Ge(1), Le(MOST_PX)] = field(
+        default=16, metadata={"help": "Pixels one size unit stands for."})
     chain_settings: str | None = field(default=None, metadata={
         "help": "YAML or JSON file of chain settings (configs/chain), but for sizes and experts; by default "
                 "the published one."})
-    max_units: int = field(default=16, metadata={"help": "Largest size, in grid units, that has a token."})
+    max_units: Annotated[int, Ge(1), Le(4096)] = field(
+        default=16, metadata={"help": "Largest size, in grid units, that has a token."})
     experts: list[str] = field(default_factory=lambda: ["piqe", "ssim"],
                                metadata={"help": "Default experts of the generation reward."})
-    text_vocab_size: int = field(default=768, metadata={"help": "Text tokens of the BPE tokenizer."})
+    text_vocab_size: Annotated[int, Ge(260), Le(2**20)] = field(
+        default=768, metadata={"help": "Text tokens of the BPE tokenizer."})
     num_embeddings: int = field(default=512, metadata={"help": "Codes of the image tokenizer."})
     embed_dim: int = field(default=8, metadata={"help": "Dimension of a code (LlamaGen: 8)."})
     base_channels: int = field(default=32,
@@ -56,24 +62,30 @@ class TokenizerTrainingConfig:
                                                             "2^(n-1)."})
     num_res_blocks: int = field(default=1, metadata={"help": "Residual blocks a level."})
     latent_channels: int = field(default=64, metadata={"help": "Channels between encoder and quantizer."})
-    max_steps: int = field(default=4000, metadata={"help": "Training steps."})
-    batch_size: int = field(default=16,
-                            metadata={"help": "Images of target_px a step (more of the smaller sizes)."})
+    max_steps: Annotated[int, Ge(1), Le(10**9)] = field(default=4000, metadata={"help": "Training steps."})
+    batch_size: Annotated[int, Ge(1), Le(2**16)] = field(
+        default=16, metadata={"help": "Images of target_px a step (more of the smaller sizes)."})
     learning_rate: float = field(default=1e-3, metadata={
         "help": "Peak of AdamW's rate; warm-up of 100 steps, then cosine to 5 %."})
-    lq_share: float = field(default=0.3, metadata={
+    lq_share: Annotated[float, Ge(0), Le(1)] = field(default=0.3, metadata={
         "help": "Share of batches of degraded images, so that codes carry degradation."})
     bf16: bool = field(default=False, metadata={
         "help": "Convolutions in bfloat16: faster where CPU or GPU has it."})
-    restart_every: int = field(default=50, metadata={
+    restart_every: Annotated[int, Ge(1)] = field(default=50, metadata={
         "help": "Steps after which codes nobody used are moved onto latents."})
-    num_workers: int = field(default=0, metadata={
+    num_workers: Annotated[int, Ge(0), Le(MOST_PROCESSES)] = field(default=0, metadata={
         "help": "Processes that read images for the training (0: the training itself does)."})
-    save_steps: int = field(default=250, metadata={"help": "Steps between saved training states."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order and flips."})
+    save_steps: Annotated[int, Ge(1)] = field(default=250, metadata={
+        "help": "Steps between saved training states."})
+    seed: Annotated[int, Ge(SEEDS[0]), Le(SEEDS[1])] = field(default=0, metadata={
+        "help": "Seed of weights, order and flips."})
 
     def __post_init__(self) -> None:
         """Raise `UserError` for values that can't work, before hours of training."""
+        from realsr_r1.models.image_tokenizer import ConfigValues
+
+        checked(fields_of(type(self)), vars(self), "train-tokenizer")
+        checked(ConfigValues, self.image_tokenizer, "train-tokenizer")
         downsample = 2 ** (len(self.channel_multiplier) - 1)
         if self.target_px < self.grid_unit_px or self.grid_unit_px % downsample:
             raise UserError(f"--grid_unit_px {self.grid_unit_px} must be at most --target_px "
@@ -82,10 +94,15 @@ class TokenizerTrainingConfig:
         if self.base_channels % 32:
             raise UserError(f"--base_channels {self.base_channels} must be a multiple of 32 (the norms have "
                             "32 groups)")
-        if self.num_workers < 0:
-            raise UserError(f"--num_workers is {self.num_workers}; it must be at least 0")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning_rate {self.learning_rate} must be a finite number above 0")
+
+    @property
+    def image_tokenizer(self) -> dict[str, Any]:
+        """The fields that are keys of `ImageTokenizerConfig`."""
+        return {name: getattr(self, name) for name in ("num_embeddings", "embed_dim", "base_channels",
+                                                       "channel_multiplier", "num_res_blocks",
+                                                       "latent_channels")}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -155,10 +172,7 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
 
     torch.manual_seed(config.seed)
     device = pick_device()
-    model = ImageTokenizer(ImageTokenizerConfig(
-        num_embeddings=config.num_embeddings, embed_dim=config.embed_dim, base_channels=config.base_channels,
-        channel_multiplier=config.channel_multiplier, num_res_blocks=config.num_res_blocks,
-        latent_channels=config.latent_channels)).to(device)
+    model = ImageTokenizer(ImageTokenizerConfig(**config.image_tokenizer)).to(device)
     suit_cpu(sum(parameter.numel() for parameter in model.parameters()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95),
                                   weight_decay=1e-4)

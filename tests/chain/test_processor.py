@@ -151,6 +151,13 @@ def test_an_image_written_as_text_stays_escaped_around_dropped_tokens(processor)
     assert processor.decode_text([*before, processor.layout.pad, *after]) == ESCAPED_IMAGE
 
 
+@pytest.mark.parametrize("token", [-1, -2**40, 2**31, 2**32 + 5, 10**30])
+def test_an_id_that_no_vocabulary_has_is_decoded_to_nothing(processor, token):
+    before, after = processor.encode_text("a photo"), processor.encode_text("of a cat")
+    assert token >= processor.layout.vocab_size or token < 0
+    assert processor.decode([*before, token, *after]) == processor.decode([*before, *after])
+
+
 @pytest.mark.parametrize("damage", ["cut", "no start", "wrong size", "no new line", "foreign token"])
 def test_a_broken_image_is_no_image_and_breaks_the_chain(processor, spans, damage):
     layout, span = processor.layout, list(spans["final_image"])
@@ -190,7 +197,7 @@ def test_an_unknown_chain_setting_is_named_with_its_file(tiny_model, tmp_path):
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("model.safetensors"))
     path = folder / SETTINGS_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "target": 64}))
-    with pytest.raises(UserError, match=rf"{path}: unknown chain setting 'target'"):
+    with pytest.raises(UserError, match=rf"{path}: .* has the unknown key 'target'"):
         ChainProcessor.from_pretrained(folder)
 
 

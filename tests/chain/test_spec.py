@@ -97,7 +97,7 @@ def test_what_a_file_leaves_out_is_the_published_chains():
 
 
 @pytest.mark.parametrize("values, said", [
-    ({"section": [PICTURE], "problem": "Restore it."}, "unknown chain setting 'section'"),
+    ({"section": [PICTURE], "problem": "Restore it."}, "unknown key 'section'"),
     ({"sections": [PICTURE]}, "sections and no problem"), ({"problem": 5}, "problem is 5")])
 def test_a_file_that_says_half_of_a_chain_is_refused(values, said):
     with pytest.raises(UserError, match="mine.yaml.*" + said):

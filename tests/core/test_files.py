@@ -18,6 +18,7 @@ from realsr_r1.core.files import (
     resumable_folder,
     write_json,
 )
+from realsr_r1.core.schema import Json
 
 
 def names(folder) -> list[str]:
@@ -93,7 +94,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, capsys):
 def test_json_keeps_its_value_and_its_letters(tmp_path):
     value = {"tags": ["café", "雪"], "crop": [0, 1, 2, 3], "score": 0.5, "none": None}
     write_json(tmp_path / "a.json", value)
-    assert read_json(tmp_path / "a.json") == value
+    assert read_json(tmp_path / "a.json", Json) == value
     assert "café" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
@@ -111,12 +112,12 @@ def test_a_broken_json_is_named(tmp_path, content):
     path = tmp_path / "broken.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match="broken.json"):
-        read_json(path)
+        read_json(path, Json)
 
 
 def test_a_missing_json_is_named(tmp_path):
     with pytest.raises(UserError, match="missing.json"):
-        read_json(tmp_path / "missing.json")
+        read_json(tmp_path / "missing.json", Json)
 
 
 def test_a_folder_must_exist_and_be_one(tmp_path):

@@ -66,7 +66,7 @@ def test_a_bad_flag_is_named_with_the_way_out(flags, changes, parts, capsys):
     ("- format\n- degradation\n", ["recipe.yaml", "key: value"]),
     ("", ["recipe.yaml", "key: value"]),
     ("learning_rte: 1.0e-4\n", ["recipe.yaml", "'learning_rte'", "--help"]),
-    ("grammar: free\n", ["grammar", "'free'", "image, chain"]),
+    ("grammar: free\n", ["grammar", "'free'", "'image', 'chain'"]),
     ("num_generations: 1\n", ["--num_generations 1"]),
 ], ids=["broken", "list", "empty", "unknown key", "bad choice", "bad value"])
 def test_a_bad_config_file_is_named_with_its_fault(flags, text, parts, tmp_path, capsys):

@@ -215,7 +215,7 @@ def test_a_config_of_nonsense_is_named(change, tmp_path):
 def test_an_index_without_a_map_is_named(tmp_path):
     folder = lumina_folder(tmp_path / "lumina", max_shard_size="20KB")
     (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json has no weight_map"):
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json has no key 'weight_map'"):
         load_policy(folder)
 
 

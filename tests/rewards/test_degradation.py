@@ -45,7 +45,7 @@ def test_truth_may_be_one_comma_separated_string():
 
 
 @pytest.mark.parametrize("truth", [None, [], "", TRUTH[:4], [*TRUTH[:4], ""], [*TRUTH[:4], None],
-                                   ["", "", "", "", ""]])
+                                   ["", "", "", "", ""], 5, 0.5, True, {"blur": 1}, [1, 2, 3, 4, 5]])
 def test_a_record_without_the_truth_gets_none(truth):
     assert score(ANSWER, truth=truth) is None
 

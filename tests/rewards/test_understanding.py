@@ -64,7 +64,7 @@ def test_only_the_rough_description_counts(chain):
                                 tag=[["cat"]]) == [0.0]
 
 
-@pytest.mark.parametrize("tags", [None, [], "", " , ", [""], [None]])
+@pytest.mark.parametrize("tags", [None, [], "", " , ", [""], [None], 5, 0.5, True, [1]])
 def test_a_record_without_tags_gets_none(tags):
     assert score("A cat.", tags) is None
     assert understanding_reward([""], tag=[tags]) == [None]

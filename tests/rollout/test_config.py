@@ -48,9 +48,9 @@ def test_flags_win_over_a_folders_settings_and_these_over_defaults():
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"heat": 1}, "model: unknown sampling setting 'heat'; known are cuda_graphs, "),
+    ({"heat": 1}, "model: sampling has the unknown key 'heat'; known are cuda_graphs, "),
     ({"temperature": 0}, "model: bad sampling settings: temperature is 0"),
-    ({"text_top_k": "many"}, "model: bad sampling settings")])
+    ({"text_top_k": "many"}, "model: sampling: text_top_k is 'many'; it must be a whole number")])
 def test_a_folders_bad_settings_are_named_with_their_source(settings, message):
     with pytest.raises(UserError, match=message):
         RolloutConfig.from_settings(settings, "model")

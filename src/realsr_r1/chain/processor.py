@@ -18,7 +18,7 @@ from realsr_r1.chain.spec import IMAGE, ChainSpec, Section
 from realsr_r1.chain.text import ESCAPED_IMAGE, chain_pieces
 from realsr_r1.chain.tokens import ChainForm, SectionForm, TokenLayout, code_name
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json, write_json
+from realsr_r1.core.files import write_json
 from realsr_r1.core.images import (
     fit_image,
     resize_to_cover,
@@ -245,8 +245,8 @@ class ChainProcessor:
                 run = []
             if stray and not (pieces and pieces[-1] == BROKEN_IMAGE):
                 pieces.append(BROKEN_IMAGE)
-            elif not stray and token is not None:
-                run.append(token)
+            elif not stray and token is not None and 0 <= token < self.layout.vocab_size:
+                run.append(token)  # ids that are no token's have no text, as in tokenizers
         return "".join(pieces)
 
     @cached_property
@@ -312,12 +312,12 @@ class ChainProcessor:
             if not (folder / part).is_file():
                 raise UserError(f"{folder} has no {part}; it is no complete model folder (realsr-r1 export "
                                 "makes one)")
-        settings = ChainSettings.from_dict(read_json(folder / SETTINGS_FILE), str(folder / SETTINGS_FILE))
+        settings = ChainSettings.read(folder / SETTINGS_FILE)
         if chain_settings is not None:
             settings = ChainSettings.read(chain_settings, "--chain_settings", settings)
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER).to(device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # A damaged tokenizer.json, tokenizer_config.json or config.json can raise any error.
         except Exception as error:
             raise UserError(f"the text tokenizer in {folder} can't be read ({error}); "

@@ -5,19 +5,16 @@ Knows no tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from realsr_r1.chain.spec import ChainSpec
-from realsr_r1.core.errors import UserError
+from realsr_r1.chain.spec import ChainSpec, SettingsFile
 from realsr_r1.core.files import read_yaml
+from realsr_r1.core.schema import checked
 
 SETTINGS_FILE = "chain_settings.json"
-CHOICES = {"fit": ("crop", "stretch"), "color_fix": ("none", "wavelet", "adain")}
-KINDS: dict[str, type] = {"target_px": int, "grid_unit_px": int, "fit": str, "color_fix": str, "problem": str,
-                          "sections": Sequence, "experts": Sequence, "sampling": Mapping}
 
 
 @dataclass(frozen=True)
@@ -49,25 +46,12 @@ class ChainSettings:
         Raises `UserError` that names the key at fault and `source`.
         """
         default = default or cls()
-        if not isinstance(values, Mapping):
-            raise UserError(f"{source} must hold `key: value` lines of chain settings")
-        for key, value in values.items():
-            kind = KINDS.get(key)
-            if kind and (not isinstance(value, kind) or isinstance(value, str) != (kind is str)):
-                raise UserError(f"{source}: chain setting {key} is {value!r}, which is no "
-                                f"{kind.__name__.lower()}")
-        chain = ChainSpec.from_dict(values, source, default.chain)  # refuses unknown keys
+        values = checked(SettingsFile, values, source)
+        chain = ChainSpec.from_dict(values, source, default.chain)
         plain = {key: value for key, value in values.items() if key not in ("problem", "sections")}
         if "experts" in plain:
             plain["experts"] = tuple(plain["experts"])
-        settings = replace(default, **plain, chain=chain)
-        for key, choices in CHOICES.items():
-            if getattr(settings, key) not in choices:
-                raise UserError(f"{source}: {key} is {getattr(settings, key)!r}; it must be one of "
-                                f"{', '.join(choices)}")
-        if min(settings.target_px, settings.grid_unit_px) < 1:
-            raise UserError(f"{source}: target_px and grid_unit_px must be at least 1")
-        return settings
+        return replace(default, **plain, chain=chain)
 
     @classmethod
     def read(cls, path: str | Path, flag: str | None = None,
@@ -77,7 +61,7 @@ class ChainSettings:
         `flag`: the flag that names the file, for messages. Raises `UserError` for a file that can't
         be used.
         """
-        return cls.from_dict(read_yaml(path, flag), str(path), default)
+        return cls.from_dict(read_yaml(path, SettingsFile, flag), str(path), default)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, from which `from_dict` makes the same settings."""
@@ -95,4 +79,4 @@ def question_in(path: str | Path | None) -> str | None:
 
     None without a file, or without one in it.
     """
-    return None if path is None else (read_yaml(path, "--chain_settings") or {}).get("problem")
+    return None if path is None else read_yaml(path, SettingsFile, "--chain_settings").get("problem")

@@ -14,17 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import is_text, read_yaml
+from realsr_r1.core.files import read_yaml
+from realsr_r1.core.schema import Ge, Json, Le, MinLen, Text, TypedDict, checked
+from realsr_r1.core.texts import is_text
 
 IMAGE = "<|image|>"  # the place of an image in a text
 KINDS = ("text", "image")
 ABOUT = ("degradation", "description", "restoration")  # a text has one of the first two, an image the last
 CHAIN_FILE = "chain.json"  # lies beside written chains, so that pages about them know their sections
-# The other settings in a file of chain settings; `realsr_r1.chain.settings` says what they are.
-OTHER_SETTINGS = ("target_px", "grid_unit_px", "fit", "color_fix", "experts", "sampling")
+COLOR_FIXES = ("none", "wavelet", "adain")
+MOST_PX = 4096  # of a final image's side: at 8 pixels a code it has a quarter of a million tokens
 # Tokens of an answer that belong to no section's body: tags, and text and images of what is no
 # chain.
 OTHER_PARTS = ("tags", "text", "image")
@@ -32,6 +34,19 @@ PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PLACES = {"Text", "text", "tags"}  # the names that a wording may have in braces
+
+
+class SettingsFile(TypedDict, total=False, closed=True):
+    """The keys of a file of chain settings; `ChainSettings` says what they are."""
+
+    problem: Text
+    sections: Annotated[list[Any], MinLen(1)]
+    target_px: Annotated[int, Ge(1), Le(MOST_PX)]
+    grid_unit_px: Annotated[int, Ge(1), Le(MOST_PX)]
+    fit: Literal["crop", "stretch"]
+    color_fix: Literal[*COLOR_FIXES]
+    experts: list[Text]
+    sampling: dict[Text, Json]
 
 
 @dataclass(frozen=True)
@@ -107,10 +122,7 @@ class ChainSpec:
         chain.
         Raises `UserError` that names the file and the key at fault.
         """
-        values = read_yaml(path)
-        if not isinstance(values, Mapping):
-            raise UserError(f"{path} must hold `key: value` lines of chain settings")
-        return cls.from_dict(values, str(path))
+        return cls.from_dict(read_yaml(path, SettingsFile), str(path))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str, default: ChainSpec | None = None) -> ChainSpec:
@@ -119,17 +131,12 @@ class ChainSpec:
         `source` names the settings in errors.
         """
         default = default or cls.published()
-        for key in values:
-            if key not in ("problem", "sections", *OTHER_SETTINGS):
-                raise UserError(f"{source}: unknown chain setting {key!r}; known are "
-                                f"{', '.join(sorted(('problem', 'sections', *OTHER_SETTINGS)))}")
+        values = checked(SettingsFile, values, source)
         if "sections" in values and "problem" not in values:
             raise UserError(f"{source} has sections and no problem; give the question that they answer")
         try:
             sections = default.sections
             if "sections" in values:
-                if not isinstance(values["sections"], list) or not values["sections"]:
-                    raise UserError("sections must be a list with at least one section")
                 sections = tuple(_section(section, number)
                                  for number, section in enumerate(values["sections"], 1))
             return cls(values.get("problem", default.question), sections)
@@ -226,7 +233,7 @@ def close_tag(section: str) -> str:
 
 @cache
 def _published() -> ChainSpec:
-    values = read_yaml(PUBLISHED_FILE)
+    values = read_yaml(PUBLISHED_FILE, SettingsFile)
     return ChainSpec(values["problem"], tuple(_section(section, number)
                                               for number, section in enumerate(values["sections"], 1)))
 

@@ -16,8 +16,8 @@ def pick_device(name: str | None = None, flag: str = "--device") -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # torch raises anything for a name that is no device
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{flag} {name} can't be used here ({reason}); leave the flag out or try "
                         f"{flag} cpu") from error
     return name

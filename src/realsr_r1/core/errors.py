@@ -6,11 +6,13 @@ Imports nothing of the rest of the package; everything may import it.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
+import re
 import select
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
@@ -33,8 +35,12 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     exception keeps its traceback, because then the fault is ours. Under torchrun all ranks find
     the same bad input, and only rank 0 reports it.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no terminal can show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _information_on_stdout():
+            _refuse_empty(sys.argv[1:] if argv is None else argv)
             code = main(argv) or 0
     except UserError as error:
         code = _complain(" ".join(str(error).split()))
@@ -47,7 +53,7 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes
         code = 1
     except Exception as error:
-        filename = getattr(error, "filename", None)
+        filename = getattr(error, "filename2", None) or getattr(error, "filename", None)
         if is_disk_full(error):
             reason = (f"the disk is full{f' while writing {filename}' if filename else ''}; free some space "
                       "or write elsewhere, then run the same command again")
@@ -58,6 +64,14 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
             raise
         code = _complain(reason, of_one_rank=True)
     sys.exit(code)
+
+
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """Raise `UserError` for an empty argument: as a path it would be the working folder."""
+    for before, value in zip(["the command", *argv], argv, strict=False):
+        flag = value[:-1] if re.fullmatch(r"--\w+=", value) else before if not value else None
+        if flag is not None:
+            raise UserError(f"{flag} is empty; give a value, or leave it out")
 
 
 def _is_stdout_broken() -> bool:
@@ -107,8 +121,9 @@ def _complain(line: str, of_one_rank: bool = False) -> int:
 
 
 # What can be wrong with a path that the user gave: rights, a read-only disk, too long a name, links
-# in a circle.
-_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+# in a circle, a folder where a file is to be written, a file where a folder is.
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR,
+                errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
 # What libraries say instead of raising the OS error: the first two are of tokenizers and
 # safetensors, the others of torch.save, when a file came out shorter than what was written.
 _DISK_FULL_SIGNS = ("no space left on device", "os error 28", "pytorchstreamwriter failed writing",

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.texts import decoded_text, read_text
+from realsr_r1.core.schema import Json, Text, checked
+from realsr_r1.core.texts import decoded_text, escaped, is_text, read_text
 
 TRIAL = ".realsr-r1-"  # prefix of folders that are made only to see whether a folder can be made
+MOST_JSON, MOST_YAML = 2**31, 2**20  # bytes of a file; a list of a million records has some hundred MiB
+MOST_VALUES = 10**6  # in a YAML file, its aliases written out
 NOTE = "made_from.json"  # in an unfinished folder: what it is being made from
 
 
@@ -89,7 +93,7 @@ def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterat
 def _is_noted(note: Path, made_from: Any) -> bool:
     """Whether `note` holds `made_from`. A crash of the machine may have left the note empty."""
     try:
-        return note.is_file() and read_json(note) == made_from
+        return note.is_file() and read_json(note, Json) == made_from
     except UserError:
         return False
 
@@ -147,54 +151,57 @@ def write_json(path: str | Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises `UserError` that names it when it is missing or is not JSON."""
+def read_json(path: str | Path, form: Any, way: str = "") -> Any:
+    """Read a JSON file of the form `form` (core/schema.py).
+
+    `way`: the way out where it has another form. Raises `UserError` that names the file when it is
+    missing, is not JSON or has another form.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no such file: {path}")
-    return parsed_json(path.read_bytes(), str(path))
+    _check_size(path, MOST_JSON)
+    return parsed_json(path.read_bytes(), str(path), form, way)
 
 
-def parsed_json(data: bytes | str, where: str) -> Any:
+def parsed_json(data: bytes | str, where: str, form: Any, way: str = "") -> Any:
     """Return the value of JSON: a file's bytes (as `decoded_text` reads them), or a text.
 
-    Raises `UserError` that names it by `where` when it is not JSON.
+    Raises `UserError` that names it by `where` when it is not JSON, or not of the form `form`.
     """
     text = data if isinstance(data, str) else decoded_text(data, where)
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:  # also endless digits, endless brackets
-        raise UserError(f"{where} is not valid JSON ({error})") from error
+        raise UserError(f"{where} is not valid JSON ({error}){f'; {way}' if way else ''}") from error
+    return checked(form, value, where, way)
 
 
-def read_note(path: str | Path, keys: Iterable[str], again: str) -> dict[str, Any]:
-    """Read a JSON object that an earlier run wrote.
+def read_yaml(path: str | Path, form: Any, flag: str | None = None, way: str = "") -> Any:
+    """Read a YAML file (JSON is YAML, too) of the form `form` (core/schema.py).
 
-    Raises `UserError` when it lacks one of `keys`; `again` is the advice that ends the message.
+    Raises `UserError` that names the file, and the flag it came from, when it is missing, broken or
+    of another form.
     """
-    note = read_json(path)
-    if not isinstance(note, dict) or not note.keys() >= set(keys):
-        raise UserError(f"{path} is not what realsr-r1 wrote there (it lacks one of {', '.join(keys)}); "
-                        f"{again}")
-    return note
+    path = Path(path)
+    if path.is_file():
+        _check_size(path, MOST_YAML)
+    return parsed_yaml(read_text(path, flag), f"{path}{f' (given by {flag})' if flag else ''}", form, way)
 
 
-def read_yaml(path: str | Path, flag: str | None = None) -> Any:
-    """Read a YAML file (JSON is YAML, too).
-
-    Raises `UserError` that names the file, and the flag it came from, when it is missing or broken.
-    """
-    return parsed_yaml(read_text(Path(path), flag), str(path))
-
-
-def parsed_yaml(text: str, where: str) -> Any:
+def parsed_yaml(text: str, where: str, form: Any, way: str = "") -> Any:
     """Return the value of a YAML text. Raises `UserError` that names it by `where` when it is none."""
     import yaml
 
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        if node is not None and _written_out(node, {}) > MOST_VALUES:
+            raise ValueError("its aliases stand for more than a file could hold")
+        value = None if node is None else loader.construct_document(node)
     except Exception as error:  # PyYAML lets through what Python raises on odd numbers, dates and keys
         raise UserError(f"{where} is not valid YAML ({error})") from error
+    return checked(form, value, where, way)
 
 
 def check_replaced(path: Path, made_from: dict[str, Any], overwrite: bool) -> None:
@@ -205,29 +212,28 @@ def check_replaced(path: Path, made_from: dict[str, Any], overwrite: bool) -> No
     if overwrite or not path.exists():
         return
     try:
-        held = read_json(path)
+        held = read_json(path, dict[Text, Json])
     except UserError:
         held = None
-    if not isinstance(held, dict) or held.get("made_from") != made_from:
+    if held is None or held.get("made_from") != made_from:
         raise UserError(f"{path} is there, and holds something else; give another --output, or --overwrite to "
                         "replace it")
 
 
-def is_text(value: Any) -> bool:
-    """Whether `value` is a string that UTF-8 can hold.
-
-    Names of files, JSON files and models' answers may hold halves of surrogate pairs, which it
-    can't.
-    """
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
+def _written_out(node: Any, known: dict[int, float]) -> float:
+    """Return the number of values that a YAML node stands for where its aliases are written out."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # an alias inside of what it stands for
+        parts = node.value if isinstance(node.value, list) else []
+        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_written_out(child, known) for child in children)
+    return known[id(node)]
 
 
-def escaped(text: str) -> str:
-    """`text` with each character that UTF-8 can't hold written as a backslash escape."""
-    return text.encode(errors="backslashreplace").decode()
+def _check_size(path: Path, most: int) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise UserError(f"{path} has {size / 2**20:,.0f} MiB; such a file may have {most / 2**20:,.0f} MiB")
 
 
 def existing_folder(path: str | Path, flag: str, what: str = "folder") -> Path:
@@ -241,6 +247,14 @@ def existing_folder(path: str | Path, flag: str, what: str = "folder") -> Path:
     if not path.is_dir():
         raise UserError(f"{path} is not a folder (given by {flag})")
     return path
+
+
+def check_new_file(path: str | Path, flag: str, example: str) -> None:
+    """Raise `UserError` unless a file can be written at `path`. `example`: the name of such a file."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder (given by {flag}); {flag} takes the name of a file, e.g. "
+                        f"{Path(path) / example}")
+    check_new_folder(Path(path).absolute().parent, flag)
 
 
 def check_new_folder(path: str | Path, flag: str) -> None:

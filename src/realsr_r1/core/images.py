@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from realsr_r1.core.pictures import IMAGE_SUFFIXES, as_picture, read_picture, why_not_listed
+from realsr_r1.core.texts import escaped, is_text
 
 if TYPE_CHECKING:
     import numpy
@@ -42,7 +43,7 @@ class ImageListing:
         parts = [f"{self.deeper} in its subfolders, which --recursive reads"] if self.deeper else []
         if self.unread:
             path, reason = self.unread[0]
-            parts.append(f"{len(self.unread)} that can't be read, the first: {path.name}: {reason}")
+            parts.append(f"{len(self.unread)} that can't be read, the first: {escaped(path.name)}: {reason}")
         return f"; passed over: {'; '.join(parts)}" if parts else ""
 
 
@@ -66,6 +67,8 @@ def listed_images(folder: str | Path, recursive: bool = False, without: Sequence
             is_picture = path.suffix.lower() in IMAGE_SUFFIXES
             if is_picture and not is_entered:
                 deeper += 1
+            elif is_picture and not is_text(str(path)):
+                unread.append((path, "its name, or that of its folder, is not UTF-8 text; rename it"))
             elif is_picture and path.is_file():
                 images.append(path)
             elif is_picture and is_entered:
@@ -77,8 +80,7 @@ def listed_images(folder: str | Path, recursive: bool = False, without: Sequence
 
 def list_images(folder: str | Path) -> list[Path]:
     """The picture files right inside `folder`, sorted by name (hidden files are left out)."""
-    return sorted(p for p in Path(folder).iterdir()
-                  if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
+    return listed_images(folder).images
 
 
 def load_image(path: str | Path) -> Image.Image:

@@ -20,6 +20,7 @@ from typing import Any
 from realsr_r1.core.errors import UserError
 
 LOOK_AT_PARENT = 1.0  # seconds
+MOST_PROCESSES = 1024  # that a command may be asked to start
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from realsr_r1.core.errors import UserError
 
@@ -29,7 +30,8 @@ def split_tags(value: str | Iterable[object]) -> list[str]:
 
     `value`: a text with one or several tags, or several such texts. What isn't a text is left out.
     """
-    texts = [value] if isinstance(value, str) else [text for text in value if isinstance(text, str)]
+    values = [value] if isinstance(value, str) else value if isinstance(value, Iterable) else []
+    texts = [text for text in values if isinstance(text, str)]
     parts = [part for text in texts for part in _BETWEEN_TAGS.split(text)]
     return [tag for part in parts if (tag := " ".join(composed(part).split()))]
 
@@ -67,6 +69,23 @@ def read_text(path: Path, flag: str | None = None) -> str:
     if not path.is_file():
         raise UserError(f"no such file: {path}{given}")
     return decoded_text(path.read_bytes(), f"{path}{given}")
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a string that UTF-8 can hold.
+
+    Names of files, JSON files and models' answers may hold halves of surrogate pairs, which it
+    can't.
+    """
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def escaped(text: str) -> str:
+    """`text` with each character that UTF-8 can't hold written as a backslash escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def composed(text: str) -> str:

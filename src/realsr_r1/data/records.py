@@ -10,15 +10,18 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from realsr_r1.chain.checks import check_text
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import is_text, read_json
+from realsr_r1.core.files import read_json
+from realsr_r1.core.schema import MinLen, Place, TypedDict
+from realsr_r1.core.texts import is_text
 
 if TYPE_CHECKING:
     import datasets
 
+DATASET_FILE = "dataset_dict.json"  # that of `datasets`, by which it knows a DatasetDict
 REQUIRED_KEYS = ("image_path", "problem", "tag")  # those of the published format
 
 Record = dict[str, Any]
@@ -100,10 +103,27 @@ def read_list(path: str | Path) -> list[Any]:
 
     Raises `UserError` that names the file.
     """
-    records = read_json(path)
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{path} must hold a JSON list with at least one record, not {_kind(records)}")
-    return records
+    return read_json(path, Annotated[list[Any], MinLen(1)], "it is a list of records")
+
+
+class DatasetFile(TypedDict):
+    """`DATASET_FILE`."""
+
+    splits: Annotated[list[Place], MinLen(1)]
+
+
+def splits_of(folder: Path) -> list[str]:
+    """Return the names of the splits in a dataset folder, each of which is a folder in it.
+
+    Raises `UserError` that names the file which says so, where it can't be read.
+    """
+    way = "make it again with realsr-r1 create-json"
+    splits = read_json(folder / DATASET_FILE, DatasetFile, way)["splits"]
+    for split in splits:
+        if not (folder / split).is_dir():
+            raise UserError(f"{folder / DATASET_FILE} names the split {split!r}, and there is no such folder "
+                            "beside it; copy the dataset again")
+    return splits
 
 
 def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:
@@ -116,14 +136,15 @@ def load_dataset_dict(path: str | Path) -> datasets.DatasetDict:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"no such dataset folder: {path}; make one with realsr-r1 create-json")
-    if not (folder / "dataset_dict.json").is_file():
-        raise UserError(f"{path} is not a DatasetDict (no dataset_dict.json); make one with realsr-r1 "
+    if not (folder / DATASET_FILE).is_file():
+        raise UserError(f"{path} is not a DatasetDict (no {DATASET_FILE}); make one with realsr-r1 "
                         "create-json")
+    splits_of(folder)
     try:
         return datasets.load_from_disk(str(folder))
     except IndexError as error:  # datasets fails to join the tables of a split that has none
         raise UserError(f"{path} has a split without records; make it again without that split") from error
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a value of another type in one of its files fails anywhere in datasets
         raise UserError(f"{path} can't be read as a DatasetDict ({error}); make it again with realsr-r1 "
                         "create-json"
                         ) from error

@@ -7,15 +7,16 @@ Loads no tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
+from realsr_r1.core.schema import Json, MinLen, Place, Text, TypedDict
 
 Shapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
 
@@ -28,6 +29,12 @@ NO_WEIGHTS = ("training_args.bin", "training_state.pt", "optimizer.pt", "optimiz
               "scaler.pt", "rng_state*.pth")
 # The types that a policy or an image tokenizer can be stored in, by safetensors' names.
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class IndexFile(TypedDict, extra_items=Json):
+    """The index of weights in several files: tensor name -> file."""
+
+    weight_map: Annotated[dict[Text, Place], MinLen(1)]
 
 
 class TensorHeader(NamedTuple):
@@ -60,9 +67,7 @@ def weight_files(path: Path) -> list[Path]:
         other = other_weights(path)
         instead = f"; {other}, which it has, is not read: copy the rest, or save them as safetensors"
         raise UserError(f"{path} has no {WEIGHTS} (nor {WEIGHTS_INDEX}){instead if other else ''}")
-    index = read_json(path / WEIGHTS_INDEX)
-    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-        raise UserError(f"{path / WEIGHTS_INDEX} has no weight_map; copy it again")
+    index = read_json(path / WEIGHTS_INDEX, IndexFile, "copy it again")
     return [path / name for name in sorted(set(index["weight_map"].values()))]
 
 
@@ -100,6 +105,14 @@ def stored_dtypes(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, 
             raise UserError(f"{path}: tensor {name} is stored as {header.dtype}; a policy is one of "
                             f"{', '.join(STORED_DTYPES)}")
     return {name: STORED_DTYPES[header.dtype] for name, header in headers.items()}
+
+
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> None:
+    """Raise `UserError` that names the first tensor with a value that isn't finite."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{where}: tensor {name} holds values that are no finite numbers, so nothing can "
+                            "be made with it (a run that diverged?); take an earlier checkpoint")
 
 
 def check_tensors(path: Path, found: Shapes, expected: Shapes, optional: Collection[str] = (),

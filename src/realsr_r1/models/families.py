@@ -42,9 +42,11 @@ def known_types() -> str:
 def new_config(**values: Any) -> PolicyConfig:
     """Return a config for a policy with random weights, which is of the Lumina family.
 
-    `values`: in transformers' names.
+    `values`: in transformers' names. Raises `UserError` for sizes that no policy has.
     """
-    return LUMINA.config(**values)
+    config = LUMINA.config(**values)
+    config.shape.check()
+    return config
 
 
 def new_policy(config: PolicyConfig) -> PreTrainedModel:

@@ -8,12 +8,17 @@ files.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock, JanusVQVAEDecoder, JanusVQVAEEncoder
+
+from realsr_r1.core.schema import Ge, Json, Le, Len, TypedDict, checked
 
 COMMITMENT_WEIGHT = 0.25  # beta of VQ-VAE (arXiv 1711.00937)
 MAX_SIMILARITIES = 2**25  # latents x codes that are compared at the same time: 128 MiB in float32
@@ -36,6 +41,26 @@ class ImageTokenizerConfig(JanusVQVAEConfig):
     l2_normalised_codes: bool = True
     attention_levels: list[int] | tuple[int, ...] | None = None
     middle_attention: bool = True
+
+
+class ConfigValues(TypedDict, total=False, extra_items=Json):
+    """What decides the size of an image tokenizer, within what a machine can hold."""
+
+    num_embeddings: Annotated[int, Ge(1), Le(2**22)]
+    embed_dim: Annotated[int, Ge(1), Le(2**14)]
+    base_channels: Annotated[int, Ge(1), Le(2**12)]
+    channel_multiplier: Annotated[list[Annotated[int, Ge(1), Le(64)]], Len(1, 8)]
+    num_res_blocks: Annotated[int, Ge(1), Le(64)]
+    latent_channels: Annotated[int, Ge(1), Le(2**14)]
+    l2_normalised_codes: bool
+    attention_levels: list[int] | None
+    middle_attention: bool
+
+
+def tokenizer_config(values: Mapping[str, Any], where: str) -> ImageTokenizerConfig:
+    """Make a config of keys and values. Raises `UserError` that names `where` and the key at fault."""
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return ImageTokenizerConfig.from_dict(checked(ConfigValues, plain, where))
 
 
 class Quantizer(nn.Module):

@@ -13,28 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import ADAPTER_CONFIG_NAME, is_flash_attn_2_available
+from transformers.utils import ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
 from realsr_r1.core.cpu import suit_cpu
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
+from realsr_r1.core.schema import Json, Text, TypedDict
 from realsr_r1.models.checking import (
     WEIGHTS,
     WEIGHTS_INDEX,
     TensorHeader,
+    check_finite,
     check_tensors,
     file_headers,
     other_weights,
     stored_dtypes,
     tensor_headers,
     tensor_shapes,
+    weight_files,
 )
 from realsr_r1.models.families import FAMILIES, known_types
-from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig, tokenizer_config
 from realsr_r1.models.protocol import Family, PolicyConfig
 from realsr_r1.models.published import published_image_tokenizer
 from realsr_r1.models.streaming import empty_policy, fill, fill_partitioned
@@ -44,6 +48,12 @@ __all__ = ["WEIGHTS", "WEIGHTS_INDEX", "load_image_tokenizer", "load_policy", "p
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # a bar for each file that is loaded or saved would say nothing
+
+
+class ConfigFile(TypedDict, extra_items=Json):
+    """A model's config.json. What the other keys must be, its config class says."""
+
+    model_type: Text
 
 
 def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
@@ -62,13 +72,8 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
     """
     path = Path(path)
     attention = usable_attention(attn_implementation) if attn_implementation else None
-    family, policy = _empty_policy(path, attention)
+    family, policy, headers, left_out = _checked_policy(path, attention)
     config = policy.config
-    found = tensor_headers(path)
-    headers = {name: header for name, header in found.items() if not name.startswith(family.left_out)}
-    check_tensors(path, {name: header.shape for name, header in headers.items()},
-                  {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
-                  optional=("lm_head.weight",) if config.tie_word_embeddings else ())
     suit_cpu(sum(header.numel for header in headers.values()))
     stored = set(stored_dtypes(path, headers).values())
     if dtype in (None, "auto"):
@@ -84,8 +89,38 @@ def load_policy(path: str | Path, dtype: torch.dtype | str | None = None,
         fill(policy, path, dtype)
     policy.name_or_path = str(path)  # peft writes it into an adapter's config, where export finds the base
     if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
-        logger.info(_summary(path, policy, headers, len(found) - len(headers)))
+        logger.info(_summary(path, policy, headers, left_out, policy.dtype))
     return policy
+
+
+def check_policy(path: Path) -> str:
+    """Check all of a policy's folder without loading it, and say what it holds, as `load_policy` does.
+
+    Reads each tensor once. Raises `UserError` for what `load_policy` raises it for, and for a value
+    that isn't finite.
+    """
+    _, policy, headers, left_out = _checked_policy(path, None)
+    dtypes = sorted(set(stored_dtypes(path, headers).values()), key=str)
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as tensors:
+            check_finite(((name, tensors.get_tensor(name)) for name in tensors.keys()), str(file))
+    return _summary(path, policy, headers, left_out, *dtypes)
+
+
+def _checked_policy(path: Path, attention: str | None) -> tuple[Family, PreTrainedModel,
+                                                                dict[str, TensorHeader], int]:
+    """Return a folder's family, its policy without weights, the headers of its tensors, and how many
+    more tensors are left out. Raises `UserError` where they don't belong together.
+    """
+    family, policy = _empty_policy(path, attention)
+    found = tensor_headers(path)
+    headers = {name: header for name, header in found.items() if not name.startswith(family.left_out)}
+    check_tensors(path, {name: header.shape for name, header in headers.items()},
+                  {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
+                  optional=("lm_head.weight",) if policy.config.tie_word_embeddings else ())
+    if (path / GENERATION_CONFIG_NAME).is_file():
+        read_json(path / GENERATION_CONFIG_NAME, dict[Text, Json])
+    return family, policy, headers, len(found) - len(headers)
 
 
 def _keep_backward(policy: PreTrainedModel) -> None:
@@ -99,9 +134,10 @@ def _keep_backward(policy: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _summary(path: Path, policy: PreTrainedModel, headers: Mapping[str, TensorHeader], left_out: int) -> str:
+def _summary(path: Path, policy: PreTrainedModel, headers: Mapping[str, TensorHeader], left_out: int,
+             *dtypes: torch.dtype) -> str:
     shape, parameters = policy.config.shape, sum(header.numel for header in headers.values())
-    rows, dtype = shape.query_norm_rows, str(policy.dtype).removeprefix("torch.")
+    rows, dtype = shape.query_norm_rows, " and ".join(str(one).removeprefix("torch.") for one in dtypes)
     return (f"{path}: a policy of {parameters:,} parameters, {shape.layers} layers, vocabulary "
             f"{shape.vocabulary:,}, {rows} q-norm row{'s' * (rows > 1)} for {shape.heads} heads, {dtype}"
             + (f"; the {left_out} tensors of its image encoder are left out" if left_out else ""))
@@ -149,16 +185,16 @@ def _empty_policy(path: Path, attn_implementation: str | None = None) -> tuple[F
     if not file.is_file() and (other := other_weights(path)):
         raise UserError(f"{path} has weights ({other}) and no config.json, which says what they are; copy "
                         "the whole folder again")
-    raw = read_json(file)
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
-    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    raw = read_json(file, ConfigFile)
+    family = FAMILIES.get(raw["model_type"])
     if family is None:
-        raise UserError(f"{file} describes a model of type {kind!r}; known are {known_types()}")
+        raise UserError(f"{file} describes a model of type {raw['model_type']!r}; known are {known_types()}")
     # A config may have no weights beside it, as in configs/models. Our own configs are complete
     # without tensors.
-    shapes = tensor_shapes(path) if kind in family.published and has_weights else {}
+    shapes = tensor_shapes(path) if raw["model_type"] in family.published and has_weights else {}
     try:
         config = family.config.from_folder(raw, shapes)
+        config.shape.check()
         if attn_implementation:
             config._attn_implementation = attn_implementation
         return family, empty_policy(family.policy, config)
@@ -184,10 +220,9 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
         if family is not None:
             raise UserError(f"{path} is a folder, which says what it is; family={family!r} is for published "
                             "files")
-        values = read_json(path / "config.json")
-        if values.get("model_type") != ImageTokenizerConfig.model_type:
-            raise UserError(f"{path} holds a model of type {values.get('model_type')!r}, not an image "
-                            "tokenizer")
+        values = read_json(path / "config.json", ConfigFile)
+        if values["model_type"] != ImageTokenizerConfig.model_type:
+            raise UserError(f"{path} holds a model of type {values['model_type']!r}, not an image tokenizer")
         if not (path / WEIGHTS).is_file():
             raise UserError(f"{path} has no {WEIGHTS}")
         file_headers(path / WEIGHTS)  # raises an error that names a damaged file
@@ -197,7 +232,7 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
     else:
         raise UserError(f"no such image tokenizer: {path}")
     try:
-        config = ImageTokenizerConfig.from_dict({**values, **overrides})
+        config = tokenizer_config({**values, **overrides}, str(path))
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape)
                         for name, tensor in ImageTokenizer(config).state_dict().items()}

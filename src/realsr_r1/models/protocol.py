@@ -16,8 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from realsr_r1.core.errors import UserError
+
 # The names of a layer's matrices in every family; transformers' Llama and later models use them.
 LAYER_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+# What a policy's sizes may be. Building one beyond them would take minutes before it failed.
+MOST = {"hidden": 2**16, "intermediate": 2**18, "layers": 512, "heads": 2**10, "kv_heads": 2**10,
+        "vocabulary": 2**22}
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,12 @@ class PolicyShape:
     attention_bias: bool = False
     mlp_bias: bool = False
     tied: bool = False
+
+    def check(self) -> None:
+        """Raise `UserError` for sizes that no policy has."""
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"it has {getattr(self, name)} {name} (from 1 to {most} are read)")
 
     @property
     def head_dim(self) -> int:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_yaml
+from realsr_r1.core.schema import Json
 
 # What the tensors of a file don't tell: LlamaGen (arXiv 2406.06525) l2-normalises codes, and
 # Chameleon (arXiv 2405.09818) doesn't.
@@ -167,7 +168,7 @@ def yaml_shape(file: Path) -> dict[str, Any]:
 
     Raises `UserError` that names a file of another form.
     """
-    value = read_yaml(file)
+    value = read_yaml(file, Json)
     try:
         params = value["model"]["params"]
         ddconfig = dict(params["ddconfig"])

@@ -22,6 +22,8 @@ from transformers.initialization import no_init_weights
 from transformers.integrations import deepspeed_config
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from realsr_r1.core.files import read_json
+from realsr_r1.core.schema import Json, Text
 from realsr_r1.models.checking import weight_files
 from realsr_r1.models.protocol import PolicyConfig
 
@@ -104,5 +106,6 @@ def _finish(policy: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
     policy.name_or_path = policy.config.name_or_path = str(path)
     policy.config.dtype = dtype
     if (path / GENERATION_CONFIG_NAME).is_file():
-        policy.generation_config = GenerationConfig.from_pretrained(path)
+        settings = read_json(path / GENERATION_CONFIG_NAME, dict[Text, Json])
+        policy.generation_config = GenerationConfig.from_dict(settings)
     policy.eval()

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_yaml
+from realsr_r1.core.schema import Gt, Number, TypedDict
 
 GIB, GB = 2**30, 1e9  # memory is in GiB (an "80 GB" A100 has 81,920 MiB), rates are in powers of ten
 
@@ -100,6 +101,8 @@ class Machine:
 MEASURED = {"memory_gib": ("memory", GIB), "tflops": ("flops", 1e12), "bandwidth_gb": ("bandwidth", GB),
             "link_gb": ("link", GB), "host_gb": ("host", GB), "network_gb": ("network", GB),
             "launch_us": ("launch", 1e-6)}
+MeasuredFile = TypedDict("MeasuredFile", dict.fromkeys(MEASURED, Annotated[Number, Gt(0)]), total=False,
+                         closed=True)
 
 
 def machine(gpu: str | None, gpus: int = 1, nodes: int = 1,
@@ -143,7 +146,4 @@ def read_measured(path: str | Path) -> dict[str, float]:
 
     Raises `UserError` that names a missing or broken file.
     """
-    values = read_yaml(path, "--machine")
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold `key: value` lines; known numbers are {', '.join(MEASURED)}")
-    return values
+    return read_yaml(path, MeasuredFile, "--machine")

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
+from realsr_r1.core.schema import Ge, Json, Number, TypedDict
 from realsr_r1.models.protocol import PolicyShape
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class TokenizerShape:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+        from realsr_r1.models.image_tokenizer import ImageTokenizer, tokenizer_config
 
-        config = ImageTokenizerConfig.from_dict(dict(values))
+        config = tokenizer_config(values, "the image tokenizer")
         with torch.device("meta"):
             model, side = ImageTokenizer(config), max(1, px // 2 ** (len(config.channel_multiplier) - 1))
             with FlopCounterMode(display=False) as counter:
@@ -66,6 +67,33 @@ class TokenizerShape:
         return cls(sum(parameter.numel() for parameter in model.parameters()),
                    (config.base_channels * multipliers[0], config.base_channels * multipliers[1]),
                    model.codebook_size, model.downsample, counter.get_total_flops())
+
+
+Elements = Annotated[Number, Ge(1)] | Literal["auto"]
+
+
+class Offload(TypedDict, total=False, extra_items=Json):
+    """Where DeepSpeed keeps a part of the state."""
+
+    device: Literal["none", "cpu", "nvme"]
+
+
+class Zero(TypedDict, extra_items=Json):
+    """`zero_optimization` of a DeepSpeed JSON, as far as a plan reads it."""
+
+    stage: Literal[2, 3]
+    offload_optimizer: NotRequired[Offload]
+    offload_param: NotRequired[Offload]
+    stage3_max_live_parameters: NotRequired[Elements]
+    reduce_bucket_size: NotRequired[Elements]
+    sub_group_size: NotRequired[Elements]
+    overlap_comm: NotRequired[bool]
+
+
+class DeepSpeedFile(TypedDict, extra_items=Json):
+    """A DeepSpeed JSON with ZeRO."""
+
+    zero_optimization: Zero
 
 
 @dataclass(frozen=True)
@@ -88,18 +116,15 @@ class Sharding:
     @classmethod
     def read(cls, path: str | Path) -> Sharding:
         """Read a DeepSpeed JSON. Raises `UserError` that names the file when it isn't one."""
-        values = read_json(path)
-        zero = values.get("zero_optimization") if isinstance(values, dict) else None
-        if not isinstance(zero, dict) or zero.get("stage") not in (2, 3):
-            raise UserError(f"{path} is no DeepSpeed file with zero_optimization of stage 2 or 3; take one "
-                            "of local_scripts, or --deepspeed none")
+        zero = read_json(path, DeepSpeedFile, "take one of local_scripts, or --deepspeed none"
+                         )["zero_optimization"]
 
         def number(key: str, default: float | None) -> float | None:
-            value = zero.get(key, default)
-            return float(value) if isinstance(value, int | float) else default
+            value = zero.get(key, "auto")
+            return default if value == "auto" else value
 
         def is_offloaded(key: str) -> bool:
-            return isinstance(zero.get(key), dict) and zero[key].get("device") not in (None, "none")
+            return zero.get(key, {}).get("device", "none") != "none"
 
         return cls(zero["stage"], is_offloaded("offload_optimizer"), is_offloaded("offload_param"),
                    number("stage3_max_live_parameters", 1e9), number("reduce_bucket_size", None),
@@ -225,9 +250,11 @@ def tokenizer_values(model: Path, policy: PolicyShape) -> dict[str, Any]:
     Where the folder has none, they belong to the tokenizer that its vocabulary was published with.
     Raises `UserError` where neither is known.
     """
+    from realsr_r1.models.loading import ConfigFile
+
     file = model / "image_tokenizer" / "config.json"
     if file.is_file():
-        return read_json(file)
+        return dict(read_json(file, ConfigFile))
     if policy.vocabulary not in PUBLISHED_TOKENIZERS:
         raise UserError(f"{model} has no image_tokenizer folder, and a vocabulary of {policy.vocabulary:,} "
                         "is no published one; plan with a folder that realsr-r1 export or sft made")

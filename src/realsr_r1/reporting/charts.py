@@ -5,12 +5,13 @@ The SVGs are for the page. Knows `Run`, and no HTML besides the SVG element.
 
 from __future__ import annotations
 
-import html
 import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from realsr_r1.reporting.run_folder import Run, Series
 
@@ -56,7 +57,7 @@ def panels(run: Run) -> list[Panel]:
             if (training := run.series(key))]
 
 
-def panel_svg(panel: Panel) -> str:
+def panel_svg(panel: Panel) -> Markup:
     """Return the chart as an `<svg>` element without ids, colours or fonts of its own."""
     import matplotlib
 
@@ -74,15 +75,16 @@ def save_png(charts: list[Panel], title: str, path: Path) -> None:
     """Draw all panels in one picture on white."""
     from matplotlib.figure import Figure
 
+    plain = {"parse_math": False}  # a name with two dollar signs is no formula
     rows = -(-len(charts) // COLUMNS)
     columns = min(COLUMNS, len(charts))
     figure = Figure(figsize=(PANEL_INCHES[0] * columns, (PANEL_INCHES[1] + 0.25) * rows + 0.3),
                     layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, **plain)
     for index, panel in enumerate(charts, start=1):
         axes = figure.add_subplot(rows, columns, index)
         _draw(axes, panel, LIGHT)
-        axes.set_title(panel.title, fontsize=9, loc="left", fontweight="bold")
+        axes.set_title(panel.title, fontsize=9, loc="left", fontweight="bold", **plain)
     figure.savefig(path, format="png", dpi=150)
 
 
@@ -111,7 +113,7 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
         spine.set_color(colours["line"])
 
 
-def _themed(svg: str, title: str) -> str:
+def _themed(svg: str, title: str) -> Markup:
     """Return only the `<svg>` element, in the colours and fonts of the page.
 
     The XML head, the metadata and the ids of groups are removed, as the page has many charts.
@@ -125,4 +127,4 @@ def _themed(svg: str, title: str) -> str:
     for name, colour in PLACEHOLDERS.items():
         svg = svg.replace(colour, f"var(--{name})")
     svg = re.sub(r"\s*\n\s*", " ", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)} by step"', 1)
+    return Markup('<svg role="img" aria-label="{} by step"').format(title) + Markup(svg.removeprefix("<svg"))

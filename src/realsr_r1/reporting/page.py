@@ -1,29 +1,25 @@
-"""Writes the report's page: sections, strips and tiles as HTML.
+"""Makes the report's page: what its template shows, as plain texts, numbers and pictures.
 
-The page needs no script and no other file. Everything comes to this module already read and drawn;
-texts from files are escaped here or in tables.py.
+Everything comes to this module already read and drawn. The HTML is in templates/report.html.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from realsr_r1.chain.text import parse_chain
 from realsr_r1.reporting.charts import Panel, panel_svg
+from realsr_r1.reporting.rendering import data_uri, render
 from realsr_r1.reporting.run_folder import HEADLINE_SETTINGS, Run
-from realsr_r1.reporting.strips import CELL, Strip, contained
+from realsr_r1.reporting.strips import CELL, Strip
 from realsr_r1.reporting.style import CSS
-from realsr_r1.reporting.tables import TOTAL, comparison_table, metrics_table
-
-if TYPE_CHECKING:
-    from PIL import Image
+from realsr_r1.reporting.tables import NONE, TOTAL, comparison_rows, metrics_notes, metrics_rows
 
 EMBEDDED_PX = 2 * CELL  # larger pictures are embedded at twice the size at which they are shown
+SECTIONS = {"before-after": "Before and after", "curves": "Training curves",
+            "chains": "Chains during training", "restored": "Restored photos", "metrics": "Metrics"}
 
 
 @dataclass(frozen=True)
@@ -44,46 +40,22 @@ class Content:
 
 def render_page(content: Content) -> str:
     """Return the whole page."""
-    sections = [
-        ("before-after", "Before and after", _comparison(content)),
-        ("curves", "Training curves", _curves(content)),
-        ("chains", "Chains during training", _samples(content)),
-        ("restored", "Restored photos", _restored(content)),
-        ("metrics", "Metrics", _metrics(content)),
-    ]
-    name = html.escape(content.run.name)
-    links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
-    body = "".join(f'<section id="{anchor}"><h2>{title}</h2>{inner}</section>'
-                   for anchor, title, inner in sections)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name} · RealSR-R1</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"{_header(content, name)}<nav>{links}</nav>\n{body}\n"
-        "<footer>Written by <code>realsr-r1 report</code>. The pictures are enlarged smoothly to one "
-        "size.</footer>\n</main>\n</body>\n</html>\n")
+    return render("report.html", CSS, title=content.run.name, sections=SECTIONS.items(), total=TOTAL,
+                  **_header(content), **_comparison(content), **_curves(content), **_metrics(content),
+                  samples=list(map(_strip, content.samples)), restored=list(map(_strip, content.restored)),
+                  restored_count=content.restored_count)
 
 
 # --- header ---
 
-def _header(content: Content, name: str) -> str:
+def _header(content: Content) -> dict[str, Any]:
     run = content.run
     known = [key for key in HEADLINE_SETTINGS if run.settings.get(key) is not None]
     head = {key: run.settings[key] for key in known} or run.settings
     others = {key: value for key, value in sorted(run.settings.items()) if key not in head}
-    stopped = f'<div class="muted">{html.escape(run.stopped)}</div>' if run.stopped else ""
-    folded = f"<details><summary>All settings</summary>{_settings(others)}</details>" if others else ""
-    tiles = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>'
-                    for label, value in _tiles(content))
-    return (f'<div class="kicker">RealSR-R1 training report</div><h1>{name}</h1>'
-            f'<div class="muted">{run.date:%d %B %Y, %H:%M} · {run.steps} steps</div>{stopped}'
-            f'<div class="tiles">{tiles}</div>{_settings(head)}{folded}')
-
-
-def _settings(settings: dict[str, Any]) -> str:
-    items = "".join(f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(_plain(value))}</dd>"
-                    for key, value in settings.items())
-    return f'<dl class="settings">{items}</dl>' if items else ""
+    return {"date": f"{run.date:%d %B %Y, %H:%M}", "steps": run.steps, "stopped": run.stopped,
+            "tiles": _tiles(content), "headline": {key: _plain(value) for key, value in head.items()},
+            "others": {key: _plain(value) for key, value in others.items()}}
 
 
 def _plain(value: Any) -> str:
@@ -96,7 +68,7 @@ def _tiles(content: Content) -> list[tuple[str, str]]:
     if content.comparison:  # the figures of the table below it
         before, after = (side["rewards"][TOTAL]["mean"] if TOTAL in side["rewards"] else None
                          for side in content.comparison)
-        if before is not None:
+        if None not in (before, after):
             tiles.append(("total reward, before → after", f"{before:.3f} → {after:.3f}".replace("-", "−")))
     elif content.panels:  # the total reward, or the loss of a run without rewards
         tiles.append((f"{content.panels[0].title}, start → end", _start_to_end(content.panels[0])))
@@ -129,151 +101,64 @@ def _start_to_end(panel: Panel) -> str:
 
 # --- sections ---
 
-def _missing(text: str, command: str) -> str:
-    # The page must not break flags at their hyphens.
-    words = " ".join(f"<span>{html.escape(word)}</span>" for word in command.split())
-    return f'<p class="missing">{text} <code>{words}</code></p>'
-
-
-def _comparison(content: Content) -> str:
+def _comparison(content: Content) -> dict[str, Any]:
     if content.comparison is None:
-        return _missing("No rewards before and after training here. Two files of reward means "
-                        "(scripts/evidence.sh writes them) are shown by",
-                        "realsr-r1 report --run RUN --compare before.json after.json")
+        return {"comparison": None}
     before, after = content.comparison
-    counts = " and ".join(str(count) for count in dict.fromkeys(side.get("n") for side in (before, after))
-                          if count)
-    of = f" of {html.escape(counts)} completions" if counts else ""
-    legend = " ▲ and ▼ mark differences whose interval leaves out zero." if after.get("paired") else ""
-    return f"<p>Mean rewards{of}, with 95 % intervals.{legend}</p>{comparison_table(before, after)}"
+    return {"comparison": comparison_rows(before, after), "is_paired": bool(after.get("paired")),
+            "counts": " and ".join(str(count) for count in dict.fromkeys(
+                side.get("n") for side in (before, after)) if count),
+            "labels": [before.get("label") or "before", after.get("label") or "after"]}
 
 
-def _curves(content: Content) -> str:
+def _curves(content: Content) -> dict[str, Any]:
     if not content.panels:
-        return _missing("The log holds no rewards and no loss. They come from",
-                        "realsr-r1 grpo --config FILE.yaml")
-    figures = "".join(
-        f'<figure class="chart"><header><h3>{html.escape(panel.title)}</h3>'
-        f"<span>{_start_to_end(panel)}</span></header>"
-        f"{panel_svg(panel)}</figure>" for panel in content.panels)
-    window = content.panels[0].training.window
-    dots = " Dots: evaluation." if any(panel.evaluation for panel in content.panels) else ""
-    none = "" if content.run.rewards() else " This run logged no rewards, as a cold start does."
-    return (f"<p>Pale line: every logged step. Strong line: mean of the last {window}. The figures at the "
-            f"right: the mean of the first and of the last steps.{dots}{none}</p><div "
-            f"class=charts>{figures}</div>")
+        return {"charts": []}
+    return {"charts": [{"title": panel.title, "figures": _start_to_end(panel), "svg": panel_svg(panel)}
+                       for panel in content.panels],
+            "window": content.panels[0].training.window, "has_rewards": bool(content.run.rewards()),
+            "has_dots": any(panel.evaluation for panel in content.panels)}
 
 
-def _samples(content: Content) -> str:
-    if not content.samples:
-        return _missing("The run saved no sample groups. They are saved by",
-                        "realsr-r1 grpo --config FILE.yaml --sample_steps 10")
-    return ("<p>The first completion of the group saved at the first, the middle and the last such step: not "
-            f"chosen by its rewards.</p>{''.join(map(_strip, content.samples))}")
-
-
-def _restored(content: Content) -> str:
-    if not content.restored:
-        return _missing("No restored photos here. Make them, then give them to the report:",
-                        "realsr-r1 restore --model MODEL --input PHOTOS --output RESTORED; "
-                        "realsr-r1 report --run RUN --restored RESTORED --gt ORIGINALS")
-    shown = len(content.restored)
-    which = "All of them" if shown == content.restored_count else (
-        f"{shown} of {content.restored_count}, evenly spaced by name")
-    return f"<p>{which}, not chosen by how they turned out.</p>{''.join(map(_strip, content.restored))}"
-
-
-def _metrics(content: Content) -> str:
+def _metrics(content: Content) -> dict[str, Any]:
     if content.metrics is None:
-        return _missing("No metrics here. Make them, then give them to the report with --metrics:",
-                        "realsr-r1 evaluate --restored RESTORED --gt ORIGINALS --output METRICS")
-    colour = any(row["name"] == "mean colour" for row in content.metrics["rows"])
-    baseline = (" Mean colour: a flat image of the original's mean colour, the least that counts."
-                if colour else "")
-    return f"<p>Means over {content.metrics['pairs']} photos.{baseline}</p>{metrics_table(content.metrics)}"
+        return {"metrics": None}
+    return {"metrics": metrics_rows(content.metrics), "pairs": content.metrics["pairs"],
+            "metrics_names": [row["name"] for row in content.metrics["rows"]],
+            "metrics_notes": metrics_notes(content.metrics), "has_gain": bool(content.metrics.get("gain"))}
 
 
 # --- strips ---
 
-def _strip(strip: Strip) -> str:
+def _strip(strip: Strip) -> dict[str, Any]:
     chain = parse_chain(strip.text, strip.spec) if strip.text is not None else None
-    badge = '<span class="badge">chain not well formed</span>' if chain and not chain.is_well_formed else ""
-    pictures = "".join(_figure(strip, column) for column in strip.pictures)
-    return (f'<article class="strip"><header><h3>{html.escape(strip.title)}</h3>{badge}</header>'
-            f'<div class="strip-body" style="--pictures: {len(strip.pictures)}"><div '
-            f'class="pictures">{pictures}</div>'
-            f"{_scores(strip)}{_chain(strip)}</div></article>")
+    sections = []
+    for section in strip.spec.sections if chain else ():
+        if section.name in chain.sections and not section.is_image:
+            body = chain.sections[section.name]
+            sections.append((section.label, body, _degradation(body, strip.degradation)
+                             if section.about == "degradation" else None))
+    return {"title": strip.title, "is_broken": chain is not None and not chain.is_well_formed,
+            "pictures": [(column, picture and data_uri(picture, EMBEDDED_PX, optimize=True))
+                         for column, picture in strip.pictures.items()],
+            "rewards": [_reward(*reward) for reward in strip.rewards.items()], "metrics": strip.metrics,
+            "text": strip.text, "sections": sections, "tags": ", ".join(strip.tags)}
 
 
-def _figure(strip: Strip, column: str) -> str:
-    picture = strip.pictures.get(column)
-    label = html.escape(f"{column} of {strip.title}")
-    shown = (f'<img src="{_data_uri(picture)}" alt="{label}">' if picture is not None
-             else f'<div class="none" role="img" aria-label="no {label}"></div>')
-    return f"<figure>{shown}<figcaption>{column}</figcaption></figure>"
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    contained(picture, EMBEDDED_PX, enlarge=False).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _scores(strip: Strip) -> str:
-    if strip.rewards:
-        return ('<ul class="scores">'
-                f'{"".join(_score(name, value) for name, value in strip.rewards.items())}</ul>')
-    lines = "".join(f"<dt>{html.escape(label)}</dt><dd>{html.escape(figures)}</dd>"
-                    for label, figures in strip.metrics)
-    return f'<dl class="lines">{lines}</dl>'
-
-
-def _score(name: str, value: float | None) -> str:
+def _reward(name: str, value: float | None) -> tuple[str, str, int]:
+    """Return a reward's name, the text of its value, and how much of its bar is full, in percent."""
     share = 0 if value is None or name == TOTAL else round(100 * min(1.0, max(0.0, value)))
-    bar = "<span></span>" if name == TOTAL else f'<span class="bar"><i style="width:{share}%"></i></span>'
-    shown = "–" if value is None else f"{value:.2f}"
-    style = " total" if name == TOTAL else ""
-    return (f'<li><span class="name{style}">{html.escape(name)}</span>{bar}'
-            f'<span class="value{style}">{shown}</span></li>')
+    return name, NONE if value is None else f"{value:.2f}", share
 
 
-def _chain(strip: Strip) -> str:
-    """Return the chain's texts by section, and the text as it was written.
+def _degradation(body: str, truth: list[str]) -> list[tuple[str, bool | None, str]]:
+    """Return the items of a text, each with whether it is right and with what it should be.
 
-    The degradations are compared with the truth where it is known.
+    They are compared as the reward compares them. Where the truth isn't known there is None.
     """
-    if strip.text is None:
-        return ""
-    sections = parse_chain(strip.text, strip.spec).sections
-    rows = []
-    for section in strip.spec.sections:
-        if section.name in sections and not section.is_image:
-            body = sections[section.name]
-            is_degradation = section.about == "degradation"
-            rows.append((html.escape(section.label),
-                         _degradation(body, strip.degradation) if is_degradation else html.escape(body)))
-    if strip.tags:
-        rows.append(("tags", f'<span class="muted">{html.escape(", ".join(strip.tags))}</span>'))
-    listed = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in rows)
-    return (f'<dl class="chain">{listed}</dl><details class="raw"><summary>The text as written</summary>'
-            f"<pre>{html.escape(strip.text)}</pre></details>")
-
-
-def _degradation(body: str, truth: list[str]) -> str:
-    """Return the items of a text, each marked right or wrong where the truth is known.
-
-    They are compared as the reward compares them.
-    """
-    items = [item.strip() for item in body.split(",")]
-    listed = []
-    for index, item in enumerate(items):
-        if not truth:
-            listed.append(f"<li>{html.escape(item)}</li>")
-            continue
-        expected = truth[index] if index < len(truth) else ""
-        right = item.lower() == expected.strip().lower()
-        correction = (f' <span class="muted">({html.escape(expected)})</span>'
-                      if expected and not right else "")
-        mark = '<span class="right">✓</span>' if right else '<span class="wrong">✗</span>'
-        listed.append(f"<li>{mark} {html.escape(item)}{correction}</li>")
-    return f'<ul class="items">{"".join(listed)}</ul>'
+    items = []
+    for index, item in enumerate(part.strip() for part in body.split(",")):
+        expected = truth[index].strip() if index < len(truth) else ""
+        is_right = item.lower() == expected.lower() if truth else None
+        items.append((item, is_right, expected if is_right is False else ""))
+    return items

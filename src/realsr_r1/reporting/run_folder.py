@@ -5,7 +5,6 @@ Knows files, no drawing and no HTML.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +13,18 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import existing_folder, parsed_json, read_json
+from realsr_r1.core.run_files import (
+    LOG_FILE,
+    SETTINGS_FILE,
+    STATE_FILE,
+    STOP_FILE,
+    LogRecord,
+    Settings,
+    StateFile,
+    StopFile,
+)
+from realsr_r1.core.schema import checked, is_number
 
-LOG_FILE = "log_history.jsonl"  # one JSON object for each logged step
-STATE_FILE = "trainer_state.json"  # the trainer's own file, with the log up to its checkpoint
-SETTINGS_FILE = "settings.json"  # name -> value; some runs have none
-STOP_FILE = "stopped.json"  # what ended the run, where a condition of --stop_if did
 SECONDS_KEY = "train_runtime"
 
 # The most interesting settings, in the order of the page; the others are folded away.
@@ -90,7 +96,7 @@ class Run:
         A step that was logged twice counts once.
         """
         found = {record["step"]: float(record[key]) for record in self.records
-                 if isinstance(record.get(key), (int, float)) and math.isfinite(record[key])}
+                 if isinstance(record.get(key), (int, float)) and is_number(record[key])}
         return Series(list(found), list(found.values())) if found else None
 
     def rewards(self) -> list[str]:
@@ -107,12 +113,12 @@ def read_run(folder: str | Path) -> Run:
     records, source = _read_log(log), log
     if not records and states:
         source = states[0]
-        state = read_json(source)
-        records = [record for record in state.get("log_history", []) if "step" in record]
+        records = [checked(LogRecord, record, str(source))
+                   for record in read_json(source, StateFile).get("log_history", []) if "step" in record]
     if not records:
         raise UserError(f"{folder} has no log of a training run (no {LOG_FILE}, no {STATE_FILE} with steps); "
                         "--run takes the output_dir of realsr-r1 grpo or sft, after its first logged step")
-    stopped = read_json(folder / STOP_FILE)["reason"] if (folder / STOP_FILE).is_file() else None
+    stopped = read_json(folder / STOP_FILE, StopFile)["reason"] if (folder / STOP_FILE).is_file() else None
     return Run(folder, records, _read_settings(folder, states),
                datetime.fromtimestamp(source.stat().st_mtime), stopped)
 
@@ -127,19 +133,16 @@ def sample_folders(run: Path) -> list[tuple[int, Path]]:
 def _read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in path.read_bytes().splitlines() if line.strip()]
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = parsed_json(line, "it")
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise UserError("it is no object with a step")
+            records.append(parsed_json(line, "it", LogRecord))
         except UserError as error:
             if number == len(lines):  # the run was stopped while it wrote this line
                 break
             raise UserError(f"{path}, line {number}, is not a log record ({error}); "
                             "remove that line") from error
-        records.append(record)
     return records
 
 
@@ -157,12 +160,9 @@ def _state_files(folder: Path) -> list[Path]:
 def _read_settings(folder: Path, states: list[Path]) -> dict[str, Any]:
     """Return the run's settings from its own file, or else those in the trainer's state."""
     if (folder / SETTINGS_FILE).is_file():
-        settings = read_json(folder / SETTINGS_FILE)
-        if not isinstance(settings, dict):
-            raise UserError(f"{folder / SETTINGS_FILE} must hold a JSON object of settings")
-        return settings
+        return read_json(folder / SETTINGS_FILE, Settings)
     if not states:
         return {}
-    state = read_json(states[0])
+    state = read_json(states[0], StateFile)
     names = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "save_steps")
     return {name: state[name] for name in names if name in state}

@@ -6,7 +6,6 @@ images, no HTML.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,8 @@ from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import existing_folder, read_json
 from realsr_r1.core.images import list_images, load_image
-from realsr_r1.core.texts import composed, split_tags
+from realsr_r1.core.run_files import PromptFile, Rewards
+from realsr_r1.core.texts import composed, split_list, split_tags
 from realsr_r1.reporting.run_folder import sample_folders
 
 CELL = 144  # the side of a picture in the PNG and on the page, in px
@@ -61,18 +61,18 @@ def sample_strips(run: Path) -> list[Strip]:
 
 
 def _sample_strip(step: int, folder: Path) -> Strip:
-    prompt = _object(folder / "prompt.json")
-    rewards = _object(folder / "rewards.json")
+    prompt = _read(folder / "prompt.json", PromptFile)
+    rewards = _read(folder / "rewards.json", Rewards)
     spec = _spec(folder)
     files = {"LQ": "lq", **{label: f"completion-0-{label}" for label in spec.labels}, "HQ": "hq"}
-    source = prompt.get("source")
+    source, truth = prompt.get("source"), prompt.get("degradation") or []
     return Strip(
         title=f"Step {step}" + (f" · {source}" if source else ""),
         pictures={column: _picture(folder / f"{file}.png") for column, file in files.items()},
         spec=spec,
         text=_text(folder / "completion-0.txt"),
         rewards={name: values[0] for name, values in rewards.items() if values},
-        degradation=[str(item) for item in prompt.get("degradation") or []],
+        degradation=split_list(truth) if isinstance(truth, str) else truth,
         tags=split_tags(prompt.get("tag") or []))
 
 
@@ -181,15 +181,13 @@ def _spec(folder: Path) -> ChainSpec:
     It is the published chain where no file says so (in a folder of an older version).
     """
     path = folder / CHAIN_FILE
-    return ChainSpec.from_dict(_object(path), str(path)) if path.is_file() else ChainSpec.published()
+    return ChainSpec.from_yaml(path) if path.is_file() else ChainSpec.published()
 
 
 def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
-def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not {json.dumps(value)[:40]}")
-    return value
+def _read(path: Path, form: Any) -> dict[str, Any]:
+    """Read a file of a saved group, which some runs don't have."""
+    return read_json(path, form, "remove the folder to leave it out") if path.is_file() else {}

@@ -31,7 +31,7 @@ def wavelet_levels(target_px: int) -> int:
 def fix_colors(image: Image, reference: Image, method: str, levels: int = COLOR_FIX_LEVELS) -> Image:
     """Return `image` with the colours of `reference`, a picture in RGB of the same size.
 
-    `method`: one of `CHOICES["color_fix"]` of `realsr_r1.chain.settings`. `levels`: see
+    `method`: one of `COLOR_FIXES` of `realsr_r1.chain.spec`. `levels`: see
     `wavelet_levels`. After `wavelet` and
     `adain` each channel's mean is that of `reference` up to rounding. The two clip values at 0 and
     255, which can shift a mean, so the rest of the way is a shift of the whole channel.

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from realsr_r1.chain.settings import CHOICES
+from realsr_r1.chain.spec import COLOR_FIXES
 from realsr_r1.core.errors import UserError
 from realsr_r1.restoring.picking import AGREEMENT
 
+MOST_CANDIDATES = 64  # of an image, of which one is taken
 TILE_TEXTS = ("shared", "own")
 
 
@@ -44,7 +45,7 @@ class RestoreOptions:
     color_fix: str | None = _option(None, str, "wavelet: the low frequencies of the photo; adain: the mean "
                                                "and spread of its channels; none: the model's colours "
                                                "(default: the model folder's setting).",
-                                    CHOICES["color_fix"])
+                                    COLOR_FIXES)
     num_samples: int = _option(1, int, "Samples of each image or tile, of which the best is taken (default: "
                                        "1).")
     branch: Sequence[int] | None = _option(
@@ -58,17 +59,21 @@ class RestoreOptions:
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
             raise UserError(f"--scale {self.scale} must be a number above 0")
-        if self.num_samples < 1:
-            raise UserError(f"--num_samples {self.num_samples} must be at least 1")
+        if not 1 <= self.num_samples <= MOST_CANDIDATES:
+            raise UserError(f"--num_samples {self.num_samples} must be at least 1, and at most "
+                            f"{MOST_CANDIDATES}")
         if self.branch is not None:
             given = ",".join(map(str, self.branch))
             falling = sorted(self.branch, reverse=True)
             if not self.branch or falling[-1] < 1 or list(self.branch) != falling:
                 raise UserError(f"--branch {given} must be numbers of at least 1 that don't rise, like 4,2,1")
+            if falling[0] > MOST_CANDIDATES or len(falling) > MOST_CANDIDATES:
+                raise UserError(f"--branch {given:.80} must be at most {MOST_CANDIDATES} numbers of at most "
+                                f"{MOST_CANDIDATES}")
             if self.num_samples > 1:
                 raise UserError(f"--num_samples {self.num_samples} and --branch {given} exclude each other; "
                                 f"for {self.num_samples} whole samples leave --branch out")
-        for name, allowed in (("tile_text", TILE_TEXTS), ("color_fix", (None, *CHOICES["color_fix"]))):
+        for name, allowed in (("tile_text", TILE_TEXTS), ("color_fix", (None, *COLOR_FIXES))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"--{name} {getattr(self, name)} must be one of "
                                 f"{', '.join(filter(None, allowed))}")

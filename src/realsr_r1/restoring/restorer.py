@@ -98,9 +98,14 @@ class Restorer:
         and comes before those that are waiting for a batch to be full.
         """
         judge = self._judge(options)
+        self._tile_and_overlap(options)  # refuses what no photo can be restored with
         waiting: list[tuple[Photo, Plan]] = []
         for photo in photos:
-            plan = self._plan(photo.image, options)
+            try:
+                plan = self._plan(photo.image, options)
+            except UserError as error:
+                yield photo, error
+                continue
             if progress:
                 progress(1 + self._tiles_of(plan), 0)
             if plan.tiling is not None:

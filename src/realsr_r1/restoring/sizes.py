@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from realsr_r1.chain.settings import ChainSettings
 
+MOST_PIXELS = 2**30  # of a result, which takes three bytes for each, several times
 Box = tuple[int, int, int, int]  # left, top, right, bottom in px
 
 
@@ -87,11 +88,15 @@ class Plan:
 def result_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return `size` (width, height) times `scale`, rounded, and at least 1 px each.
 
-    Raises `UserError` for a scale that is no number above 0.
+    Raises `UserError` for a scale that is no number above 0, and for a result beyond all memories.
     """
     if not 0 < scale < math.inf:
         raise UserError(f"scale is {scale}; it must be a number above 0")
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    width, height = (max(1, round(min(side * scale, MOST_PIXELS + 1))) for side in size)
+    if width * height > MOST_PIXELS:
+        raise UserError(f"the result would have {width:,} x {height:,} px; at most {MOST_PIXELS / 1e6:,.0f} "
+                        "million are restored: take a smaller --scale")
+    return width, height
 
 
 def tile_and_overlap(tile: int | None, overlap: int | None, settings: ChainSettings,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
+
+from PIL import Image
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.chain.text import parse_chain
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 def chain_images(text: str, images: Sequence[Image.Image] | None,
@@ -19,7 +18,8 @@ def chain_images(text: str, images: Sequence[Image.Image] | None,
     None for a chain that is not well formed or has fewer images than it should.
     """
     count = len(spec.images)
-    shown = [image for image in images or () if image is not None and min(image.size) > 0]
+    given = images if isinstance(images, Sequence) else ()
+    shown = [image for image in given if isinstance(image, Image.Image) and min(image.size) > 0]
     if len(shown) < count or not parse_chain(text, spec).is_well_formed:
         return None
     return shown[-count:]
@@ -28,3 +28,8 @@ def chain_images(text: str, images: Sequence[Image.Image] | None,
 def per_completion(values: Sequence | None, count: int) -> Sequence:
     """A column of `count` completions; all None where the column is missing."""
     return [None] * count if values is None else values
+
+
+def references(values: Sequence[Any] | None, count: int) -> list[Image.Image | None]:
+    """A column of images of `count` records; None where a record has something else."""
+    return [value if isinstance(value, Image.Image) else None for value in per_completion(values, count)]

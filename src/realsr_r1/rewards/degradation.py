@@ -54,9 +54,7 @@ def _are_neighbours(named: str, right: str) -> bool:
 
 
 def _items(value: Sequence[str] | str | None) -> list[str]:
-    if value is None:
-        return []
-    items = value.split(",") if isinstance(value, str) else value
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
     return [item.strip().lower() if isinstance(item, str) else "" for item in items]
 
 

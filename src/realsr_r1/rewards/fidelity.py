@@ -10,7 +10,7 @@ from PIL import Image
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.images import resize_to_cover, to_rgb
-from realsr_r1.rewards.chain_images import chain_images, per_completion
+from realsr_r1.rewards.chain_images import chain_images, per_completion, references
 from realsr_r1.rewards.experts import create_experts, score_images
 from realsr_r1.rewards.reward import Reward
 
@@ -52,7 +52,8 @@ class FidelityReward:
                  lq: Sequence[Image.Image | None] | None = None,
                  hq: Sequence[Image.Image | None] | None = None, **columns: Any) -> list[float | None]:
         count = len(completions)
-        rows = zip(completions, *(per_completion(column, count) for column in (images, lq, hq)), strict=True)
+        rows = zip(completions, per_completion(images, count), references(lq, count), references(hq, count),
+                   strict=True)
         return [self._score(*row) for row in rows]
 
     def _score(self, text: str, images: Sequence[Image.Image] | None, lq: Image.Image | None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.chain.spec import ChainSpec
-from realsr_r1.rewards.chain_images import chain_images, per_completion
+from realsr_r1.rewards.chain_images import chain_images, per_completion, references
 from realsr_r1.rewards.experts import create_experts, expert_needs_hq, expert_weights, score_images
 from realsr_r1.rewards.reward import Reward
 from realsr_r1.rewards.settings import DEFAULT_EXPERTS, RewardSettings
@@ -42,14 +42,14 @@ class GenerationReward:
                  images: Sequence[Sequence[Image.Image] | None] | None = None,
                  hq: Sequence[Image.Image | None] | None = None, **columns: Any) -> list[float | None]:
         count = len(completions)
-        references = per_completion(hq, count)
+        originals = references(hq, count)
         chains = [chain_images(text, own, self.spec)
                   for text, own in zip(completions, per_completion(images, count), strict=True)]
         totals, weights = [0.0] * count, [0.0] * count
         for expert, weight in zip(self.experts, self.weights, strict=True):
-            judged = [row for row in range(count) if references[row] is not None or not expert.needs_hq]
+            judged = [row for row in range(count) if originals[row] is not None or not expert.needs_hq]
             shown = [row for row in judged if chains[row] is not None]
-            found = self._scores(expert, [chains[row] for row in shown], [references[row] for row in shown])
+            found = self._scores(expert, [chains[row] for row in shown], [originals[row] for row in shown])
             values = dict(zip(shown, found, strict=True))
             for row in judged:
                 totals[row] += weight * values.get(row, 0.0)

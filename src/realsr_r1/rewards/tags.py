@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import is_text, read_yaml
+from realsr_r1.core.files import read_yaml
+from realsr_r1.core.schema import Text
 from realsr_r1.core.texts import split_tags
 
 # Plurals that follow no rule. They also count at the end of longer words (woman, policeman,
@@ -80,11 +81,8 @@ def read_synonyms(path: str | None) -> dict[str, list[str]]:
     """
     if path is None:
         return {}
-    values = read_yaml(path, "--tag_synonyms")
-    if not isinstance(values, dict) or not all(
-            isinstance(words, list) and all(map(is_text, (tag, *words))) for tag, words in values.items()):
-        raise UserError(f"{path} (--tag_synonyms) must hold lines `TAG: [WORD, ...]`, all of them texts (put "
-                        "yes, no and numbers in quotes)")
+    values = read_yaml(path, dict[Text, list[Text]], "--tag_synonyms",
+                       "it has lines `TAG: [WORD, ...]`, all texts (put yes, no and numbers in quotes)")
     synonyms = {_normal(tag): [_normal(word) for word in words] for tag, words in values.items()}
     for word, count in Counter(word for tag, words in synonyms.items() for word in {tag, *words}).items():
         if not word or count > 1:

@@ -11,8 +11,12 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.schema import checked, fields_of
 
 GRAMMARS = ("image", "chain")
+# No memory holds more, and a slip of the finger shouldn't be found out after an hour.
+MOST = {"num_generations": 2**12, "max_new_tokens": 2**20, "max_text_tokens": 2**20, "jacobi": 2**12,
+        "text_top_k": 2**31, "image_top_k_min": 2**31, "image_top_k_max": 2**31, "seed": 2**63}
 
 
 def _setting(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
@@ -60,9 +64,12 @@ class RolloutConfig:
         for name in ("num_generations", "max_new_tokens", "text_top_k", "image_top_k_min"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_text_tokens", "jacobi"):
+        for name in ("max_text_tokens", "jacobi", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at most {most}")
         if self.image_top_k_max < self.image_top_k_min:
             raise UserError(f"image_top_k_max {self.image_top_k_max} is smaller than image_top_k_min "
                             f"{self.image_top_k_min}")
@@ -87,14 +94,10 @@ class RolloutConfig:
         come from. Raises `UserError` for a key that is no field and for bad values; it names the
         source where the fault is there.
         """
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise UserError(f"{source}: unknown sampling setting {unknown[0]!r}; known are "
-                            f"{', '.join(sorted(known))}")
+        settings = checked(fields_of(cls), settings, f"{source}: sampling")
         try:
             cls(**settings)
-        except (UserError, TypeError) as error:  # a TypeError: text where a number belongs
+        except UserError as error:
             raise UserError(f"{source}: bad sampling settings: {error}") from error
         return cls(**{**settings, **{name: value for name, value in flags.items() if value is not None}})
 

@@ -5,7 +5,6 @@ Knows gradio, which only the command `demo` imports.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,12 @@ from realsr_r1.core.images import scale_to
 from realsr_r1.core.picture_writer import write_picture
 from realsr_r1.core.pictures import Picture
 from realsr_r1.showing import visit
-from realsr_r1.showing.render import EMPTY_CHAIN, ChainView, message_html, photo_html, progress_html
+from realsr_r1.showing.render import EMPTY_CHAIN, ChainView, html, message_html, photo_html, progress_html
 from realsr_r1.showing.turns import Turns
 
 if TYPE_CHECKING:
     from realsr_r1.restoring import Restorer
 
-HEAD = """<div class="kicker">RealSR-R1</div><h1>Restore a photo, step by step</h1>
-<p>Drop a blurred, noisy or small photo and watch the model look, describe and redraw it.
-{privacy} Model: {model}.</p>"""
 PRIVATE = "Nothing leaves this machine."
 SHARED = "What you send passes through gradio's servers."
 NOTHING = '<div class="nothing">Your photo appears here.</div>'
@@ -67,8 +63,7 @@ class Page:
         self.chain = restorer.processor.chain
         with gr.Blocks(title="RealSR-R1", analytics_enabled=False,
                        delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as self.blocks:
-            gr.HTML(HEAD.format(privacy=SHARED if is_shared else PRIVATE, model=html.escape(model)),
-                    elem_id="head")
+            gr.HTML(html("head", SHARED if is_shared else PRIVATE, model), elem_id="head")
             self.size = gr.State(None)
             with gr.Row(elem_id="desk"):
                 with gr.Column(scale=4, min_width=300, elem_id="side"):
@@ -167,7 +162,7 @@ class Page:
             status = message_html(str(error), "bad")
         before, after = (f"{width} × {height} px"
                          for width, height in (size, visit.result_size(size, scale)))
-        caption = f'<div class="caption">The photo has {before}, the result will have {after}.</div>'
+        caption = html("caption", f"The photo has {before}, the result will have {after}.")
         return {self.caption: caption, self.status: status, self.run: gr.update(interactive=not status)}
 
     def _restore(self, path: str | None, scale: float, temperature: float, seed: int, tile_text: str,
@@ -210,7 +205,7 @@ class Page:
         notes = " ".join(note for note in (picture.note, result.note) if note)
         return {self.slider: gr.update(value=(str(before), str(after)), visible=True),
                 self.photo: gr.update(visible=False),
-                self.caption: f'<div class="caption">Left before, right after: {width} × {height} px.</div>',
+                self.caption: html("caption", f"Left before, right after: {width} × {height} px."),
                 self.download: gr.update(value=str(image), visible=True),
                 self.download_chain: gr.update(value=str(chain), visible=True),
                 self.status: message_html(f"{done} {notes}".strip())}

@@ -1,15 +1,20 @@
-"""The page's own HTML: the photo, the chain as far as it is written, and lines on how it goes."""
+"""The page's own HTML: the photo, the chain as far as it is written, and lines on how it goes.
+
+The HTML itself is in templates/fragments.html, which escapes every text.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from realsr_r1.core.templates import fragment
+from realsr_r1.core.texts import split_list
 from realsr_r1.showing.visit import Moment
 
 if TYPE_CHECKING:
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
 
 PHOTO_PX, PIECE_PX = 1200, 560  # the longest side of pictures inside the page
 SHARP_PX = 96  # pictures up to this side are sent as PNG
+html = partial(fragment, "realsr_r1.showing", "fragments.html")  # name of a macro, its values -> HTML
 TITLES = {"degradation": "What is wrong with it"}
 EMPTY_CHAIN = ('<p class="hint">The model first names what is wrong with the photo. Then it describes and '
                "draws it, each time closer. Everything appears here as it is written.</p>")
@@ -25,12 +31,12 @@ EMPTY_CHAIN = ('<p class="hint">The model first names what is wrong with the pho
 
 def photo_html(image: Image.Image) -> str:
     """The visitor's photo, before it is restored."""
-    return f'<figure class="photo"><img src="{_data_uri(image, PHOTO_PX)}" alt="your photo"></figure>'
+    return html("photo", _data_uri(image, PHOTO_PX))
 
 
 def message_html(text: str, kind: str = "note") -> str:
     """One line for the visitor. `kind`: note, bad or busy (with a moving dot)."""
-    return f'<div class="message {kind}" role="status">{html.escape(text)}</div>' if text else ""
+    return html("message", text, kind)
 
 
 class ChainView:
@@ -51,31 +57,26 @@ class ChainView:
         steps, drawn = [], 0
         for label, group in groupby(self.chain.sections, key=lambda section: section.label):
             sections = list(group)
-            bodies = "".join(
-                self._section(section, moment.pieces.get(section.name), section.name == following)
-                for section in sections)
+            parts = [self._section(section, moment.pieces.get(section.name), section.name == following)
+                     for section in sections]
             kind = "drawn" if any(section.is_image for section in sections) else "said"
             drawn += kind == "drawn"
             title = TITLES.get(label, label.replace("_", " ").capitalize())
-            steps.append(f'<section class="step {kind}"><h3>{html.escape(title)}</h3>{bodies}</section>')
-        return f'<div class="chain" style="--drawn:{drawn}">{"".join(steps)}</div>'
+            steps.append((kind, title, parts))
+        return html("chain", drawn, steps)
 
-    def _section(self, section: Section, piece: Piece | None, is_next: bool) -> str:
+    def _section(self, section: Section, piece: Piece | None, is_next: bool) -> dict[str, Any]:
+        """What the template's `chain` shows of a section."""
         if piece is None:
             state = "next" if is_next else "later"
-            if section.is_image:
-                return (f'<div class="blank {state}" style="aspect-ratio:{self.shape[0]}/{self.shape[1]}">'
-                        "</div>")
-            return f'<div class="lines {state}"><i></i><i></i><i></i></div>'
+            return {"kind": "blank" if section.is_image else "lines", "state": state, "shape": self.shape}
         if piece.image is not None:
-            return (f'<img data-section="{section.name}" src="{self._uri(section.name, piece.image)}" '
-                    f'alt="{html.escape(section.label)} image" '
-                    f'style="aspect-ratio:{piece.image.width}/{piece.image.height}">')
-        text = html.escape(piece.text or "")
+            return {"kind": "image", "name": section.name, "label": section.label, "shape": piece.image.size,
+                    "uri": self._uri(section.name, piece.image)}
+        text = piece.text or ""
         if section.about == "degradation" and "," in text:
-            items = "".join(f"<li>{item.strip()}</li>" for item in text.split(",") if item.strip())
-            return f'<ul class="items" data-section="{section.name}">{items}</ul>'
-        return f'<p data-section="{section.name}">{text or "(no words)"}</p>'
+            return {"kind": "items", "name": section.name, "texts": split_list(text)}
+        return {"kind": "text", "name": section.name, "texts": [text]}
 
     def _uri(self, name: str, image: Image.Image) -> str:
         known = self._uris.get(name)
@@ -99,8 +100,7 @@ def progress_html(chain: ChainSpec, moment: Moment) -> str:
         return message_html(f"Putting it together · {seconds}", "busy")
     share = moment.rows_done / moment.rows
     tiles = f"{moment.rows_done - 1} of {moment.rows - 1} tiles"
-    return (message_html(f"The photo in detail: {tiles} · {seconds}", "busy")
-            + f'<div class="bar"><i style="width:{100 * share:.0f}%"></i></div>')
+    return html("tiles", f"The photo in detail: {tiles} · {seconds}", round(100 * share))
 
 
 def _data_uri(image: Image.Image, longest: int) -> str:

@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from realsr_r1.core.files import atomic_file, parsed_json
-
-LOG_FILE = "log_history.jsonl"
+from realsr_r1.core.run_files import LOG_FILE, LogRecord
 
 
 class JsonLog(TrainerCallback):
@@ -35,7 +34,7 @@ class JsonLog(TrainerCallback):
         if state.is_world_process_zero and path.is_file():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines
-                    if parsed_json(line, str(path)).get("step", 0) <= state.global_step]
+                    if parsed_json(line, str(path), LogRecord)["step"] <= state.global_step]
             with atomic_file(path) as partial:
                 partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 

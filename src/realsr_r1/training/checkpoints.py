@@ -17,10 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_file, read_json
+from realsr_r1.core.run_files import SETTINGS_FILE, Settings
 
 MARKER = "complete"
-# A run's settings as name -> value, for the report, and for checks when the run resumes.
-SETTINGS_FILE = "settings.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 REWARDS_OF_A_CHECKPOINT = 10  # logged steps whose mean reward says how good a checkpoint is
 
@@ -142,7 +141,7 @@ def require_same_run(output_dir: str | Path, settings: Mapping[str, Any], names:
     which records come next.
     """
     file = Path(output_dir) / SETTINGS_FILE
-    before = read_json(file) if file.is_file() else {}
+    before = read_json(file, Settings) if file.is_file() else {}
     for name in names:
         if name in before and before[name] != settings.get(name):
             raise UserError(f"the run in {output_dir} was started with {name} {before[name]}, and this "

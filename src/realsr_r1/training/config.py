@@ -23,6 +23,7 @@ CHAIN_SETTINGS_HELP = ("YAML or JSON file of chain settings (configs/chain) that
                        "folder's: sections, sizes, and the question (problem). Where the file has a "
                        "question, all records are asked that.")
 # Settings of GRPO's objective, and what they may be.
+MOST = 2**24  # of prompts, records, sizes and steps that a setting counts
 CHOICES = {"loss_type": LOSS_TYPES, "scale_rewards": SCALINGS,
            "multi_objective_aggregation": AGGREGATIONS,
            "importance_sampling_level": ("token", "sequence"), "credit": CREDITS}
@@ -275,8 +276,8 @@ def _require_dataset(folder: str) -> None:
 def _require_at_least_1(args: TrainingArguments, *names: str) -> None:
     for name in names:
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value} must be at least 1")
+        if value is not None and not 1 <= value <= MOST:
+            raise UserError(f"--{name} {value} must be at least 1, and at most {MOST}")
     if args.seed < 0 or (args.data_seed or 0) < 0:
         raise UserError(f"--seed {args.seed} and --data_seed {args.data_seed} must be 0 or more")
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
-from realsr_r1.training.checkpoints import MARKER, SETTINGS_FILE, complete_checkpoints, last_checkpoint
+from realsr_r1.core.run_files import SETTINGS_FILE, STATE_FILE, Settings, StateFile
+from realsr_r1.training.checkpoints import MARKER, complete_checkpoints, last_checkpoint
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-STATE_FILE = "trainer_state.json"  # transformers' note in a checkpoint
 ADAPTER_FILE = "adapter_config.json"  # peft's
 A_BIT = 0.05  # of an epoch: what the last step of a run may have been rounded by
 
@@ -85,7 +85,7 @@ def require_same_setting(checkpoint: Path, args: TrainingArguments, use_peft: bo
 def is_more_asked(output: Path, args: TrainingArguments) -> bool:
     """Whether a command asks more steps or epochs of a finished run in `output` than it was made with."""
     file = output / SETTINGS_FILE
-    before = read_json(file) if file.is_file() else {}
+    before = read_json(file, Settings) if file.is_file() else {}
     steps, epochs = before.get("max_steps"), before.get("num_train_epochs")
     if steps is None or epochs is None:
         return False
@@ -121,5 +121,5 @@ def _reached(output: Path) -> tuple[int, float]:
     file = complete[max(complete)] / STATE_FILE if complete else None
     if file is None or not file.is_file():
         return 2**62, float("inf")
-    state = read_json(file)
-    return int(state.get("global_step") or 0), float(state.get("epoch") or 0.0)
+    state = read_json(file, StateFile)
+    return state.get("global_step", 0), state.get("epoch") or 0.0

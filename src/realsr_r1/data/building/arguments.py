@@ -12,10 +12,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1.chain.spec import MOST_PX
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import TRIAL, check_new_folder, escaped, existing_folder
+from realsr_r1.core.files import TRIAL, check_new_folder, existing_folder
 from realsr_r1.core.pictures import READ
-from realsr_r1.core.texts import READ_TAGS
+from realsr_r1.core.processes import MOST_PROCESSES
+from realsr_r1.core.settings import SEEDS, check_ranges
+from realsr_r1.core.texts import READ_TAGS, escaped
 
 if TYPE_CHECKING:
     from realsr_r1.data.building.build import MachineShare
@@ -38,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder of photos (with its subfolders), or a webdataset .tar, or a folder of those; with "
              f"--json: the folder that its paths lie in (default: the list's). {READ}")
     add("--hf_dataset", help="instead of --images: a dataset with the column image, a folder of save_to_disk "
-                             "or a name on the Hub")
+                             "or a name on the Hub, with @REVISION for one commit or tag of it")
     add("--hf_split", default="train", help="its split (default: train)")
     add("--tags", type=Path,
         help="folder of tag files: NAME.txt (or NAME.jpg.txt) for NAME.jpg; or a .jsonl file with one line a "
@@ -49,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
              ".jsonl file with these keys; in a tar KEY.json, in a dataset the column descriptions")
     add("--tagger", metavar="MODEL",
         help="instead of --tags: package.module:factory, or a model of the Hugging Face Hub (zero-shot "
-             "object detection, or image-text-to-text)")
+             "object detection, or image-text-to-text), with @REVISION for one commit or tag of it; no code "
+             "that comes with it is run")
     add("--captioner", metavar="MODEL", help="instead of --descriptions: package.module:factory, or an "
                                              "image-text-to-text model")
     add("--annotation", type=Path,
@@ -106,13 +110,9 @@ def check_arguments(args: argparse.Namespace) -> None:
                             f"{', '.join(f'--{flag}' for flag in others)}, or drop --json")
     elif (args.images is None) == (args.hf_dataset is None):
         raise UserError("give one of --images DIR, --hf_dataset NAME and --json FILE")
-    for flag, smallest in (("crop_px", 8), ("crops_per_photo", 1), ("test_crops_per_photo", 0),
-                           ("num_proc", 1)):
-        if getattr(args, flag) < smallest:
-            raise UserError(f"--{flag} is {getattr(args, flag)}; it must be at least {smallest}")
-    for flag in ("crops_per_photo", "test_crops_per_photo"):
-        if getattr(args, flag) > MOST_CROPS:
-            raise UserError(f"--{flag} is {getattr(args, flag)}; it must be at most {MOST_CROPS}")
+    check_ranges(args, {"crop_px": (8, MOST_PX), "crops_per_photo": (1, MOST_CROPS),
+                        "test_crops_per_photo": (0, MOST_CROPS), "num_proc": (1, MOST_PROCESSES),
+                        "seed": SEEDS})
     for given, model in (("tags", "tagger"), ("descriptions", "captioner")):
         if getattr(args, given) and getattr(args, model):
             raise UserError(f"--{given} and --{model} are two ways to the same; drop one")

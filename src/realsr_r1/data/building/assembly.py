@@ -20,15 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, parsed_json, read_json, read_note, write_json
+from realsr_r1.core.files import atomic_file, parsed_json, read_json, write_json
+from realsr_r1.core.schema import Json, Text
 from realsr_r1.core.texts import split_tags
 from realsr_r1.data.building.arrow_rows import write_info
-from realsr_r1.data.building.parts import PART_FILE, SPLITS, finished_parts
+from realsr_r1.data.building.parts import PART_FILE, SPLITS, PartFile, finished_parts
 from realsr_r1.data.photos.sources import Item
-from realsr_r1.data.records import Record, label_counts
+from realsr_r1.data.records import DATASET_FILE, Record, label_counts
 
 REJECTED_FILE, LEFT_OUT_FILE = "rejected.jsonl", "left_out.jsonl"
-DATASET_FILE = "dataset_dict.json"  # that of `datasets`, by which it knows a DatasetDict
 
 
 @dataclass
@@ -58,7 +58,7 @@ def assemble(work: Path, rejected: Iterable[Item], left_out: Iterable[Item], wit
     the lists of items are written.
     """
     parts = finished_parts(work)
-    notes = [read_json(part / PART_FILE) for part in parts]
+    notes = [read_json(part / PART_FILE, PartFile) for part in parts]
     contents = Contents()
     for name, before in (("rejected", rejected), ("left_out", left_out)):
         items = [*before, *(Item(**item) for note in notes for item in note[name])]
@@ -93,7 +93,7 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
     names = [f"data-{number:05d}-of-{len(parts):05d}.arrow" for number in range(len(parts))]
     for part, name in zip(parts, names, strict=True):
         link_or_copy(part / f"{split}.arrow", folder / name)
-    first = parsed_json(next(_lines(parts, f"{split}.jsonl")), f"{split}.jsonl")
+    first = parsed_json(next(_lines(parts, f"{split}.jsonl")), f"{split}.jsonl", dict[Text, Json])
     digest = hashlib.blake2b(digest_size=8)
     with _list_writer(work / f"{split}.json" if with_lists else None) as add:
         seen: dict[str, None] = {}
@@ -101,7 +101,7 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
         def records() -> Iterator[Record]:
             for line in _lines(parts, f"{split}.jsonl"):
                 digest.update(line.encode())
-                record = parsed_json(line, f"{split}.jsonl")
+                record = parsed_json(line, f"{split}.jsonl", dict[Text, Json])
                 contents.counts[split] += 1
                 source = record.get("source", record["image_path"])
                 if split == "train" and source not in seen:
@@ -175,7 +175,7 @@ def lay_together(shards: Sequence[Path], work: Path) -> None:
     for shard in shards:
         for part in finished_parts(shard):
             again = f"copy the shard {shard.name} again, or make it again where it was made"
-            note = read_note(part / PART_FILE, ("files", "images"), again)
+            note = read_json(part / PART_FILE, PartFile, again)
             for base, files in ((part, note["files"]), (shard, note["images"])):
                 for name, size in files.items():
                     _check_whole(base / name, size, again)

@@ -14,14 +14,43 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json, read_note, resumable_folder, write_json
-from realsr_r1.data.building.assembly import DATASET_FILE, Contents, assemble, lay_together
-from realsr_r1.data.building.parts import PART_FILE, Part, finished_parts
+from realsr_r1.core.files import read_json, resumable_folder, write_json
+from realsr_r1.core.schema import Count, Json, Text, TypedDict
+from realsr_r1.data.building.assembly import Contents, assemble, lay_together
+from realsr_r1.data.building.parts import PART_FILE, ItemFile, Part, PartFile, finished_parts
 from realsr_r1.data.photos.sources import Item
-from realsr_r1.data.records import label_balance
+from realsr_r1.data.records import DATASET_FILE, label_balance
 
 FORMAT = 7  # raise when the same arguments would give another dataset
 STATE_FILE = "create_json.json"  # what a folder was made from; written last inside it
+
+
+class Fingerprint(TypedDict, extra_items=Json):
+    """What a folder was made from."""
+
+    format: Count
+
+
+class StateFile(TypedDict, extra_items=Json):
+    """`STATE_FILE` of a dataset."""
+
+    fingerprint: Fingerprint
+    summary: Text
+    records: Count
+    bad: list[Text]
+    bad_count: Count
+    left_out_count: Count
+
+
+class ShardFile(TypedDict):
+    """`STATE_FILE` of one machine's share."""
+
+    fingerprint: Fingerprint
+    summary: Text
+    parts: Count
+    with_lists: bool
+    rejected: list[ItemFile]
+    left_out: list[ItemFile]
 
 
 class NothingGood(UserError):
@@ -78,7 +107,7 @@ def make_dataset(output: Path, plan: Plan, write_page: Page, overwrite: bool = F
             rejected = plan.rejected + plan.make(work, plan.parts)
             _finish(work, output, plan.fingerprint, rejected, plan.left_out, plan.with_lists, write_page)
         shutil.rmtree(work / "parts", ignore_errors=True)
-        return read_json(work / STATE_FILE)
+        return read_json(work / STATE_FILE, StateFile)
 
 
 def make_shard(output: Path, shard: MachineShare, plan: Plan, overwrite: bool = False) -> dict[str, Any]:
@@ -93,7 +122,7 @@ def make_shard(output: Path, shard: MachineShare, plan: Plan, overwrite: bool = 
             rejected = plan.rejected + plan.make(work, mine)
             bad = {item.name for item in rejected}
             bad.update(item["name"] for part in finished_parts(work)
-                       for item in read_json(part / PART_FILE)["rejected"])
+                       for item in read_json(part / PART_FILE, PartFile)["rejected"])
             write_json(work / STATE_FILE, {
                 "fingerprint": plan.fingerprint,
                 "summary": f"shard {shard.index} of {shard.count}: {len(mine)} of "
@@ -102,7 +131,7 @@ def make_shard(output: Path, shard: MachineShare, plan: Plan, overwrite: bool = 
                 "parts": len(plan.parts), "with_lists": plan.with_lists,
                 "rejected": [vars(item) for item in rejected],
                 "left_out": [vars(item) for item in plan.left_out]})
-        return read_json(work / STATE_FILE)
+        return read_json(work / STATE_FILE, ShardFile)
 
 
 def merge_shards(output: Path, write_page: Page, overwrite: bool = False) -> dict[str, Any]:
@@ -115,7 +144,7 @@ def merge_shards(output: Path, write_page: Page, overwrite: bool = False) -> dic
     if not shards:
         raise UserError(f"--merge finds no finished shard in {folder}; make them with --shard i/n and the "
                         "same --output")
-    states = [read_note(shard / STATE_FILE, ("fingerprint", "parts", "rejected", "left_out", "with_lists"),
+    states = [read_json(shard / STATE_FILE, ShardFile,
                         f"copy the shard {shard.name} again, or make it again") for shard in shards]
     for shard, state in zip(shards, states, strict=True):
         if state["fingerprint"] != states[0]["fingerprint"]:
@@ -138,15 +167,14 @@ def merge_shards(output: Path, write_page: Page, overwrite: bool = False) -> dic
             _finish(work, output, first["fingerprint"], items["rejected"], items["left_out"],
                     first["with_lists"], write_page)
         shutil.rmtree(work / "parts", ignore_errors=True)
-        return read_json(work / STATE_FILE)
+        return read_json(work / STATE_FILE, StateFile)
 
 
 @contextmanager
 def _working_folder(output: Path, fingerprint: dict[str, Any], overwrite: bool) -> Iterator[Path]:
     state = output / STATE_FILE
     if state.is_file() and not overwrite:
-        made = read_json(state)
-        made = made if isinstance(made, dict) else {}
+        made = read_json(state, dict[Text, Json])
         if made.get("records", 1) and made.get("fingerprint") != fingerprint:
             raise UserError(f"{output} was made from other arguments or files; give another --output, or "
                             "--overwrite to replace it")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from realsr_r1.core.schema import Count, Place, Text, TypedDict
 from realsr_r1.data.photos.sources import Photo
 from realsr_r1.data.records import Record
 
@@ -21,6 +22,22 @@ PART_FILE = "part.json"
 MOST_PARTS = 256  # reading the dataset opens one Arrow file for each part
 FEWEST_CROPS = 8  # crops in a part; the last parts may have fewer
 CROPS_OF_A_DECODING = 16  # fewest crops in a part that shares its photo, since each such part decodes it
+
+
+class ItemFile(TypedDict):
+    """An `Item` in a file."""
+
+    name: Text
+    reason: Text
+
+
+class PartFile(TypedDict):
+    """`PART_FILE`. `files`, `images`: path, below the part and below the folder of parts -> bytes."""
+
+    rejected: list[ItemFile]
+    left_out: list[ItemFile]
+    files: dict[Place, Count]
+    images: dict[Place, Count]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_yaml
+from realsr_r1.core.schema import Json, Text
 
 Range = tuple[float, float]
 
@@ -105,7 +106,7 @@ class DegradationConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> DegradationConfig:
         """Read a YAML file. Raises `UserError` that names the file and the key that is wrong."""
-        return cls.from_dict(read_yaml(path) or {}, where=str(path))
+        return cls.from_dict(read_yaml(path, dict[Text, Json] | None) or {}, where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as nested plain values, which `from_dict` reads."""

@@ -13,19 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_file, read_yaml
+from realsr_r1.core.schema import Ge, Json, Le, Text, fields_of
 from realsr_r1.data.building.jobs import PhotoJob
 from realsr_r1.data.building.parts import Part
 from realsr_r1.data.photos.model_process import ModelFailure, ModelProcess, Unreadable
 from realsr_r1.data.photos.sidecars import LEVELS, JsonLines, checked_descriptions, checked_tags
 from realsr_r1.data.photos.sources import Photo
-
-NUMBERS = {"batch_size": (int, 1, 4096), "longest_side_px": (int, 32, 65536),
-           "timeout_seconds": (float, 0.1, 86400),
-           "retries": (int, 0, 100)}  # type, smallest and largest value
 
 
 @dataclass(frozen=True)
@@ -35,33 +32,17 @@ class AnnotationConfig:
     `tagger`, `captioner`: the settings that their factories get.
     """
 
-    batch_size: int = 8
-    longest_side_px: int = 768
-    timeout_seconds: float = 300
-    retries: int = 2
-    tagger: dict[str, Any] = field(default_factory=dict)
-    captioner: dict[str, Any] = field(default_factory=dict)
+    batch_size: Annotated[int, Ge(1), Le(4096)] = 8
+    longest_side_px: Annotated[int, Ge(32), Le(65536)] = 768
+    timeout_seconds: Annotated[float, Ge(0.1), Le(86400)] = 300
+    retries: Annotated[int, Ge(0), Le(100)] = 2
+    tagger: dict[Text, Json] = field(default_factory=dict)
+    captioner: dict[Text, Json] = field(default_factory=dict)
 
     @classmethod
     def from_yaml(cls, path: Path) -> AnnotationConfig:
         """Read the settings. Raises `UserError` that names the file and the key."""
-        values = read_yaml(path, "--annotation")
-        known = (*NUMBERS, "tagger", "captioner")
-        for key, value in values.items() if isinstance(values, dict) else [("", None)]:
-            if key not in known:
-                raise UserError(f"unknown key {key!r} in {path}; known ones: {', '.join(known)}")
-            if key in NUMBERS:
-                _check_number(value, *NUMBERS[key], f"{key} in {path}")
-            elif not isinstance(value, dict):
-                raise UserError(f"{key} in {path} must hold settings as key: value")
-        return cls(**values)
-
-
-def _check_number(value: Any, kind: type, least: float, most: float, where: str) -> None:
-    kinds = (int, float) if kind is float else int
-    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
-        raise UserError(f"{where} is {value!r}; it must be a {'whole ' if kind is int else ''}number from "
-                        f"{least} to {most}")
+        return cls(**read_yaml(path, fields_of(cls), "--annotation"))
 
 
 def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],

@@ -1,7 +1,8 @@
 """Taggers and captioners from the Hugging Face Hub, on the GPU where there is one.
 
 They are models that answer a prompt about an image, and zero-shot detectors. Prompts and labels
-come from the settings (configs/annotation/default.yaml).
+come from the settings (configs/annotation/default.yaml). A name may end with @REVISION, the commit
+or tag to load. No code that comes with a model is run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def tagger(name: str, settings: dict[str, Any]) -> Callable[[Images], list[list[
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 
-    if AutoConfig.from_pretrained(name).model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
+    place, revision = _pinned(name)
+    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    if config.model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
         return _detector(name, settings)
     answer, prompt = _answerer(name, settings), _needed(settings, "prompt")
     # Models write tags as a list, too, with a mark before each and a full stop at the end.
@@ -94,4 +97,12 @@ def _pipeline(task: str, name: str) -> Any:
 
     from realsr_r1.core.devices import pick_device
 
-    return pipeline(task, model=name, device=pick_device(), dtype="auto")
+    place, revision = _pinned(name)
+    return pipeline(task, model=place, revision=revision, device=pick_device(), dtype="auto",
+                    trust_remote_code=False)
+
+
+def _pinned(name: str) -> tuple[str, str | None]:
+    """Return a model's name and the revision after its @, if there is one."""
+    place, _, revision = name.partition("@")
+    return place, revision or None

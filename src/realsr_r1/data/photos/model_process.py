@@ -18,8 +18,9 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import escaped, parsed_json
+from realsr_r1.core.files import parsed_json
 from realsr_r1.core.processes import end_with_parent
+from realsr_r1.core.texts import escaped
 from realsr_r1.data.photos.decoding import decode
 from realsr_r1.data.photos.sources import Photo
 
@@ -72,7 +73,7 @@ class ModelProcess:
         if outcome == "failed":
             raise ModelFailure(f"failed: {said}")
         try:
-            answers = parsed_json(said, "its answer")
+            answers = parsed_json(said, "its answer", Any)  # annotation.py checks each photo's
         except UserError as error:
             raise ModelFailure(f"gave an answer that can't be read ({error})") from error
         if not isinstance(answers, list) or len(answers) != len(photos):

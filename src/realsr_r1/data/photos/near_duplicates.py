@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import escaped, read_json, write_json
+from realsr_r1.core.files import read_json, write_json
 from realsr_r1.core.processes import run_all
+from realsr_r1.core.schema import Ge, Le, Len, Text
+from realsr_r1.core.texts import escaped
 from realsr_r1.data.photos.decoding import decode
 from realsr_r1.data.photos.sources import Photo
 
@@ -29,6 +32,8 @@ MOST_BITS = 8  # of the 64 may differ between near-duplicates
 BATCH = 64  # photos hashed by a process at a time
 
 Open = Callable[[Photo], Image.Image]
+# Of a photo in a file of hashes: (bits, pixels, None), or (None, None, reason).
+Entry = Annotated[list[Annotated[int, Ge(0), Le(2**64)] | Text | None], Len(3, 3)]
 
 
 def perceptual_hash(image: Image.Image) -> int:
@@ -97,7 +102,7 @@ def hash_photos(photos: Sequence[Photo], folder: Path, processes: int,
     run_all(calls, min(processes, len(missing)), len(photos),
             len(photos) - sum(len(batch) for batch, _ in missing),
             "photos", "looking for copies")
-    found = [entry for file in files for entry in read_json(file)]
+    found = [entry for file in files for entry in read_json(file, list[Entry])]
     good = [(photo.name, bits, pixels) for photo, (bits, pixels, _) in zip(photos, found, strict=True)
             if bits is not None]
     return Hashes([name for name, _, _ in good], [bits for _, bits, _ in good],

@@ -20,8 +20,9 @@ from typing import Any
 from realsr_r1.chain.checks import check_text
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import escaped, is_text, parsed_json
-from realsr_r1.core.texts import composed, decoded_text, split_tags, stem_of
+from realsr_r1.core.files import parsed_json
+from realsr_r1.core.schema import Json
+from realsr_r1.core.texts import composed, decoded_text, escaped, is_text, split_tags, stem_of
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo, RowPlace, walk
 
 LEVELS = ChainSpec.published().levels  # levels of descriptions, where no other chain is asked for
@@ -118,7 +119,7 @@ class SidecarFolder:
             raise UserError(f"{where} can't be read ({error.strerror})") from error
         if self.kind == "tag":
             return checked_tags(decoded_text(data, where), where)
-        return checked_descriptions(parsed_json(data, where), where, self.levels)
+        return checked_descriptions(parsed_json(data, where, Json), where, self.levels)
 
     def only(self, photos: Iterable[Photo]) -> SidecarFolder:
         """Return the files of these photos only, small enough to hand to another process."""
@@ -167,7 +168,7 @@ class JsonLines:
             for number, line in enumerate(file, 1):
                 where = f"line {number} of {path}"
                 try:
-                    name = _image_name(parsed_json(line, where), where) if line.strip() else None
+                    name = _image_name(parsed_json(line, where, Json), where) if line.strip() else None
                     if name in lines:
                         raise UserError(f"{where} is about {name}, as line {lines[name][1]} is")
                     if name is not None:
@@ -184,7 +185,7 @@ class JsonLines:
         start, number = self.lines[name]
         with open(self.path, "rb") as file:
             file.seek(start)
-            value = parsed_json(file.readline(), f"line {number} of {self.path}")
+            value = parsed_json(file.readline(), f"line {number} of {self.path}", Json)
         # annotation.py writes this key for a photo that a model failed on.
         if isinstance(value.get("error"), str) and value["error"].strip():
             raise UserError(value["error"])
@@ -235,7 +236,7 @@ class Beside:
         if isinstance(photo.place, FilePlace):
             raise UserError(f"{photo.name} lies in no tar, so nothing says its {self.kind}s")
         text, described = (photo.place.read(KINDS[kind]) for kind in ("tag", "description"))
-        value = parsed_json(described, where) if described is not None else {}
+        value = parsed_json(described, where, Json) if described is not None else {}
         if self.kind == "description":
             return checked_descriptions(value, where, self.levels)
         if isinstance(value, dict) and "tag" in value:

@@ -20,9 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import escaped, is_text
 from realsr_r1.core.pictures import IMAGE_SUFFIXES, why_not_listed, why_unread
-from realsr_r1.core.texts import composed, stem_of
+from realsr_r1.core.texts import composed, escaped, is_text, stem_of
 
 LONGEST_NAME = 255  # bytes of a file's or folder's name
 # The crops of photo a/b.png lie in a folder a/b, which may also hold the folders of photos a/b/*.
@@ -310,7 +309,11 @@ def hf_dataset(name: str, split: str) -> Any:
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+        if Path(name).is_dir():
+            loaded = datasets.load_from_disk(name)
+        else:
+            place, _, revision = name.partition("@")
+            loaded = datasets.load_dataset(place, revision=revision or None)
     except IndexError as error:  # datasets joins a split's tables, and there are none
         raise UserError(f"{name} (given by --hf_dataset) has a split without rows; make it again without "
                         "that split") from error

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from realsr_r1.chain.spec import IMAGE
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import escaped, is_text, read_json
-from realsr_r1.core.texts import same_named
+from realsr_r1.core.files import read_json
+from realsr_r1.core.schema import MinLen
+from realsr_r1.core.texts import escaped, is_text, same_named
 from realsr_r1.data.tokens.samples import Piece, Sample
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from realsr_r1.chain.processor import ChainProcessor
 
+Records = Annotated[list[Any], MinLen(1)]  # each is checked on its own
 ASKING, ANSWERING = ("human",), ("gpt", "assistant")
 
 
@@ -37,9 +39,7 @@ def read_conversations(path: str | Path) -> Dataset:
     """
     from datasets import Dataset, Features, List, Value
 
-    path, records = Path(path), read_json(path)
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{path} must hold a JSON list of conversations")
+    path, records = Path(path), read_json(path, Records, "it is a list of conversations")
     columns: dict[str, list[Any]] = {"values": [], "images": [], "fault": []}
     for record in records:
         try:

@@ -14,11 +14,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import parsed_json, read_json, write_json
+from realsr_r1.core.schema import Count, Len, MinLen, Text, TypedDict
 from realsr_r1.data.photos.sources import Item
 
 if TYPE_CHECKING:
@@ -33,6 +34,31 @@ REJECTED = b"realsr_r1.rejected"
 # that is lost when a process is killed.
 SHARD_RECORDS = 256
 FORMAT = 2  # raise this when the same records and tokenizers would give other tokens
+RejectedRecord = Annotated[list[Count | Text], Len(2, 2)]
+
+
+class TokenizerNote(TypedDict):
+    """By what tokens were made."""
+
+    folder: Text
+    fingerprint: Text
+
+
+class SplitNote(TypedDict):
+    """What the tokens of a split were made from."""
+
+    dataset: Text
+    records: Count
+    seed: int
+    fingerprint: Text
+
+
+class StoreFile(TypedDict):
+    """`STORE_FILE`, as `describe` makes it."""
+
+    format: Count
+    tokenizer: TokenizerNote
+    splits: Annotated[dict[Text, SplitNote], MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -163,9 +189,9 @@ def _description(folder: Path, tokenizer: Mapping[str, str]) -> dict[str, Any]:
     Raises `UserError` where this version can't read it, or where another tokenizer made the tokens
     (the message names both).
     """
-    found, again = read_json(folder / STORE_FILE), "make them again with realsr-r1 pretokenise"
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not {"tokenizer",
-                                                                            "splits"} <= found.keys():
+    again = "make them again with realsr-r1 pretokenise"
+    found = read_json(folder / STORE_FILE, StoreFile, f"{again} in another folder")
+    if found["format"] != FORMAT:
         raise UserError(f"the tokens in {folder} are not in the format {FORMAT} of this realsr-r1 "
                         f"({folder / STORE_FILE}); {again} in another folder")
     made_by = found["tokenizer"]
@@ -205,7 +231,8 @@ def _rejected(path: Path) -> list[tuple[int, str]]:
 
     try:
         with pyarrow.memory_map(str(path)) as file:
-            return parsed_json(pyarrow.ipc.open_stream(file).schema.metadata[REJECTED], str(path))
+            metadata = pyarrow.ipc.open_stream(file).schema.metadata or {}
+            return parsed_json(metadata.get(REJECTED, b""), str(path), list[RejectedRecord])
     except (OSError, ValueError, UserError) as error:  # pyarrow's own errors are ValueErrors
         raise _cut(path, f"can't be read ({error})") from error
 
@@ -217,7 +244,18 @@ def is_store(folder: str | Path) -> bool:
 
 def records_fingerprint(folder: str | Path, split: str) -> str:
     """Return the fingerprint of the records that a split's tokens were made from."""
-    return read_json(Path(folder) / STORE_FILE)["splits"][split]["fingerprint"]
+    return read_json(Path(folder) / STORE_FILE, StoreFile)["splits"][split]["fingerprint"]
+
+
+def check_store(folder: Path) -> str:
+    """Check that all shards of a folder of tokens are whole, and say what they hold.
+
+    Raises `UserError` that names what is missing or cut.
+    """
+    splits = read_json(folder / STORE_FILE, StoreFile)["splits"]
+    counts = {split: sum(map(len, _shards(folder, split, about["records"])))
+              for split, about in splits.items()}
+    return ", ".join(f"{split} {count:,}" for split, count in counts.items()) + " chains"
 
 
 def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) -> Dataset:
@@ -234,17 +272,21 @@ def load_tokens(folder: str | Path, split: str, tokenizer: Mapping[str, str]) ->
     description = _description(folder, tokenizer)
     if split not in description["splits"]:
         raise UserError(f"{folder} has no split {split!r}; it has {', '.join(description['splits'])}")
-    records = description["splits"][split]["records"]
+    shards = _shards(folder, split, description["splits"][split]["records"])
+    if not any(map(len, shards)):
+        raise UserError(f"no record of {split} in {folder} makes a chain; realsr-r1 pretokenise says why")
+    return concatenate_datasets([shard for shard in shards if len(shard)]).with_format("numpy")
+
+
+def _shards(folder: Path, split: str, records: int) -> list[Dataset]:
+    """Read all shards of a split. Raises `UserError` where one is missing or cut."""
     files = _files(folder, split, records)
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise UserError(f"{len(missing)} of {len(files)} shards of {split} are missing, the first "
                         f"{missing[0]}; run realsr-r1 pretokenise again with the same arguments")
-    shards = [_read(path, min(SHARD_RECORDS, records - number * SHARD_RECORDS))
-              for number, path in enumerate(files)]
-    if not any(map(len, shards)):
-        raise UserError(f"no record of {split} in {folder} makes a chain; realsr-r1 pretokenise says why")
-    return concatenate_datasets([shard for shard in shards if len(shard)]).with_format("numpy")
+    return [_read(path, min(SHARD_RECORDS, records - number * SHARD_RECORDS))
+            for number, path in enumerate(files)]
 
 
 def _read(path: Path, records: int) -> Dataset:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, escaped
-from realsr_r1.core.texts import read_text
+from realsr_r1.core.files import atomic_file
+from realsr_r1.core.texts import escaped, read_text
 from realsr_r1.data.tokens.samples import Sample
 from realsr_r1.data.tokens.token_store import REJECTED, Shard, Source, digest, features
 

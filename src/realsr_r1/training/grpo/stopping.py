@@ -15,11 +15,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json, write_json
+from realsr_r1.core.run_files import STOP_FILE, StopFile
 from realsr_r1.training.checkpoints import MARKER, best_checkpoint
 from realsr_r1.training.grpo.guards import Condition, first_met, never_logged, unknown_name
 from realsr_r1.training.launch import is_finished
-
-STOP_FILE = "stopped.json"
 
 
 class StopGuard(TrainerCallback):
@@ -83,7 +82,7 @@ def what_ended(output: Path, conditions: Sequence[Condition]) -> str | None:
     if not (output / STOP_FILE).is_file():
         return (f"{output} holds a finished run already; nothing to do (a larger --max_steps or "
                 "--num_train_epochs goes on)")
-    stopped = read_json(output / STOP_FILE)
+    stopped = read_json(output / STOP_FILE, StopFile)
     if Condition.parse(stopped["condition"]) not in conditions:
         return None
     best = output / (stopped["best_checkpoint"] or "")
@@ -96,7 +95,7 @@ def what_ended(output: Path, conditions: Sequence[Condition]) -> str | None:
 def go_on(output: Path) -> None:
     """Let a run that was stopped count as unfinished again, with one line; others are left alone."""
     if (output / STOP_FILE).is_file():
-        step = read_json(output / STOP_FILE)["step"]
+        step = read_json(output / STOP_FILE, StopFile)["step"]
         (output / MARKER).unlink(missing_ok=True)
         (output / STOP_FILE).unlink()
         print(f"{output} was stopped at step {step}; it goes on with this command's --stop_if", flush=True)

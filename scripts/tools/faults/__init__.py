@@ -1,0 +1,1 @@
+"""The parts of the fault campaign (scripts/tools/fault_campaign.py)."""
