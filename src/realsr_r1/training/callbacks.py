@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_file, parsed_json
 
 LOG_FILE = "log_history.jsonl"
@@ -16,16 +17,16 @@ LOG_FILE = "log_history.jsonl"
 class JsonLog(TrainerCallback):
     """Appends every log to `output_dir/log_history.jsonl`.
 
-    When a run resumes, the steps after its checkpoint are dropped first.
+    When a run resumes, the steps after its checkpoint are dropped first, the summary of the training
+    that ended there, and lines that can't be read.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
         path = Path(args.output_dir) / LOG_FILE
         if state.is_world_process_zero and path.is_file():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines
-                    if parsed_json(line, str(path)).get("step", 0) <= state.global_step]
+            lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _is_of(line, state.global_step)]
             with atomic_file(path) as partial:
                 partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
@@ -35,3 +36,13 @@ class JsonLog(TrainerCallback):
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
             with open(Path(args.output_dir) / LOG_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}, default=float) + "\n")
+
+
+def _is_of(line: str, step: int) -> bool:
+    """Whether a line of the log is a record of a step up to `step`."""
+    try:
+        record = parsed_json(line, LOG_FILE)
+    except UserError:
+        return False
+    return (isinstance(record, dict) and isinstance(record.get("step", 0), int)
+            and record.get("step", 0) <= step and "train_runtime" not in record)
