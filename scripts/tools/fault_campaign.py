@@ -54,8 +54,9 @@ class Trial:
                 ["bash", "scripts/train_grpo.sh", *FLAGS], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,
                 env={**os.environ, "NPROC": "2", "RECIPE": "configs/recipes/tiny_grpo.yaml",
-                     "MODEL": self.args.model, "DATASET": self.args.dataset, "OUTPUT": str(self.output), "MASTER_PORT": "auto",
-                     "PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"})
+                     "MODEL": self.args.model, "DATASET": self.args.dataset, "OUTPUT": str(self.output),
+                     "MASTER_PORT": "auto", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "src"),
+                     "OMP_NUM_THREADS": "1"})
 
     def hit(self, kind: str, after: float) -> None:
         """Start the run, hit it after some seconds, and see how it ends."""
@@ -146,7 +147,8 @@ def main() -> int:
         counts["faults"] += bool(trial.faults)
         if not trial.faults:
             shutil.rmtree(trial.folder)
-    print(f"{args.trials} trials, untouched run {length:.0f} s, {counts.pop('faults')} that didn't hold; hits: "
+    faults = counts.pop("faults")
+    print(f"{args.trials} trials, untouched run {length:.0f} s, {faults} that didn't hold; hits: "
           + ", ".join(f"{kind} {count}" for kind, count in counts.items()))
     return int(any(json.loads(line)["faults"] for line in (output / "trials.jsonl").read_text().splitlines()))
 

@@ -61,14 +61,14 @@ def test_any_damage_to_any_file_of_the_newest_leads_to_the_one_before(how, run, 
         copy = shutil.copytree(run, run.with_name("copy"))
         damage(copy / "checkpoint-2" / name, how)
         assert found(copy) == "checkpoint-1", name
-        (line,) = capsys.readouterr().out.splitlines()
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "checkpoint" in line]
         assert "checkpoint-2 " in line and "set aside as incomplete-checkpoint-2.0" in line
         assert not (copy / "checkpoint-2").exists()
         shutil.rmtree(copy)
 
 
 def test_whole_checkpoints_are_left_alone(run, capsys):
-    assert found(run) == "checkpoint-2" and capsys.readouterr().out == ""
+    assert found(run) == "checkpoint-2" and "checkpoint" not in capsys.readouterr().out
 
 
 def test_where_all_are_damaged_the_run_does_not_begin_again_by_itself(run):

@@ -77,7 +77,10 @@ class Watchdog:
             done.set()
             thread.join()
             with contextlib.suppress(OSError):
-                self._file(self.rank).unlink(missing_ok=True)
+                # The first rank removes those of ranks that an earlier run had more, too.
+                for file in self.folder.glob("*.json") if self.rank == 0 else [self._file(self.rank)]:
+                    if file == self._file(self.rank) or int(file.stem) >= self.ranks:
+                        file.unlink(missing_ok=True)
                 self.folder.rmdir()  # the last one
 
     def _enter(self, name: str) -> None:

@@ -115,3 +115,15 @@ def test_no_model_folder_is_written_of_weights_that_are_not_finite(make_trainer,
     next(trainer.model.parameters()).data.view(-1)[0] = math.nan
     with pytest.raises(UserError, match="no model folder is written"):
         trainer.require_finite_weights()
+
+
+def test_a_new_optimizer_takes_step_and_schedule_from_the_checkpoint(uninterrupted, make_trainer):
+    changes = {"max_steps": 3, "logging_steps": 1, "lr_scheduler_type": "linear", **SAVING}
+    trainer, _ = make_trainer(output_dir=str(uninterrupted.with_name("linear")), **changes)
+    trainer.train()
+    rates = [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
+    other, reward = make_trainer(**{**changes, "optim": "sgd", "reset_optimizer": True})
+    other.train(resume_from_checkpoint=str(uninterrupted.with_name("linear") / "checkpoint-2"))
+    assert len(reward.seen) == 1 and other.state.global_step == 3
+    assert other.state.log_history[-2]["learning_rate"] == rates[2] < rates[1]
+    assert type(other.optimizer.optimizer) is torch.optim.SGD
