@@ -28,6 +28,10 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """What a policy computes is not finite."""
+
+
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> None:
     """Run an entry point's `main(argv)` and leave the process with its exit code.
 

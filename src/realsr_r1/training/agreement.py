@@ -41,17 +41,14 @@ class Agreement:
         """
         fault, self.fault = self.fault, None
         said = None
-        if isinstance(fault, StopNow):
-            said = (False, None)
+        if isinstance(fault, (UserError, StopNow)) or fault is not None and is_disk_full(fault):
+            said = (type(fault) if isinstance(fault, (UserError, StopNow)) else UserError, str(fault))
         elif fault is not None:
-            is_users = isinstance(fault, UserError) or is_disk_full(fault)
-            said = (is_users, str(fault) if is_users else f"{type(fault).__name__}: {fault}")
+            said = (RuntimeError, f"{type(fault).__name__}: {fault}")
         everyone = gather_object([said])
         if fault is not None:
             raise fault
         for rank, other in enumerate(everyone):
             if other is not None:
-                is_users, message = other
-                if message is None:
-                    raise StopNow
-                raise (UserError if is_users else RuntimeError)(f"rank {rank}: {message}")
+                kind, message = other
+                raise kind(f"rank {rank}: {message}")

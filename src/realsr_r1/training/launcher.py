@@ -149,7 +149,8 @@ class Launcher:
         return f"run the same command again to go on{f' from step {max(complete)}' if complete else ''}"
 
     def say(self, line: str) -> None:
-        print(f"realsr-r1: error: {line}", file=sys.stderr, flush=True)
+        # Below a progress bar that a killed rank has left.
+        print(f"\nrealsr-r1: error: {line}", file=sys.stderr, flush=True)
 
     @staticmethod
     def _with_port(argv: Sequence[str]) -> list[str]:

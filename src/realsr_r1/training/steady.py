@@ -25,7 +25,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from realsr_r1.core.errors import UserError
+from realsr_r1.core.errors import Diverged, UserError
 from realsr_r1.training.checkpoints import complete_checkpoints
 from realsr_r1.training.signals import StopNow, StopSignals
 from realsr_r1.training.watchdog import Watchdog
@@ -59,6 +59,8 @@ class SteadyTrainer:
                 return super().train(*args, **kwargs)
             except StopNow:
                 self._save_as_at_step_end()
+            except Diverged as error:
+                raise UserError(f"{error}; {self._goes_on()}") from error
 
     def is_late(self) -> bool:
         """Whether this rank was told to stop, and the step's end would come after `--grace_seconds`."""
