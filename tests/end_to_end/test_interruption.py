@@ -40,11 +40,12 @@ class Interrupted:
 
 def launch(output: Path, dataset: Path, model: Path, seen: Path, stop: str | None = None) -> Run:
     seen.mkdir()
-    return start(["bash", "scripts/train_grpo.sh", "--reward_funcs", "format", "probe:vowels", "--grammar",
-                  "image", "--max_completion_length", "16", "--num_generations", "3", "--per_device_train_batch_size", "1", "--loss_batch_size", "3", "--guidance_scale",
-                  "1", "--learning_rate", "1e-3", "--warmup_steps", "0", "--max_steps", str(STEPS),
-                  "--save_steps", "1", "--save_total_limit", "2", "--logging_steps", "1", "--sample_steps",
-                  "0", "--report_to", "none", "--seed", "3"], seen / "log.txt",
+    flags = ["--reward_funcs", "format", "probe:vowels", "--grammar", "image", "--max_completion_length",
+             "16", "--num_generations", "3", "--per_device_train_batch_size", "1", "--loss_batch_size", "3",
+             "--guidance_scale", "1", "--learning_rate", "1e-3", "--warmup_steps", "0", "--max_steps",
+             str(STEPS), "--save_steps", "1", "--save_total_limit", "2", "--logging_steps", "1",
+             "--sample_steps", "0", "--report_to", "none", "--seed", "3"]
+    return start(["bash", "scripts/train_grpo.sh", *flags], seen / "log.txt",
                  {"NPROC": "2", "RECIPE": "configs/recipes/tiny_grpo.yaml", "MODEL": str(model),
                   "DATASET": str(dataset), "OUTPUT": str(output), "MASTER_PORT": "auto",
                   "PROBE_FOLDER": str(seen), "PROBE_STOP": stop})
