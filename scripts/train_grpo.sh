@@ -4,7 +4,7 @@
 #   RECIPE=configs/recipes/tiny_grpo.yaml NPROC=2 MODEL=assets/tiny DATASET=... OUTPUT=... \
 #       bash scripts/train_grpo.sh
 # Without RECIPE the flags are the paper's, for 6 GPUs. Flags given to this script are added, and
-# win.
+# win. MASTER_PORT=auto takes a free port.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)  # paths, and modules of your own, are the caller's
 : "${MODEL:?name the model folder: MODEL=...}" "${DATASET:?name the dataset folder: DATASET=...}" "${OUTPUT:?name the run folder: OUTPUT=...}"

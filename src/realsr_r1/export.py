@@ -24,6 +24,7 @@ from realsr_r1.core.files import (
     read_json,
     write_json,
 )
+from realsr_r1.core.pickles import require_harmless
 from realsr_r1.core.schema import Json, Text, TypedDict
 
 if TYPE_CHECKING:
@@ -267,6 +268,8 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedMode
     if not has_weights(weights):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+        for file in sorted(source.glob("global_step*/*.pt")):
+            require_harmless(file, "export another checkpoint, or weights that the run itself has written")
         policy = new_policy(policy_config(source))
         policy.load_state_dict(get_fp32_state_dict_from_zero_checkpoint(str(source)))
         return policy.to(getattr(torch, dtype) if dtype else torch.float32), {}

@@ -14,6 +14,7 @@ from realsr_r1.core.files import check_new_folder, write_json
 from realsr_r1.core.settings import check_folders, parse
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from trl import ModelConfig
 
     from realsr_r1.training.config import ChainGRPOConfig
@@ -25,8 +26,8 @@ LASTING = ("chain_settings", "num_generations", "generation_batch_size", "seed",
            "lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit", "credit")
 
 
-def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | None = None) -> None:
-    """Go from settings to the saved model; the steps follow one another below.
+def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | None = None) -> int | None:
+    """Go from arguments to the saved model; returns the exit code of a run that a signal ended.
 
     `trainer_class`: a class of your own, for example with a loss of its own (docs/extending.md).
     """
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
 
     from realsr_r1.training.adapters import adapter_config, quantization_config
     from realsr_r1.training.config import ChainGRPOConfig
-    from realsr_r1.training.launch import is_finished, prepare_process, save_model_folder
+    from realsr_r1.training.launch import is_finished, only_run_in, prepare_process
     from realsr_r1.training.without_effect import refuse_without_effect
 
     args, model_args = parse((ChainGRPOConfig, ModelConfig), argv, "realsr-r1 grpo")
@@ -45,9 +46,30 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
               "settings")
     adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
+    from realsr_r1.training.grpo.guards import Condition
+    from realsr_r1.training.grpo.stopping import what_ended
     from realsr_r1.training.grpo.trl_hooks import check_hooks
+    from realsr_r1.training.resuming import is_more_asked
 
     check_hooks()  # before the first of them is used
+    if not model_args.model_name_or_path:
+        raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 "
+                        "sft or export)")
+    output = Path(args.output_dir)
+    more = is_finished(output) and is_more_asked(output, args)
+    ended = None if more else what_ended(output, [Condition.parse(text) for text in args.stop_if])
+    if ended:
+        if args.process_index == 0:
+            print(ended)
+        return None
+    check_new_folder(output, "--output_dir")
+    with only_run_in(output, args):
+        return train_run(args, model_args, adapters, quantization, trainer_class)
+
+
+def train_run(args: ChainGRPOConfig, model_args: ModelConfig, adapters: PeftConfig | None, quantization: Any,
+              trainer_class: type[ChainGRPOTrainer] | None) -> int:
+    """Go from settings to the saved model; the steps follow one another below. Returns the exit code."""
     from trl.trainer.utils import global_then_local_main_first
 
     from realsr_r1.chain.processor import ChainProcessor
@@ -63,7 +85,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
         try_own_rewards,
     )
     from realsr_r1.training.agreement import Agreement
-    from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
+    from realsr_r1.training.checkpoints import SETTINGS_FILE, require_same_run
     from realsr_r1.training.grpo.guards import Condition, require_logged
     from realsr_r1.training.grpo.logged import logged_names
     from realsr_r1.training.grpo.prompts import (
@@ -72,30 +94,28 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
         other_question,
         require_levels,
     )
-    from realsr_r1.training.grpo.stopping import go_on, what_ended
+    from realsr_r1.training.grpo.stopping import go_on
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
-    from realsr_r1.training.resuming import is_more_asked, reopen, require_checkpoint, require_same_setting
+    from realsr_r1.training.launch import is_finished, train_and_save
+    from realsr_r1.training.resetting import weights_of
+    from realsr_r1.training.resuming import (
+        checkpoint_to_go_on_from,
+        is_more_asked,
+        reopen,
+        require_checkpoint,
+        require_same_setting,
+    )
 
-    if not model_args.model_name_or_path:
-        raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 "
-                        "sft or export)")
-    output = Path(args.output_dir)
-    conditions = [Condition.parse(text) for text in args.stop_if]
-    more = is_finished(output) and is_more_asked(output, args)
-    ended = None if more else what_ended(output, conditions)
-    if ended:
-        if args.process_index == 0:
-            print(ended)
-        return
-    check_new_folder(output, "--output_dir")
-    going_on = require_checkpoint(output) if more else None
+    output, conditions = Path(args.output_dir), [Condition.parse(text) for text in args.stop_if]
+    going_on = require_checkpoint(output) if is_finished(output) and is_more_asked(output, args) else None
     if going_on and args.process_index == 0:
         print(going_on)
-    checkpoint = last_checkpoint(output, set_aside=args.process_index == 0)
+    checkpoint = checkpoint_to_go_on_from(output, args)
+    lasting = [name for name in LASTING if name != "optim" or not args.reset_optimizer]
     settings = shown_settings(args, model_args)
     if checkpoint:
         require_same_setting(checkpoint, args, model_args.use_peft)
-        require_same_run(output, settings, LASTING)
+        require_same_run(output, settings, lasting)
     # This line and the next report a bad folder before anything is made.
     policy_config(Path(model_args.model_name_or_path))
     tensor_shapes(Path(model_args.model_name_or_path))
@@ -141,9 +161,12 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
                   f"for the latter give --chain_settings {model_args.model_name_or_path}/{CHAIN_SETTINGS}")
         processor = processor.with_settings(processor.settings.asking(other))
     # The policy is in float32 unless --dtype says otherwise; DeepSpeed and autocast cast it.
-    policy = load_policy(model_args.model_name_or_path, dtype=model_args.dtype,
-                         quantization_config=quantization,
-                         attn_implementation=model_args.attn_implementation)
+    with weights_of(checkpoint if args.reset_optimizer else None, model_args.model_name_or_path,
+                    args.process_index == 0) as folder:
+        policy = load_policy(folder, dtype=model_args.dtype, quantization_config=quantization,
+                             attn_implementation=model_args.attn_implementation)
+    # where the reference policy comes from
+    policy.name_or_path = policy.config.name_or_path = model_args.model_name_or_path
     trainer = (trainer_class or ChainGRPOTrainer)(policy, processor, reward_funcs, args, train, evaluation,
                                reward_log=reward_log_path(), peft_config=adapters,
                                judged=judged_sections(args.reward_funcs, processor.chain),
@@ -152,8 +175,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
         go_on(output)
         reopen(output)
         write_json(output / SETTINGS_FILE, settings)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save_model_folder(trainer, processor, output)
+    return train_and_save(trainer, processor, output, checkpoint)
 
 
 def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, Any]:

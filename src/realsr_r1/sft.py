@@ -17,6 +17,7 @@ from realsr_r1.core.settings import check_folders, parse
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftConfig
     from trl import ModelConfig
 
     from realsr_r1.chain.processor import ChainProcessor
@@ -31,14 +32,14 @@ LASTING = ("records", "chain_settings", "max_samples", "samples_per_step", "trai
            *SHAPE)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Make tokens, load the policy, train it, and write the model folder."""
+def main(argv: list[str] | None = None) -> int | None:
+    """Go from arguments to the saved model; returns the exit code of a run that a signal ended."""
     check_folders(argv)
     from trl import ModelConfig
 
-    from realsr_r1.training.adapters import adapter_config, quantization_config, with_adapter
+    from realsr_r1.training.adapters import adapter_config, quantization_config
     from realsr_r1.training.config import ColdStartConfig
-    from realsr_r1.training.launch import prepare_process
+    from realsr_r1.training.launch import is_finished, only_run_in, prepare_process
     from realsr_r1.training.without_effect import refuse_without_effect
 
     args, model_args = parse((ColdStartConfig, ModelConfig), argv, "realsr-r1 sft")
@@ -48,11 +49,7 @@ def main(argv: list[str] | None = None) -> None:
                         "new policy (a folder from realsr-r1 train-tokenizer)")
     adapters, quantization = adapter_config(model_args), quantization_config(model_args)
     prepare_process(args)
-    from realsr_r1.chain.processor import ChainProcessor
-    from realsr_r1.training.checkpoints import SETTINGS_FILE, last_checkpoint, require_same_run
-    from realsr_r1.training.cold_start.trainer import ColdStartTrainer
-    from realsr_r1.training.launch import is_finished, save_model_folder
-    from realsr_r1.training.resuming import is_more_asked, reopen, require_checkpoint, require_same_setting
+    from realsr_r1.training.resuming import is_more_asked
 
     output = Path(args.output_dir)
     more = is_finished(output) and is_more_asked(output, args)
@@ -60,13 +57,36 @@ def main(argv: list[str] | None = None) -> None:
         if args.process_index == 0:
             print(f"{output} holds a finished run already; nothing to do (a larger --max_steps or "
                   "--num_train_epochs goes on)")
-        return
+        return None
     check_new_folder(args.output_dir, "--output_dir")
-    going_on = require_checkpoint(output) if more else None
+    with only_run_in(output, args):
+        return train_run(args, model_args, adapters, quantization)
+
+
+def train_run(args: ColdStartConfig, model_args: ModelConfig, adapters: PeftConfig | None,
+              quantization: Any) -> int:
+    """Make tokens, load the policy, train it, and write the model folder. Returns the exit code."""
+    from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.training.adapters import with_adapter
+    from realsr_r1.training.checkpoints import SETTINGS_FILE, require_same_run
+    from realsr_r1.training.cold_start.trainer import ColdStartTrainer
+    from realsr_r1.training.launch import is_finished, train_and_save
+    from realsr_r1.training.resetting import weights_of
+    from realsr_r1.training.resuming import (
+        checkpoint_to_go_on_from,
+        is_more_asked,
+        reopen,
+        require_checkpoint,
+        require_same_setting,
+    )
+
+    output = Path(args.output_dir)
+    going_on = require_checkpoint(output) if is_finished(output) and is_more_asked(output, args) else None
     if going_on and args.process_index == 0:
         print(going_on)
     check_start(args, model_args)
-    checkpoint = last_checkpoint(output, set_aside=args.process_index == 0)
+    checkpoint = checkpoint_to_go_on_from(output, args)
+    lasting = [name for name in LASTING if name != "optim" or not args.reset_optimizer]
     if checkpoint:
         require_same_setting(checkpoint, args, model_args.use_peft)
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device),
@@ -75,16 +95,17 @@ def main(argv: list[str] | None = None) -> None:
     processor = asking_as_trained(processor, train, args)
     settings = {"records": records, **shown_settings(args, model_args)}
     if checkpoint:
-        require_same_run(args.output_dir, settings, LASTING)
-    policy = make_policy(args, model_args, quantization, processor)
+        require_same_run(args.output_dir, settings, lasting)
+    with weights_of(checkpoint if args.reset_optimizer else None, model_args.model_name_or_path,
+                    args.process_index == 0) as folder:
+        policy = make_policy(args, model_args, quantization, processor, folder)
     if adapters is not None:
         policy = with_adapter(policy, adapters, args)
     trainer = ColdStartTrainer(policy, processor, args, train, evaluation)
     if args.process_index == 0:
         reopen(output)
         write_json(output / SETTINGS_FILE, settings)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save_model_folder(trainer, processor, args.output_dir)
+    return train_and_save(trainer, processor, output, checkpoint)
 
 
 def shown_settings(args: ColdStartConfig, model_args: ModelConfig) -> dict[str, Any]:
@@ -124,14 +145,13 @@ def check_start(args: ColdStartConfig, model_args: ModelConfig) -> None:
 
 
 def make_policy(args: ColdStartConfig, model_args: ModelConfig, quantization: Any,
-                processor: ChainProcessor) -> Any:
-    """Load the folder's policy, or make a new one with the recipe's sizes where it has none."""
+                processor: ChainProcessor, folder: Path) -> Any:
+    """Load the policy in `folder`, or make a new one with the recipe's sizes where it has none."""
     import torch
 
     from realsr_r1.models import load_policy, new_config, new_policy
     from realsr_r1.models.loading import is_new
 
-    folder = Path(model_args.model_name_or_path)
     if not is_new(folder):
         return load_policy(folder, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation,
                            quantization_config=quantization)

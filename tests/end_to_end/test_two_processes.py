@@ -5,15 +5,18 @@ and a recipe.
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 
+from realsr_r1 import grpo
 from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.models import load_policy
 
+from ..small import exit_code
 from .policies import steered_policy
-from .processes import Run
+from .processes import ROOT, Run
 from .two_processes import STEPS, TwoProcesses, train
 
 HANG_LIMIT = 60.0  # seconds from the start of training to the end of the process
@@ -90,6 +93,28 @@ def test_a_condition_ends_the_run_on_both_ranks_with_a_checkpoint(uneven):
     for folder in (uneven.folder, uneven.folder / f"checkpoint-{STEPS}"):
         for name, parameter in load_policy(folder).named_parameters():
             torch.testing.assert_close(parameter.detach(), weights[name], rtol=0, atol=1e-6)
+
+
+def test_it_goes_on_in_one_process_without_deepspeed_only_with_a_new_optimizer(trained, small_model, dataset,
+                                                                              tmp_path, capsys):
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    argv = ["--config", str(ROOT / "configs/recipes/tiny_grpo.yaml"), "--output_dir", str(run),
+            "--model_name_or_path", str(small_model), "--dataset_name", str(dataset), "--reward_funcs",
+            "format", "degradation", "--grammar", "chain", "--max_text_tokens", "6",
+            "--max_completion_length", "400", "--num_generations", "3", "--per_device_train_batch_size", "2",
+            "--loss_batch_size", "3", "--max_steps", "3", "--learning_rate", "0", "--save_strategy", "no",
+            "--sample_steps", "0", "--report_to", "none"]
+    files = sorted(path.relative_to(run) for path in run.rglob("*"))
+    assert exit_code(grpo.main, argv) == 2
+    assert "made with DeepSpeed ZeRO-3 on 2 processes" in capsys.readouterr().err
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == files
+    assert exit_code(grpo.main, [*argv, "--reset_optimizer"]) == 0
+    weights = trained.weights("step-2", 0)
+    for name, parameter in load_policy(run).named_parameters():
+        torch.testing.assert_close(parameter.detach(), weights[name], rtol=0, atol=1e-6)
+    lines = [json.loads(line) for line in (run / "log_history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert not (run / ".weights").exists()
 
 
 @pytest.mark.parametrize("part", ["checkpoint-1", "checkpoint-2", "."])

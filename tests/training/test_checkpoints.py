@@ -9,12 +9,13 @@ import pytest
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.training.checkpoints import (
-    MARKER,
-    CompletionMarker,
     best_checkpoint,
     complete_checkpoints,
-    last_checkpoint,
+    newest_checkpoint,
+    require_state,
 )
+from realsr_r1.training.completion import CompletionMarker
+from realsr_r1.training.manifest import MARKER
 
 
 def make_checkpoint(run: Path, step: int, is_complete: bool = True,
@@ -48,20 +49,20 @@ def started(args: SimpleNamespace) -> CompletionMarker:
 
 @pytest.mark.parametrize("folder", ["no such folder", "."])
 def test_a_run_that_saved_nothing_has_no_checkpoint(tmp_path, folder):
-    assert last_checkpoint(tmp_path / folder, set_aside=True) is None
+    assert newest_checkpoint(tmp_path / folder, set_aside=True) is None
 
 
 def test_the_newest_complete_checkpoint_is_taken_by_number(tmp_path):
     for step in (2, 10, 9):
         make_checkpoint(tmp_path, step)
-    assert last_checkpoint(tmp_path, set_aside=True) == tmp_path / "checkpoint-10"
+    assert newest_checkpoint(tmp_path, set_aside=True) == tmp_path / "checkpoint-10"
 
 
 def test_half_written_ones_are_set_aside_with_a_line_each(tmp_path, capsys):
     make_checkpoint(tmp_path, 1)
     for _ in range(2):
         make_checkpoint(tmp_path, 2, is_complete=False)
-        assert last_checkpoint(tmp_path, set_aside=True) == tmp_path / "checkpoint-1"
+        assert newest_checkpoint(tmp_path, set_aside=True) == tmp_path / "checkpoint-1"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "incomplete-checkpoint-2.0",
                                                                 "incomplete-checkpoint-2.1"]
     assert [line.count("half written") for line in capsys.readouterr().out.splitlines()] == [1, 1]
@@ -70,27 +71,28 @@ def test_half_written_ones_are_set_aside_with_a_line_each(tmp_path, capsys):
 def test_the_other_ranks_leave_them_alone(tmp_path):
     make_checkpoint(tmp_path, 1)
     half = make_checkpoint(tmp_path, 2, is_complete=False)
-    assert last_checkpoint(tmp_path, set_aside=False) == tmp_path / "checkpoint-1"
+    assert newest_checkpoint(tmp_path, set_aside=False) == tmp_path / "checkpoint-1"
     assert half.is_dir()
 
 
 def test_a_checkpoint_of_weights_only_names_the_two_ways_on(tmp_path):
-    make_checkpoint(tmp_path, 3, files=())
+    folder = make_checkpoint(tmp_path, 3, files=())
     with pytest.raises(UserError, match=r"checkpoint-3 holds weights only.*--model_name_or_path "
                                         r".*checkpoint-3.*remove"):
-        last_checkpoint(tmp_path, set_aside=True)
+        require_state(folder)
 
 
 def test_of_adapters_only_the_way_on_is_to_merge_them_first(tmp_path):
-    make_checkpoint(tmp_path, 3, files=("adapter_config.json",))
+    folder = make_checkpoint(tmp_path, 3, files=("adapter_config.json",))
     with pytest.raises(UserError, match=r"export --checkpoint .*checkpoint-3 --output MODEL\), then "
                                         r".*--model_name_or_path MODEL"):
-        last_checkpoint(tmp_path, set_aside=True)
+        require_state(folder)
 
 
 def test_deepspeed_shards_are_an_optimizer_too(tmp_path):
-    (make_checkpoint(tmp_path, 3, files=()) / "global_step3").mkdir()
-    assert last_checkpoint(tmp_path, set_aside=True) == tmp_path / "checkpoint-3"
+    folder = make_checkpoint(tmp_path, 3, files=())
+    (folder / "global_step3").mkdir()
+    require_state(folder)
 
 
 def test_a_save_is_marked(tmp_path, args):
@@ -105,6 +107,32 @@ def test_old_checkpoints_go_when_the_new_one_counts_and_not_before(tmp_path, arg
         save(marker, tmp_path, step, args)
     assert sorted(complete_checkpoints(tmp_path)) == [10, 15]
     assert not (tmp_path / "checkpoint-5").exists()
+
+
+def test_those_that_were_set_aside_go_when_a_newer_one_counts(tmp_path, args):
+    marker = started(args)
+    save(marker, tmp_path, 1, args)
+    make_checkpoint(tmp_path, 2, is_complete=False)
+    newest_checkpoint(tmp_path, set_aside=True)
+    assert (tmp_path / "incomplete-checkpoint-2.0").is_dir()
+    save(marker, tmp_path, 2, args)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_save_of_which_the_trainer_wrote_nothing_marks_nothing(tmp_path, args):
+    state = SimpleNamespace(global_step=1, is_world_process_zero=True, best_model_checkpoint=None)
+    started(args).on_save(args, state, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_a_checkpoint_have_the_mode_that_others_have(tmp_path, args):
+    make_checkpoint(tmp_path, 1, is_complete=False)
+    (tmp_path / "checkpoint-1" / "model.safetensors").chmod(0o600)
+    state = SimpleNamespace(global_step=1, is_world_process_zero=True, best_model_checkpoint=None)
+    started(args).on_save(args, state, None)
+    (tmp_path / "new").touch()
+    assert ((tmp_path / "checkpoint-1" / "model.safetensors").stat().st_mode
+            == (tmp_path / "new").stat().st_mode)
 
 
 def test_without_a_limit_all_stay(tmp_path, args):

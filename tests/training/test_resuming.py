@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.training.checkpoints import MARKER, SETTINGS_FILE
+from realsr_r1.training.checkpoints import SETTINGS_FILE
+from realsr_r1.training.manifest import MARKER
 from realsr_r1.training.resuming import (
     Setting,
     is_more_asked,
@@ -23,7 +24,8 @@ ZERO_3 = [f"global_step2/zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt" for ra
 ZERO_2 = ["global_step2/mp_rank_00_model_states.pt",
           *(f"global_step2/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1))]
 FILES = {"ZeRO-3": ZERO_3, "ZeRO-2": ZERO_2, "ZeRO-0": ["global_step2/mp_rank_00_model_states.pt"],
-         "none": ["optimizer.pt", "scheduler.pt"], "LoRA": ["optimizer.pt", "scheduler.pt", "adapter_config.json"]}
+         "none": ["optimizer.pt", "scheduler.pt"],
+         "LoRA": ["optimizer.pt", "scheduler.pt", "adapter_config.json"]}
 
 
 def checkpoint_of(folder: Path, kind: str) -> Path:
@@ -33,9 +35,11 @@ def checkpoint_of(folder: Path, kind: str) -> Path:
     return folder / "checkpoint-2"
 
 
-def command(stage: int | None, world_size: int = 2) -> SimpleNamespace:
-    plugin = None if stage is None else SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}})
-    return SimpleNamespace(deepspeed_plugin=plugin, world_size=world_size)
+def command(stage: int | None, world_size: int = 2, reset: bool = False) -> SimpleNamespace:
+    plugin = None
+    if stage is not None:
+        plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}})
+    return SimpleNamespace(deepspeed_plugin=plugin, world_size=world_size, reset_optimizer=reset)
 
 
 @pytest.mark.parametrize(("kind", "stage", "world_size", "use_peft"), [
@@ -52,13 +56,25 @@ def test_the_same_setting_goes_on(kind, stage, world_size, use_peft, tmp_path):
     ("ZeRO-2", 2, 4, False, "on 4 processes"), ("ZeRO-2", 0, 2, False, "DeepSpeed without ZeRO"),
     ("none", 3, 2, False, "made with no DeepSpeed"), ("none", None, 1, True, "no DeepSpeed and LoRA"),
     ("LoRA", None, 1, False, "made with no DeepSpeed and LoRA")])
-def test_another_setting_is_refused_with_what_it_was_made_with_and_the_way_on(kind, stage, world_size, use_peft,
-                                                                              words, tmp_path):
+def test_another_setting_is_refused_with_what_it_was_made_with_and_the_way_on(
+        kind, stage, world_size, use_peft, words, tmp_path):
     with pytest.raises(UserError) as refused:
         require_same_setting(checkpoint_of(tmp_path, kind), command(stage, world_size), use_peft)
     assert words in str(refused.value) and "realsr-r1 export --checkpoint" in str(refused.value)
     assert Setting.of_command(command(stage, world_size), use_peft) != Setting.of_checkpoint(
         tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize(("kind", "stage", "world_size"), [
+    ("ZeRO-3", None, 1), ("ZeRO-3", 3, 1), ("none", 3, 2), ("ZeRO-2", 3, 4)])
+def test_with_a_new_optimizer_it_goes_on_in_another_setting(kind, stage, world_size, tmp_path):
+    require_same_setting(checkpoint_of(tmp_path, kind), command(stage, world_size, reset=True), False)
+
+
+@pytest.mark.parametrize(("kind", "use_peft"), [("none", True), ("LoRA", False), ("LoRA", True)])
+def test_but_not_with_adapters(kind, use_peft, tmp_path):
+    with pytest.raises(UserError, match="--reset_optimizer is not for adapters.*realsr-r1 export"):
+        require_same_setting(checkpoint_of(tmp_path, kind), command(None, 1, reset=True), use_peft)
 
 
 def finished(folder: Path, steps: int, epochs: float) -> Path:

@@ -1,6 +1,6 @@
 """Errors in the user's input, and how every command reports them: one line and exit code 2.
 
-Imports nothing of the rest of the package; everything may import it.
+Everything may import it. Imports nothing of the rest of the package, except in a rank of a launch.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import logging
 import os
 import re
 import select
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+EXIT_LOST = 75  # of a rank that lost the others, which have said why (EX_TEMPFAIL)
+LAUNCHER = "REALSR_R1_LAUNCHER"  # in a rank's environment: the process that started it
 
 
 class UserError(Exception):
@@ -26,6 +30,10 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """What a policy computes is not finite."""
+
+
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> None:
     """Run an entry point's `main(argv)` and leave the process with its exit code.
 
@@ -33,11 +41,13 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     disk become one line on stderr and exit code 2. Ctrl-C becomes one line and exit code 130. When
     the program that reads the output (`| head`, say) has ended, the exit code is 1. Any other
     exception keeps its traceback, because then the fault is ours. Under torchrun all ranks find
-    the same bad input, and only rank 0 reports it.
+    the same bad input, and only rank 0 reports it. A rank doesn't outlive what started it, and one
+    that lost the others is silent where a launcher of ours speaks for it.
     """
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what no terminal can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _join_launcher()
     try:
         with _information_on_stdout():
             _refuse_empty(sys.argv[1:] if argv is None else argv)
@@ -60,6 +70,10 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         elif isinstance(error, OSError) and error.errno in _PATH_ERRORS and filename is not None:
             reason = (f"{filename} can't be opened or written ({error.strerror}); change its rights, or give "
                       "another path")
+        elif _is_lost_connection(error):
+            if LAUNCHER in os.environ:
+                sys.exit(EXIT_LOST)
+            reason = "the connection to another rank was lost, whose output says why"
         else:
             raise
         code = _complain(reason, of_one_rank=True)
@@ -72,6 +86,17 @@ def _refuse_empty(argv: Sequence[str]) -> None:
         flag = value[:-1] if re.fullmatch(r"--\w+=", value) else before if not value else None
         if flag is not None:
             raise UserError(f"{flag} is empty; give a value, or leave it out")
+
+
+def _join_launcher() -> None:
+    """In a rank of torchrun: end when what started it ends, and leave Ctrl-C to our launcher."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    from realsr_r1.core.processes import end_with_parent
+
+    end_with_parent(int(os.environ.get(LAUNCHER, os.getppid())))
+    if LAUNCHER in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's waits for C code that may wait for ever
 
 
 def _is_stdout_broken() -> bool:
@@ -124,6 +149,18 @@ def _complain(line: str, of_one_rank: bool = False) -> int:
 # in a circle, a folder where a file is to be written, a file where a folder is.
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR,
                 errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether this rank lost another one in the middle of something that both did."""
+    return ("RANK" in os.environ and isinstance(error, RuntimeError)
+            and any(sign in str(error).lower() for sign in _LOST_SIGNS))
+
+
+# What torch's backends say when another process of the group has ended.
+_LOST_SIGNS = ("connection closed by peer", "connection reset by peer", "gloo/transport/tcp",
+               "remote process exited or there was a network error", "broken pipe",
+               "connection was likely closed", "socket closed")
 # What libraries say instead of raising the OS error: the first two are of tokenizers and
 # safetensors, the others of torch.save, when a file came out shorter than what was written.
 _DISK_FULL_SIGNS = ("no space left on device", "os error 28", "pytorchstreamwriter failed writing",

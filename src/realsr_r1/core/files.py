@@ -50,7 +50,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         yield partial
-        _open_to_others(partial)
+        open_to_others(partial)
         if path.exists():
             os.replace(path, old)
         os.replace(partial, path)
@@ -82,7 +82,7 @@ def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterat
         yield work
         if not (work / done_file).is_file():
             raise AssertionError(f"{done_file} was not written")
-        _open_to_others(work)
+        open_to_others(work)
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             os.replace(path, old)
@@ -133,7 +133,7 @@ def _locked(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _open_to_others(folder: Path) -> None:
+def open_to_others(folder: Path) -> None:
     """Give all files below `folder` the mode that the user's umask gives to new files.
 
     (safetensors writes files that only their owner may read.)

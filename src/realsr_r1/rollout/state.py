@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from realsr_r1.chain.tokens import TokenLayout
-from realsr_r1.core.errors import UserError
+from realsr_r1.core.errors import Diverged
 from realsr_r1.models.protocol import Decoder, Policy
 from realsr_r1.rollout.config import RolloutConfig
 from realsr_r1.rollout.grammar import FREE, ChainGrammar, ImageGrammar, chain_sizes
@@ -259,11 +259,11 @@ class RolloutState:
         return conditional, unconditional
 
     def rollout(self) -> Rollout:
-        """Return what was written. Raises `UserError` where the policy's scores were not finite."""
+        """Return what was written. Raises `Diverged` where the policy's scores were not finite."""
         if not self.log_q.isfinite().all():
-            raise UserError("the policy's scores are not finite: its training has diverged (lower "
-                            "learning_rate, or go back to an earlier checkpoint) or its type is too narrow "
-                            "(use bfloat16 or float32)")
+            raise Diverged("the policy's scores are not finite: its training has diverged (lower "
+                           "learning_rate, or go back to an earlier checkpoint) or its type is too narrow "
+                           "(use bfloat16 or float32)")
         lengths = self.lengths.tolist()
         return Rollout(*([row[:length] for row, length in zip(table.tolist(), lengths, strict=True)]
                          for table in (self.tokens, self.sampled, self.log_q)), self.forwards.tolist(),

@@ -18,23 +18,24 @@ from transformers import (
     TrainingArguments,
 )
 
+from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_file, parsed_json
-from realsr_r1.core.run_files import LOG_FILE, LogRecord
+from realsr_r1.core.run_files import LOG_FILE
 
 
 class JsonLog(TrainerCallback):
     """Appends every log to `output_dir/log_history.jsonl`.
 
-    When a run resumes, the steps after its checkpoint are dropped first.
+    When a run resumes, the steps after its checkpoint are dropped first, the summary of the training
+    that ended there, and lines that can't be read.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
         path = Path(args.output_dir) / LOG_FILE
         if state.is_world_process_zero and path.is_file():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines
-                    if parsed_json(line, str(path), LogRecord)["step"] <= state.global_step]
+            lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _is_of(line, state.global_step)]
             with atomic_file(path) as partial:
                 partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
@@ -113,3 +114,12 @@ class OneLineLogs(TrainerCallback):
             self.bar.training_bar.write(line)
         else:
             print(line, flush=True)
+
+
+def _is_of(line: str, step: int) -> bool:
+    """Whether a line of the log is a record of a step up to `step`."""
+    try:
+        record = parsed_json(line, LOG_FILE, LogRecord)
+    except UserError:
+        return False
+    return record["step"] <= step and "train_runtime" not in record

@@ -1,71 +1,27 @@
 """Which checkpoints are complete, which is the best, and what a resumed run must have in common
 with its start.
 
-A complete checkpoint has a completion marker, which is written last, after a barrier.
+A complete checkpoint has a completion marker, which is written last (`completion`). Knows files
+only, and imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, read_json
+from realsr_r1.core.files import read_json
 from realsr_r1.core.run_files import SETTINGS_FILE, Settings
+from realsr_r1.training.manifest import MARKER
 
-MARKER = "complete"
 _NAME = re.compile(r"checkpoint-(\d+)")
+RESET = ", or go on from its weights alone with --reset_optimizer"
+ASIDE = "incomplete-"  # what the name of a checkpoint that was set aside begins with
 REWARDS_OF_A_CHECKPOINT = 10  # logged steps whose mean reward says how good a checkpoint is
-
-
-class CompletionMarker(TrainerCallback):
-    """Marks a checkpoint once every rank has written its part.
-
-    Only then does it delete old checkpoints, as `--save_total_limit` asks. `keep_best`: whether the
-    best one by its reward (`best_checkpoint`) stays beside them.
-    """
-
-    def __init__(self, keep_best: bool = False) -> None:
-        self.limit: int | None = None
-        self.keep_best = keep_best
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                       **kwargs: Any) -> None:
-        # transformers would delete the old checkpoints before the new one has its marker, and a run
-        # that is killed then would have none.
-        self.limit, args.save_total_limit = args.save_total_limit or self.limit, None
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                **kwargs: Any) -> None:
-        import torch.distributed
-
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-            output, kept = Path(args.output_dir), {Path(state.best_model_checkpoint or "").name}
-            if self.keep_best and (best := best_checkpoint(output, state.log_history)):
-                kept.add(best.folder.name)
-            self._delete_old(output, kept)
-
-    def _delete_old(self, folder: Path, kept: set[str]) -> None:
-        complete = complete_checkpoints(folder)
-        for step in sorted(complete)[:-self.limit] if self.limit else ():
-            if complete[step].name not in kept:
-                (complete[step] / MARKER).unlink()  # first, so that a half-deleted checkpoint doesn't count
-                shutil.rmtree(complete[step], ignore_errors=True)
-
-
-def mark_complete(folder: Path) -> None:
-    """Write the completion marker into `folder`."""
-    with atomic_file(folder / MARKER) as partial:
-        partial.write_text("everything that belongs into this folder is written\n", encoding="utf-8")
 
 
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
@@ -107,31 +63,33 @@ def best_checkpoint(folder: Path, records: Sequence[Mapping[str, Any]]) -> BestC
     return BestCheckpoint(complete[step], f"mean total reward {mean:.4g}, logged steps up to it: {count}")
 
 
-def last_checkpoint(output_dir: str | Path, set_aside: bool) -> Path | None:
-    """Return the newest complete checkpoint in `output_dir`, or None.
+def newest_checkpoint(folder: Path, set_aside: bool) -> Path | None:
+    """Return the newest complete checkpoint in `folder`, or None.
 
-    `set_aside`: whether to rename half-written ones, with a line for each. Raises `UserError` when
-    the newest complete one holds weights only (`--save_only_model true`), because a run can't
-    resume without its optimizer's state.
+    `set_aside`: whether to rename half-written ones, with a line for each.
     """
-    folder = Path(output_dir)
     complete = complete_checkpoints(folder)
     if set_aside:
         for step, path in _checkpoints(folder).items():
             if step not in complete:
-                _set_aside(path)
-    if not complete:
-        return None
-    newest = complete[max(complete)]
-    if not (newest / "scheduler.pt").is_file() and not any(newest.glob("global_step*")):
-        start, first = newest, ""
-        if (newest / "adapter_config.json").is_file():
-            start, first = "MODEL", (f"merge its adapter (realsr-r1 export --checkpoint {newest} "
-                                     "--output MODEL), then ")
-        raise UserError(f"{newest} holds weights only, so the run in {folder} can't go on: {first}start a "
-                        f"new run from it with --model_name_or_path {start} and another --output_dir, or "
-                        f"remove {folder} to begin again")
-    return newest
+                put_aside(path, "was only half written")
+    return complete[max(complete)] if complete else None
+
+
+def require_state(checkpoint: Path) -> None:
+    """Raise `UserError` for a checkpoint of weights only (`--save_only_model true`).
+
+    A run can't resume without its optimizer's state.
+    """
+    if (checkpoint / "scheduler.pt").is_file() or any(checkpoint.glob("global_step*")):
+        return
+    start, first, folder = checkpoint, "", checkpoint.parent
+    if (checkpoint / "adapter_config.json").is_file():
+        start, first = "MODEL", (f"merge its adapter (realsr-r1 export --checkpoint {checkpoint} "
+                                 "--output MODEL), then ")
+    raise UserError(f"{checkpoint} holds weights only, so the run in {folder} can't go on: {first}start a "
+                    f"new run from it with --model_name_or_path {start} and another --output_dir, or "
+                    f"remove {folder} to begin again")
 
 
 def require_same_run(output_dir: str | Path, settings: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -146,7 +104,7 @@ def require_same_run(output_dir: str | Path, settings: Mapping[str, Any], names:
         if name in before and before[name] != settings.get(name):
             raise UserError(f"the run in {output_dir} was started with {name} {before[name]}, and this "
                             f"command has {settings.get(name)}: it can't go on with that; give the same, or "
-                            "another --output_dir")
+                            f"another --output_dir{RESET if name == 'optim' else ''}")
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
@@ -156,9 +114,10 @@ def _checkpoints(folder: Path) -> dict[int, Path]:
             and (match := _NAME.fullmatch(path.name))}
 
 
-def _set_aside(path: Path) -> None:
+def put_aside(path: Path, why: str) -> None:
+    """Rename a checkpoint that doesn't count, with one line that says why."""
     number = 0
-    while (target := path.with_name(f"incomplete-{path.name}.{number}")).exists():
+    while (target := path.with_name(f"{ASIDE}{path.name}.{number}")).exists():
         number += 1
     path.rename(target)
-    print(f"{path} was only half written; set aside as {target.name}", flush=True)
+    print(f"{path} {why}; set aside as {target.name}", flush=True)

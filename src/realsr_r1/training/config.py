@@ -18,6 +18,7 @@ from realsr_r1.rewards.settings import RewardSettings, reward_field
 from realsr_r1.rollout.config import RolloutConfig, rollout_field
 from realsr_r1.training.grpo.guards import Condition
 from realsr_r1.training.grpo.objective import AGGREGATIONS, CREDITS, LOSS_TYPES, SCALINGS
+from realsr_r1.training.run_settings import RunSettings
 
 CHAIN_SETTINGS_HELP = ("YAML or JSON file of chain settings (configs/chain) that count instead of the model "
                        "folder's: sections, sizes, and the question (problem). Where the file has a "
@@ -30,7 +31,7 @@ CHOICES = {"loss_type": LOSS_TYPES, "scale_rewards": SCALINGS,
 
 
 @dataclass
-class ColdStartConfig(TrainingArguments):
+class ColdStartConfig(RunSettings, TrainingArguments):
     """The settings of `realsr-r1 sft`: every field of `TrainingArguments`, and these.
 
     TRL's `ModelConfig` has the settings of the model.
@@ -88,7 +89,7 @@ class ColdStartConfig(TrainingArguments):
 
 
 @dataclass
-class ChainGRPOConfig(GRPOConfig):
+class ChainGRPOConfig(RunSettings, GRPOConfig):
     """The settings of `realsr-r1 grpo`: every field of TRL's `GRPOConfig`, and these.
 
     The defaults are the published code's; `RolloutConfig` has those of rollouts.

@@ -47,6 +47,7 @@ RENAMED = {
     "create_model_from_path": (f"{TRAINER}.__init__", "create_model_from_path"),
     "unwrap_model_for_generation": ("trl.models.utils:unwrap_model_for_generation", "accelerator"),
     "create_model_card": (f"{TRAINER}._save_checkpoint", "create_model_card"),
+    "_run_epoch": ("transformers.trainer:Trainer._run_epoch", "_maybe_log_save_evaluate"),
     "log_history": ("transformers.trainer:Trainer.log", "log_history"),
     "callback_handler": ("transformers.trainer:Trainer.__init__", "callback_handler"),
 }

@@ -58,6 +58,17 @@ class LuminaPreTrainedModel(ChameleonPreTrainedModel):
         self.disable_input_require_grads()
         super().enable_input_require_grads()
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+                                      **settings: Any) -> None:
+        """Do what transformers does, with all of `--activation_checkpointing_kwargs`.
+
+        TRL calls it after a rollout with the flag's value as it is; transformers' trainer takes
+        these two out of it, and its method does not.
+        """
+        kwargs = dict(gradient_checkpointing_kwargs or {})
+        settings |= {name: kwargs.pop(name) for name in ("every_n_layers", "offload") if name in kwargs}
+        self._activation_checkpointing_enable(kwargs or None, **settings)
+
 
 class LuminaModel(LuminaPreTrainedModel, ChameleonModel):
     """Chameleon's decoder without its image tokenizer, for ids or embeddings.

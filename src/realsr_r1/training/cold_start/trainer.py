@@ -19,12 +19,13 @@ from realsr_r1.models.protocol import PackedRow
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog, OneLineLogs
-from realsr_r1.training.checkpoints import CompletionMarker
 from realsr_r1.training.cold_start.losses import SectionLosses, cross_entropy
 from realsr_r1.training.cold_start.samplers import EpochSampler
 from realsr_r1.training.cold_start.throughput import Throughput, measured_peak
+from realsr_r1.training.completion import CompletionMarker
 from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.samples import show_samples, write_samples
+from realsr_r1.training.steady import SteadyTrainer
 from realsr_r1.training.whole_policy import whole_policy
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ SAMPLE_CHAINS = 2
 TILE, ROW_TILE = 16, 64
 
 
-class ColdStartTrainer(Trainer):
+class ColdStartTrainer(SteadyTrainer, Trainer):
     """Trains a policy on the answers of tokenised samples.
 
     The samples have `input_ids`, `sections` and `length` (`realsr_r1.data.tokens.token_store`).
@@ -163,7 +164,8 @@ class ColdStartTrainer(Trainer):
             self.processor.settings.sampling, "the chain settings", num_generations=SAMPLE_CHAINS,
             seed=self.args.seed, grammar="chain" if is_chain else "image",
             max_new_tokens=self.args.max_length - len(prompt) if is_chain else len(ids))
-        with self._throughput.paused(), whole_policy(self) as policy, self._agreement:  # faults stay inside
+        with (self._throughput.paused(), self._phase("rollout"), whole_policy(self) as policy,
+              self._agreement):  # faults stay inside
             rollout = RolloutEngine(policy, self.processor, config).generate(prompt)
         self._agreement.settle()
         with self._throughput.paused(), self._agreement:

@@ -18,6 +18,7 @@ from realsr_r1.data.records import load_dataset_dict, select_records, without_ba
 from realsr_r1.data.tokens.token_store import tokenizer_fingerprint
 from realsr_r1.rewards.tags import tags_of
 from realsr_r1.training.agreement import Agreement
+from realsr_r1.training.manifest import files_of, hashed, is_whole, mark
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -113,16 +114,18 @@ def _kept(folder: str | Path, records: Dataset, processor: ChainProcessor, make:
     """Return what `make(fingerprint)` gives, kept in a folder inside `folder`.
 
     The folder's name depends on `records`, the tokenizers and image sizes of `processor`, and
-    `settings`, so a run that starts again with others makes it anew. Reading is memory-mapped.
+    `settings`, so a run that starts again with others makes it anew, and where a file is damaged.
+    Reading is memory-mapped.
     """
     from datasets import load_from_disk
 
     fingerprint = _made_from(records, processor, settings)
     path = Path(folder) / fingerprint
-    if not path.is_dir():
+    if not is_whole(path):
         made = make(fingerprint)
         with atomic_folder(path) as partial, without_bars():
             made.save_to_disk(str(partial))
+            mark(partial, hashed(partial, files_of(partial)))
     return load_from_disk(str(path))
 
 

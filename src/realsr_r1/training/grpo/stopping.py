@@ -16,9 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json, write_json
 from realsr_r1.core.run_files import STOP_FILE, StopFile
-from realsr_r1.training.checkpoints import MARKER, best_checkpoint
+from realsr_r1.training.checkpoints import best_checkpoint
 from realsr_r1.training.grpo.guards import Condition, first_met, never_logged, unknown_name
 from realsr_r1.training.launch import is_finished
+from realsr_r1.training.manifest import MARKER
 
 
 class StopGuard(TrainerCallback):
@@ -32,6 +33,13 @@ class StopGuard(TrainerCallback):
         self.conditions = conditions
         self.met: tuple[Condition, list[float]] | None = None
         self.met_at: int | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       **kwargs: Any) -> None:
+        # A run that died between its last checkpoint and its model folder takes no more steps.
+        self.met = first_met(self.conditions, state.log_history)
+        if self.met is not None:
+            self.met_at, control.should_training_stop = state.global_step, True
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ from trl import GRPOTrainer
 from realsr_r1.rollout import RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog, OneLineLogs
-from realsr_r1.training.checkpoints import CompletionMarker
+from realsr_r1.training.completion import CompletionMarker
 from realsr_r1.training.grpo.guards import Condition
 from realsr_r1.training.grpo.monitors import monitor_scores
 from realsr_r1.training.grpo.objective import (
@@ -32,6 +32,7 @@ from realsr_r1.training.grpo.objective import (
     token_weights,
 )
 from realsr_r1.training.grpo.packing import pack_groups
+from realsr_r1.training.grpo.scores import IdleWatch, guarded
 from realsr_r1.training.grpo.statistics import (
     repeated_rows,
     reward_statistics,
@@ -49,6 +50,7 @@ from realsr_r1.training.grpo.trl_hooks import (
 )
 from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.samples import append_reward_log, show_samples, write_samples
+from realsr_r1.training.steady import SteadyTrainer
 from realsr_r1.training.whole_policy import whole_policy
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ logger = logging.getLogger(__name__)
 EVALUATION_STEP = -1  # the step of evaluation's noise: the same at every evaluation
 
 
-class ChainGRPOTrainer(GRPOTrainer):
+class ChainGRPOTrainer(SteadyTrainer, GRPOTrainer):
     """Trains a policy on chains.
 
     `model`: a loaded policy. `processor`: its `ChainProcessor`. `reward_funcs`: functions with
@@ -96,12 +98,14 @@ class ChainGRPOTrainer(GRPOTrainer):
         guards = [StopGuard(conditions)] if conditions else []
         with reference_like(model):
             super().__init__(
-                model, reward_funcs=[self._agreement.guard(func) for func in reward_funcs], args=args,
+                model, args=args,
+                reward_funcs=[guarded(func, self._agreement, self._phase) for func in reward_funcs],
                 train_dataset=train_dataset, eval_dataset=eval_dataset,
                 processing_class=RenderingTokenizer.of(processor), rollout_func=ChainGRPOTrainer.rollout,
                 callbacks=[JsonLog(), CompletionMarker(keep_best=bool(guards)), *guards, *callbacks],
                 **kwargs)
         OneLineLogs.take_over(self)
+        self._idle = IdleWatch([name.removesuffix("_reward") for name in self.reward_func_names])
 
     def rollout(prompts: list[list[int]], trainer: ChainGRPOTrainer) -> dict[str, Any]:  # noqa: N805
         """TRL's `rollout_func`: prompts, each G times in a row -> completions, images, masks."""
@@ -110,10 +114,13 @@ class ChainGRPOTrainer(GRPOTrainer):
     def _rollout(self, prompts: list[list[int]]) -> dict[str, Any]:
         training, group = self.model.training, self.group_size
         step, first_row = self._noise_of(len(prompts), training)
-        with whole_policy(self) as policy, self._agreement:  # faults stay inside
+        with (self._phase("rollout"), whole_policy(self) as policy, self._agreement,  # faults stay inside
+              self.signals.interrupting(lambda: training and self.is_late())):
             engine = RolloutEngine(policy, self.processor, self.args.rollout_config(group))
             rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
         self._agreement.settle()
+        if training:
+            self.stop_in_time()
         with self._agreement:
             images = self.processor.decode_images(rollout.completion_ids)
         self._agreement.settle()
@@ -160,10 +167,14 @@ class ChainGRPOTrainer(GRPOTrainer):
         batch["section_numbers"] = self._section_numbers(batch)
         self._watch(batch, rewards)
         if self.args.credit == "sequence":
-            batch["advantages"] = self.advantages(rewards)[own]
+            everyone = self.advantages(rewards)
+            batch["advantages"] = everyone[own]
         else:
-            by_section = self._section_advantages(rewards)
-            batch["advantages"] = token_advantages(by_section[own], batch["section_numbers"])
+            everyone = self._section_advantages(rewards)
+            batch["advantages"] = token_advantages(everyone[own], batch["section_numbers"])
+        if self.model.training and (idle := self._idle.warning(rewards, everyone)):
+            if self.accelerator.is_main_process:
+                logger.warning(idle)
         if not self.args.share_prompts or not self.model.training:
             return batch
         return as_rows(microbatches(batch, self.args.steps_per_generation))

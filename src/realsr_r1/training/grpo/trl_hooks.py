@@ -243,6 +243,24 @@ HOOKS = (
          expects="Nothing.",
          ours="Overridden to write none.",
          needs=(Need(f"{TRAINER}._save_checkpoint", says=("create_model_card",)),)),
+    Hook("_run_epoch",
+         gives="transformers' loop loads a checkpoint, calls on_train_begin, and then for every epoch "
+               "_run_epoch: for every microbatch training_step, for every step _get_grad_norm, on_step_end "
+               "and _maybe_log_save_evaluate, which calls _save_checkpoint and on_save.",
+         expects="What Trainer's own methods return.",
+         ours="training.steady.SteadyTrainer: no step beyond the last, no checkpoint that isn't finite, an "
+              "end when it is told to stop, a new optimizer with --reset_optimizer.",
+         needs=(Need("transformers.trainer:Trainer._inner_training_loop",
+                     says=("_prepare_for_training", "on_train_begin", "_run_epoch", "should_training_stop")),
+                Need("transformers.trainer:Trainer._prepare_for_training",
+                     takes=("max_steps", "train_dataloader", "resume_from_checkpoint"),
+                     says=("create_scheduler",)),
+                Need("transformers.trainer:Trainer._run_epoch",
+                     says=("training_step", "_get_grad_norm", "on_step_end", "_maybe_log_save_evaluate",
+                           "on_epoch_end")),
+                Need("transformers.trainer:Trainer._maybe_log_save_evaluate",
+                     says=("should_save", "_save_checkpoint", "on_save")),
+                Need("transformers.trainer:Trainer.train", says=("_load_from_checkpoint",)))),
     Hook("log_history",
          gives="Trainer.log, on all processes, adds each log to state.log_history, which checkpoints hold, "
                "and then calls on_log. What on_log asks for by control.should_save and should_training_stop "
