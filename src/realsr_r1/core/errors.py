@@ -1,10 +1,12 @@
 """Errors in the user's input, and how every command reports them: one line and exit code 2.
 
-Everything may import it. Imports nothing of the rest of the package, except in a rank of a launch.
+Everything may import it. Imports nothing of the rest of the package.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import io
 import logging
@@ -14,13 +16,16 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 EXIT_LOST = 75  # of a rank that lost the others, which have said why (EX_TEMPFAIL)
 LAUNCHER = "REALSR_R1_LAUNCHER"  # in a rank's environment: the process that started it
+
+LOOK_AT_PARENT = 1.0  # seconds
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class UserError(Exception):
@@ -92,11 +97,27 @@ def _join_launcher() -> None:
     """In a rank of torchrun: end when what started it ends, and leave Ctrl-C to our launcher."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    from realsr_r1.core.processes import end_with_parent
-
     end_with_parent(int(os.environ.get(LAUNCHER, os.getppid())))
     if LAUNCHER in os.environ and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's waits for C code that may wait for ever
+
+
+def end_with_parent(parent: int) -> None:
+    """Let this process end soon after the process `parent`.
+
+    On Linux it ends at once, elsewhere within a second. A parent that is killed can't end its
+    children. They could go on writing into the folder that the same command, started again, writes
+    into.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_AT_PARENT)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_stdout_broken() -> bool:
@@ -109,7 +130,7 @@ def _is_stdout_broken() -> bool:
     return any(event & select.POLLERR for _, event in events.poll(0))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _information_on_stdout() -> Iterator[None]:
     """Show what the package logs (which model was loaded, say) while a command runs.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
-from realsr_r1.core.schema import Ge, Json, Number, TypedDict
+from realsr_r1.core.schema import Ge, Json, Number, Text, TypedDict
 from realsr_r1.models.protocol import PolicyShape
 
 if TYPE_CHECKING:

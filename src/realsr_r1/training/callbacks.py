@@ -20,7 +20,7 @@ from transformers import (
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_file, parsed_json
-from realsr_r1.core.run_files import LOG_FILE
+from realsr_r1.core.run_files import LOG_FILE, LogRecord
 
 
 class JsonLog(TrainerCallback):

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import parsed_json

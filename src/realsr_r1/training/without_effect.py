@@ -57,7 +57,8 @@ def refuse_without_effect(*settings: Any) -> None:
                if values[item.name] != (item.default if item.default_factory is MISSING
                                         else item.default_factory())]
     for name in changed:
-        if name in WITHOUT_EFFECT:
+        # transformers sets --do_eval itself where there is something to evaluate.
+        if name in WITHOUT_EFFECT and (name != "do_eval" or values["eval_strategy"] == "no"):
             raise UserError(f"--{name} {values[name]} has no effect here: {WITHOUT_EFFECT[name]}")
         if name in OF_ADAPTERS and not values["use_peft"]:
             raise UserError(f"--{name} {values[name]} has no effect without --use_peft true")
