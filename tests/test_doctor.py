@@ -21,6 +21,7 @@ from .small import exit_code, write_dataset
 
 
 def lines_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    capsys.readouterr()
     code = exit_code(doctor.main, argv)
     shown = capsys.readouterr()
     assert len(shown.err.splitlines()) == (code == 2)
