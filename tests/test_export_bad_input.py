@@ -122,7 +122,7 @@ def test_a_file_that_is_not_there_is_named(published_files, tmp_path, capsys, fl
 
 @pytest.mark.parametrize("text, message", [
     ("target_px: [1", "not valid YAML"), ("fit: squeeze", "fit is 'squeeze'"), ("", "key: value"),
-    ("sampling: {heat: 1}", "unknown sampling setting 'heat'"),
+    ("sampling: {heat: 1}", "unknown key 'heat'"),
     ("sampling: {temperature: 0}", "temperature is 0")])
 def test_bad_chain_settings_are_named(published_files, tmp_path, capsys, text, message):
     (tmp_path / "chain.yaml").write_text(text)

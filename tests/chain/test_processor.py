@@ -197,7 +197,7 @@ def test_an_unknown_chain_setting_is_named_with_its_file(tiny_model, tmp_path):
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("model.safetensors"))
     path = folder / SETTINGS_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "target": 64}))
-    with pytest.raises(UserError, match=rf"{path}: .* has the unknown key 'target'"):
+    with pytest.raises(UserError, match=rf"{path} has the unknown key 'target'"):
         ChainProcessor.from_pretrained(folder)
 
 

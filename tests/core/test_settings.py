@@ -32,8 +32,8 @@ def parsed(tmp_path, text: str, *flags: str) -> Settings:
 
 
 def test_a_recipe_gives_values_and_flags_win_over_it(tmp_path):
-    found = parsed(tmp_path, "steps: 3\nrate: 2e-6\nnames: [x, 1]\nfast: yes\nway: no\nmore: {a: 1}\nname: null\n",
-                   "--steps", "4")
+    text = "steps: 3\nrate: 2e-6\nnames: [x, 1]\nfast: yes\nway: no\nmore: {a: 1}\nname: null\n"
+    found = parsed(tmp_path, text, "--steps", "4")
     assert found == Settings(4, 2e-6, None, ["x", "1"], "no", True, {"a": 1})
     assert parsed(tmp_path, "names: x\n").names == ["x"] and parsed(tmp_path, "names: []\n").names == []
     assert parsed(tmp_path, "rate: -1\nname: -x\n") == Settings(rate=-1.0, name="-x")

@@ -25,15 +25,17 @@ REFUSED, ACCEPTED = "refused", "accepted"  # every other outcome is a fault
 
 @dataclass(frozen=True)
 class Case:
-    """A command with something wrong. `area`: the command. `what`: what is wrong, in words.
+    """A command with something wrong, or with nothing wrong, so that the others are worth something.
 
-    `argv`: its arguments. `folder`: where it may write; it is made anew.
+    `area`: the command. `what`: what is wrong, in words. `argv`: its arguments. `folder`: where it
+    may write; it is made anew. `is_good`: nothing is wrong, and the command must not refuse it.
     """
 
     area: str
     what: str
     argv: Sequence[str]
     folder: Path
+    is_good: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ def run(case: Case, main: Callable[[Sequence[str]], None]) -> Result:
         _be_child(case, main, out)
     code, seconds = _wait(child, time.monotonic() + MOST_WAITING)
     said = out.read_text(encoding="utf-8", errors="replace")
-    return Result(case, _outcome(code, said, case.folder), seconds, said)
+    outcome = _outcome(code, said, case.folder)
+    if case.is_good and outcome == REFUSED:
+        outcome = "refused, and nothing was wrong"
+    return Result(case, outcome, seconds, said)
 
 
 def _be_child(case: Case, main: Callable[[Sequence[str]], None], out: Path) -> None:

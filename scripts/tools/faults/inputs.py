@@ -51,8 +51,8 @@ WEIGHTS = ("model/model.safetensors", "model/image_tokenizer/model.safetensors")
 DATASET = ("dataset/dataset_dict.json", "dataset/train/state.json", "dataset/train/dataset_info.json")
 ARROW = ("dataset/train/*.arrow",)
 SAMPLE = "run/samples/step-000008"
-RUN = ("run/settings.json", "run/trainer_state.json", "run/stopped.json", f"{SAMPLE}/prompt.json",
-       f"{SAMPLE}/rewards.json", f"{SAMPLE}/chain.json")
+RUN = ("run/settings.json", "run/checkpoint-8/trainer_state.json", "run/stopped.json",
+       f"{SAMPLE}/prompt.json", f"{SAMPLE}/rewards.json", f"{SAMPLE}/chain.json")
 GRPO = ("num_generations", "max_completion_length", "rollout_temperature", "guidance_scale", "text_top_k",
         "image_top_k_min", "image_top_k_max", "grammar", "max_text_tokens", "reward_funcs", "reward_weights",
         "experts", "monitor_experts", "expert_device", "tag_synonyms", "neighbour_credit", "batch_unit",
@@ -88,10 +88,10 @@ COMMANDS = (
                                      "{w}/model", *TRAIN), ("conversations.json", "photos", "model"),
             ("conversations.json",), ("photos/coffee.png",), ("max_samples",)),
     Command("grpo", ("--config", "{w}/grpo.yml", "--dataset_name", "{w}/dataset", "--model_name_or_path",
-                     "{w}/model", "--reward_funcs", "format", "--deepspeed", "{w}/zero.json",
-                     "--tag_synonyms", "{w}/synonyms.yml", *TRAIN),
-            ("dataset", "model", "grpo.yml", "zero.json", "synonyms.yml"),
-            ("grpo.yml", "zero.json", "synonyms.yml", *DATASET, *MODEL), (*ARROW, *WEIGHTS), GRPO),
+                     "{w}/model", "--reward_funcs", "format", "understanding", "--tag_synonyms",
+                     "{w}/synonyms.yml", *TRAIN),
+            ("dataset", "model", "grpo.yml", "synonyms.yml"),
+            ("grpo.yml", "synonyms.yml", *DATASET, *MODEL), (*ARROW, *WEIGHTS), GRPO),
     Command("export", ("--checkpoint", "{w}/model", "--chain_settings", "{w}/chain.yml", "--output", "{o}"),
             ("model", "chain.yml"), (*MODEL, "chain.yml"), WEIGHTS),
     Command("restore", ("--model", "{w}/model", "--input", "{w}/lq", "--output", "{o}"), ("model", "lq"),
@@ -124,7 +124,9 @@ COMMANDS = (
 
 
 def cases(place: Path, folder: Path, each: int, seed: int) -> Iterator[Case]:
-    """Yield `each` cases of every command, drawn with `seed`; a case is made when it is asked for.
+    """Yield `each` cases of every command, drawn with `seed`, and before them one that is good.
+
+    A case is made when it is asked for.
 
     `place`: the workplace. `folder`: where the cases' own folders are made.
     """
@@ -134,7 +136,11 @@ def cases(place: Path, folder: Path, each: int, seed: int) -> Iterator[Case]:
         port = str(taken.getsockname()[1])
         for number, command in enumerate(COMMANDS):
             rng = random.Random(f"{seed} {number}")
+            is_good = "{p}" not in command.argv
             command = replace(command, argv=tuple(word.replace("{p}", port) for word in command.argv))
+            good = folder / f"{number:02d}-good"
+            workplace.copy(place, good / "w", set(command.reads))
+            yield Case(command.name, "nothing", _filled(command.argv, good, command.name), good, is_good)
             for index in range(each):
                 made = _case(command, place, folder / f"{number:02d}-{index:03d}", rng)
                 if made is not None:

@@ -72,7 +72,8 @@ def _settings(folder: Path) -> None:
     configs = ROOT / "configs"
     # What is accepted after all computes, and is to compute little.
     small = {"grpo": {"bf16": False, "num_generations": 2, "loss_batch_size": 1, "max_completion_length": 64,
-                      "eval_strategy": "no", "per_device_train_batch_size": 1},
+                      "eval_strategy": "no", "per_device_train_batch_size": 1,
+                      "reward_funcs": ["format", "degradation", "understanding"]},
              "sft": {"bf16": False, "per_device_train_batch_size": 1, "peak_tflops": 1.0},
              "tokenizer": {"bf16": False, "batch_size": 1, "num_embeddings": 64, "base_channels": 32}}
     for name, source in (("chain", configs / "chain" / "four_stage.yaml"),
@@ -82,6 +83,7 @@ def _settings(folder: Path) -> None:
                          ("sft", configs / "recipes" / "tiny_sft.yaml"),
                          ("tokenizer", configs / "recipes" / "tiny_tokenizer.yaml")):
         settings = {**yaml.safe_load(source.read_text()), **small.get(name, {})}
+        settings.pop("experts", None)  # which no reward here asks
         (folder / f"{name}.yml").write_text(json.dumps(settings))
     (folder / "synonyms.yml").write_text(json.dumps({"cat": ["kitten"], "cup": ["mug"]}))
     (folder / "machine.yml").write_text(json.dumps({"memory_gib": 80, "tflops": 100, "bandwidth_gb": 2000}))
@@ -133,7 +135,11 @@ def _run(folder: Path) -> None:
                 "entropy": 1.0, "repeated_rows": 0.1} for step in range(1, 9)]
     folder.mkdir()
     (folder / "log_history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 8, "log_history": records}))
+    checkpoint = folder / "checkpoint-8"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 8, "log_history": records}))
+    for name in ("scheduler.pt", "complete"):
+        (checkpoint / name).touch()
     (folder / "settings.json").write_text(json.dumps({"run_name": "a run", "learning_rate": 1e-5, "seed": 0,
                                                       "reward_funcs": ["format"], "max_steps": 8}))
     (folder / "stopped.json").write_text(json.dumps({
@@ -146,14 +152,11 @@ def _run(folder: Path) -> None:
 
 
 def _results(folder: Path) -> None:
-    from realsr_r1 import evaluate
+    from realsr_r1 import evaluate, score
 
     evaluate.main(["--restored", str(folder / "restored"), "--gt", str(folder / "gt"), "--lq",
                    str(folder / "lq"), "--output", str(folder / "evaluation")])
-    for name in ("before", "after"):
-        scores = {reward: [0.5, 0.25] for reward in ("format", "total")}
-        (folder / f"{name}.json").write_text(json.dumps({
-            "label": name, "n": 2, "split": "test_crops", "seed": 0, "grammar": "image",
-            "sources": ["a", "b"], "scores": scores,
-            "rewards": {reward: {"mean": 0.375, "ci95": [0.25, 0.5]} for reward in scores},
-            "paired": {reward: {"difference": 0.1, "ci95": [0.05, 0.15]} for reward in scores}}))
+    for name, others in (("before", []), ("after", ["--compare", str(folder / "before.json")])):
+        score.main(["--model", str(folder / "model"), "--dataset_name", str(folder / "dataset"), "--samples",
+                    "1", "--recipe", str(folder / "grpo.yml"), "--label", name, "--output",
+                    str(folder / f"{name}.json"), *others])

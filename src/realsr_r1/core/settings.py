@@ -107,7 +107,8 @@ def _as_flags(parser: HfArgumentParser, hints: Mapping[str, Any], values: Mappin
         if value is None or isinstance(value, dict) or isinstance(value, list) and not (value and is_list):
             kind = type(value)
             if kind not in {get_origin(part) or part for part in (hints[key], *get_args(hints[key]))}:
-                raise UserError(f"{config}: {key} is {json.dumps(value)[:60]}; give one value, or leave it out")
+                raise UserError(f"{config}: {key} is {json.dumps(value)[:60]}; give one value, or leave it "
+                                "out")
             parser.set_defaults(**{key: value})
         elif isinstance(value, list):
             checked(dict[Text, list[Text | int | float]], {key: value}, config)
