@@ -138,7 +138,8 @@ class Launcher:
             reason = {signal.SIGKILL: " (out of memory?)", signal.SIGTERM: ""}.get(number, " (a crash)")
             self.say(f"rank {rank} was killed by signal {number}{reason}; {self._goes_on()}")
             return 128 + number
-        codes = [failure.exitcode for failure in first.values() if failure.exitcode != EXIT_LOST]
+        codes = [failure.exitcode for failure in first.values()
+                 if failure.exitcode > 0 and failure.exitcode != EXIT_LOST]
         if not codes:
             self.say(f"the connection to a rank of another machine was lost; {self._goes_on()}")
         return codes[0] if codes else EXIT_LOST
