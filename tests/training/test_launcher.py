@@ -71,7 +71,8 @@ def ranks_of(run: Run) -> list[int]:
 
 
 def errors_of(run: Run) -> list[str]:
-    return [line for line in run.output().splitlines() if line and not line.startswith(("ready", "noting", "joined"))]
+    return [line for line in run.output().splitlines()
+            if line and not line.startswith(("ready", "noting", "joined"))]
 
 
 def test_a_killed_rank_is_named_with_the_way_on_and_survivors_are_silent(launch, tmp_path):

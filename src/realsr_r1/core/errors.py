@@ -1,6 +1,6 @@
 """Errors in the user's input, and how every command reports them: one line and exit code 2.
 
-Everything may import it. Imports nothing of the rest of the package, except in a rank of a launch.
+Imports nothing of the rest of the package but `parents`; everything may import it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ import errno
 import logging
 import os
 import select
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from realsr_r1.core.parents import LAUNCHER, join_launcher
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 EXIT_LOST = 75  # of a rank that lost the others, which have said why (EX_TEMPFAIL)
-LAUNCHER = "REALSR_R1_LAUNCHER"  # in a rank's environment: the process that started it
 
 
 class UserError(Exception):
@@ -42,7 +41,7 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     the same bad input, and only rank 0 reports it. A rank doesn't outlive what started it, and one
     that lost the others is silent where a launcher of ours speaks for it.
     """
-    _join_launcher()
+    join_launcher()
     try:
         with _information_on_stdout():
             code = main(argv) or 0
@@ -72,17 +71,6 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
             raise
         code = _complain(reason, of_one_rank=True)
     sys.exit(code)
-
-
-def _join_launcher() -> None:
-    """In a rank of torchrun: end when what started it ends, and leave Ctrl-C to our launcher."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
-    from realsr_r1.core.processes import end_with_parent
-
-    end_with_parent(int(os.environ.get(LAUNCHER, os.getppid())))
-    if LAUNCHER in os.environ and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's waits for C code that may wait for ever
 
 
 def _is_stdout_broken() -> bool:

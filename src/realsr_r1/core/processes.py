@@ -5,22 +5,15 @@ A process that is killed becomes an error and no endless wait, and no process ou
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import multiprocessing
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-
-LOOK_AT_PARENT = 1.0  # seconds
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from realsr_r1.core.parents import end_with_parent
 
 
 def run_all(calls: Iterable[tuple[Callable[[], None], int]], processes: int, total: int, done: int,
@@ -64,21 +57,3 @@ def _take_finished(waiting: dict[Future[None], int], bar: Any) -> None:
     for future in finished:
         bar.update(waiting.pop(future))
         future.result()
-
-
-def end_with_parent(parent: int) -> None:
-    """Let this process end soon after the process `parent`.
-
-    On Linux it ends at once, elsewhere within a second. A parent that is killed can't end its
-    children. They could go on writing into the folder that the same command, started again, writes
-    into.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(LOOK_AT_PARENT)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

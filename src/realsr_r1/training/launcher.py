@@ -29,8 +29,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
-from realsr_r1.core.errors import EXIT_BAD_INPUT, EXIT_LOST, LAUNCHER, UserError
+from realsr_r1.core.errors import EXIT_BAD_INPUT, EXIT_LOST, UserError
 from realsr_r1.core.files import read_yaml
+from realsr_r1.core.parents import LAUNCHER
 from realsr_r1.training.checkpoints import complete_checkpoints
 from realsr_r1.training.signals import SECOND, STOPPING, exit_code
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import escaped, parsed_json
-from realsr_r1.core.processes import end_with_parent
+from realsr_r1.core.parents import end_with_parent
 from realsr_r1.data.photos.decoding import decode
 from realsr_r1.data.photos.sources import Photo
 
