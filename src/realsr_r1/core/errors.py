@@ -1,31 +1,25 @@
 """Errors in the user's input, and how every command reports them: one line and exit code 2.
 
-Everything may import it. Imports nothing of the rest of the package.
+Imports nothing of the rest of the package but `parents`; everything may import it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import io
 import logging
 import os
 import re
 import select
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+
+from realsr_r1.core.parents import LAUNCHER, join_launcher
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 EXIT_LOST = 75  # of a rank that lost the others, which have said why (EX_TEMPFAIL)
-LAUNCHER = "REALSR_R1_LAUNCHER"  # in a rank's environment: the process that started it
-
-LOOK_AT_PARENT = 1.0  # seconds
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class UserError(Exception):
@@ -52,7 +46,7 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what no terminal can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    _join_launcher()
+    join_launcher()
     try:
         with _information_on_stdout():
             _refuse_empty(sys.argv[1:] if argv is None else argv)
@@ -91,33 +85,6 @@ def _refuse_empty(argv: Sequence[str]) -> None:
         flag = value[:-1] if re.fullmatch(r"--\w+=", value) else before if not value else None
         if flag is not None:
             raise UserError(f"{flag} is empty; give a value, or leave it out")
-
-
-def _join_launcher() -> None:
-    """In a rank of torchrun: end when what started it ends, and leave Ctrl-C to our launcher."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
-    end_with_parent(int(os.environ.get(LAUNCHER, os.getppid())))
-    if LAUNCHER in os.environ and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's waits for C code that may wait for ever
-
-
-def end_with_parent(parent: int) -> None:
-    """Let this process end soon after the process `parent`.
-
-    On Linux it ends at once, elsewhere within a second. A parent that is killed can't end its
-    children. They could go on writing into the folder that the same command, started again, writes
-    into.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(LOOK_AT_PARENT)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_stdout_broken() -> bool:

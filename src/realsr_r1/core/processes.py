@@ -12,7 +12,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from realsr_r1.core.errors import UserError, end_with_parent
+from realsr_r1.core.errors import UserError
+from realsr_r1.core.parents import end_with_parent
 
 MOST_PROCESSES = 1024  # that a command may be asked to start
 

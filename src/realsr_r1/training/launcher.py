@@ -29,8 +29,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
-from realsr_r1.core.errors import EXIT_BAD_INPUT, EXIT_LOST, LAUNCHER, UserError
+from realsr_r1.core.errors import EXIT_BAD_INPUT, EXIT_LOST, UserError
 from realsr_r1.core.files import read_yaml
+from realsr_r1.core.parents import LAUNCHER
 from realsr_r1.core.presets import find_preset
 from realsr_r1.core.schema import Json, Text
 from realsr_r1.training.checkpoints import complete_checkpoints
@@ -140,7 +141,8 @@ class Launcher:
             reason = {signal.SIGKILL: " (out of memory?)", signal.SIGTERM: ""}.get(number, " (a crash)")
             self.say(f"rank {rank} was killed by signal {number}{reason}; {self._goes_on()}")
             return 128 + number
-        codes = [failure.exitcode for failure in first.values() if failure.exitcode != EXIT_LOST]
+        codes = [failure.exitcode for failure in first.values()
+                 if failure.exitcode > 0 and failure.exitcode != EXIT_LOST]
         if not codes:
             self.say(f"the connection to a rank of another machine was lost; {self._goes_on()}")
         return codes[0] if codes else EXIT_LOST

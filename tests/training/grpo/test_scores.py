@@ -90,10 +90,12 @@ def test_a_step_that_teaches_starts_the_count_anew():
 
 def test_the_trainer_says_it(make_trainer, caplog):
     with caplog.at_level(logging.WARNING):
-        make_trainer(first=returning([1.0] * 6), max_steps=IDLE_STEPS)[0].train()
+        make_trainer(first=returning([1.0] * 6), max_steps=IDLE_STEPS, grammar="image",
+                     max_completion_length=12)[0].train()
     assert caplog.text.count("bad gave 1 always") == 1
 
 
 def test_an_infinite_reward_ends_the_run(make_trainer):
     with pytest.raises(UserError, match="reward bad returned inf for completion 2"):
-        make_trainer(first=returning([0, 1, float("inf"), 0, 0, 0]), max_steps=1)[0].train()
+        make_trainer(first=returning([0, 1, float("inf"), 0, 0, 0]), max_steps=1, grammar="image",
+                     max_completion_length=12)[0].train()
