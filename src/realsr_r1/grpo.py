@@ -78,12 +78,7 @@ def train_run(args: ChainGRPOConfig, model_args: ModelConfig, adapters: PeftConf
     from realsr_r1.models import load_policy
     from realsr_r1.models.loading import policy_config, tensor_shapes
     from realsr_r1.rewards import load_reward_funcs
-    from realsr_r1.rewards.registry import (
-        judged_sections,
-        load_monitors,
-        required_columns,
-        try_own_rewards,
-    )
+    from realsr_r1.rewards.registry import judged_sections, load_monitors, required_columns
     from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import SETTINGS_FILE, require_same_run
     from realsr_r1.training.grpo.guards import Condition, require_logged
@@ -94,6 +89,7 @@ def train_run(args: ChainGRPOConfig, model_args: ModelConfig, adapters: PeftConf
         other_question,
         require_levels,
     )
+    from realsr_r1.training.grpo.scores import try_own_rewards
     from realsr_r1.training.grpo.stopping import go_on
     from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
     from realsr_r1.training.launch import is_finished, train_and_save

@@ -125,7 +125,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict
     from realsr_r1.models import load_policy
     from realsr_r1.restoring.batches import Batches, workers_for
     from realsr_r1.rewards import load_reward_funcs
-    from realsr_r1.rewards.registry import load_monitors, required_columns, try_own_rewards
+    from realsr_r1.rewards.registry import load_monitors, required_columns
     from realsr_r1.rollout import RolloutEngine
     from realsr_r1.training.config import ChainGRPOConfig
     from realsr_r1.training.grpo.prompts import (
@@ -135,6 +135,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict
         needed_columns,
         other_question,
     )
+    from realsr_r1.training.grpo.scores import try_own_rewards
 
     recipe = ["--config", args.recipe] if args.recipe else []
     if args.monitor_experts is not None:

@@ -6,17 +6,13 @@ Your own reward is named `package.module:function`.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from PIL import Image
-
 from realsr_r1.chain.spec import ChainSpec
-from realsr_r1.chain.text import render_chain
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.import_named import import_named, tried
+from realsr_r1.core.import_named import import_named
 from realsr_r1.rewards.degradation import DEGRADATION
 from realsr_r1.rewards.experts import expert_needs_hq, parse_expert
 from realsr_r1.rewards.fidelity import FIDELITY
@@ -46,35 +42,6 @@ def load_reward_funcs(names: Sequence[str], settings: RewardSettings | None = No
     """
     settings = _changed(settings, changes)
     return [reward.build(settings) for reward in _rewards(names, settings)]
-
-
-def try_own_rewards(names: Sequence[str], functions: Sequence[RewardFunc], chain: ChainSpec,
-                    record: Mapping[str, Any]) -> None:
-    """Let each function of one's own judge one well-formed completion, before anything long starts.
-
-    `record`: columns of the dataset for one prompt. The completion's images are its `hq` or a grey
-    gradient. Raises `UserError` that names the function, for what it raises and for what it returns
-    in place of one number or None.
-    """
-    from transformers import TrainerState
-
-    picture = record.get("hq") or Image.linear_gradient("L").convert("RGB")
-    text = render_chain({section.name: "a photo" for section in chain.sections if not section.is_image}, chain)
-    arguments = {"prompts": [""], "completions": [text], "completion_ids": [[0]],
-                 "images": [[picture] * len(chain.images)], "trainer_state": TrainerState(),
-                 "log_extra": lambda *values: None, "log_metric": lambda *values: None, "environments": None,
-                 **{name: [value] for name, value in record.items()}}
-    for name, function in zip(names, functions, strict=True):
-        if ":" not in name:
-            continue
-        scores = tried(f"reward {name!r}, given one completion,", lambda own=function: own(**arguments))
-        try:
-            is_right = [score is None or math.isfinite(score) for score in scores] == [True]
-        except TypeError:
-            is_right = False
-        if not is_right:
-            raise UserError(f"reward {name!r}: given one completion, it returned {scores!r:.80}; it must "
-                            "return a list with a finite number, or None, for each completion")
 
 
 def load_monitors(names: Sequence[str], settings: RewardSettings) -> dict[str, RewardFunc]:

@@ -12,9 +12,10 @@ import numpy
 import pytest
 import torch
 
+from realsr_r1.chain import ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.training.agreement import Agreement
-from realsr_r1.training.grpo.scores import IDLE_STEPS, IdleWatch, checked_scores, guarded
+from realsr_r1.training.grpo.scores import IDLE_STEPS, IdleWatch, checked_scores, guarded, try_own_rewards
 
 TEXTS = ["one", "two", "three"]
 
@@ -41,7 +42,7 @@ def test_numbers_of_any_kind_are_scores(scores):
 @pytest.mark.parametrize(("scores", "words"), [
     ([1.0, 2.0], "returned 2 scores for 3"), ([1.0] * 4, "4 scores for 3"), ([], "0 scores"),
     (None, "returned nothing"), (0.5, "a float"), ({"a": 1}, "a dict"), ("abc", "a str"),
-    (iter([1.0] * 3), "iterator"), (["1", 1, 1], r"a str for completion 0 .*\('one'\)"),
+    (map(float, "123"), "a map"), (["1", 1, 1], r"a str for completion 0 .*\('one'\)"),
     ([1.0, [2.0], 3.0], "a list for completion 1"), ([1.0, 2.0, torch.ones(2)], "a list for completion 2"),
     ([1.0, float("inf"), 0.0], r"inf for completion 1 .*\('two'\)"), ([0, -float("inf"), 0], "-inf"),
     ([10 ** 400, 0, 0], "completion 0"), ([0, 0, 1e39], "1e\\+39 for completion 2"), ([1j, 0, 0], "complex")],
@@ -99,3 +100,25 @@ def test_an_infinite_reward_ends_the_run(make_trainer):
     with pytest.raises(UserError, match="reward bad returned inf for completion 2"):
         make_trainer(first=returning([0, 1, float("inf"), 0, 0, 0]), max_steps=1, grammar="image",
                      max_completion_length=12)[0].train()
+
+
+def unsure(completions, images, tag, trainer_state, **columns):
+    assert trainer_state.global_step == 0 and tag == [["cup"]] and images[0][-1].size
+    return [None]
+
+
+async def later(completions, **columns):
+    return [0.5 for _ in completions]
+
+
+def broken(completions, images, **columns):
+    return [pictures[-1].no_such_thing for pictures in images]
+
+
+@pytest.mark.parametrize(("reward", "words"), [
+    (unsure, None), (later, None), (returning(0.5), "reward mine:reward returned a float"),
+    (returning([float("inf")]), "returned inf for completion 0"),
+    (broken, r"mine:reward, given one completion, raised AttributeError: .*test_scores.py, line \d+")])
+def test_ones_own_reward_judges_one_completion_before_a_run_starts(reward, words):
+    with pytest.raises(UserError, match=words) if words else contextlib.nullcontext():
+        try_own_rewards(["format", "mine:reward"], [broken, reward], ChainSpec.published(), {"tag": ["cup"]})

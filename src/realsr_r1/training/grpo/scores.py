@@ -6,15 +6,21 @@ whose scores have no spread is not at fault, but somebody should know.
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from PIL import Image
+from transformers import TrainerState
 from trl.trainer.utils import get_callable_name, is_async_callable
 
+from realsr_r1.chain.spec import ChainSpec
+from realsr_r1.chain.text import render_chain
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.import_named import tried
 from realsr_r1.training.agreement import Agreement
 
 IDLE_STEPS = 5  # without any gradient, and there is a warning
@@ -44,6 +50,31 @@ def guarded(reward: Callable[..., Any], agreement: Agreement,
     functools.update_wrapper(call, reward)
     call.__name__ = name  # TRL logs by it, and parts of functions have none
     return call
+
+
+def try_own_rewards(names: Sequence[str], functions: Sequence[Callable[..., Any]], chain: ChainSpec,
+                    record: Mapping[str, Any]) -> None:
+    """Let each function of one's own judge one well-formed completion, before anything long starts.
+
+    `record`: columns of the dataset for one prompt. The completion's images are its `hq` or a grey
+    gradient. Raises `UserError` that names the function, for what it raises and for what isn't a
+    score.
+    """
+    picture = record.get("hq") or Image.linear_gradient("L").convert("RGB")
+    text = render_chain({section.name: "a photo" for section in chain.sections if not section.is_image}, chain)
+    arguments = {"prompts": [""], "completions": [text], "completion_ids": [[0]],
+                 "images": [[picture] * len(chain.images)], "trainer_state": TrainerState(),
+                 "log_extra": lambda *values: None, "log_metric": lambda *values: None, "environments": None,
+                 **{name: [value] for name, value in record.items()}}
+
+    def called(function: Callable[..., Any]) -> Any:
+        scores = function(**arguments)
+        return asyncio.run(scores) if asyncio.iscoroutine(scores) else scores
+
+    for name, function in zip(names, functions, strict=True):
+        if ":" in name:
+            scores = tried(f"the reward {name}, given one completion,", lambda own=function: called(own))
+            checked_scores(name, scores, [text])
 
 
 def checked_scores(name: str, scores: Any, completions: Sequence[str]) -> list[float | None]:
