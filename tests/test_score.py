@@ -149,7 +149,7 @@ def test_bad_input_is_named(argv, models, tmp_path, capsys):
                         (["--samples", "0"], "--samples"),
                         (["--compare", str(tmp_path / "nowhere.json")],
                          f"no such file: {tmp_path / 'nowhere.json'}"),
-                        (["--compare", str(tmp_path / "list.json")], f"{tmp_path / 'list.json'} (--compare)"),
+                        (["--compare", str(tmp_path / "list.json")], f"{tmp_path / 'list.json'} holds [1]"),
                         (["--recipe", "nowhere.yaml"], "no such file: nowhere.yaml"),
                         (["--model", str(tmp_path / "nowhere")],
                          f"no such model folder: {tmp_path / 'nowhere'}")):

@@ -42,7 +42,7 @@ def test_numbers_of_any_kind_are_scores(scores):
 @pytest.mark.parametrize(("scores", "words"), [
     ([1.0, 2.0], "returned 2 scores for 3"), ([1.0] * 4, "4 scores for 3"), ([], "0 scores"),
     (None, "returned nothing"), (0.5, "a float"), ({"a": 1}, "a dict"), ("abc", "a str"),
-    (map(float, "123"), "a map"), (["1", 1, 1], r"a str for completion 0 .*\('one'\)"),
+    (range(3), "a range"), (["1", 1, 1], r"a str for completion 0 .*\('one'\)"),
     ([1.0, [2.0], 3.0], "a list for completion 1"), ([1.0, 2.0, torch.ones(2)], "a list for completion 2"),
     ([1.0, float("inf"), 0.0], r"inf for completion 1 .*\('two'\)"), ([0, -float("inf"), 0], "-inf"),
     ([10 ** 400, 0, 0], "completion 0"), ([0, 0, 1e39], "1e\\+39 for completion 2"), ([1j, 0, 0], "complex")],
