@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from realsr_r1 import export
 from realsr_r1.core.errors import run
@@ -143,3 +144,32 @@ def test_an_adapter_whose_base_is_gone_or_that_is_cut_is_refused(tmp_path, capsy
     base.rename(tmp_path / "moved")
     assert f"adapter_config.json says that the adapter belongs to the model '{base}'" in complaint(argv,
                                                                                                    capsys)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_diverged_run_are_refused_with_the_tensor(tiny_model, tmp_path, capsys, value):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.2.mlp.up_proj.weight"][5, 7] = value
+    file.unlink()
+    save_file(tensors, file)
+    line = complaint(["--checkpoint", str(folder), "--output", str(tmp_path / "output")], capsys)
+    assert "model.layers.2.mlp.up_proj.weight holds values that are no finite numbers" in line
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(("file", "key", "value", "said"), [
+    ("config.json", "num_hidden_layers", 10**6, "1000000 layers"),
+    ("config.json", "vocab_size", 10**12, "vocabulary"), ("config.json", "model_type", [], "model_type is"),
+    ("chain_settings.json", "target_px", 10**5, "target_px is 100000; it must be at most 4096"),
+    ("chain_settings.json", "sampling", {"temperature": "hot"}, "sampling: temperature is 'hot'"),
+    ("chain_settings.json", "problem", "\ud800", "problem is"),
+    ("image_tokenizer/config.json", "channel_multiplier", [1] * 99, "channel_multiplier"),
+    ("image_tokenizer/config.json", "num_res_blocks", 10**6, "num_res_blocks"),
+    ("generation_config.json", None, None, "is not valid JSON")])
+def test_sizes_that_no_model_has_are_refused_at_once(file, key, value, said, tiny_model, tmp_path, capsys):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}) if key else "")
+    assert said in complaint(["--checkpoint", str(folder), "--output", str(tmp_path / "output")], capsys)

@@ -286,3 +286,48 @@ def test_bad_input_is_one_error_and_nothing_is_written(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=re.escape(words)):
             report.main(arguments)
     assert not (tmp_path / "run" / "report").exists() and not list(tmp_path.glob("**/*.partial"))
+
+
+@pytest.mark.parametrize(("file", "change", "said"), [
+    ("metrics.json", {"rows": [{"name": 5}]}, r"rows\[0\]"), ("metrics.json", {"rows": []}, "at least 1"),
+    ("metrics.json", {"pairs": "3"}, "pairs is '3'; it must be a whole number"),
+    ("metrics.json", {"metrics": {"psnr": {"label": "a", "unit": None, "decimals": 10**9,
+                                           "lower_better": False}}}, "metrics.psnr.decimals is 1000000000"),
+    ("metrics.json", {"images": [{"name": "a", "restored": 5}]}, "images"),
+    ("cold.json", {"rewards": {"format": {"mean": math.inf}}}, "rewards.format.mean is inf"),
+    ("cold.json", {"rewards": {"format": {"mean": 1, "ci95": [0]}}}, "ci95"),
+    ("after.json", {"paired": {"format": 5}}, "paired.format"),
+    ("run/samples/step-000010/rewards.json", {"format": 1.0}, "format is 1.0; it must be a list"),
+    ("run/samples/step-000010/prompt.json", {"tag": 5}, "tag is 5; it must be a list or a text"),
+    ("run/samples/step-000010/chain.json", {"sections": 5}, "sections is 5"),
+    ("run/settings.json", {"a": "\ud800"}, "a is"), ("run/stopped.json", {"reason": "x"}, "no key"),
+])
+def test_a_file_of_another_form_is_one_line_that_names_file_and_place(file, change, said, tmp_path):
+    write_log(tmp_path / "run", steps=2)
+    write_samples(tmp_path / "run", steps=(10,))
+    write_results(tmp_path)
+    path = tmp_path / file
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**before, **change}))
+    with pytest.raises(UserError, match=said) as refused:
+        report.main(["--run", str(tmp_path / "run"), "--metrics", str(tmp_path / "metrics.json"),
+                     "--compare", str(tmp_path / "cold.json"), str(tmp_path / "after.json")])
+    assert path.name in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "run" / "report").exists()
+
+
+def test_what_only_looks_like_a_fault_is_shown(tmp_path):
+    """A mean that isn't known, a name with two dollar signs, a log line that is no UTF-8 at its end."""
+    write_log(tmp_path / "a$b$c", steps=3)
+    write_results(tmp_path)
+    for name in ("cold", "after"):
+        path = tmp_path / f"{name}.json"
+        values = json.loads(path.read_text())
+        values["rewards"]["format"] = {"mean": None, "ci95": None}
+        path.write_text(json.dumps({**values, "paired": {"format": {"difference": None, "ci95": None}}}))
+    with open(tmp_path / "a$b$c" / "log_history.jsonl", "ab") as log:
+        log.write(b'{"step": 4, "name": "caf\xe9')
+    report.main(["--run", str(tmp_path / "a$b$c"), "--compare", str(tmp_path / "cold.json"),
+                 str(tmp_path / "after.json")])
+    text = (tmp_path / "a$b$c" / "report" / "report.html").read_text(encoding="utf-8")
+    assert "a$b$c" in text and "<td>format</td><td>–</td><td>–</td><td>–</td>" in text

@@ -75,12 +75,15 @@ def main() -> int:
                       TOKENIZERS_PARALLELISM="false")
     args.work = args.work.absolute()
     found = []
-    for result in KINDS[args.kind](args):
-        found.append(result)
-        if result.is_fault or args.only:
-            last = " ".join(result.said.strip().splitlines()[-1:])[:200]
-            print(f"{result.case.folder.name} {result.case.area}: {result.case.what}: {result.outcome} "
-                  f"({result.seconds:.1f} s) {last!a}", flush=True)
+    try:
+        for result in KINDS[args.kind](args):
+            found.append(result)
+            if result.is_fault or args.only:
+                last = " ".join(result.said.strip().splitlines()[-1:])[:200]
+                print(f"{result.case.folder.name} {result.case.area}: {result.case.what}: {result.outcome} "
+                      f"({result.seconds:.1f} s) {last!a}", flush=True)
+    except KeyboardInterrupt:
+        print(f"cut short after {len(found)} cases")
     text = table(found)
     print(text)
     if args.page:

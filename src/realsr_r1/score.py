@@ -71,8 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     made_from = {name: value for name, value in vars(args).items()
                  if name not in ("output", "overwrite", "batch_size", "label") and value is not None}
     check_replaced(Path(args.output), made_from, args.overwrite)
-    other = read_json(args.compare, ScoreFile, "--compare takes the output of realsr-r1 score"
-                      ) if args.compare else None
+    other = read_scores(args.compare) if args.compare else None
     drawn = {"split": args.split, "seed": args.seed, "grammar": args.grammar}
     if other is not None:
         check_pair(other, drawn, args.compare)
@@ -95,6 +94,18 @@ def main(argv: list[str] | None = None) -> None:
                             for name, values in {**scores, **watched}.items() if name in known}
     write_json(args.output, result)
     print_table(result, other)
+
+
+def read_scores(path: str) -> dict[str, Any]:
+    """Read what this command wrote. Raises `UserError` for a file of another form, or a cut one."""
+    way = "--compare takes the output of realsr-r1 score"
+    found = read_json(path, ScoreFile, way)
+    means = {**found["rewards"], **found.get("monitor", {})}
+    for name, column in {**found["scores"], **found.get("monitor_scores", {})}.items():
+        if len(column) != len(found["sources"]) or name not in means:
+            raise UserError(f"{path} has {len(column)} scores of {name} for {len(found['sources'])} prompts, "
+                            f"or no mean of them; {way}")
+    return found
 
 
 def check_pair(other: Any, mine: Mapping[str, Any], path: str) -> None:

@@ -180,11 +180,15 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
                                                  lambda step: learning_rate_share(step, config.max_steps))
     first = 0
     if (output / STATE_FILE).is_file():
-        state = torch.load(output / STATE_FILE, weights_only=True, map_location="cpu")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first = state["step"]
+        try:
+            state = torch.load(output / STATE_FILE, weights_only=True, map_location="cpu")
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            first = int(state["step"])
+        except Exception as error:  # a damaged file, or one of other settings, can raise anything
+            raise UserError(f"{output / STATE_FILE} can't be gone on from ({str(error).splitlines()[:1]}); "
+                            "remove it to begin anew, or give another --output_dir") from error
         print(f"resuming at step {first} of {config.max_steps}")
     used = torch.zeros(config.num_embeddings, dtype=torch.bool, device=device)
     progress = tqdm(batches(config, dataset["train"], first), initial=first, total=config.max_steps,

@@ -53,6 +53,32 @@ def test_a_full_disk_is_one_line_and_exit_code_2(code, capsys):
     assert "disk is full" in err and "outputs/model.safetensors" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("argv", [["--output", ""], [""], ["--output="]])
+def test_an_empty_argument_is_refused_for_as_a_path_it_is_the_working_folder(argv, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run(lambda given: pytest.fail("it ran"), argv)
+    assert exit_info.value.code == 2
+    assert "is empty; give a value, or leave it out" in capsys.readouterr().err
+
+
+def test_a_name_that_no_terminal_can_show_is_printed_escaped():
+    code = ("from realsr_r1.core.errors import run\n"
+            "run(lambda argv: print(b'\\xff.png'.decode('utf-8', 'surrogateescape')), [])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True,
+                          env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.stdout == b"\\udcff.png\n" and done.stderr == b""
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_text("a folder is there"), lambda path: (path / "x").open(), os.rmdir])
+def test_a_folder_where_a_file_belongs_is_one_line_that_names_it(make, tmp_path, capsys):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    (folder / "x").mkdir()
+    assert exit_code(lambda argv: make(folder)) == 2
+    assert "there" in capsys.readouterr().err
+
+
 def test_ctrl_c_is_one_line_and_the_shells_exit_code(capsys):
     def main(argv):
         raise KeyboardInterrupt

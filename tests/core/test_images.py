@@ -4,6 +4,7 @@ and fit the grid.
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy
@@ -15,6 +16,7 @@ from realsr_r1.core.images import (
     fit_image,
     fitted_size,
     list_images,
+    listed_images,
     load_image,
     resize_to_cover,
     to_pil,
@@ -135,6 +137,18 @@ def test_listing_a_folder_gives_its_pictures_sorted(tmp_path, photos_dir):
     (tmp_path / "a.txt").write_text("cat")
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.PNG"]
+
+
+def test_odd_names_and_folders_called_as_pictures_are_passed_over_with_the_reason(tmp_path, photos_dir):
+    good = tmp_path / "a.png"
+    shutil.copy(photos_dir / "coffee.png", good)
+    os.link(good, os.path.join(os.fsencode(tmp_path), b"\xff.png"))
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    listing = listed_images(tmp_path)
+    assert listing.images == list_images(tmp_path) == [good]
+    assert sorted(reason.split(",")[0] for _, reason in listing.unread) == ["it is no file", "its name"]
+    assert listing.hint.encode()  # can be printed
 
 
 def test_pixels_are_scaled_to_plus_minus_one():

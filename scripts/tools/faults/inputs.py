@@ -134,15 +134,17 @@ def cases(place: Path, folder: Path, each: int, seed: int) -> Iterator[Case]:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        for number, command in enumerate(COMMANDS):
-            rng = random.Random(f"{seed} {number}")
-            is_good = "{p}" not in command.argv
-            command = replace(command, argv=tuple(word.replace("{p}", port) for word in command.argv))
+        commands = [replace(command, argv=tuple(word.replace("{p}", port) for word in command.argv))
+                    for command in COMMANDS]
+        draws = [random.Random(f"{seed} {number}") for number in range(len(commands))]
+        for number, command in enumerate(commands):
             good = folder / f"{number:02d}-good"
             workplace.copy(place, good / "w", set(command.reads))
-            yield Case(command.name, "nothing", _filled(command.argv, good, command.name), good, is_good)
-            for index in range(each):
-                made = _case(command, place, folder / f"{number:02d}-{index:03d}", rng)
+            yield Case(command.name, "nothing", _filled(command.argv, good, command.name), good,
+                       is_good="{p}" not in COMMANDS[number].argv)
+        for index in range(each):  # one of each in turn, so that a campaign that is cut short has all
+            for number, command in enumerate(commands):
+                made = _case(command, place, folder / f"{number:02d}-{index:03d}", draws[number])
                 if made is not None:
                     yield made
 
