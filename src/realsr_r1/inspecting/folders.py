@@ -107,7 +107,9 @@ def _run(folder: Path) -> Iterator[Finding]:
 
 def _checkpoint(folder: Path) -> Iterator[Finding]:
     from realsr_r1.models.checking import WEIGHTS, WEIGHTS_INDEX
-    from realsr_r1.training.checkpoints import MARKER, last_checkpoint
+    from realsr_r1.training import manifest
+    from realsr_r1.training.checkpoints import require_state
+    from realsr_r1.training.manifest import MARKER
 
     if not (folder / MARKER).is_file():
         yield Finding(FAULT, "checkpoint", f"{folder} has no file {MARKER!r}: it was only half written")
@@ -119,8 +121,11 @@ def _checkpoint(folder: Path) -> Iterator[Finding]:
         yield from _policy(folder)
     if folder.parent.joinpath(SETTINGS_FILE).is_file():
         def check() -> str:
-            if last_checkpoint(folder.parent, set_aside=False) is None:
-                raise UserError(f"{folder.parent} has none to go on from")
+            listed = manifest.read(folder)
+            wrong = listed and manifest.difference(folder, listed, list(listed))
+            if wrong:
+                raise UserError(f"{folder}: {wrong}; the run goes on from the checkpoint before")
+            require_state(folder)
             return f"{folder}: complete, the run can go on from it"
 
         yield found("checkpoint", check)
