@@ -121,7 +121,7 @@ def test_the_gain_over_the_input_has_its_interval_over_photos(folders: Path) -> 
         assert gain["mean"] == pytest.approx(numpy.mean(differences))
         assert gain["interval"] == pytest.approx(1.96 * numpy.std(differences, ddof=1) / 3**0.5)
     assert set(result["gain"]) == set(result["metrics"])
-    assert run(folders)["gain"] == {}
+    assert run(folders, "--overwrite")["gain"] == {}
 
 
 def test_another_size_is_resized_to_the_originals_with_a_note(folders: Path) -> None:
@@ -166,7 +166,7 @@ def test_metrics_without_weights_do_not_stop_the_rest(
     for name in ("lpips", "dists", "niqe", "musiq", "maniqa-pipal", "clipiqa", "topiq_nr"):
         assert f"{name}: n/a (weights not available" in printed and name in result["unavailable"]
     with pytest.raises(UserError, match="none of the metrics"):
-        run(folders, "--metrics", "lpips")
+        run(folders, "--metrics", "lpips", "--overwrite")
 
 
 def test_a_large_photo_is_scored_in_tiles_and_says_so(folders: Path, monkeypatch) -> None:
@@ -177,6 +177,27 @@ def test_a_large_photo_is_scored_in_tiles_and_says_so(folders: Path, monkeypatch
     assert tiled["images"][0]["restored"]["psnr"] == whole["images"][0]["restored"]["psnr"]
     assert tiled["images"][0]["restored"]["fsim"] == pytest.approx(whole["images"][0]["restored"]["fsim"], abs=0.05)
     assert tiles_of((48, 20)) == [(0, 0, 24, 20), (24, 0, 48, 20)]
+
+
+def test_photos_without_originals_are_judged_by_what_needs_none(folders: Path) -> None:
+    whole = run(folders, "--lq", str(folders / "lq"))
+    assert evaluate.main(["--restored", str(folders / "restored"), "--lq", str(folders / "lq"), "--output",
+                          str(folders / "alone")]) == 0
+    alone = json.loads((folders / "alone" / "metrics.json").read_text())
+    assert list(alone["metrics"]) == ["piqe"] and [row["name"] for row in alone["rows"]] == ["LQ input", "restored"]
+    assert mean(alone, "restored", "piqe") == mean(whole, "restored", "piqe")
+    with pytest.raises(UserError, match="--metrics psnr compares with the original: give --gt"):
+        evaluate.main(["--restored", str(folders / "restored"), "--output", str(folders / "none"), "--metrics",
+                       "piqe,psnr"])
+
+
+def test_any_metric_of_pyiqa_is_computed_by_its_name(folders: Path) -> None:
+    result = run(folders, "--metrics", "nlpd,entropy")
+    assert {name: metric["lower_better"] for name, metric in result["metrics"].items()} == {
+        "nlpd": True, "entropy": False}
+    assert all(image["restored"]["nlpd"] > 0 for image in result["images"])
+    with pytest.raises(UserError, match="unknown metric 'nlp' .did you mean nlpd"):
+        run(folders, "--metrics", "nlp")
 
 
 def test_photos_without_a_partner_are_named_and_left_out_on_request(folders: Path) -> None:

@@ -1,4 +1,4 @@
-"""`realsr-r1 evaluate`: compares restored photos with the originals.
+"""`realsr-r1 evaluate`: compares restored photos with the originals, or judges them without.
 
 It averages over photos, prints a table, and writes metrics.json and metrics.csv. Which files belong
 together is in measuring/pairing.py, which regions are compared in measuring/regions.py, and the
@@ -26,6 +26,7 @@ from realsr_r1.measuring.metrics import (
     OFFLINE_METRICS,
     Scorer,
     load_metrics,
+    metric_of,
     parse_metrics,
     tiles_of,
 )
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises `UserError` on bad input; then nothing is written.
     """
     args = _parser().parse_args(argv)
-    names = parse_metrics(args.metrics)
+    names = parse_metrics(args.metrics, args.gt is not None)
     device = pick_device(args.device)
     check_new_folder(args.output, "--output")
     made_from = {"restored": str(args.restored), "gt": str(args.gt), "lq": str(args.lq), "metrics": list(names)}
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
                         f"{', '.join(OFFLINE_METRICS)}")
     triples, unreadable = score(triples, scorers, args.skip_bad)
     rows = ([LQ] if args.lq else []) + (
-        [MEAN_COLOUR] if set(BASELINE_METRICS) & set(scorers) else []) + [RESTORED]
+        [MEAN_COLOUR] if args.gt and set(BASELINE_METRICS) & set(scorers) else []) + [RESTORED]
     result = summarise(triples, rows, scorers, notes + unreadable)
     result |= {"unavailable": unavailable, "made_from": made_from}
     write_results(args.output, result)
@@ -67,17 +68,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="realsr-r1 evaluate", description=(
-        "Compare restored photos with the originals. Files are paired by name without suffix; a restored (or "
+        "Compare restored photos with the originals, or judge them without. Files are paired by name without suffix; a restored (or "
         "LQ) image of another size is resized to the original's (bicubic). One of another shape is compared "
         "on the region that both show, at its own size, or refused where none is found. " + READ))
     add = parser.add_argument
     add("--restored", type=Path, required=True, help="folder of restored photos")
-    add("--gt", type=Path, required=True, help="folder of originals (HQ)")
+    add("--gt", type=Path, help="folder of originals (HQ); without it only metrics that need none are computed")
     add("--lq", type=Path, help="folder of the degraded inputs, to add a row for them")
     add("--output", type=Path, required=True, help="folder for metrics.json and metrics.csv")
-    add("--metrics", default=",".join(OFFLINE_METRICS), help=(
-        "comma-separated, or all (default: %(default)s, which need no weights). Known: "
-        f"{', '.join(METRICS)}"))
+    add("--metrics", help=(
+        f"comma-separated, or all (default: {', '.join(OFFLINE_METRICS)}, which need no weights). Known: "
+        f"{', '.join(METRICS)}, and any other metric of pyiqa that judges one image"))
     add("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     add("--recursive", action="store_true", help=(
         "pair photos in subfolders, too, by their places in the folders"))
@@ -99,7 +100,7 @@ def score(triples: list[Triple], scorers: dict[str, Scorer],
     from tqdm import tqdm
 
     good, notes, large = [], [], []
-    each = {name: scorer for name, scorer in scorers.items() if METRICS[name].kind != "set"}
+    each = {name: scorer for name, scorer in scorers.items() if metric_of(name).kind != "set"}
     with tqdm(total=len(triples) * max(1, len(each)), desc="evaluate", unit=" score") as bar:
         for number, triple in enumerate(triples, start=1):
             bar.set_postfix_str(f"photo {number} of {len(triples)}", refresh=False)
@@ -121,7 +122,7 @@ def score(triples: list[Triple], scorers: dict[str, Scorer],
             good.append(triple)
     if not good:
         raise UserError(f"none of the photos can be read; the first: {notes[0]}")
-    tiled = [METRICS[name].label for name in each if METRICS[name].in_tiles]
+    tiled = [metric_of(name).label for name in each if metric_of(name).in_tiles]
     if large and tiled:
         notes.append(f"{', '.join(tiled)} of {listed(large)}: means over tiles of at most {LARGEST_TILE} px")
     return good, notes
@@ -131,12 +132,15 @@ def _load(triple: Triple) -> tuple[Image.Image, dict[str, Image.Image]]:
     """Return the original, and the images to compare with it by row name, at its size.
 
     Where the restored image shows a part of the original, all are cut to that part, and have the
-    restored image's size. Raises `UserError` where a file can't be read or compared.
+    restored image's size. Without an original the restored image stands for it, and each image has
+    its own size. Raises `UserError` where a file can't be read or compared.
     """
     from PIL import Image
 
-    original = load_image(triple.gt)
     restored = load_image(triple.restored)
+    if triple.gt is None:
+        return restored, {RESTORED: restored, **({LQ: load_image(triple.lq)} if triple.lq else {})}
+    original = load_image(triple.gt)
     triple.resized = restored.size != original.size
     way = find_way(restored, original, str(triple.restored))
     triple.region = None if way.is_whole else way.name
@@ -178,7 +182,7 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
         for name, scorer in scorers.items():
             if row == MEAN_COLOUR and name not in BASELINE_METRICS:
                 continue
-            if METRICS[name].kind == "set":
+            if metric_of(name).kind == "set":
                 mean[name] = scorer.score_set((_load(triple)[1][row] for triple in triples),
                                               (_load(triple)[0] for triple in triples))
                 count[name] = len(triples)
@@ -195,9 +199,9 @@ def summarise(triples: list[Triple], rows: list[str], scorers: dict[str, Scorer]
                      "their number")
     return {
         "pairs": len(triples),
-        "metrics": {name: {"label": METRICS[name].label, "unit": METRICS[name].unit,
-                           "decimals": METRICS[name].decimals,
-                           "lower_better": METRICS[name].lower_better} for name in scorers},
+        "metrics": {name: {"label": metric_of(name).label, "unit": metric_of(name).unit,
+                           "decimals": metric_of(name).decimals,
+                           "lower_better": metric_of(name).lower_better} for name in scorers},
         "rows": summary,
         "gain": gains(triples, scorers) if LQ in rows else {},
         "images": [{"name": triple.name, "resized": triple.resized, "region": triple.region,
@@ -214,7 +218,7 @@ def gains(triples: list[Triple], scorers: dict[str, Scorer]) -> dict[str, dict[s
     """
     found = {}
     for name, scorer in scorers.items():
-        if METRICS[scorer.name].kind == "set":
+        if metric_of(scorer.name).kind == "set":
             continue
         pairs = [(triple.scores[RESTORED][name], triple.scores[LQ][name]) for triple in triples]
         differences = [after - before for after, before in pairs if None not in (after, before)]
@@ -266,7 +270,7 @@ def print_table(result: dict[str, Any]) -> None:
                       *("–" if value is None else f"{value:.{digits}f}" for value in values),
                       *([f"{gain['mean']:+.{digits}f} ± {gain['interval']:.{digits}f}"] if gain else []))
     for name in result["unavailable"]:
-        table.add_row(METRICS[name].label, *("" for _ in result["rows"][1:]), "n/a")
+        table.add_row(metric_of(name).label, *("" for _ in result["rows"][1:]), "n/a")
     console = Console()
     console.print(table)
     for name, reason in result["unavailable"].items():

@@ -7,6 +7,7 @@ and never stops the others.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from PIL import Image
 from realsr_r1.core.errors import UserError, is_disk_full
 from realsr_r1.core.images import to_pixels
 from realsr_r1.core.texts import split_list
+from realsr_r1.rewards.metric_experts import NO_EXPERTS, lower_is_better, metric_names, needs_hq
 
 FID_FEATURES = 2048  # width of Inception's features; with fewer images their covariance is singular
 
@@ -70,19 +72,36 @@ LARGEST_TILE = 1448  # px; 2.1 megapixels
 BASELINE_METRICS = ("psnr", "ssim")  # those that are also given for a flat image of the mean colour
 
 
-def parse_metrics(text: str) -> list[str]:
-    """Return known names without repeats, from `"psnr,ssim"` or `"all"`.
+def metric_of(name: str) -> Metric:
+    """Return what is known of a metric: one of `METRICS`, or another one of pyiqa that judges one image."""
+    if name in METRICS:
+        return METRICS[name]
+    return Metric(name, "pair" if needs_hq(name) else "single", lower_is_better(name), 4)
 
-    Raises `UserError` that lists the known ones.
+
+def parse_metrics(text: str | None, has_originals: bool = True) -> list[str]:
+    """Return names without repeats, from `"psnr,ssim"` or `"all"`; None stands for the offline ones.
+
+    Without originals those are left out that compare with one. Raises `UserError` for an unknown
+    name, with the near and the usual ones, and for one that can't be had without originals.
     """
-    names = list(dict.fromkeys(name.lower() for name in split_list(text)))
-    if names == ["all"]:
-        return list(METRICS)
-    unknown = [name for name in names if name not in METRICS]
+    given = OFFLINE_METRICS if text is None else split_list(text)
+    names = list(dict.fromkeys(name.lower() for name in given))
+    names = list(METRICS) if names == ["all"] else names
+    others = [name for name in names if name not in METRICS]
+    of_pyiqa = {*metric_names()} - NO_EXPERTS.keys() if others else set()  # its import takes a second
+    unknown = [name for name in others if name not in of_pyiqa]
     if unknown or not names:
-        raise UserError(f"--metrics: unknown metric {', '.join(map(repr, unknown)) or repr(text)}; known are "
-                        f"{', '.join(METRICS)}, or all")
-    return names
+        near = difflib.get_close_matches(unknown[0], {*METRICS, *of_pyiqa}) if unknown else []
+        raise UserError(f"--metrics: unknown metric {', '.join(map(repr, unknown)) or repr(text)}"
+                        f"{f' (did you mean {near[0]}?)' if near else ''}; known are {', '.join(METRICS)}, any "
+                        "other metric of pyiqa that judges one image, or all")
+    if has_originals:
+        return names
+    comparing = [name for name in names if metric_of(name).kind != "single"]
+    if text is not None and text.lower() != "all" and comparing:
+        raise UserError(f"--metrics {comparing[0]} compares with the original: give --gt, or leave it out")
+    return [name for name in names if name not in comparing]
 
 
 class Scorer:
@@ -100,7 +119,7 @@ class Scorer:
         its window (SSIM: 11 px, NIQE: 96 px) and for some flat ones. Of a large image most metrics
         are the mean over its tiles, weighted by their pixels.
         """
-        if not METRICS[self.name].in_tiles:
+        if not metric_of(self.name).in_tiles:
             return self._score(image, original)
         total = pixels = 0.0
         for box in tiles_of(image.size):
@@ -113,7 +132,7 @@ class Scorer:
     def _score(self, image: Image.Image, original: Image.Image) -> float | None:
         import math
 
-        images = [image, original] if METRICS[self.name].kind == "pair" else [image]
+        images = [image, original] if metric_of(self.name).kind == "pair" else [image]
         pixels = [to_pixels([item]).add(1).div(2).clamp(0, 1).to(self._device) for item in images]
         try:
             value = float(self._network(*pixels))
@@ -160,9 +179,9 @@ def load_metrics(names: Iterable[str], device: str) -> tuple[dict[str, Scorer], 
     unavailable: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for name in names:
-            place = "cpu" if METRICS[name].on_cpu else device
+            place = "cpu" if metric_of(name).on_cpu else device
             try:
-                network = pyiqa.create_metric(name, device=place, **METRICS[name].options)
+                network = pyiqa.create_metric(name, device=place, **metric_of(name).options)
             except OSError as error:  # no network, or no such file on the server
                 if is_disk_full(error):
                     raise

@@ -18,7 +18,7 @@ CHAINS_FOLDER = "chains"  # `restore` keeps the images on the way in it
 
 @dataclass
 class Triple:
-    """The files of one photo and their scores.
+    """The files of one photo and their scores. `gt` is None where photos have no originals.
 
     `scores`: name of a row (`LQ`, `MEAN_COLOUR`, `RESTORED`) -> metric -> value, None where the
     metric isn't defined. `resized`: whether the restored image had another size than the original.
@@ -27,17 +27,18 @@ class Triple:
 
     name: str
     restored: Path
-    gt: Path
+    gt: Path | None
     lq: Path | None
     resized: bool = False
     region: str | None = None
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
-def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool,
+def find_triples(restored: Path, gt: Path | None, lq: Path | None, skip_bad: bool,
                  recursive: bool = False) -> tuple[list[Triple], list[str]]:
     """Pair the images of the folders by their names without suffix.
 
+    Without `gt` every restored image counts.
     `recursive`: whether those in subfolders count, too; a restored folder's `chains` never do.
     Returns the pairs, and a note about each kind of image that has no partner. Raises `UserError`
     on a missing or empty folder, on two files with the same name without suffix, and when no name
@@ -45,7 +46,7 @@ def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool,
     no LQ image.
     """
     restored_files = _by_stem(restored, "--restored", recursive)
-    gt_files = _by_stem(gt, "--gt", recursive)
+    gt_files = _by_stem(gt, "--gt", recursive) if gt else restored_files
     lq_files = _by_stem(lq, "--lq", recursive) if lq else {}
     pairs = sorted(restored_files.keys() & gt_files.keys())
     if not pairs:
@@ -67,7 +68,8 @@ def find_triples(restored: Path, gt: Path, lq: Path | None, skip_bad: bool,
     if unknown:
         notes.append(f"left out, {len(unknown)} restored image(s) without an original in {gt}: "
                      f"{listed(unknown)}")
-    return [Triple(name, restored_files[name], gt_files[name], lq_files.get(name)) for name in pairs], notes
+    return [Triple(name, restored_files[name], gt_files[name] if gt else None, lq_files.get(name))
+            for name in pairs], notes
 
 
 def _by_stem(folder: Path, flag: str, recursive: bool) -> dict[str, Path]:
