@@ -105,7 +105,7 @@ def test_a_file_that_says_half_of_a_chain_is_refused(values, said):
 
 
 @pytest.mark.parametrize("sections, said", [
-    ([], "at least one section"), ([TEXT], "no section is an image"),
+    ([], "at least 1 of them"), ([TEXT], "no section is an image"),
     ([{**TEXT, "name": "A b"}], "section 1 needs a name"),
     ([PICTURE, PICTURE], "two sections are called 'picture'"), ([{**PICTURE, "share": 0.5}], "it must be 1"),
     ([{**PICTURE, "share": 0}], "share is 0"), ([{**PICTURE, "share": True}], "share is True"),
@@ -124,7 +124,7 @@ def test_a_file_that_says_half_of_a_chain_is_refused(values, said):
     ([{**TEXT, "tagged": False}, {**TEXT, "name": "more", "tagged": False}, PICTURE], "side by side"),
     ([{**PICTURE, "name": "lq_image"}], "two images would be called 'lq'"),
     (["picture"], "section 1 needs a name"),
-    ({"picture": 1}, "sections must be a list")])
+    ({"picture": 1}, "it must be a list")])
 def test_a_chain_that_cannot_work_is_refused_by_the_file_and_the_section(sections, said):
     with pytest.raises(UserError, match="mine.yaml") as error:
         ChainSpec.from_dict({"sections": sections, "problem": "Restore it."}, "mine.yaml")
