@@ -116,7 +116,8 @@ def write_between(page: Path, kind: str, text: str) -> None:
     """Write a table and its date between the marks `<!-- KIND: begin -->` and `end` of a page."""
     begin, end = f"<!-- {kind}: begin -->", f"<!-- {kind}: end -->"
     head, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    date = f"Run on {datetime.date.today():%d %B %Y}: `python {' '.join(sys.argv)}`"
+    words = " ".join(Path(word).name if word.startswith("/") else word for word in sys.argv)
+    date = f"Run on {datetime.date.today():%d %B %Y}: `python {words}`"
     page.write_text(f"{head}{begin}\n\n{date}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 

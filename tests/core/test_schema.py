@@ -78,7 +78,7 @@ def test_the_way_out_ends_the_message():
     "a: &a [x, x]\n" + "\n".join(f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]"
                                  for n in range(12)),  # a billion laughs
     "a: &a [*a]", "? [1]\n: 2", "a: 2026-11-27", "1: 2", "a: 0x" + "f" * 6000,
-    "a: !!python/object:os.system {}", "a: !!binary aGFsbG8=", "- " * 2000])
+    "a: !!python/object:os.system {}", "a: !!binary aGFsbG8=", "- " * 2000, "a: \0", "a: \x07"])
 def test_yaml_that_is_no_plain_settings_is_refused(text):
     with pytest.raises(UserError, match="^it"):
         parsed_yaml(text, "it", dict[Text, Json])

@@ -193,8 +193,8 @@ def parsed_yaml(text: str, where: str, form: Any, way: str = "") -> Any:
     """Return the value of a YAML text. Raises `UserError` that names it by `where` when it is none."""
     import yaml
 
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is not None and _written_out(node, {}) > MOST_VALUES:
             raise ValueError("its aliases stand for more than a file could hold")

@@ -82,7 +82,7 @@ _WORDS = {
 
 
 def checked(form: Any, value: Any, where: str, way: str = "") -> Any:
-    """Return `value`, which has the form `form` (whole numbers become floats where it says so).
+    """Return `value` as it is, which has the form `form`.
 
     `where`: names the file, in the error. `way`: the way out, which ends the message. Raises
     `UserError` that names the first place where the value has another form.
@@ -90,10 +90,11 @@ def checked(form: Any, value: Any, where: str, way: str = "") -> Any:
     from pydantic import ValidationError
 
     try:
-        return _checker(form).validate_python(value, strict=True)
+        _checker(form).validate_python(value, strict=True)
     except ValidationError as error:
         told = _told(error.errors(include_url=False), form, value, where)
         raise UserError(f"{told}; {way}" if way else told) from error
+    return value  # not pydantic's copy, whose keys are in the form's order
 
 
 @cache
