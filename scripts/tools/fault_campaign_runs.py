@@ -1,6 +1,6 @@
 """Kills and signals runs at random moments, starts them again, and says what didn't hold.
 
-    scripts/tools/fault_campaign.py --model DIR --dataset DIR --output DIR --trials 50
+    scripts/tools/fault_campaign_runs.py --model DIR --dataset DIR --output DIR --trials 50
 
 A trial is a GRPO run of two processes under ZeRO-3. It is hit once or twice, at moments drawn over
 the length of the run that nobody hits, and then started until it ends. What must hold: no rank
