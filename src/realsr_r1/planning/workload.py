@@ -74,8 +74,7 @@ class Sharding:
 
     `stage`: 2 or 3 of ZeRO (arXiv 1910.02054), 0 without DeepSpeed. The following count elements,
     not bytes. `max_live`: gathered at a time (stage 3). `bucket`: reduced at a time (None: hidden
-    size squared). `sub_group`: updated at a time (stage 3). `gradient_bytes`: of a gradient that is
-    summed up (None: those of a weight). See local_scripts/README.md.
+    size squared). `sub_group`: updated at a time (stage 3). See local_scripts/README.md.
     """
 
     stage: int = 0
@@ -85,7 +84,6 @@ class Sharding:
     bucket: float | None = None
     sub_group: float = 1e9
     overlap: bool = False
-    gradient_bytes: int | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> Sharding:
@@ -96,8 +94,6 @@ class Sharding:
             raise UserError(f"{path} is no DeepSpeed file with zero_optimization of stage 2 or 3; take one "
                             "of local_scripts, or --deepspeed none")
 
-        types = values.get("data_types") if isinstance(values.get("data_types"), dict) else {}
-
         def number(key: str, default: float | None) -> float | None:
             value = zero.get(key, default)
             return float(value) if isinstance(value, int | float) else default
@@ -107,8 +103,7 @@ class Sharding:
 
         return cls(zero["stage"], is_offloaded("offload_optimizer"), is_offloaded("offload_param"),
                    number("stage3_max_live_parameters", 1e9), number("reduce_bucket_size", None),
-                   number("sub_group_size", 1e9), bool(zero.get("overlap_comm")),
-                   {"fp32": 4, "bf16": 2, "fp16": 2}.get(types.get("grad_accum_dtype")))
+                   number("sub_group_size", 1e9), bool(zero.get("overlap_comm")))
 
 
 @dataclass(frozen=True)
