@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from realsr_r1.chain.text import parse_chain
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.errors import run as run_entry_point
 from realsr_r1.models import load_policy
-from realsr_r1.training.checkpoints import MARKER
+from realsr_r1.training.manifest import MARKER
 
 FLAGS = ["--max_text_tokens", "6", "--max_new_tokens", "400", "--guidance_scale", "1", "--color_fix", "none"]
 
@@ -118,6 +119,26 @@ def test_a_checkpoint_that_holds_zero_shards_only_is_put_together(trained, tmp_p
     weights = trained.weights("step-2", 0)
     for name, parameter in load_policy(tmp_path / "model").named_parameters():
         torch.testing.assert_close(parameter.detach(), weights[name], rtol=0, atol=1e-6)
+
+
+class Harmful:
+    """Makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_shard_that_would_run_code_is_refused_unrun(trained, tmp_path):
+    shutil.copytree(trained.folder / "checkpoint-2", tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors").unlink()
+    shard = next((tmp_path / "shards").glob("global_step*/*_1_*model_states.pt"))
+    torch.save({"module": Harmful(tmp_path / "ran")}, shard)
+    with pytest.raises(UserError, match=rf"{shard.name} is not what DeepSpeed writes.*could run code"):
+        export.main(["--checkpoint", str(tmp_path / "shards"), "--output", str(tmp_path / "model")])
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "model").exists()
 
 
 def test_of_a_stopped_run_the_newest_complete_checkpoint_is_taken(tmp_path):

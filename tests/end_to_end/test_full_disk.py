@@ -74,6 +74,6 @@ def test_a_half_written_checkpoint_does_not_count_and_the_same_command_goes_on(s
         run(grpo.main, flags)
     assert exit_info.value.code == 0
     assert "half written" in capsys.readouterr().out
-    assert (disk / "run" / "incomplete-checkpoint-1.0" / "optimizer.pt").exists() == (megabytes == 22)
+    assert not list((disk / "run").glob("incomplete-*"))  # nobody needs it any more
     assert list(complete_checkpoints(disk / "run")) == [1]
     assert load_policy(disk / "run").num_parameters() > 0

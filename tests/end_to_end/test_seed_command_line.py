@@ -18,7 +18,7 @@ import pytest
 from realsr_r1 import grpo
 from realsr_r1.core.errors import run as run_entry_point
 from realsr_r1.models import load_policy
-from realsr_r1.training.checkpoints import MARKER
+from realsr_r1.training.manifest import MARKER
 
 from .policies import steered_policy
 from .processes import free_port, start

@@ -90,15 +90,13 @@ def resident(work: Workload) -> Parts:
     """Return what is held through the whole step.
 
     ZeRO (arXiv 1910.02054) spreads gradients and optimizer states over the processes in stage 2,
-    and weights too in stage 3. Under DeepSpeed gradients have the type that its file names, or the
-    weights', and AdamW keeps a float32 copy of the weights besides its two states: 12 bytes for
-    each trained parameter. Plain torch keeps gradients and two states in the weights' type, and
-    with several processes DDP's buckets, which are as large as the gradients. Offloaded parts are
-    in the CPU's memory.
+    and weights too in stage 3. Under DeepSpeed gradients have the weights' type, and AdamW keeps a
+    float32 copy of the weights besides its two states: 12 bytes for each trained parameter. Plain
+    torch keeps gradients and two states in the weights' type, and with several processes DDP's
+    buckets, which are as large as the gradients. Offloaded parts are in the CPU's memory.
     """
     zero, trained, world, size = work.sharding, work.trained, work.world, trained_size(work)
-    gradients = trained * (zero.gradient_bytes or size if zero.stage else size)
-    states = trained * (12 if zero.stage else 2 * size)
+    gradients, states = trained * size, trained * (12 if zero.stage else 2 * size)
     share = 1 / world if zero.stage else 1
     copies = 2 if not zero.stage and world > 1 else 1
     spread = 0 if zero.offload_parameters else 1 / world if zero.stage == 3 else 1
@@ -292,11 +290,10 @@ def loss(work: Workload) -> Parts:
 def update(work: Workload) -> Parts:
     """Return what DeepSpeed's step adds: float32 gradients of the part it updates.
 
-    This part is a `sub_group` (stage 3), or all that the process owns (stage 2). Where gradients
-    are summed up in float32, there is nothing to add.
+    This part is a `sub_group` (stage 3), or all that the process owns (stage 2).
     """
     zero = work.sharding
-    if not zero.stage or zero.offload_optimizer or zero.gradient_bytes == 4:
+    if not zero.stage or zero.offload_optimizer:
         return {}
     part = work.trained / work.world
     return {"gradients": 4.0 * (min(part, zero.sub_group) if zero.stage == 3 else part)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
-from realsr_r1.core.schema import Ge, Json, Number, Text, TypedDict
+from realsr_r1.core.schema import Ge, Json, Number, TypedDict
 from realsr_r1.models.protocol import PolicyShape
 
 if TYPE_CHECKING:
@@ -94,7 +94,6 @@ class DeepSpeedFile(TypedDict, extra_items=Json):
     """A DeepSpeed JSON with ZeRO."""
 
     zero_optimization: Zero
-    data_types: NotRequired[dict[Text, Json]]
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,7 @@ class Sharding:
 
     `stage`: 2 or 3 of ZeRO (arXiv 1910.02054), 0 without DeepSpeed. The following count elements,
     not bytes. `max_live`: gathered at a time (stage 3). `bucket`: reduced at a time (None: hidden
-    size squared). `sub_group`: updated at a time (stage 3). `gradient_bytes`: of a gradient that is
-    summed up (None: those of a weight). See local_scripts/README.md.
+    size squared). `sub_group`: updated at a time (stage 3). See local_scripts/README.md.
     """
 
     stage: int = 0
@@ -114,13 +112,12 @@ class Sharding:
     bucket: float | None = None
     sub_group: float = 1e9
     overlap: bool = False
-    gradient_bytes: int | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> Sharding:
         """Read a DeepSpeed JSON. Raises `UserError` that names the file when it isn't one."""
-        values = read_json(path, DeepSpeedFile, "take one of local_scripts, or --deepspeed none")
-        zero, types = values["zero_optimization"], values.get("data_types", {})
+        zero = read_json(path, DeepSpeedFile, "take one of local_scripts, or --deepspeed none"
+                         )["zero_optimization"]
 
         def number(key: str, default: float | None) -> float | None:
             value = zero.get(key, "auto")
@@ -131,8 +128,7 @@ class Sharding:
 
         return cls(zero["stage"], is_offloaded("offload_optimizer"), is_offloaded("offload_param"),
                    number("stage3_max_live_parameters", 1e9), number("reduce_bucket_size", None),
-                   number("sub_group_size", 1e9), bool(zero.get("overlap_comm")),
-                   {"fp32": 4, "bf16": 2, "fp16": 2}.get(types.get("grad_accum_dtype")))
+                   number("sub_group_size", 1e9), bool(zero.get("overlap_comm")))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from realsr_r1.core.files import atomic_file, open_to_others
+from realsr_r1.core.parents import join_launcher
 from realsr_r1.training.checkpoints import complete_checkpoints
 from realsr_r1.training.manifest import MARKER
 from realsr_r1.training.run_lock import sole_writer
@@ -36,6 +37,7 @@ def prepare_process(args: TrainingArguments) -> None:
     import datasets
     import torch
 
+    join_launcher()  # also where a script of the user's own calls this
     # DeepSpeed calls collectives by their old names, and torch warns about that at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # TRL asks transformers for gradient checkpointing by its old name, at every rollout.
