@@ -136,7 +136,8 @@ def test_tags_and_descriptions_beside_the_photos_are_found(photos, tmp_path):
         for file in photos[kind].iterdir():
             shutil.copy(file, photos["images"])
     (photos["images"] / "LICENSE.txt").write_text("of whom these are")
-    main(["--images", str(photos["images"]), "--output", str(tmp_path / "beside"), "--num_proc", "1"])
+    main(["--images", str(photos["images"]), "--output", str(tmp_path / "beside"), "--crop_px", "48",
+          "--degradation", str(TINY), "--num_proc", "1"])
     for split, records in load_dataset_dict(tmp_path / "given").items():
         found = load_dataset_dict(tmp_path / "beside")[split]
         assert list(found["tag"]) == list(records["tag"])
@@ -267,7 +268,7 @@ def test_a_dataset_is_not_lost_to_a_run_that_finds_no_good_item(photos, tmp_path
     for path in photos["tags"].iterdir():
         path.write_bytes(b"")
     capsys.readouterr()
-    assert exit_code(flags(photos, tmp_path / "out")) == 2
+    assert exit_code(flags(photos, tmp_path / "out", "--overwrite")) == 2
     assert "is left as it is" in error_line(capsys)
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

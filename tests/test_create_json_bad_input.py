@@ -396,7 +396,7 @@ def test_an_empty_name_of_a_model_or_dataset_is_named(folder, tmp_path, capsys, 
 @pytest.mark.parametrize("text, says", [
     ("first: {resize_probabilities: [0.3333333, 0.3333333, 0.3333333]}", None),
     ("first: {kernel_probabilities: [1, 0, 0, 0, 0, 0.0000001]}", None),
-    ("scale: 1" + "0" * 400, "below 10000"),
+    ("scale: 1" + "0" * 400, "scale is 1"),
     ("first: {kernel_size: [7, 1000001]}", "below 10000"), ("second: {kernel_size: [7, 103]}", "up to 101"),
     ("first: {resize_range: [1, 200]}", "up to 8"), ("first: {blur_sigma: [1, .nan]}", "must hold numbers"),
     ("first: {x: 2020-13-45}", "not valid YAML")])
