@@ -1,6 +1,6 @@
 """Restore ten photos as they come: sizes, shapes, kinds of file; check them, and make a sheet.
 
-    python scripts/tools/odd_photos.py --photos DIR --work outputs/odd_photos --output outputs/odd_photos/sheet.jpg
+    python scripts/tools/odd_photos.py --photos DIR --work outputs/odd_photos --output figs/odd_photos.jpg
 
 DIR is what scripts/tools/gather_photos.py wrote; the photos are among those that nothing was trained
 on. Each goes through `realsr-r1 restore` at scale 1 and 2, and at 4 if it is under 600 px. Checked
