@@ -14,9 +14,10 @@ from tempfile import TemporaryDirectory
 
 from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.presets import PRESETS
 from realsr_r1.core.settings import check_ranges
 
-EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "assets" / "tiny"
+EMBEDDED_MODEL = PRESETS / "tiny"
 HOST = "127.0.0.1"
 # Nothing but this server may be asked for anything by the page, whatever a new gradio would like.
 POLICY = "; ".join((

@@ -56,7 +56,7 @@ Bad = list[tuple[Path, str]]  # photos that were not restored, and why
 def main(argv: list[str] | None = None) -> None:
     """Collect photos, load the model, restore them."""
     parser = argparse.ArgumentParser(prog="realsr-r1 restore", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--model", required=True, help="model folder; tiny is the embedded one")
     parser.add_argument("--input", required=True, help=f"a photo or a folder of photos. {READ}")
     parser.add_argument("--recursive", action="store_true",
                         help="restore the photos in the input's subfolders, too, and keep the tree")

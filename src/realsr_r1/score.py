@@ -40,7 +40,7 @@ class ScoreFile(MeansFile):
 def main(argv: list[str] | None = None) -> None:
     """Make prompts, completions, rewards, means and intervals."""
     parser = argparse.ArgumentParser(prog="realsr-r1 score", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--model", required=True, help="model folder; tiny is the embedded one")
     parser.add_argument("--dataset_name", required=True, help="folder of a prepared dataset")
     parser.add_argument("--split", default="test_crops",
                         help="split to take prompts from (default: test_crops)")

@@ -17,7 +17,7 @@ RANK = """
 import sys, time
 from realsr_r1.training.watchdog import Watchdog
 folder, rank, ranks, *phases = sys.argv[1:]
-watchdog = Watchdog(folder, int(rank), int(ranks), 1.0, lambda: "the way on")
+watchdog = Watchdog(folder, int(rank), int(ranks), 3.0, lambda: "the way on")
 with watchdog.running():
     print("ready", flush=True)
     for phase in phases:
@@ -47,7 +47,7 @@ def test_a_rank_whose_reward_never_returns_says_so_and_another_one_is_not_blamed
     waiting, stuck = start(0, 2, "rollout", "reward mine"), start(1, 2, "rollout", "reward mine=20")
     assert stuck.wait(10) == 1 and waiting.wait(10) == 1
     (line,) = stuck.stderr.read().splitlines()
-    assert "rank 1 has been in the phase reward mine for 1 s" in line and line.endswith("the way on")
+    assert "rank 1 has been in the phase reward mine for 3 s" in line and line.endswith("the way on")
     assert waiting.stderr.read() == ""
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_file, read_json
-from realsr_r1.core.schema import fields_of
+from realsr_r1.core.schema import checked, fields_of
 
 FOLDER = ".ranks"
 LOOKS = 20  # in a time-out
@@ -38,6 +38,9 @@ class Sign:
     phase: str
 
 
+SIGN = fields_of(Sign)  # made once, for a form is compiled when it is first used
+
+
 class Watchdog:
     """Watches one rank, and from it the others.
 
@@ -51,6 +54,7 @@ class Watchdog:
         self.timeout, self.way_on = timeout, way_on
         self._phase, self._count, self._since = "step", 0, time.monotonic()
         self._others: dict[int, tuple[Sign, float]] = {}  # and when it last changed, by our clock
+        checked(SIGN, asdict(Sign(0, 0, "")), FOLDER)  # compiles the form, before time counts
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -105,7 +109,7 @@ class Watchdog:
             partial.write_text(json.dumps(asdict(sign)), encoding="utf-8")
         for rank in set(range(self.ranks)) - {self.rank}:
             with contextlib.suppress(UserError, TypeError, OSError):
-                theirs = Sign(**read_json(self._file(rank), fields_of(Sign)))
+                theirs = Sign(**read_json(self._file(rank), SIGN))
                 if rank not in self._others or self._others[rank][0] != theirs:
                     self._others[rank] = theirs, time.monotonic()
 
