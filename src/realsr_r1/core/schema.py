@@ -98,6 +98,7 @@ def checked(form: Any, value: Any, where: str, way: str = "") -> Any:
 
 
 @cache
+@cache
 def fields_of(kind: type) -> Any:
     """Return the form of values for a dataclass: its fields, of their types, as keys. None is needed."""
     return TypedDict(kind.__name__, get_type_hints(kind, include_extras=True), total=False, closed=True)

@@ -15,7 +15,7 @@ from realsr_r1.core.schema import checked, fields_of
 
 GRAMMARS = ("image", "chain")
 # No memory holds more, and a slip of the finger shouldn't be found out after an hour.
-MOST = {"num_generations": 2**12, "max_new_tokens": 2**20, "max_text_tokens": 2**20, "jacobi": 2**12,
+MOST = {"num_generations": 2**16, "max_new_tokens": 2**20, "max_text_tokens": 2**20, "jacobi": 2**12,
         "text_top_k": 2**31, "image_top_k_min": 2**31, "image_top_k_max": 2**31, "seed": 2**63}
 
 
