@@ -156,7 +156,7 @@ def test_settings_survive_a_round_trip():
     ("first: {kernel_size: [6, 8]}", "kernel_size"),
     ("second: {jpeg_quality: [30, 101]}", "jpeg_quality"),
     ("final_sinc_probability: 2", "final_sinc_probability"),
-    ("first: {gaussian_sigma: loud}", "gaussian_sigma"), ("first: 3", "first"), ("- 1", "expected keys"),
+    ("first: {gaussian_sigma: loud}", "gaussian_sigma"), ("first: 3", "first"), ("- 1", "it must hold keys"),
     ("a: [", "YAML")])
 def test_wrong_settings_are_named_with_their_file(tmp_path, text, named):
     path = tmp_path / "wrong.yaml"

@@ -257,7 +257,7 @@ def test_the_settings_in_the_repository_are_read():
 @pytest.mark.parametrize("text, named", [
     ("tagger: {x: 2020-13-45}", "not valid YAML"), ("tagger: {x: !!int abc}", "not valid YAML"),
     ("[" * 20000, "not valid YAML"),
-    ("batch: 3", "batch"), ("retries: -1", "retries"), ("tagger: 3", "tagger"), ("- 1", "unknown"),
+    ("batch: 3", "batch"), ("retries: -1", "retries"), ("tagger: 3", "tagger"), ("- 1", "it must hold keys"),
     *((f"{key}: {value}", key) for key, values in {
         "batch_size": ("2.5", ".inf", "true", "0"), "retries": ("1.5", ".nan"),
         "longest_side_px": (".inf", "768.5", "10"),

@@ -178,8 +178,10 @@ def test_a_shard_that_was_cut_is_named(store, processor, tmp_path, monkeypatch, 
         load_tokens(folder, "train", {"folder": "x", "fingerprint": tokenizer_fingerprint(processor)})
 
 
-@pytest.mark.parametrize("change", [{"format": 99}, {"format": None, "tokenizer": None}])
-def test_tokens_of_another_version_are_refused(store, tiny_model, dataset, tmp_path, capsys, change):
+@pytest.mark.parametrize(("change", "says"), [
+    ({"format": 99}, f"not in the format {token_store.FORMAT}"),
+    ({"format": None, "tokenizer": None}, "format is None; it must be a whole number")])
+def test_tokens_of_another_version_are_refused(store, tiny_model, dataset, tmp_path, capsys, change, says):
     folder = tmp_path / "tokens"
     shutil.copytree(store, folder)
     description = json.loads((folder / "tokens.json").read_text())
@@ -187,7 +189,7 @@ def test_tokens_of_another_version_are_refused(store, tiny_model, dataset, tmp_p
     training = argv(folder, tiny_model, tmp_path / "run")[:-2]
     for main, arguments in ((sft, training), (pretokenise.main, argv(dataset, tiny_model, folder))):
         assert exit_code(main, arguments) == 2
-        assert f"not in the format {token_store.FORMAT}" in capsys.readouterr().err
+        assert says in capsys.readouterr().err
 
 
 def with_column(dataset: Path, output: Path, name: str, values: list, feature=None) -> Path:
