@@ -128,6 +128,7 @@ def _run(folder: Path) -> None:
     from PIL import Image
 
     from realsr_r1.chain.spec import ChainSpec
+    from realsr_r1.training import manifest
     from realsr_r1.training.samples import write_samples
 
     chain, image = ChainSpec.published(), Image.new("RGB", (16, 16), "teal")
@@ -138,8 +139,8 @@ def _run(folder: Path) -> None:
     checkpoint = folder / "checkpoint-8"
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 8, "log_history": records}))
-    for name in ("scheduler.pt", "complete"):
-        (checkpoint / name).touch()
+    (checkpoint / "scheduler.pt").touch()
+    manifest.mark(checkpoint, manifest.hashed(checkpoint, manifest.files_of(checkpoint)))
     (folder / "settings.json").write_text(json.dumps({"run_name": "a run", "learning_rate": 1e-5, "seed": 0,
                                                       "reward_funcs": ["format"], "max_steps": 8}))
     (folder / "stopped.json").write_text(json.dumps({
