@@ -78,6 +78,8 @@ fi
 rm -f "$stamp"
 
 if ! venv_is_usable; then
+    [[ ! -L .venv ]] || fail ".venv is a link to $(readlink -f .venv), and making it anew would empty that folder;" \
+        "remove the link"
     find_python
     say "making .venv with $("$BASE_PYTHON" --version)"
     "$BASE_PYTHON" -m venv --clear .venv || fail "$BASE_PYTHON -m venv failed (see above)"

@@ -81,7 +81,7 @@ def test_all_splits_and_columns_are_written(photos, tmp_path, capsys):
     assert row["descriptions"] == ["rough of chelsea", "middle of chelsea", "final of chelsea"]
     assert len(row["degradation"]) == 5
     assert set(dataset["test"]["source"]) == {"rocket.jpg"} and "rocket.jpg" not in dataset["train"]["source"]
-    assert "train 8, test_crops 4, test 2 | train labels: blur: light" in capsys.readouterr().out
+    assert "train 8, test_crops 4, test 2\n  blur: light" in capsys.readouterr().out
     assert [item.name for item in tmp_path.iterdir() if "partial" in item.name] == []
 
 

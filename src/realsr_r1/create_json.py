@@ -33,12 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from realsr_r1.chain.spec import ChainSpec
     from realsr_r1.data.building import build
-    from realsr_r1.reporting.dataset_page import write_dataset_page
+    from realsr_r1.reporting.dataset_page import PAGE_FILE, write_dataset_page
 
     if args.merge:
         check_output(args)
         state = build.merge_shards(args.output, write_dataset_page, args.overwrite)
-        print(f"{args.output}: {state['summary']}\n{build.shards_folder(args.output)} is not needed any more")
+        print(f"{args.output}: {state['summary']}\nto look at it: {args.output / PAGE_FILE}\n"
+              f"{build.shards_folder(args.output)} is not needed any more")
         return _exit_code(state, args)
     check_arguments(args)
     check_output(args)
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     if state is not None:
         clear_leftovers(target)
         again = "; remove it to try the bad items again" if state.get("bad_count") else ""
-        print(f"{target} is up to date, nothing to do{again}: {state['summary']}")
+        print(f"{target} is up to date, nothing to do{again}: {state['summary'].splitlines()[0]}")
         return _exit_code(state, args)
     chain = ChainSpec.from_yaml(args.chain_settings) if args.chain_settings else ChainSpec.published()
     plan = _plan_list(args, made_from, chain) if args.json else _plan_photos(args, made_from, chain)
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         state = build.make_dataset(args.output, plan, write_dataset_page, args.overwrite)
     print(f"{target}: {state['summary']}")
+    if not args.shard and state["records"]:
+        print(f"to look at it: {target / PAGE_FILE}")
     return _exit_code(state, args)
 
 

@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 
 from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.files import existing_folder
+from realsr_r1.core.flags import Parser
 from realsr_r1.core.presets import PRESETS
 from realsr_r1.core.settings import check_ranges
 
@@ -28,7 +30,7 @@ POLICY = "; ".join((
 
 def main(argv: list[str] | None = None) -> None:
     """Check the arguments, load the model, serve the page until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="realsr-r1 demo", description=__doc__.split("\n")[0])
+    parser = Parser(prog="realsr-r1 demo", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=str(EMBEDDED_MODEL),
                         help="model folder (default: the embedded one, assets/tiny)")
     parser.add_argument("--port", type=int, help="port on 127.0.0.1 (default: 7860, or the next free one)")
@@ -46,8 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_ranges(args, {"max_pixels": (1, 2**30), "max_file_mb": (1, 2**16), "max_waiting": (0, 10**4),
                         "port": (1, 65535)})
-    if not Path(args.model).is_dir():
-        raise UserError(f"no such model folder: {args.model} (given by --model)")
+    existing_folder(args.model, "--model", "model folder")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the demo needs gradio; install it with pip install '.[demo]' (setup.sh does, too)")
     with TemporaryDirectory(prefix="realsr-r1-demo-") as folder:

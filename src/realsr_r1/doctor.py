@@ -6,19 +6,19 @@ check; `inspecting` has them.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from realsr_r1 import __version__
 from realsr_r1.core.errors import UserError, run
+from realsr_r1.core.flags import Parser
 from realsr_r1.inspecting.finding import FAULT, OK, Finding
 
 
 def main(argv: list[str] | None = None) -> None:
     """Make the checks and print them as they are made. Raises `UserError` where one found a fault."""
-    parser = argparse.ArgumentParser(prog="realsr-r1 doctor", description=(
+    parser = Parser(prog="realsr-r1 doctor", description=(
         "Check this machine (versions, GPUs, compiler, disks, ports, experts' weights), and whether folders "
         "are whole: datasets, tokens, models, runs and their checkpoints. Ends with exit code 2 where "
         "something is missing. Its lines belong into a report about a fault."))

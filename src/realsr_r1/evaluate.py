@@ -7,7 +7,6 @@ metrics are in measuring/metrics.py.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import statistics
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.core.devices import pick_device
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, check_new_folder, check_replaced
+from realsr_r1.core.flags import Parser
 from realsr_r1.core.images import load_image
 from realsr_r1.core.pictures import READ
 from realsr_r1.measuring.metrics import (
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="realsr-r1 evaluate", description=(
+def _parser() -> Parser:
+    parser = Parser(prog="realsr-r1 evaluate", description=(
         "Compare restored photos with the originals, or judge them without. Files are paired by name without suffix; a restored (or "
         "LQ) image of another size is resized to the original's (bicubic). One of another shape is compared "
         "on the region that both show, at its own size, or refused where none is found. " + READ))

@@ -24,6 +24,7 @@ from realsr_r1.core.files import (
     read_json,
     write_json,
 )
+from realsr_r1.core.flags import Parser
 from realsr_r1.core.pickles import require_harmless
 from realsr_r1.core.schema import Json, Text, TypedDict
 
@@ -47,7 +48,7 @@ class AdapterFile(TypedDict, total=False, extra_items=Json):
 
 def main(argv: list[str] | None = None) -> None:
     """Find the checkpoint and what belongs to it, load them, and write the folder."""
-    parser = argparse.ArgumentParser(prog="realsr-r1 export", description=__doc__.split("\n")[0])
+    parser = Parser(prog="realsr-r1 export", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", required=True,
                         help="run folder, checkpoint folder, model folder or published folder")
     parser.add_argument("--output", required=True, help="folder to make")

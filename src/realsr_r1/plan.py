@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_file, write_json
+from realsr_r1.core.flags import Parser
 from realsr_r1.core.presets import find_preset
 from realsr_r1.core.settings import check_ranges
 
@@ -161,9 +162,9 @@ def _chain_settings(path: str | Path, required: bool) -> Any:
     return ChainSettings.read(path, "--chain_settings")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="realsr-r1 plan", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = Parser(
+        prog="realsr-r1 plan", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Memory and time by part of a GRPO run on a machine, what limits each, and what would "
                     "fit.",
         epilog="Every setting of realsr-r1 grpo is taken, too: --config FILE.yaml, --model_name_or_path DIR, "

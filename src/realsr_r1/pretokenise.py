@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_folder
+from realsr_r1.core.flags import Parser
 from realsr_r1.core.processes import MOST_PROCESSES
 from realsr_r1.core.settings import SEEDS, check_ranges
 
@@ -99,8 +100,8 @@ def _complain_of(rejected: Sequence[Item], records: int, made_now: bool, args: a
     print(said)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="realsr-r1 pretokenise", description=(
+def _parser() -> Parser:
+    parser = Parser(prog="realsr-r1 pretokenise", description=(
         "Turn the chains of a dataset (its splits train and test_crops), or conversations in Lumina-mGPT's "
         "JSON, into shards of token ids that realsr-r1 sft reads. Started again after an interruption it "
         "makes what is missing."))

@@ -6,11 +6,11 @@ missing it names the command that makes it.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, check_new_file
+from realsr_r1.core.flags import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="realsr-r1 report", description=(
+def _parser() -> Parser:
+    parser = Parser(prog="realsr-r1 report", description=(
         "Write one HTML page about a training run (no other file, no network needed to read it), with "
         "curves.png and strips.png beside it. Parts that aren't given are left out, with the command that "
         "makes them."))

@@ -31,6 +31,7 @@ from realsr_r1.core.files import (
     read_json,
     write_json,
 )
+from realsr_r1.core.flags import Parser
 from realsr_r1.core.images import listed_images
 from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
 from realsr_r1.core.pictures import READ, Picture, read_picture
@@ -55,7 +56,7 @@ Bad = list[tuple[Path, str]]  # photos that were not restored, and why
 
 def main(argv: list[str] | None = None) -> None:
     """Collect photos, load the model, restore them."""
-    parser = argparse.ArgumentParser(prog="realsr-r1 restore", description=__doc__.split("\n")[0])
+    parser = Parser(prog="realsr-r1 restore", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="model folder; tiny is the embedded one")
     parser.add_argument("--input", required=True, help=f"a photo or a folder of photos. {READ}")
     parser.add_argument("--recursive", action="store_true",
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     print(complaint)
 
 
-def show_defaults(parser: argparse.ArgumentParser, model: Path) -> None:
+def show_defaults(parser: Parser, model: Path) -> None:
     """Put a model folder's own values into the help of the flags whose defaults they are."""
     file = model / SETTINGS_FILE
     if not file.is_file():
@@ -217,9 +218,12 @@ def restore_all(todo: list[tuple[int, Path]], names: dict[Path, str], args: argp
 
     restorer, bad, paths = load_restorer(args), [], dict(todo)
     pictures: dict[int, Picture] = {}  # those that are being restored, by place
-    done, pixels, started = 0, 0, time.monotonic()
+    begun, done, pixels, started = 0, 0, 0, time.monotonic()
     with tqdm(total=len(todo), desc="restoring", unit="tile") as bar:
         def progress(more: int, written: int) -> None:
+            nonlocal begun
+            begun += more > 0
+            bar.set_description(f"restoring photo {begun} of {len(todo)}", refresh=False)
             bar.total += max(0, more - 1)  # one of a photo's rows is counted already
             bar.update(written)
 

@@ -17,6 +17,7 @@ from typing import Any, NotRequired
 from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_file, check_replaced, existing_folder, read_json, write_json
+from realsr_r1.core.flags import Parser
 from realsr_r1.core.schema import Text
 from realsr_r1.core.settings import SEEDS, check_ranges
 from realsr_r1.reporting.tables import Column, Mean, MeansFile
@@ -39,7 +40,7 @@ class ScoreFile(MeansFile):
 
 def main(argv: list[str] | None = None) -> None:
     """Make prompts, completions, rewards, means and intervals."""
-    parser = argparse.ArgumentParser(prog="realsr-r1 score", description=__doc__.split("\n")[0])
+    parser = Parser(prog="realsr-r1 score", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="model folder; tiny is the embedded one")
     parser.add_argument("--dataset_name", required=True, help="folder of a prepared dataset")
     parser.add_argument("--split", default="test_crops",

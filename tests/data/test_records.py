@@ -92,8 +92,7 @@ def test_missing_columns_are_named_with_their_reason():
 
 
 def test_label_balance_counts_every_item():
-    text = label_balance(label_counts([
+    lines = label_balance(label_counts([
         FULL, {**FULL, "degradation": ["heavy blur", *FULL["degradation"][1:]]}]))
-    assert text.startswith("blur: light 50% medium 0% heavy 50%; "
-                           "resize: upsample 0% downsample 0% keep 100%;")
-    assert label_counts([SEED]) == {} and label_balance({}) == ""
+    assert lines[:2] == ["blur: light 50% medium 0% heavy 50%", "resize: upsample 0% downsample 0% keep 100%"]
+    assert label_counts([SEED]) == {} and label_balance({}) == []

@@ -71,7 +71,7 @@ def test_weights_count_in_the_mean(chain, photos):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("musik", "'musik'; did you mean musiq"), ("gsmd", "did you mean gmsd"), ("ssim:heavy", "weight 'heavy'"),
+    ("musik", "'musik' .did you mean musiq"), ("gsmd", "did you mean gmsd"), ("ssim:heavy", "weight 'heavy'"),
     ("ssim:0", "weight '0'"), ("ssim:-1", "weight '-1'"), ("ssim:inf", "weight 'inf'"),
     ("gmsd:1:0:0.3", "wrong direction: a lower gmsd is better"),
     ("psnr:1:40:0", "wrong direction: a higher psnr is better"), ("psnr:1:a:2", "'a' and '2'"),

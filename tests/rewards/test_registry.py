@@ -129,5 +129,5 @@ def test_held_out_experts_are_scored_alone_and_may_not_be_trained_on(chain, phot
 
 
 def test_a_misspelt_reward_gets_the_near_names():
-    with pytest.raises(UserError, match="unknown reward 'fidelty'; did you mean fidelity"):
+    with pytest.raises(UserError, match="unknown reward 'fidelty' .did you mean fidelity"):
         load_reward_funcs(["fidelty"])

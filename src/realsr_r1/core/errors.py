@@ -6,6 +6,7 @@ Imports nothing of the rest of the package but `parents`; everything may import 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import io
 import logging
@@ -13,7 +14,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from realsr_r1.core.parents import LAUNCHER, join_launcher
 
@@ -31,6 +32,15 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """What a policy computes is not finite."""
+
+
+def meant(word: str, known: Iterable[str], most: int = 1) -> str:
+    """Return a question after what is most like `word` among `known`, at most `most` of them.
+
+    It is empty if nothing is like it.
+    """
+    near = difflib.get_close_matches(word, dict.fromkeys(known), n=most)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> None:

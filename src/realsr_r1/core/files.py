@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.presets import built_in
 from realsr_r1.core.schema import Json, Text, checked
 from realsr_r1.core.texts import decoded_text, escaped, is_text, read_text
 
@@ -243,7 +244,7 @@ def existing_folder(path: str | Path, flag: str, what: str = "folder") -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"no such {what}: {path} (given by {flag})")
+        raise UserError(f"no such {what}: {path} (given by {flag}){built_in(flag)}")
     if not path.is_dir():
         raise UserError(f"{path} is not a folder (given by {flag})")
     return path

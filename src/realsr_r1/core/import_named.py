@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 import traceback
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from realsr_r1.core.errors import UserError
+from realsr_r1.core.errors import UserError, meant
 
 
 def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any],
@@ -23,9 +22,8 @@ def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any
     """
     module_name, colon, attribute = reference.partition(":")
     if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
-        near = difflib.get_close_matches(module_name, dict.fromkeys((*known, *others)))
-        raise UserError(f"unknown {kind} {reference!r}; {f'did you mean {_either(near)}? ' if near else ''}"
-                        f"known ones are {', '.join(known)}, or your own as package.module:name")
+        raise UserError(f"unknown {kind} {reference!r}{meant(module_name, (*known, *others), most=3)}; known ones "
+                        f"are {', '.join(known)}, or your own as package.module:name")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
@@ -56,7 +54,3 @@ def tried(what: str, call: Callable[[], Any]) -> Any:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"{what} raised {type(error).__name__}: {error} ({last.filename}, line "
                         f"{last.lineno})") from error
-
-
-def _either(names: Sequence[str]) -> str:
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from realsr_r1.core.errors import UserError
+from realsr_r1.core.errors import UserError, meant
 from realsr_r1.core.files import read_json, read_yaml
-from realsr_r1.core.presets import with_presets
+from realsr_r1.core.flags import refuse_unknown
+from realsr_r1.core.presets import built_in, with_presets
 from realsr_r1.core.schema import Json, Text, Variable, checked
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def check_folders(argv: list[str] | None) -> None:
     argv = with_presets(sys.argv[1:] if argv is None else argv)
     for flag, value in zip(argv, argv[1:], strict=False):
         if flag in FOLDERS and not Path(value).exists():
-            raise UserError(f"no such {FOLDERS[flag]}: {value} (given by {flag})")
+            raise UserError(f"no such {FOLDERS[flag]}: {value} (given by {flag}){built_in(flag)}")
 
 
 def check_ranges(args: Namespace, ranges: Mapping[str, tuple[float, float]]) -> None:
@@ -73,6 +74,7 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
         argv[at:at + 2] = []
         values = read_yaml(config, dict[Text, Json], "--config")
         argv = with_presets([*_as_flags(parser, hints, values, config), *argv])
+    refuse_unknown(parser, argv)
     _check_deepspeed(argv)
     complaint = io.StringIO()
     try:
@@ -101,8 +103,9 @@ def _as_flags(parser: HfArgumentParser, hints: Mapping[str, Any], values: Mappin
             os.environ.update({name: _word(item) for name, item in value.items()})
             continue
         if key not in actions:
-            raise UserError(f"{config}: {parser.prog} has no setting {key!r} (a recipe of another command?); "
-                            f"{parser.prog} --help lists the known ones")
+            raise UserError(f"{config}: {parser.prog} has no setting {key!r}"
+                            f"{meant(key, actions) or ' (a recipe of another command?)'}; {parser.prog} --help "
+                            "lists the known ones")
         is_list = actions[key].nargs in ("+", "*")
         if value is None or isinstance(value, dict) or isinstance(value, list) and not (value and is_list):
             kind = type(value)
@@ -124,9 +127,12 @@ def _word(value: str | int | float) -> str:
 
 
 def _check_deepspeed(argv: Sequence[str]) -> None:
-    """Raise `UserError` where the file that --deepspeed names is no JSON object."""
+    """Raise `UserError` where what --deepspeed names is no file that holds a JSON object."""
     for flag, value in zip([*argv, ""], [*argv[1:], "", ""], strict=False):
         file = value if flag == "--deepspeed" else flag.removeprefix("--deepspeed=")
-        if file != flag and Path(file).is_file():
-            read_json(file, dict[Text, Json], "--deepspeed takes one of local_scripts, or another JSON of "
-                      "DeepSpeed")
+        if file == flag:
+            continue
+        if not Path(file).is_file():
+            raise UserError(f"no such file: {file} (given by --deepspeed){built_in('--deepspeed')}")
+        read_json(file, dict[Text, Json], "--deepspeed takes one of local_scripts, or another JSON of "
+                  "DeepSpeed")

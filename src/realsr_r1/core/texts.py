@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.presets import built_in
 
 # What is read, as help and README say it.
 READ_TAGS = ("Tags are divided by commas, semicolons, bars (|), tabs and line ends; text and JSON files are "
@@ -67,7 +68,7 @@ def read_text(path: Path, flag: str | None = None) -> str:
     """
     given = f" (given by {flag})" if flag else ""
     if not path.is_file():
-        raise UserError(f"no such file: {path}{given}")
+        raise UserError(f"no such file: {path}{given}{built_in(flag)}")
     return decoded_text(path.read_bytes(), f"{path}{given}")
 
 

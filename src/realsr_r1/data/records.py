@@ -250,8 +250,8 @@ def label_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, in
     return counts if labelled else {}
 
 
-def label_balance(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """Return the counts of `label_counts` in percent, as one line."""
-    return "; ".join(f"{name}: " + " ".join(f"{word} {100 * count / sum(words.values()):.0f}%"
-                                            for word, count in words.items())
-                     for name, words in counts.items())
+def label_balance(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return the counts of `label_counts` in percent, a line an item."""
+    return [f"{name}: " + " ".join(f"{word} {100 * count / sum(words.values()):.0f}%"
+                                   for word, count in words.items())
+            for name, words in counts.items()]

@@ -100,7 +100,7 @@ def test_it_goes_on_with_another_condition_and_counts_the_steps_before(stopped, 
 
 @pytest.mark.parametrize("flags, words", [
     (["--stop_if", "format"], "'format' is no condition"),
-    (["--stop_if", "fromat<0.5"], "this run logs no fromat; did you mean format?"),
+    (["--stop_if", "fromat<0.5"], "this run logs no fromat (did you mean format?)"),
     (["--stop_if", "eval_format<0.5"], "this run does not evaluate"),
     (["--stop_if", "loss>3", "--logging_strategy", "no"], "another --logging_strategy than no")])
 def test_a_condition_that_can_never_be_met_is_refused_at_once(argv, tmp_path, capsys, monkeypatch, flags,

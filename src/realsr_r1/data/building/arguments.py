@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from realsr_r1.chain.spec import MOST_PX
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import TRIAL, check_new_folder, existing_folder
+from realsr_r1.core.flags import Parser
 from realsr_r1.core.pictures import READ
 from realsr_r1.core.processes import MOST_PROCESSES
 from realsr_r1.core.settings import SEEDS, check_ranges
@@ -29,9 +30,9 @@ PATHS = ("images", "hf_dataset", "tags", "descriptions", "json", "degradation", 
          "chain_settings")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser of create-json's flags."""
-    flags = argparse.ArgumentParser(prog="realsr-r1 create-json", description=(
+    flags = Parser(prog="realsr-r1 create-json", description=(
         "Make a dataset: photos with tags become crops, their degraded versions with true labels, JSON "
         "lists, a DatasetDict with the splits train, test_crops and test (those that aren't empty), and a "
         "page about it. Started again after an interruption, it goes on where it was."))

@@ -212,8 +212,8 @@ def _finish(work: Path, output: Path, fingerprint: dict[str, Any], rejected: Seq
 
 
 def summary(contents: Contents) -> str:
-    """One line: records in each split, photos left out, the balance of train's labels."""
+    """A line of the records in each split and the photos left out, then train's labels, a line an item."""
     counts = ", ".join(f"{split} {count}" for split, count in contents.counts.items()) or "no records"
-    kept_out = f" | left out {len(contents.left_out)} photo(s)" if contents.left_out else ""
-    balance = label_balance(contents.labels)
-    return counts + kept_out + (f" | train labels: {balance}" if balance else "")
+    left_out = len(contents.left_out)
+    kept_out = f"; {left_out} photo{'s' * (left_out != 1)} left out" if left_out else ""
+    return "\n  ".join([counts + kept_out, *label_balance(contents.labels)])

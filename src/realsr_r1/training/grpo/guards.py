@@ -7,14 +7,13 @@ the run.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from realsr_r1.core.errors import UserError
+from realsr_r1.core.errors import UserError, meant
 
 EVALUATION = "eval_"  # what the names of an evaluation's numbers begin with
 _FORM = re.compile(r"\s*([^\s<>=]+)\s*([<>])\s*(\S+?)\s*(?:\s+for\s+(\d+))?\s*")
@@ -114,8 +113,7 @@ def unknown_name(condition: Condition, logged: Collection[str]) -> str:
                 "give --eval_strategy steps")
     means = [re.fullmatch(r"rewards/(.+?)(?:_reward)?/mean", name) for name in logged]
     rewards = [mean[1] for mean in means if mean]
-    near = difflib.get_close_matches(condition.name, sorted({*rewards, "total", *logged}), n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return (f"--stop_if {str(condition)!r}: this run logs no {condition.name}; {meant}It may be a reward "
+    near = meant(condition.name, sorted({*rewards, "total", *logged}))
+    return (f"--stop_if {str(condition)!r}: this run logs no {condition.name}{near}; it may be a reward "
             f"({', '.join(sorted(rewards))}), total, repeated_rows, or any other name in log_history.jsonl "
             "(docs/algorithm.md lists them)")
