@@ -22,8 +22,9 @@ def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any
     """
     module_name, colon, attribute = reference.partition(":")
     if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
-        raise UserError(f"unknown {kind} {reference!r}{meant(module_name, (*known, *others), most=3)}; known ones "
-                        f"are {', '.join(known)}, or your own as package.module:name")
+        near = meant(module_name, (*known, *others), most=3)
+        raise UserError(f"unknown {kind} {reference!r}{near}; known ones are {', '.join(known)}, or your own as "
+                        "package.module:name")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)

@@ -49,6 +49,7 @@ def with_presets(argv: Sequence[str]) -> list[str]:
 
 def built_in(flag: str | None) -> str:
     """Return the names that `flag` takes of the package, as the end of a complaint; else nothing."""
-    names = [path.stem for place in PLACES.get(flag or "", ()) for path in sorted(PRESETS.glob(place.format("*")))
+    names = [path.stem for place in PLACES.get(flag or "", ())
+             for path in sorted(PRESETS.glob(place.format("*")))
              if "." in place or (path / "config.json").is_file()]
     return f"; built in: {', '.join(names)}" if names else ""

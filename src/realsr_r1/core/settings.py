@@ -103,9 +103,9 @@ def _as_flags(parser: HfArgumentParser, hints: Mapping[str, Any], values: Mappin
             os.environ.update({name: _word(item) for name, item in value.items()})
             continue
         if key not in actions:
-            raise UserError(f"{config}: {parser.prog} has no setting {key!r}"
-                            f"{meant(key, actions) or ' (a recipe of another command?)'}; {parser.prog} --help "
-                            "lists the known ones")
+            near = meant(key, actions) or " (a recipe of another command?)"
+            raise UserError(f"{config}: {parser.prog} has no setting {key!r}{near}; {parser.prog} --help lists "
+                            "the known ones")
         is_list = actions[key].nargs in ("+", "*")
         if value is None or isinstance(value, dict) or isinstance(value, list) and not (value and is_list):
             kind = type(value)
