@@ -45,7 +45,9 @@ if [ "$from_scratch" = 1 ]; then
     model=$work/cold_start
 fi
 
-grpo() { NPROC=2 RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
+# Two processes on a CPU; with GPUs one a GPU, for NCCL refuses two on one.
+processes=$("$python" -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))')
+grpo() { NPROC=$processes RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
 export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16; }
 score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 208 --batch_size 16 --recipe "$recipe" \
     --label "$3" --output "$work/$1.json" "${@:4}"; }
@@ -57,7 +59,7 @@ report() { realsr report --run "$run" --restored "$work/restored" --gt "$work/un
     --metrics "$work/evaluation/metrics.json" --compare "$work/before.json" "$work/after.json"; }
 
 stage "rewards before" score before "$model" "cold start"
-stage "GRPO, 2 processes, DeepSpeed ZeRO-3" grpo
+stage "GRPO, processes: $processes, DeepSpeed ZeRO-3" grpo
 stage "export" export_model
 stage "rewards after" score after "$work/model" "after GRPO" --compare "$work/before.json"
 stage "whole photos never used, degraded" "$python" scripts/tools/degrade_photos.py --photos "$work/photos" \

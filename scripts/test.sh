@@ -9,6 +9,7 @@ bash setup.sh
 # Two workers, for training runs wait a good deal; one thread a process: runs repeat exactly and
 # don't fight over cores.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+export CUDA_VISIBLE_DEVICES=  # two ranks of a test would meet on one GPU
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 status=0

@@ -3,7 +3,8 @@
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-host RECIPE=... MODEL=... DATASET=... OUTPUT=... \
 #       bash scripts/train_multinode.sh
 # OUTPUT, DATASET and MODEL must be on storage that all machines share. With MAX_RESTARTS=N the ranks
-# are started again, up to N times, from the last checkpoint when one of them is lost.
+# are started again, up to N times, from the last checkpoint when one of them is lost. On
+# machines of 8 GPUs with a slow network between them: DEEPSPEED=local_scripts/zero3_multinode.json.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)  # paths, and modules of your own, are the caller's
 : "${NNODES:?number of machines}" "${NODE_RANK:?this machine, from 0}" "${MASTER_ADDR:?address of machine 0}"

@@ -112,7 +112,7 @@ print([name for name in {HEAVY!r} if name in sys.modules])"""
      "no such model folder: tyni (given by --model); built in: tiny"),
     (["grpo", "--model_name_or_path", "tyni", "--dataset_name", "x"], "built in: tiny, lumina_7b, pure_7b"),
     (["sft", "--config", "tiny_stf"], "tiny_grpo, tiny_sft"),
-    (["grpo", "--deepspeed", "zero5"], "(given by --deepspeed); built in: zero2, zero3, zero3_offload")])
+    (["grpo", "--deepspeed", "zero5"], "(given by --deepspeed); built in: zero2, zero3, zero3_multinode, zero3_offload")])
 def test_a_mistake_in_the_flags_is_one_line_that_names_what_was_meant(argv, words, capsys):
     assert exit_code(argv) == 2
     said = capsys.readouterr()

@@ -107,6 +107,10 @@ def test_what_is_sent_follows_zero(make_work):
     assert duration.loss(work, four).limits["communication"] == 3 * share * 3  # three microbatches
     assert duration.loss(replace(work, micro=3), four).limits["communication"] == 3 * share
     assert duration.gather(replace(work, sharding=Sharding(2)), four).seconds == 0
+    two_machines = replace(ONE_FLOP, gpus=2, nodes=2, link=1.0, network=1.0)  # a GPU has half a network
+    copied = replace(work, sharding=Sharding(3, copy_over=2), micro=3)
+    assert duration.loss(replace(work, micro=3), two_machines).limits["communication"] == 3 * share / 0.5
+    assert duration.loss(copied, two_machines).limits["communication"] == (share + share / 2 + share) / 0.5
 
 
 def test_more_completions_cost_less_than_their_number_while_weights_are_what_is_read(make_work):

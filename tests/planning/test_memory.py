@@ -65,6 +65,15 @@ def test_zero_spreads_what_its_stage_says(make_work):
                                      world=4))["gathered weights"] == whole["weights"]
 
 
+def test_a_second_copy_of_the_weights_is_spread_over_a_machine(make_work):
+    file = ROOT / "local_scripts" / "zero3{}.json"
+    one, two = (memory.resident(make_work(world=64, sharding=Sharding.read(str(file).format(kind))))
+                for kind in ("", "_multinode"))
+    weights = make_work().policy.parameters * 4
+    assert two["weights"] == pytest.approx(weights / 64 + weights / 8) and one["weights"] == weights / 64
+    assert {**one, "weights": 0} == {**two, "weights": 0}
+
+
 def test_four_bits_a_weight_are_bitsandbytes_layout(make_work):
     functional = pytest.importorskip("bitsandbytes").functional
     work = make_work(hidden=1024, intermediate=0, layers=1, quantised_bits=4, nested=True, weight_bytes=2)

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from realsr_r1.training.launcher import suit_gpus
 
 from ..end_to_end.processes import ROOT, Run, start
 
@@ -159,3 +162,20 @@ def test_lost_ranks_are_started_again_where_that_is_asked(launch):
     assert [line.partition("; ")[0].partition(",")[0] for line in errors_of(run)] == [
         "realsr-r1: error: a rank was lost: starting all again",
         "realsr-r1: error: rank 1 was killed by signal 9 (out of memory?)"]
+
+
+def test_where_there_are_gpus_ranks_share_the_cores_and_the_allocator_grows_its_segments(monkeypatch):
+    names = "PYTORCH_ALLOC_CONF", "OMP_NUM_THREADS"
+    for name in names:  # set first, so that they are put back
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(32)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    suit_gpus()
+    assert not {*names} & {*os.environ}  # on a CPU `core.cpu` sees to it
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    suit_gpus()
+    assert [os.environ[name] for name in names] == ["expandable_segments:True", "4"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's own
+    suit_gpus()
+    assert os.environ["OMP_NUM_THREADS"] == "2"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
 from realsr_r1.core.errors import UserError
 
 
@@ -29,3 +34,21 @@ POLICY_DTYPES = ("float32", "bfloat16", "float16")
 def policy_dtype(device: str) -> str:
     """The number type of a policy that is used, not trained: one of `POLICY_DTYPES`."""
     return "bfloat16" if device.startswith("cuda") else "float32"
+
+
+def triton_compiler() -> str:
+    """The path of the C compiler with which Triton builds what starts its kernels.
+
+    TRL's fused loss needs it on a GPU, for the first time after the first rollout. Raises `UserError`
+    when there is no compiler or when Python's headers are missing.
+    """
+    names = filter(None, (os.environ.get("CC"), "gcc", "clang"))  # as Triton looks for one
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        raise UserError("there is no C compiler (CC, gcc, clang), which Triton needs for the fused loss on a GPU: "
+                        "apt install gcc")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        raise UserError(f"there is no {header}, which Triton needs for the fused loss on a GPU: install Python's "
+                        "headers (apt install python3-dev), or another Python")
+    return compiler

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from realsr_r1.core.devices import triton_compiler
 from realsr_r1.core.errors import UserError
 from realsr_r1.inspecting.finding import FAULT, NOTE, OK, Finding, found
 
@@ -126,13 +127,7 @@ def _gpus() -> Iterator[Finding]:
         about = torch.cuda.get_device_properties(number)
         yield Finding(OK, "gpu", f"{number}: {about.name}, {about.total_memory / 2**30:.0f} GiB, "
                       f"torch {torch.__version__}, CUDA {torch.version.cuda}")
-    compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))  # as Triton looks for one
-    compiler = next(filter(None, map(shutil.which, compilers)), None)
-    if compiler is None:
-        yield Finding(FAULT, "compiler", "no C compiler (CC, gcc, clang), which Triton needs for the fused "
-                      "loss on a GPU: apt install gcc")
-    else:
-        yield Finding(OK, "compiler", f"{compiler}, for Triton")
+    yield found("compiler", lambda: f"{triton_compiler()}, for Triton")
 
 
 def experts(names: Sequence[str], weights: str | None) -> Iterator[Finding]:

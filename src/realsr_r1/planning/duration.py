@@ -190,7 +190,9 @@ def loss(work: Workload, machine: Machine) -> StepPart:
     head_passes = 3 if work.adapters else 4
     microbatches = work.rows / work.micro
     gradients = work.trained * trained_size(work) * _others(work)
-    sent = 2 * _weights_sent(work) + gradients * (1 if work.sharding.stage else 2)
+    # With hpZ a backward gathers from the GPUs of its own machine.
+    of_backward = machine.gather_rate / machine.link if work.sharding.copy_over > 1 else 1.0
+    sent = (1 + of_backward) * _weights_sent(work) + gradients * (1 if work.sharding.stage else 2)
     host = whole_weights(work) / work.world * 2 if work.sharding.offload_parameters else 0.0
     host += work.trained * work.weight_bytes / work.world if work.sharding.offload_optimizer else 0.0
     return _part("loss", machine, flops=work.iterations * (passes * layers + head_passes * scores),

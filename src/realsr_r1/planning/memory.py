@@ -19,9 +19,9 @@ TILE_TOKENS, TILE_COLUMNS = 4096, 32_768
 # The number of float32 copies of a tile that the backward holds where torch computes it (measured
 # on a CPU). Triton needs none.
 TORCH_TILES = 7.25
-# CUDA's context with its libraries and NCCL's buffers take some 0.5 to 1 GiB together on current
-# drivers.
-CONTEXT_BYTES = 1.0 * 2**30
+# CUDA's context with its libraries, and with several GPUs the buffers of NCCL's communicators (two
+# under DeepSpeed). Estimates, not measured: 0.5 to 1 GiB, and 1 to 1.5 GiB more.
+CONTEXT_BYTES, COMMUNICATORS_BYTES = 1.0 * 2**30, 1.0 * 2**30
 
 
 def phases(work: Workload) -> dict[str, Parts]:
@@ -100,14 +100,15 @@ def resident(work: Workload) -> Parts:
     share = 1 / world if zero.stage else 1
     copies = 2 if not zero.stage and world > 1 else 1
     spread = 0 if zero.offload_parameters else 1 / world if zero.stage == 3 else 1
+    again = 1 / zero.copy_over if zero.stage == 3 and zero.copy_over > 1 else 0  # hpZ's second partition
     return {
-        "weights": whole_weights(work) * spread,
+        "weights": whole_weights(work) * (spread + again),
         "gradients": 0.0 if zero.offload_optimizer else gradients * share * copies,
         "optimizer": 0.0 if zero.offload_optimizer else states * share,
         "reference": base_bytes(work) * spread if work.reference and not work.adapters else 0.0,
         "image tokenizer": work.tokenizer.parameters * 4.0,  # float32, on every GPU
         "experts": sum(expert_cost(name).parameters for name in work.experts) * 4.0,
-        "CUDA context": CONTEXT_BYTES if work.triton else 0.0,
+        "CUDA, NCCL": (CONTEXT_BYTES + COMMUNICATORS_BYTES * (world > 1)) if work.triton else 0.0,
     }
 
 

@@ -88,6 +88,7 @@ class Zero(TypedDict, extra_items=Json):
     reduce_bucket_size: NotRequired[Elements]
     sub_group_size: NotRequired[Elements]
     overlap_comm: NotRequired[bool]
+    zero_hpz_partition_size: NotRequired[Annotated[int, Ge(1)]]
 
 
 class DeepSpeedFile(TypedDict, extra_items=Json):
@@ -102,7 +103,9 @@ class Sharding:
 
     `stage`: 2 or 3 of ZeRO (arXiv 1910.02054), 0 without DeepSpeed. The following count elements,
     not bytes. `max_live`: gathered at a time (stage 3). `bucket`: reduced at a time (None: hidden
-    size squared). `sub_group`: updated at a time (stage 3). See local_scripts/README.md.
+    size squared). `sub_group`: updated at a time (stage 3). `copy_over`: the weights are spread a second time
+    over so many neighbouring GPUs, from where backward passes gather them (hpZ of ZeRO++, arXiv
+    2306.10209); 1: they aren't. See local_scripts/README.md.
     """
 
     stage: int = 0
@@ -112,6 +115,7 @@ class Sharding:
     bucket: float | None = None
     sub_group: float = 1e9
     overlap: bool = False
+    copy_over: int = 1
 
     @classmethod
     def read(cls, path: str | Path) -> Sharding:
@@ -128,7 +132,8 @@ class Sharding:
 
         return cls(zero["stage"], is_offloaded("offload_optimizer"), is_offloaded("offload_param"),
                    number("stage3_max_live_parameters", 1e9), number("reduce_bucket_size", None),
-                   number("sub_group_size", 1e9), bool(zero.get("overlap_comm")))
+                   number("sub_group_size", 1e9), bool(zero.get("overlap_comm")),
+                   zero.get("zero_hpz_partition_size", 1))
 
 
 @dataclass(frozen=True)

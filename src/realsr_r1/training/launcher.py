@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import torch.distributed.elastic.rendezvous.static_tcp_rendezvous as rendezvous
 import torch.distributed.launcher.api as launcher_api
 from torch.distributed import TCPStore
@@ -29,6 +30,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
+from realsr_r1.core.cpu import cores
 from realsr_r1.core.errors import EXIT_BAD_INPUT, EXIT_LOST, UserError
 from realsr_r1.core.files import read_yaml
 from realsr_r1.core.parents import LAUNCHER
@@ -41,6 +43,19 @@ AUTO = "auto"  # as --master_port
 TOGETHER = 2  # seconds; ranks that fail so soon after the first were not ended by the agent
 WAITING = 2048  # connections that may wait for the store
 OUTPUT = "--output_dir"
+
+
+def suit_gpus() -> None:
+    """Set what the ranks' libraries read when they start, on a machine with GPUs.
+
+    The allocator grows its segments, since rollouts and losses ask for other sizes in turn and
+    leave gaps. An optimizer on the CPU gets its share of the cores; torchrun gives it one. What the
+    user has set stays.
+    """
+    count = torch.cuda.device_count()
+    if count:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
 
 
 class Agent(LocalElasticAgent):
@@ -89,6 +104,7 @@ class Launcher:
     def run(self) -> int:
         """Start the ranks and wait for them; returns the exit code."""
         os.environ[LAUNCHER] = str(os.getpid())
+        suit_gpus()
         if _is_loopback(self.arguments.master_addr):  # gloo would listen on the network
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         launcher_api.LocalElasticAgent = self._agent
