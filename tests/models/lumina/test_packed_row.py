@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import modeling_flash_attention_utils
 
+from realsr_r1.models.lumina.packed_row import masks
 from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
 from realsr_r1.models.protocol import PackedRow
 from realsr_r1.training.grpo.packing import IGNORED, pack_groups
@@ -64,7 +67,14 @@ def alone(policy: LuminaPolicy) -> torch.Tensor:
     {}, {"attention": "eager"}, {"num_key_value_heads": 2}, {"num_key_value_heads": 2, "attention": "eager"},
     {"swin_norm": True}, {"model_parallel_size": 2}], ids=str)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_log_probabilities_and_gradients_are_those_of_the_rows_alone(changes, checkpointing):
+@pytest.mark.parametrize("masks_of", ["cpu", "cuda"])
+def test_log_probabilities_and_gradients_are_those_of_the_rows_alone(changes, checkpointing, masks_of,
+                                                                     monkeypatch):
+    # The masks that a GPU would be given, on the CPU; for eager attention they are the same tables.
+    device = torch.device("cpu" if changes.get("attention") == "eager" else masks_of)
+    like = SimpleNamespace(dtype=torch.float32, device=device)
+    monkeypatch.setattr("realsr_r1.models.lumina.policy.masks",
+                        lambda config, layout, embeddings: masks(config, layout, like))
     policy = make_policy(**changes)
     expected = alone(policy)
     weights = torch.randn(expected.shape)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.models.chameleon.modeling_chameleon import eager_attention_forward
 
@@ -24,15 +25,21 @@ def masks(config: PretrainedConfig, layout: PackedRow, like: torch.Tensor) -> li
     """Return the masks of each group's prompt and of its completions.
 
     They have the form that the config's attention needs. For a row of samples: (mask, None) for
-    each of its `runs`. `like`: the embeddings, which give type and device.
+    each of its `runs`. `like`: the embeddings, which give type and device. On a GPU the mask of
+    completions for torch's own attention (sdpa) is a rule, not a table, for its fastest kernel
+    takes no table.
     """
+    def of_completions(prompt: int) -> Any:
+        length = layout.length
+        if config._attn_implementation == "sdpa" and like.device.type == "cuda":
+            return causal_lower_right(length, prompt + length)
+        return make(q_length=length, kv_length=prompt + length, q_offset=prompt)
+
     make = partial(AttentionMaskInterface()[config._attn_implementation], batch_size=1, dtype=like.dtype,
                    device=like.device, config=config)
     if not layout.has_completions:
         return [(make(q_length=length, kv_length=length), None) for length, _ in layout.runs]
-    return [(make(q_length=prompt, kv_length=prompt),
-             make(q_length=layout.length, kv_length=prompt + layout.length, q_offset=prompt)
-             if count else None)
+    return [(make(q_length=prompt, kv_length=prompt), of_completions(prompt) if count else None)
             for prompt, count in layout.groups]
 
 
