@@ -4,8 +4,9 @@
 
 `inputs`: bad input to every command by generator (scripts/tools/faults/inputs.py): no traceback,
 nothing over 20 s, exit code 2, one line, nothing half-written. A short form runs in the suite
-(tests/faults). `kills`: two-process runs that are killed and signalled (scripts/tools/faults/kills.py,
-which takes flags of its own: `fault_campaign.py kills --help`).
+(tests/faults). Two more take flags of their own (`fault_campaign.py kills --help`): `kills`, two-process
+runs that are killed and signalled (scripts/tools/faults/kills.py), and `soak`, a long run whose memory
+must not grow (scripts/tools/faults/soak.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from faults import forks, inputs, kills  # noqa: E402
+from faults import forks, inputs, kills, soak  # noqa: E402
 
 # What the commands import, once for all children.
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "matplotlib.figure", "skimage", "scipy.fft",
@@ -60,8 +61,8 @@ KINDS = {"inputs": input_results}
 
 def main() -> int:
     """Run one kind of faults; returns 1 where a case ended badly."""
-    if sys.argv[1:2] == ["kills"]:
-        return kills.main(sys.argv[2:])
+    if sys.argv[1:2] in (["kills"], ["soak"]):
+        return {"kills": kills, "soak": soak}[sys.argv[1]].main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--each", type=int, default=40, help="cases of each command (default: 40)")

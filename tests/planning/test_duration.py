@@ -81,7 +81,8 @@ def test_the_operations_that_are_started_are_the_decoders(make_work, make_policy
         write(work, make_policy(work).eval(), 4, 4, live)
         return live.operations / 4
 
-    assert started(3) - started(2) == pytest.approx(duration.STEP_OPERATIONS_A_LAYER, rel=0.25)
+    of_norms = 2 * 5  # what the two RMS norms of a layer take on a CPU beside the one that they are on a GPU
+    assert started(3) - started(2) - of_norms == pytest.approx(duration.STEP_OPERATIONS_A_LAYER, rel=0.1)
 
 
 def test_the_slowest_resource_limits_a_part(make_work):

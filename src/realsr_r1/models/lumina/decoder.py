@@ -80,10 +80,17 @@ class LuminaDecoder:
 
     def _rotary_table(self, length: int) -> None:
         positions = torch.arange(length, device=self.device)[None]
-        cos, sin = self.model.rotary_emb(self.prompt_states, positions)
+        cos, sin = self.model.rotary_emb(self.prompt_states.float(), positions)  # (1, length, head_dim)
         half = sin.shape[-1] // 2
         # The minus sign is the one in transformers' rotate_half.
-        self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        # For queries, which are scaled as they are rotated, and for keys: (length, 2, head_dim).
+        factors = torch.tensor([[self.model.layers[0].self_attn.scaling], [1.0]], device=self.device)
+        dtype = self.prompt_states.dtype
+        self.cos, self.sin = ((table[0, :, None] * factors).to(dtype) for table in (cos, sin))
+        config = self.model.config
+        self.kind = torch.tensor([0] * config.num_attention_heads + [1] * config.num_key_value_heads,
+                                 device=self.device)
 
     def _group_rows(self) -> None:
         """Lay rows out as (prompts, largest group).
@@ -197,18 +204,20 @@ class LuminaDecoder:
         `_project`.
         """
         states = self.model.embed_tokens(tokens)
-        cos, sin = self.cos[positions, None], self.sin[positions, None]
+        cos, sin = self.cos[positions[:, None], self.kind], self.sin[positions[:, None], self.kind]
         swin = self.model.config.swin_norm
         for index, layer in enumerate(self.model.layers):
-            projected = self._project(index, states if swin else layer.input_layernorm(states), cos, sin)
-            attended = layer.self_attn.o_proj(attend(index, *projected).reshape(len(states), -1))
+            first, second, mlp = layer.input_layernorm, layer.post_attention_layernorm, layer.mlp
+            attended = attend(index, *self._project(index, states if swin else _normed(first, states), cos, sin))
+            attended = attended.reshape(len(states), -1)
             if swin:
-                states = states + layer.input_layernorm(attended)
-                states = states + layer.post_attention_layernorm(layer.mlp(states))
+                states = states + _normed(first, layer.self_attn.o_proj(attended))
+                states = states + _normed(second, mlp(states))
             else:
-                states = states + attended
-                states = states + layer.mlp(layer.post_attention_layernorm(states))
-        return self.model.norm(states)
+                states = _added(states, layer.self_attn.o_proj, attended)
+                inside = _normed(second, states)
+                states = _added(states, mlp.down_proj, mlp.act_fn(mlp.gate_proj(inside)) * mlp.up_proj(inside))
+        return _normed(self.model.norm, states)
 
     def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor,
                 in_use: int) -> _Window:
@@ -227,7 +236,8 @@ class LuminaDecoder:
         """Return queries, keys and values of states (B, hidden), in the values' type.
 
         Queries are (B, kv heads, heads / kv heads, head_dim), keys and values
-        (B, kv heads, head_dim). Queries and keys are normed and rotated, and queries are scaled.
+        (B, kv heads, head_dim). Queries and keys are normed and rotated, and queries are scaled with
+        their `cos` and `sin`, (B, heads + kv heads, head_dim).
         """
         attention, norms = self.model.layers[index].self_attn, self.norms[index]
         batch, head_dim = len(states), attention.head_dim
@@ -235,9 +245,9 @@ class LuminaDecoder:
         both = norms(both.view(batch, -1, head_dim))
         half = head_dim // 2
         swapped = torch.cat((both[..., half:], both[..., :half]), dim=-1)
-        both = both * cos + swapped * sin
+        both = torch.addcmul(both * cos, swapped, sin)
         query, key = both.split((attention.num_heads, attention.num_key_value_heads), dim=1)
-        query = (query * attention.scaling).reshape(batch, attention.num_key_value_heads, -1, head_dim)
+        query = query.reshape(batch, attention.num_key_value_heads, -1, head_dim)
         value = attention.v_proj(states).view(batch, -1, head_dim)
         return query.to(value.dtype), key.to(value.dtype), value
 
@@ -321,6 +331,23 @@ def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
     return _softmax((query @ keys.transpose(-1, -2)).masked_fill_(hidden, -float("inf"))) @ values
 
 
+def _normed(norm: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Apply a `RMSNorm` in one operation where the device has one."""
+    return F.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+def _added(states: torch.Tensor, layer: nn.Module, inside: torch.Tensor) -> torch.Tensor:
+    """Add what a linear layer makes of `inside`, in one operation where it is a plain matrix.
+
+    Adapters and layers in few bits are called as they are; so is all under autocast, which would
+    round the states.
+    """
+    is_plain = type(layer) is nn.Linear and layer.bias is None and layer.weight.dtype == states.dtype
+    if is_plain and inside.dtype == states.dtype:
+        return torch.addmm(states, inside, layer.weight.t())
+    return states + layer(inside)
+
+
 def _widened(scores: torch.Tensor) -> torch.Tensor:
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
@@ -343,4 +370,4 @@ class _HeadNorms:
         self.bias = torch.cat([norm.bias.repeat_interleave(norm.heads_per_row, dim=0) for norm in norms])
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(states, states.shape[-1:], eps=QK_NORM_EPS) * self.weight + self.bias
+        return torch.addcmul(self.bias, F.layer_norm(states, states.shape[-1:], eps=QK_NORM_EPS), self.weight)
