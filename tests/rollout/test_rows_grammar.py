@@ -65,7 +65,8 @@ def test_codes_in_text_and_late_image_starts_are_not_banned():
 
 
 def test_an_image_that_is_cut_and_one_without_a_size_are_no_images():
-    completions = written(policy_that_likes(LAYOUT.image_start), dataclasses.replace(CONFIG, num_generations=20))
+    config = dataclasses.replace(CONFIG, num_generations=20)
+    completions = written(policy_that_likes(LAYOUT.image_start), config)
     cut = [ids for ids in completions if LAYOUT.image_start in ids and not LAYOUT.find_spans(ids)]
     assert cut and all(len(ids) <= CONFIG.max_new_tokens for ids in completions)
     endless = [ids for ids in cut if ids[ids.index(LAYOUT.image_start) + 2] not in SIZES
