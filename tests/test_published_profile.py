@@ -9,8 +9,8 @@ import random
 from pathlib import Path
 
 import numpy
-import pytest
 import pyiqa
+import pytest
 import torch
 from PIL import Image
 from trl import ModelConfig

@@ -85,13 +85,26 @@ def test_the_table_is_printed_and_kept_and_an_old_one_is_taken_away(tmp_path, ca
         "--dataset_name", "data", "--compare_with", "published"], "test")
     table = compared(args, model_args, ChainSettings(), "grpo")
     lines = capsys.readouterr().out.splitlines()
-    assert lines == said(table) and lines[0] == "9 settings of this run differ from published:"
+    assert lines == said(table) and lines[0] == "9 settings differ from published:"
     assert "  likeliest tokens that text is drawn from: 10 (published: 1)" in lines
     keep(table, tmp_path)
     assert json.loads((tmp_path / "differences.json").read_text()) == table
     keep(None, tmp_path)
     assert not (tmp_path / "differences.json").exists()
-    assert said({"profile": "published", "rows": []}) == ["no setting of this run differs from published"]
+    assert said({"profile": "published", "rows": []}) == ["no setting differs from published"]
+
+
+def test_what_the_cold_start_did_otherwise_is_told_of_the_run_that_goes_on_from_it(tmp_path):
+    (tmp_path / "sft").mkdir()
+    for profile, told in (("published", ["in the run before: weight of the z-loss"]), ("tiny", [])):
+        keep({"profile": profile, "rows": [{"setting": "z_loss", "what": "weight of the z-loss", "ours": "0",
+                                            "theirs": "1e-05"}]}, tmp_path / "sft")
+        args, model_args = parse((ChainGRPOConfig, ModelConfig), [
+            "--config", str(ROOT / "configs" / "recipes" / "published_grpo.yaml"), "--output_dir",
+            str(tmp_path / "run"), "--dataset_name", "data", "--compare_with", "published",
+            "--model_name_or_path", str(tmp_path / "sft")], "test")
+        table = compared(args, model_args, ChainSettings.read(CHAINS / "published.yaml"), "grpo")
+        assert [row["what"] for row in table["rows"]] == told
 
 
 def test_a_profile_that_isnt_there_is_refused_with_those_that_are(tmp_path):

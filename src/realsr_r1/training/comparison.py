@@ -13,10 +13,12 @@ from typing import Any
 
 from realsr_r1.chain.settings import ChainSettings
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_yaml, write_json
+from realsr_r1.core.files import read_json, read_yaml, write_json
 from realsr_r1.core.presets import PRESETS, find_preset
 from realsr_r1.core.run_files import DIFFERENCES_FILE, Difference, DifferencesFile
 from realsr_r1.core.schema import Json, Text
+
+BEFORE = "in the run before: "
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,19 @@ def compared(args: Any, model_args: Any, chain: ChainSettings, stage: str) -> Di
     """Return what differs from the profile of `--compare_with`, and print it on rank 0.
 
     None where none is asked for. `args`, `model_args`: the settings of a run. `chain`: its chain
-    settings, those of `--chain_settings` included. `stage`: "sft" or "grpo". Raises `UserError` for a
-    profile that has no recipe of this stage.
+    settings, those of `--chain_settings` included. `stage`: "sft" or "grpo". Where the policy is what
+    another run has left, such as a cold start, and that was compared with the same profile, its
+    differences are told, too. Raises `UserError` for a profile that has no recipe of this stage.
     """
     if args.compare_with is None:
         return None
-    found: DifferencesFile = {"profile": args.compare_with,
-                              "rows": differences(args, model_args, chain, args.compare_with, stage)}
+    rows = differences(args, model_args, chain, args.compare_with, stage)
+    before = Path(model_args.model_name_or_path or "") / DIFFERENCES_FILE
+    if before.is_file():
+        other = read_json(before, DifferencesFile)
+        rows += [Difference(**{**row, "what": f"{BEFORE}{row['what']}"}) for row in other["rows"]
+                 if other["profile"] == args.compare_with]
+    found: DifferencesFile = {"profile": args.compare_with, "rows": rows}
     if args.process_index == 0:
         print("\n".join(said(found)), flush=True)
     return found
@@ -142,8 +150,8 @@ def said(found: DifferencesFile) -> list[str]:
     """Return a heading and a line for each difference."""
     profile, rows = found["profile"], found["rows"]
     if not rows:
-        return [f"no setting of this run differs from {profile}"]
-    return [f"{len(rows)} settings of this run differ from {profile}:",
+        return [f"no setting differs from {profile}"]
+    return [f"{len(rows)} settings differ from {profile}:",
             *(f"  {row['what']}: {row['ours']} ({profile}: {row['theirs']})" for row in rows)]
 
 

@@ -65,7 +65,7 @@ def test_a_cold_start_begins_so_and_its_table_of_differences_is_kept(model, tmp_
              "published"]
     assert exit_code(main, flags) == 0
     printed = capsys.readouterr().out
-    assert "3 settings of this run differ from published:" in printed
+    assert "3 settings differ from published:" in printed
     assert "  learning rate: 0 (published: 2e-05)" in printed
     assert (tmp_path / "run" / "differences.json").is_file()
     trained = ChainProcessor.from_pretrained(tmp_path / "run")
