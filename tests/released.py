@@ -1,7 +1,7 @@
 """The published code's rules, written a second time: as little code as says them.
 
-From its description (issue 24, and the project's facts, sections 3, 5, 7 and 14), not from its
-text. What the profile "published" does is compared with this.
+Written from a description of that code, whose statements were checked against its source. What the
+profile "published" does is compared with this.
 """
 
 from __future__ import annotations
