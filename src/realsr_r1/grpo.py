@@ -81,6 +81,7 @@ def train_run(args: ChainGRPOConfig, model_args: ModelConfig, adapters: PeftConf
     from realsr_r1.rewards.registry import judged_sections, load_monitors, required_columns
     from realsr_r1.training.agreement import Agreement
     from realsr_r1.training.checkpoints import SETTINGS_FILE, require_same_run
+    from realsr_r1.training.comparison import compared, keep
     from realsr_r1.training.grpo.guards import Condition, require_logged
     from realsr_r1.training.grpo.logged import logged_names
     from realsr_r1.training.grpo.prompts import (
@@ -120,6 +121,7 @@ def train_run(args: ChainGRPOConfig, model_args: ModelConfig, adapters: PeftConf
     if trainer_class is None and not any(":" in name for name in args.reward_funcs):
         # What functions of one's own log is known after the first step.
         require_logged(conditions, logged_names(args, args.reward_funcs, processor.chain.names()))
+    differing = compared(args, model_args, processor.settings, "grpo")
     agreement = Agreement()  # otherwise the other ranks would wait for a rank with a fault
     # One process goes first, since it may have to download the experts' weights.
     with global_then_local_main_first(), agreement:
@@ -171,6 +173,7 @@ def train_run(args: ChainGRPOConfig, model_args: ModelConfig, adapters: PeftConf
         go_on(output)
         reopen(output)
         write_json(output / SETTINGS_FILE, settings)
+        keep(differing, output)
     return train_and_save(trainer, processor, output, checkpoint)
 
 
@@ -178,7 +181,7 @@ def shown_settings(args: ChainGRPOConfig, model_args: ModelConfig) -> dict[str, 
     """Return the settings that the report shows: our own and the optimizer's, as plain values."""
     names = ["run_name", "dataset_name", "chain_settings", "reward_funcs", "reward_weights", "experts",
              "expert_weights", "expert_device", "monitor_experts", "tag_precision", "tag_synonyms",
-             "neighbour_credit",
+             "neighbour_credit", "format_rule", "tag_rule", "image_rule",
              "num_generations", "generation_batch_size", "learning_rate", "max_steps", "num_train_epochs",
              "rollout_temperature", "guidance_scale", "text_top_k", "image_top_k_max", "grammar",
              "train_forced_tokens", "credit", "stop_if", "loss_type", "beta", "bf16", "seed", "world_size"]

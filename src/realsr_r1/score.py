@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--monitor_experts", nargs="*", metavar="NAME",
                         help="held-out experts that are scored too, as GRPO's flag of that name (default: "
                              "the recipe's)")
-    parser.add_argument("--grammar", choices=["image", "chain"], default="image", help="default: image")
+    parser.add_argument("--grammar", choices=["image", "chain", "rows"], default="image",
+                        help="what may be written, as in realsr-r1 grpo (default: image)")
     parser.add_argument("--seed", type=int, default=0,
                         help="seed of the choice of prompts and of the noise (default: 0)")
     parser.add_argument("--batch_size", type=int, default=4, help="prompts at a time (default: 4)")

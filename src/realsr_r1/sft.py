@@ -28,8 +28,8 @@ LOOKED_AT = 256  # samples that are looked at to find the question that they ask
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")  # of a new policy
 # These settings must be the same when a run resumes.
 LASTING = ("records", "chain_settings", "max_samples", "samples_per_step", "train_sampling_strategy",
-           "seed", "data_seed", "optim", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit",
-           *SHAPE)
+           "seed", "data_seed", "optim", "use_peft", "lora_r", "lora_alpha", "lora_target_modules",
+           "load_in_4bit", *SHAPE)
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -69,7 +69,9 @@ def train_run(args: ColdStartConfig, model_args: ModelConfig, adapters: PeftConf
     from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.training.adapters import with_adapter
     from realsr_r1.training.checkpoints import SETTINGS_FILE, require_same_run
+    from realsr_r1.training.cold_start.starting import zero_image_head
     from realsr_r1.training.cold_start.trainer import ColdStartTrainer
+    from realsr_r1.training.comparison import compared, keep
     from realsr_r1.training.launch import is_finished, train_and_save
     from realsr_r1.training.resetting import weights_of
     from realsr_r1.training.resuming import (
@@ -91,6 +93,7 @@ def train_run(args: ColdStartConfig, model_args: ModelConfig, adapters: PeftConf
         require_same_setting(checkpoint, args, model_args.use_peft)
     processor = ChainProcessor.from_pretrained(model_args.model_name_or_path, str(args.device),
                                                args.chain_settings)
+    differing = compared(args, model_args, processor.settings, "sft")
     train, evaluation, records = tokenised(args, model_args.model_name_or_path, processor)
     processor = asking_as_trained(processor, train, args)
     settings = {"records": records, **shown_settings(args, model_args)}
@@ -99,12 +102,15 @@ def train_run(args: ColdStartConfig, model_args: ModelConfig, adapters: PeftConf
     with weights_of(checkpoint if args.reset_optimizer else None, model_args.model_name_or_path,
                     args.process_index == 0) as folder:
         policy = make_policy(args, model_args, quantization, processor, folder)
+        if args.zero_image_head and checkpoint is None:
+            zero_image_head(policy, processor, model_args.model_name_or_path, args.process_index == 0)
     if adapters is not None:
         policy = with_adapter(policy, adapters, args)
     trainer = ColdStartTrainer(policy, processor, args, train, evaluation)
     if args.process_index == 0:
         reopen(output)
         write_json(output / SETTINGS_FILE, settings)
+        keep(differing, output)
     return train_and_save(trainer, processor, output, checkpoint)
 
 
@@ -113,8 +119,8 @@ def shown_settings(args: ColdStartConfig, model_args: ModelConfig) -> dict[str, 
     from realsr_r1.models.loading import is_new
 
     names = ["run_name", "dataset_name", "chain_settings", "max_samples", "train_sampling_strategy", "seed",
-             "data_seed", "learning_rate", "max_steps", "num_train_epochs", "z_loss", "dropout", "bf16",
-             "world_size"]
+             "data_seed", "learning_rate", "max_steps", "num_train_epochs", "z_loss", "dropout",
+             "zero_image_head", "bf16", "world_size"]
     if is_new(Path(model_args.model_name_or_path)):
         names += SHAPE
     adapters = ["lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit"] if model_args.use_peft else []
@@ -133,6 +139,9 @@ def check_start(args: ColdStartConfig, model_args: ModelConfig) -> None:
     from realsr_r1.models.loading import is_new, policy_config, tensor_shapes
 
     folder = Path(model_args.model_name_or_path)
+    if args.zero_image_head and model_args.use_peft:
+        raise UserError("--zero_image_head true and --use_peft: adapters leave the head as it is, so no "
+                        "image could be learned; leave one of them out")
     if not folder.is_dir() or not is_new(folder):
         policy_config(folder)
         tensor_shapes(folder)

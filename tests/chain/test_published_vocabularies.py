@@ -117,7 +117,8 @@ def test_a_stretched_photo_is_a_square_of_the_target_and_whole(processors):
 
 def test_settings_of_the_fit_are_checked(processors):
     processor = processors["pure"]
-    with pytest.raises(UserError, match="file: fit is 'squeeze'; it must be 'crop' or 'stretch'"):
+    with pytest.raises(UserError, match="file: fit is 'squeeze'; it must be 'crop', 'random_crop' or "
+                                        "'stretch'"):
         ChainSettings.from_dict({"fit": "squeeze"}, "file")
     with pytest.raises(UserError, match="80 is no multiple of 32"):
         ChainProcessor(processor.tokenizer, processor.image_tokenizer,

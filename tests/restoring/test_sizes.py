@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy
 import pytest
 from PIL import Image
 
 from realsr_r1.chain.settings import ChainSettings
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.images import fit_image
+from realsr_r1.core.images import drawn_offset, fit_image
 from realsr_r1.restoring.sizes import Plan, mirrored, plan_photo, result_size, spread, tile_and_overlap
 
 from ..small import photo
@@ -60,6 +62,19 @@ def test_what_fitting_cuts_off_is_in_further_tiles():
     boxes = list(found.tiling.boxes())
     assert boxes == [(0, 0, 48, 32), (0, 2, 48, 34), (0, 4, 48, 36)]
     assert found.canvas.crop(boxes[found.whole]).tobytes() == found.fitted.tobytes()
+
+
+def test_what_a_crop_at_a_drawn_place_cuts_off_is_in_further_tiles_too():
+    settings, places = dataclasses.replace(SETTINGS, fit="random_crop"), set()
+    for zoom in range(12):
+        image = photo("coffee", 40, zoom=1 + zoom / 9).resize((40, 30))
+        found = plan_photo(image, lambda picture: fit_image(picture, 48, 16, drawn_offset), settings, 1.0, 48,
+                           6, True)
+        boxes = list(found.tiling.boxes())
+        assert (boxes[0][1], boxes[-1][3]) == (0, 36)
+        assert found.canvas.crop(boxes[found.whole]).tobytes() == found.fitted.tobytes()
+        places.add(boxes[found.whole][1])
+    assert len(places) > 2
 
 
 @pytest.mark.parametrize("size", [(49, 48), (512, 384), (300, 40), (40, 300), (1, 5000)])

@@ -79,10 +79,11 @@ class ReferenceEngine:
         """Of each of `choices`, in order of ids, from the conditional scores of all ids."""
         config, scores = self.config, scores[choices]
         if set(choices) <= set(self.layout.code_ids):
-            start = max(index for index, token in enumerate(ids) if token == self.layout.image_start)
             if config.guidance_scale != 1.0:
-                free = self.logits(ids[start:])[choices]
+                free = self.logits(self._span(ids))[choices]
                 scores = free + config.guidance_scale * (scores - free)
+            k = entropy_k(scores.tolist(), config.image_top_k_min, config.image_top_k_max)
+        elif config.grammar == "rows" and self._span(ids):
             k = entropy_k(scores.tolist(), config.image_top_k_min, config.image_top_k_max)
         else:
             k = config.text_top_k
@@ -99,13 +100,30 @@ class ReferenceEngine:
 
     def choices(self, prompt: list[int], ids: list[int]) -> list[int]:
         """The ids the grammar leaves, ascending."""
-        start = max((index for index, token in enumerate(ids) if token == self.layout.image_start),
-                    default=None)
-        span = ids[start:] if start is not None and self.layout.image_end not in ids[start:] else None
+        span = self._span(ids)
         if self.config.grammar == "chain":
             return self._chain_choices(prompt, ids)
+        if self.config.grammar == "rows":
+            return self._rows_choices(span or [])
         return self._text_choices(len(ids)) if span is None else self._span_choices(span,
                                                                                     len(ids) - len(span))
+
+    def _span(self, ids: list[int]) -> list[int] | None:
+        """The image that is being written, or None in text."""
+        layout, place = self.layout, 0
+        while layout.image_start in ids[place:]:
+            start = ids.index(layout.image_start, place)
+            sizes = [layout.units_of_id.get(token, math.inf) for token in ids[start + 1:start + 3]]
+            if len(sizes) < 2 or layout.span_length(*sizes) > len(ids) - start:
+                return ids[start:]
+            place = start + layout.span_length(*sizes)
+        return None
+
+    def _rows_choices(self, span: list[int]) -> list[int]:
+        if len(span) < 3:
+            return list(range(self.layout.vocab_size))
+        return self._body_choices(span, *(self.layout.units_of_id.get(token, math.inf)
+                                          for token in span[1:3]))
 
     def _text_choices(self, written: int) -> list[int]:
         layout = self.layout

@@ -20,6 +20,7 @@ from realsr_r1.chain.tokens import ChainForm, SectionForm, TokenLayout, code_nam
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import write_json
 from realsr_r1.core.images import (
+    OFFSETS,
     fit_image,
     resize_to_cover,
     to_pil,
@@ -99,8 +100,9 @@ class ChainProcessor:
 
         `settings.fit` says how the photo gets this size.
         """
-        if self.settings.fit == "crop":
-            return fit_image(image, self.settings.target_px, self.settings.grid_unit_px)
+        if self.settings.fit != "stretch":
+            return fit_image(image, self.settings.target_px, self.settings.grid_unit_px,
+                             OFFSETS[self.settings.fit])
         from PIL import Image
 
         size = (self.settings.target_px,) * 2
@@ -280,7 +282,8 @@ class ChainProcessor:
         for (height, width), places in by_shape.items():
             for part in _batches(places, height * width * self.layout.downsample**2, len(places)):
                 grids = torch.tensor([found[row][index].codes for row, index in part])
-                for (row, index), image in zip(part, to_pil(self.image_tokenizer.decode(grids)), strict=True):
+                decoded = to_pil(self.image_tokenizer.decode(grids), self.settings.pixels == "rounded")
+                for (row, index), image in zip(part, decoded, strict=True):
                     images[row][index] = image
         return images
 

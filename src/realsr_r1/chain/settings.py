@@ -23,16 +23,20 @@ class ChainSettings:
 
     `target_px`: input photos and final images get about target_px^2 pixels. `grid_unit_px`: pixels
     of one size unit (32 in Lumina and PURE). `fit`: "crop" keeps the shape of a photo as far as
-    whole units allow (Lumina-mGPT's rule), "stretch" makes it target_px x target_px (PURE's
-    inference). `color_fix`: what gives a restored photo the colours of the input: "wavelet"
-    (as PURE's inference), "adain" or "none", which leaves the policy's colours. `chain`: what the
-    policy is asked and writes (`problem` and `sections` in files). `experts`: the default experts
-    of the generation reward. `sampling`: fields of `RolloutConfig` that `restore` uses.
+    whole units allow, and cuts its centre out; "random_crop" does the same, and cuts at a place
+    that is drawn (the published code, and Lumina-mGPT's); "stretch" makes it target_px x target_px
+    (PURE's inference). `pixels`: decoded values are "rounded" to 8 bits, or "cut" (the published
+    code), which makes an image darker by half a step of 255. `color_fix`: what gives a restored
+    photo the colours of the input: "wavelet" (as PURE's inference), "adain" or "none", which leaves
+    the policy's colours. `chain`: what the policy is asked and writes (`problem` and `sections` in
+    files). `experts`: the default experts of the generation reward. `sampling`: fields of
+    `RolloutConfig` that `restore` uses.
     """
 
     target_px: int = 512
     grid_unit_px: int = 32
     fit: str = "crop"
+    pixels: str = "rounded"
     color_fix: str = "none"
     chain: ChainSpec = field(default_factory=ChainSpec.published)
     experts: tuple[str, ...] = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
@@ -66,7 +70,7 @@ class ChainSettings:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, from which `from_dict` makes the same settings."""
         return {"target_px": self.target_px, "grid_unit_px": self.grid_unit_px, "fit": self.fit,
-                "color_fix": self.color_fix,
+                "pixels": self.pixels, "color_fix": self.color_fix,
                 **self.chain.to_dict(), "experts": list(self.experts), "sampling": dict(self.sampling)}
 
     def asking(self, question: str) -> ChainSettings:

@@ -93,6 +93,28 @@ def _is_well_formed(text: str, spec: ChainSpec) -> bool:
         for section in spec.sections)
 
 
+def has_tags_in_order(text: str, spec: ChainSpec | None = None) -> bool:
+    """Whether the tags of `spec` (the published chain by default) stand in order, whatever is inside.
+
+    Between a section and the next only white space may stand, and nothing around all of them. Never
+    raises, whatever the text. A section may hold anything: text in place of its image, and tags of
+    other sections.
+    """
+    sections = (spec or ChainSpec.published()).sections
+    first, last = sections[0].opening, sections[-1].closing
+    if not isinstance(text, str) or not text.startswith(first) or not text.endswith(last):
+        return False
+    # The first place of each border is as good as a later one. One pattern of the whole chain would
+    # try all places of all borders, which takes for ever on a text that repeats itself.
+    position = len(first)
+    for one, other in zip(sections, sections[1:], strict=False):
+        border = re.compile(rf"{re.escape(one.closing)}\s*{re.escape(other.opening)}").search(text, position)
+        if border is None:
+            return False
+        position = border.end()
+    return position <= len(text) - len(last)
+
+
 @lru_cache(maxsize=16)
 def _patterns(spec: ChainSpec) -> tuple[re.Pattern[str] | None, re.Pattern[str]]:
     """Return a pattern of any tag of the spec, and one of a whole chain with its bodies as groups.

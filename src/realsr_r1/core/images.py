@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import random
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,11 +113,15 @@ def to_pixels(images: list[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0)
 
 
-def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
-    """Pixels (B, 3, H, W) in [-1, 1] (clamped) -> PIL images."""
+def to_pil(pixels: torch.Tensor, rounded: bool = True) -> list[Image.Image]:
+    """Pixels (B, 3, H, W) in [-1, 1] (clamped) -> PIL images.
+
+    `rounded`: values become the nearest of 0 to 255; without it what follows the point is cut off.
+    """
     import torch
 
-    array = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    array = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5)
+    array = (array.round() if rounded else array).to(torch.uint8)
     return [Image.fromarray(item) for item in array.permute(0, 2, 3, 1).cpu().numpy()]
 
 
@@ -145,16 +151,40 @@ def fitted_size(width: int, height: int, target_px: int, unit_px: int) -> tuple[
     return max(candidates, key=lambda size: (overlap(size), size))
 
 
-def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale `image` until it covers `size` (width, height), as `scale_to_cover`; crop the centre."""
+def resize_to_cover(image: Image.Image, size: tuple[int, int], offset: Offset | None = None) -> Image.Image:
+    """Scale `image` until it covers `size` (width, height), as `scale_to_cover`; crop it to that.
+
+    `offset`: says where the crop begins in the covering picture, by default that of the centre.
+    """
     image = scale_to_cover(image, size)
-    left, top = cover_offset(image.size, size)
+    left, top = (offset or centre_offset)(image, size)
     return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def cover_offset(covering: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """Where the centre of `size` (width, height) begins in a picture of the size `covering`."""
     return (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
+
+
+def centre_offset(covering: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    """Call `cover_offset` for a picture."""
+    return cover_offset(covering.size, size)
+
+
+def drawn_offset(covering: Image.Image, size: tuple[int, int],
+                 draw: random.Random | None = None) -> tuple[int, int]:
+    """Draw where `size` (width, height) begins in a picture; all places are equally likely.
+
+    `draw`: gives the random numbers, by default from the picture's own pixels, so that a photo is
+    always cropped alike, in every run and on every rank.
+    """
+    draw = draw or random.Random(zlib.crc32(covering.tobytes()))
+    return draw.randint(0, covering.width - size[0]), draw.randint(0, covering.height - size[1])
+
+
+Offset = Callable[[Image.Image, tuple[int, int]], tuple[int, int]]
+# The ways to fit a photo by cropping it (`fit` of the chain settings) -> where the crop begins.
+OFFSETS: dict[str, Offset] = {"crop": centre_offset, "random_crop": drawn_offset}
 
 
 def scale_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -178,9 +208,12 @@ def scale_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def fit_image(image: Image.Image, target_px: int, unit_px: int) -> Image.Image:
-    """`image` in RGB at the size that `fitted_size` gives: scaled to cover it, then cropped."""
-    return resize_to_cover(to_rgb(image), fitted_size(image.width, image.height, target_px, unit_px))
+def fit_image(image: Image.Image, target_px: int, unit_px: int, offset: Offset | None = None) -> Image.Image:
+    """`image` in RGB at the size that `fitted_size` gives: scaled to cover it, then cropped.
+
+    `offset`: see `resize_to_cover`.
+    """
+    return resize_to_cover(to_rgb(image), fitted_size(image.width, image.height, target_px, unit_px), offset)
 
 
 def with_colors_of(reference: Image.Image, image: Image.Image,

@@ -20,6 +20,7 @@ from realsr_r1.reporting.tables import NONE, TOTAL, comparison_rows, metrics_not
 EMBEDDED_PX = 2 * CELL  # larger pictures are embedded at twice the size at which they are shown
 SECTIONS = {"before-after": "Before and after", "curves": "Training curves",
             "chains": "Chains during training", "restored": "Restored photos", "metrics": "Metrics"}
+COMPARED = {"differences": "Differences"}  # the last section of a run with --compare_with
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class Content:
 
 def render_page(content: Content) -> str:
     """Return the whole page."""
-    return render("report.html", CSS, title=content.run.name, sections=SECTIONS.items(), total=TOTAL,
+    sections = SECTIONS | (COMPARED if content.run.differences else {})
+    return render("report.html", CSS, title=content.run.name, sections=sections.items(), total=TOTAL,
                   **_header(content), **_comparison(content), **_curves(content), **_metrics(content),
                   samples=list(map(_strip, content.samples)), restored=list(map(_strip, content.restored)),
-                  restored_count=content.restored_count)
+                  restored_count=content.restored_count, differences=content.run.differences)
 
 
 # --- header ---

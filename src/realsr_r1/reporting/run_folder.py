@@ -14,10 +14,12 @@ from typing import Any
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import existing_folder, parsed_json, read_json
 from realsr_r1.core.run_files import (
+    DIFFERENCES_FILE,
     LOG_FILE,
     SETTINGS_FILE,
     STATE_FILE,
     STOP_FILE,
+    DifferencesFile,
     LogRecord,
     Settings,
     StateFile,
@@ -66,7 +68,8 @@ class Series:
 class Run:
     """A run's folder, its log records in order, its settings, and when its log was last written.
 
-    `stopped`: why it ended before its time, or None.
+    `stopped`: why it ended before its time, or None. `differences`: what it does otherwise than the
+    profile of its `--compare_with`, or None where it was compared with none.
     """
 
     folder: Path
@@ -74,6 +77,7 @@ class Run:
     settings: dict[str, Any]
     date: datetime
     stopped: str | None = None
+    differences: DifferencesFile | None = None
 
     @property
     def name(self) -> str:
@@ -119,8 +123,10 @@ def read_run(folder: str | Path) -> Run:
         raise UserError(f"{folder} has no log of a training run (no {LOG_FILE}, no {STATE_FILE} with steps); "
                         "--run takes the output_dir of realsr-r1 grpo or sft, after its first logged step")
     stopped = read_json(folder / STOP_FILE, StopFile)["reason"] if (folder / STOP_FILE).is_file() else None
+    compared = folder / DIFFERENCES_FILE
     return Run(folder, records, _read_settings(folder, states),
-               datetime.fromtimestamp(source.stat().st_mtime), stopped)
+               datetime.fromtimestamp(source.stat().st_mtime), stopped,
+               read_json(compared, DifferencesFile) if compared.is_file() else None)
 
 
 def sample_folders(run: Path) -> list[tuple[int, Path]]:

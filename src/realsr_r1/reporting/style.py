@@ -115,6 +115,7 @@ th, td { text-align: right; padding: 7px 12px; border-bottom: 1px solid var(--li
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { color: var(--muted); font-weight: 500; font-size: 13px; }
+table.words th, table.words td { text-align: left; vertical-align: top; white-space: normal; }
 td.best { font-weight: 650; color: var(--accent); }
 tr.total td { font-weight: 600; }
 .interval { color: var(--muted); font-weight: 400; font-size: 13px; }

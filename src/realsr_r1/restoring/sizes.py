@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.images import cover_offset, scale_to, scale_to_cover, to_rgb
+from realsr_r1.core.images import OFFSETS, scale_to, scale_to_cover, to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -141,10 +141,10 @@ def plan_photo(photo: Image, fitted_of: Callable[[Image], Image], settings: Chai
     canvas = scale_to_cover(picture, fitted.size)
     if canvas.size == fitted.size:
         return Plan(picture, fitted, picture, None, None, size)
-    places = [spread(length, side, min(overlap, side - 1), middle) for length, side, middle in
-              zip(canvas.size, fitted.size, cover_offset(canvas.size, fitted.size), strict=True)]
+    left, top = OFFSETS[settings.fit](canvas, fitted.size)  # where fitting the photo has cropped it
+    places = [spread(length, side, min(overlap, side - 1), begin) for length, side, begin in
+              zip(canvas.size, fitted.size, (left, top), strict=True)]
     tiling = Tiling(canvas.size, fitted.size, *places, min(overlap, *(side - 1 for side in fitted.size)))
-    left, top = cover_offset(canvas.size, fitted.size)
     whole = places[1].index(top) * len(places[0]) + places[0].index(left)
     return Plan(picture, fitted, canvas, tiling, whole, canvas.size)
 

@@ -17,12 +17,20 @@ def chain_images(text: str, images: Sequence[Image.Image] | None,
 
     None for a chain that is not well formed or has fewer images than it should.
     """
-    count = len(spec.images)
-    given = images if isinstance(images, Sequence) else ()
-    shown = [image for image in given if isinstance(image, Image.Image) and min(image.size) > 0]
+    count, shown = len(spec.images), _shown(images)
     if len(shown) < count or not parse_chain(text, spec).is_well_formed:
         return None
     return shown[-count:]
+
+
+def last_image(images: Sequence[Image.Image] | None) -> list[Image.Image] | None:
+    """Return the last image of any completion, as a list of one, or None where it has none."""
+    return _shown(images)[-1:] or None
+
+
+def _shown(images: Sequence[Image.Image] | None) -> list[Image.Image]:
+    given = images if isinstance(images, Sequence) else ()
+    return [image for image in given if isinstance(image, Image.Image) and min(image.size) > 0]
 
 
 def per_completion(values: Sequence | None, count: int) -> Sequence:

@@ -17,8 +17,17 @@ from realsr_r1.core.errors import UserError
 DEFAULT_EXPERTS = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
 
 
+# How strictly three rewards read a completion; the first of each is the default.
+RULES = {"format_rule": ("exact", "lazy"), "tag_rule": ("words", "substring"),
+         "image_rule": ("chain", "last")}
+
+
 def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
+
+
+def _rule(name: str, text: str) -> Any:
+    return field(default=RULES[name][0], metadata={"help": text, "choices": list(RULES[name])})
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,27 @@ class RewardSettings:
         0.0, "What an item of the degradation reward earns for the level beside the right one (light blur "
              "for medium blur), from 0 (as published) to below 1.")
 
+    format_rule: str = _rule(
+        "format_rule", "What the format reward asks for. exact: each section once, in order, with one image "
+                       "in an image and none in a text; lazy: the sections' tags in order with anything "
+                       "inside, as the published code.")
+    tag_rule: str = _rule(
+        "tag_rule", "How the understanding reward finds tags. words: each of a record's tags once, as whole "
+                    "words, in singular or plural; substring: the tags of the first entry of its list, "
+                    "repeats too, anywhere in the text, as the published code.")
+    image_rule: str = _rule(
+        "image_rule", "Which image the generation reward scores. chain: the final one of a well-formed "
+                      "chain; last: the last one of any completion, as the published code.")
+
     def __post_init__(self) -> None:
         if not 0 <= self.neighbour_credit < 1:
             raise UserError(f"--neighbour_credit {self.neighbour_credit} must be from 0 to below 1")
+        for name, known in RULES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"--{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}")
+        if self.tag_rule != "words" and (self.tag_precision or self.tag_synonyms):
+            raise UserError(f"--tag_precision and --tag_synonyms go with --tag_rule words, not with "
+                            f"{self.tag_rule}")
 
     @property
     def place(self) -> str:

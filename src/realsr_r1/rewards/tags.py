@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_yaml
 from realsr_r1.core.schema import Text
-from realsr_r1.core.texts import split_tags
+from realsr_r1.core.texts import split_list, split_tags
 
 # Plurals that follow no rule. They also count at the end of longer words (woman, policeman,
 # grandchild).
@@ -27,6 +27,17 @@ def tags_of(record: Sequence[str] | str | None) -> list[str]:
     string.
     """
     return list(dict.fromkeys(map(_normal, split_tags(record if record is not None else []))))
+
+
+def first_tags(record: Sequence[str] | str | None) -> list[str]:
+    """Return the tags of a record's first entry in lower case, divided by commas, with repeats.
+
+    The published code reads only the first line of a photo's tag file. A record that is one string
+    is its own first entry.
+    """
+    entries = [record] if isinstance(record, str) else record if isinstance(record, (list, tuple)) else []
+    first = entries[0] if entries else None
+    return split_list(first.lower()) if isinstance(first, str) else []
 
 
 class Tags:

@@ -13,7 +13,7 @@ from typing import Any
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.schema import checked, fields_of
 
-GRAMMARS = ("image", "chain")
+GRAMMARS = ("image", "chain", "rows")
 # No memory holds more, and a slip of the finger shouldn't be found out after an hour.
 MOST = {"num_generations": 2**16, "max_new_tokens": 2**20, "max_text_tokens": 2**20, "jacobi": 2**12,
         "text_top_k": 2**31, "image_top_k_min": 2**31, "image_top_k_max": 2**31, "seed": 2**63}
@@ -27,10 +27,11 @@ def _setting(default: Any, text: str, choices: Sequence[str] | None = None) -> A
 class RolloutConfig:
     """How completions are sampled. Raises `UserError` that names a field with a value out of range.
 
-    Defaults are the published code's, with two exceptions. The text top-k is Lumina-mGPT's: with
+    Defaults are the published code's, with three exceptions. The text top-k is Lumina-mGPT's: with
     the published 1, all completions of a group would write the same text, and the text's rewards
-    would teach nothing. `max_text_tokens` belongs to the grammar "chain", which the published code
-    doesn't have.
+    would teach nothing. The grammar is "image"; the published code's is "rows", which lets a policy
+    open images that have no size or no room. `max_text_tokens` belongs to the grammar "chain",
+    which the published code doesn't have.
     """
 
     num_generations: int = _setting(5, "Completions for each prompt (G), at least 1.")
@@ -45,8 +46,12 @@ class RolloutConfig:
                                       "the entropy in nats, at most 10. This is k_min; 1 and 2,000 give 14 at "
                                       "0 nats and 1,987 at 10.")
     image_top_k_max: int = _setting(2000, "k_max of image codes, see image_top_k_min.")
-    grammar: str = _setting("image", "image: image spans are constrained, as in the published code; chain: "
-                                     "the whole chain is, so every completion is well formed.", GRAMMARS)
+    grammar: str = _setting(
+        "image", "image: images have a size that fits, and their tokens stand nowhere else; chain: the "
+                 "whole chain is forced, so every completion is well formed; rows: only the rows of an image "
+                 "are, as in the published code: text and sizes may be any token, and sizes are drawn as "
+                 "codes are.",
+        GRAMMARS)
     image_sizes: Sequence[Sequence[int]] | None = _setting(
         None, "With grammar chain: (rows, columns) in grid units of each image of the chain, in order; by "
               "default they follow from the prompt's last image.")

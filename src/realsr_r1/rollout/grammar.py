@@ -1,7 +1,8 @@
 """What may come next: two grammars over token ids, kept as tensors for a whole batch of rows.
 
-Both count, for each row, the tokens of the image span it is in. This `offset` is 0 outside, 1 after
-the image start, 2 after the token for the number of rows, and 3 or more among codes and new lines.
+rows_grammar.py has a looser one. They count, for each row, the tokens of the image span it is in.
+This `offset` is 0 outside, 1 after the image start, 2 after the token for the number of rows, and 3
+or more among codes and new lines.
 Knows ids and budgets; no text, no policy, no random numbers.
 """
 
@@ -83,6 +84,10 @@ class ImageGrammar:
         is_size = self.units > 0
         needed = torch.where(offset == 1, by_rows, by_columns)
         return torch.where(offset == 0, text, is_size & (needed <= remaining))
+
+    def draws_by_entropy(self, rows: torch.Tensor | slice) -> torch.Tensor | None:
+        """Return which of `rows` draw outside image bodies as codes are drawn, (n,) bool; None: none."""
+        return None
 
     def chooses_text(self) -> torch.Tensor:
         """Return which rows may have a choice outside image bodies, (R,) bool."""
@@ -216,6 +221,10 @@ class ChainGrammar:
         Values of other rows have no meaning.
         """
         return self.in_body[self.sections[self.prompt_of_row[rows], self.slot[rows]]]
+
+    def draws_by_entropy(self, rows: torch.Tensor | slice) -> torch.Tensor | None:
+        """Return which of `rows` draw outside image bodies as codes are drawn, (n,) bool; None: none."""
+        return None
 
     def chooses_text(self) -> torch.Tensor:
         """Return which rows are in text bodies, (R,) bool."""

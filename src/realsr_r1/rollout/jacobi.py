@@ -119,7 +119,8 @@ def _one_forward(state: RolloutState, drafts: Drafts, last: torch.Tensor) -> tor
     log_q = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
     rows, count = state.text_rows  # their window is one token
     if count:
-        uniform = state.sampler.numbers(state.rows, start)[rows]
+        # Not of all rows: one that has filled its budget has no number any more.
+        uniform = state.sampler.numbers(state.rows[rows], start[rows])
         drawn = state.choose_text(states[rows, 0], rows, uniform)
         tokens[rows, 0], log_q[rows, 0], has_choice[rows, 0] = drawn
     rows, count = state.image_rows

@@ -47,12 +47,19 @@ class Sampler:
         """Return the uniform random numbers of `rows` (n,) at their `positions`, (n,) float64."""
         return self._uniforms[rows, positions]
 
-    def draw_text(self, scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw_text(self, scores: torch.Tensor, uniform: torch.Tensor,
+                  by_entropy: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw text and sizes: fixed top-k, then temperature.
 
-        `scores` (n, V), -inf where a token is not allowed; see `draw` for the rest.
+        `scores` (n, V), -inf where a token is not allowed. `by_entropy` (n,) bool: the rows whose
+        top-k is that of image codes; by default none. See `draw` for the rest.
         """
-        return draw(scores, self.config.text_top_k, self.config.temperature, uniform)
+        config = self.config
+        if by_entropy is None:
+            return draw(scores, config.text_top_k, config.temperature, uniform)
+        k = entropy_top_k(scores, config.image_top_k_min, config.image_top_k_max)
+        k = k.where(by_entropy, min(config.text_top_k, scores.shape[-1]))
+        return draw(scores, k, config.temperature, uniform, max(config.text_top_k, config.image_top_k_max))
 
     def draw_codes(self, scores: torch.Tensor, unconditional: torch.Tensor | None,
                    uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,10 +150,9 @@ def entropy_top_k(scores: torch.Tensor, k_min: int, k_max: int) -> torch.Tensor:
     """Return how many of a row's likeliest choices may be drawn, (R,) int64.
 
     It is k_min + (k_max - k_min) * sigmoid(H - 5), at least 1 and at most C. H is the entropy of
-    `scores` (R, C, all finite) in nats, clamped to [0, 10].
+    `scores` (R, C) in nats, clamped to [0, 10]; a score may be -inf, which is no choice.
     """
-    log_probabilities = torch.log_softmax(scores, dim=-1)
-    entropy = (-log_probabilities.exp() * log_probabilities).sum(-1).clamp(0.0, ENTROPY_MAX)
+    entropy = torch.special.entr(torch.softmax(scores, dim=-1)).sum(-1).clamp(0.0, ENTROPY_MAX)
     k = torch.round(k_min + (k_max - k_min) * torch.sigmoid(entropy - ENTROPY_MIDDLE))
     return k.long().clamp(1, scores.shape[-1])
 

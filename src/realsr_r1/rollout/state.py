@@ -17,6 +17,7 @@ from realsr_r1.models.protocol import Decoder, Policy
 from realsr_r1.rollout.config import RolloutConfig
 from realsr_r1.rollout.grammar import FREE, ChainGrammar, ImageGrammar, chain_sizes
 from realsr_r1.rollout.guidance import UnconditionalRows
+from realsr_r1.rollout.rows_grammar import RowsGrammar
 from realsr_r1.rollout.sampling import Sampler
 
 # The tokens of n rows, the log-probabilities they were drawn with, and whether there was a choice.
@@ -107,7 +108,8 @@ class RolloutState:
                 given)
             config = replace(config, max_new_tokens=grammar.max_new_tokens)  # shorter if texts are given
         else:
-            grammar = ImageGrammar(layout, len(prompt_of_row), config.max_new_tokens, vocab_size, device)
+            kind = RowsGrammar if config.grammar == "rows" else ImageGrammar
+            grammar = kind(layout, len(prompt_of_row), config.max_new_tokens, vocab_size, device)
         rows = torch.arange(len(prompt_of_row), device=device)
         sampler = Sampler(config, step, torch.tensor(list(numbers), device=device))
         span = grammar.longest_span() if sampler.is_guided else 0
@@ -242,7 +244,8 @@ class RolloutState:
         """
         allowed = self.grammar.allowed(rows)
         scores = self.decoder.logits(states).masked_fill(~allowed, -float("inf"))
-        return *self.sampler.draw_text(scores, uniform), allowed.sum(-1) > 1
+        drawn = self.sampler.draw_text(scores, uniform, self.grammar.draws_by_entropy(rows))
+        return *drawn, allowed.sum(-1) > 1
 
     def code_scores(self, states: torch.Tensor, branch_states: torch.Tensor,
                     rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -47,6 +47,9 @@ class ColdStartConfig(RunSettings, TrainingArguments):
     dropout: float = field(default=0.0, metadata={
         "help": "Share that is dropped of what attention and MLP add to the residual stream (Lumina-mGPT and "
                 "PURE: 0.05)."})
+    zero_image_head: bool = field(default=False, metadata={
+        "help": "Set the head's rows of the image codes to zero before the first step, as the published code "
+                "does. A folder that a run of this project has left keeps them, as there."})
     sample_steps: int = field(default=500, metadata={
         "help": "Steps between chains that are written and decoded into output_dir/samples; 0 = none."})
     peak_tflops: float | None = field(default=None, metadata={
@@ -116,6 +119,9 @@ class ChainGRPOConfig(RunSettings, GRPOConfig):
     tag_precision: bool = reward_field("tag_precision")
     tag_synonyms: str | None = reward_field("tag_synonyms")
     neighbour_credit: float = reward_field("neighbour_credit")
+    format_rule: str = reward_field("format_rule")
+    tag_rule: str = reward_field("tag_rule")
+    image_rule: str = reward_field("image_rule")
 
     num_generations: int = rollout_field("num_generations")
     max_prompt_length: int = field(default=5000, metadata={
@@ -253,7 +259,8 @@ class ChainGRPOConfig(RunSettings, GRPOConfig):
             experts=self.experts or chain.experts, expert_weights=self.expert_weights,
             expert_device=self.expert_device and pick_device(self.expert_device, "--expert_device"),
             monitor_experts=self.monitor_experts, tag_precision=self.tag_precision,
-            tag_synonyms=self.tag_synonyms, neighbour_credit=self.neighbour_credit)
+            tag_synonyms=self.tag_synonyms, neighbour_credit=self.neighbour_credit,
+            format_rule=self.format_rule, tag_rule=self.tag_rule, image_rule=self.image_rule)
 
     def _require_whole_groups(self) -> None:
         """Raise `UserError` unless every group is made on one device."""
