@@ -83,6 +83,14 @@ def test_a_damaged_dataset_is_named(tmp_path):
         load_dataset_dict(tmp_path / "d")
 
 
+def test_a_description_of_another_type_is_named_where_the_dataset_is_read(tmp_path):
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"tag": ["a"]})}).save_to_disk(str(tmp_path))
+    info = tmp_path / "train" / "dataset_info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "description": 0}))
+    with pytest.raises(UserError, match="train/dataset_info.json.*description"):
+        load_dataset_dict(tmp_path)
+
+
 def test_missing_columns_are_named_with_their_reason():
     dataset = datasets.Dataset.from_dict({"tag": [["a"]], "problem": ["p"]})
     require_columns(dataset, ["tag"], "reward understanding")

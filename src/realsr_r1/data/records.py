@@ -10,18 +10,19 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from realsr_r1.chain.checks import check_text
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
-from realsr_r1.core.schema import MinLen, Place, TypedDict
+from realsr_r1.core.schema import Json, MinLen, Place, Text, TypedDict
 from realsr_r1.core.texts import is_text
 
 if TYPE_CHECKING:
     import datasets
 
 DATASET_FILE = "dataset_dict.json"  # that of `datasets`, by which it knows a DatasetDict
+INFO_FILE = "dataset_info.json"  # of each split, likewise
 REQUIRED_KEYS = ("image_path", "problem", "tag")  # those of the published format
 
 Record = dict[str, Any]
@@ -112,6 +113,15 @@ class DatasetFile(TypedDict):
     splits: Annotated[list[Place], MinLen(1)]
 
 
+class InfoFile(TypedDict, extra_items=Json):
+    """`dataset_info.json` of a split: what `datasets` joins as texts when it combines splits."""
+
+    description: NotRequired[Text]
+    citation: NotRequired[Text]
+    homepage: NotRequired[Text]
+    license: NotRequired[Text]
+
+
 def splits_of(folder: Path) -> list[str]:
     """Return the names of the splits in a dataset folder, each of which is a folder in it.
 
@@ -123,6 +133,8 @@ def splits_of(folder: Path) -> list[str]:
         if not (folder / split).is_dir():
             raise UserError(f"{folder / DATASET_FILE} names the split {split!r}, and there is no such folder "
                             "beside it; copy the dataset again")
+        if (folder / split / INFO_FILE).is_file():
+            read_json(folder / split / INFO_FILE, InfoFile, way)
     return splits
 
 

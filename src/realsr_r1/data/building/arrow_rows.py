@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from realsr_r1.core.files import atomic_file
-from realsr_r1.data.records import SCHEMA, Record
+from realsr_r1.data.records import INFO_FILE, SCHEMA, Record
 
 if TYPE_CHECKING:
     import pyarrow
@@ -74,7 +74,7 @@ class RowWriter:
 def write_info(folder: Path, like: Record) -> None:
     """Write dataset_info.json into `folder`, for records that have the keys of `like`."""
     info = {"description": "", "citation": "", "homepage": "", "license": "", "features": _features(like)}
-    with atomic_file(folder / "dataset_info.json") as partial:
+    with atomic_file(folder / INFO_FILE) as partial:
         partial.write_text(json.dumps(info), encoding="utf-8")
 
 
