@@ -98,3 +98,10 @@ def test_tags_are_divided_in_one_place():
                     for argument in node.args):
                 found.add(path.relative_to(SOURCE).as_posix())
     assert sorted(found - {"core/texts.py"}) == DIVIDE
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="no /proc here")
+def test_a_file_that_opens_and_cant_be_read_is_named():
+    for read in (read_text, lambda path: read_json(path, dict)):
+        with pytest.raises(UserError, match="/proc/self/mem can't be read"):
+            read(Path("/proc/self/mem"))

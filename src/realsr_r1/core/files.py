@@ -19,7 +19,7 @@ from typing import Any
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.presets import built_in
 from realsr_r1.core.schema import Json, Text, checked
-from realsr_r1.core.texts import decoded_text, escaped, is_text, read_text
+from realsr_r1.core.texts import content_of, decoded_text, escaped, is_text, read_text
 
 TRIAL = ".realsr-r1-"  # prefix of folders that are made only to see whether a folder can be made
 MOST_JSON, MOST_YAML = 2**31, 2**20  # bytes of a file; a list of a million records has some hundred MiB
@@ -162,7 +162,7 @@ def read_json(path: str | Path, form: Any, way: str = "") -> Any:
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     _check_size(path, MOST_JSON)
-    return parsed_json(path.read_bytes(), str(path), form, way)
+    return parsed_json(content_of(path), str(path), form, way)
 
 
 def parsed_json(data: bytes | str, where: str, form: Any, way: str = "") -> Any:

@@ -69,7 +69,20 @@ def read_text(path: Path, flag: str | None = None) -> str:
     given = f" (given by {flag})" if flag else ""
     if not path.is_file():
         raise UserError(f"no such file: {path}{given}{built_in(flag)}")
-    return decoded_text(path.read_bytes(), f"{path}{given}")
+    return decoded_text(content_of(path), f"{path}{given}")
+
+
+def content_of(path: Path) -> bytes:
+    """Return the bytes of a file of the user's. Raises `UserError` where it opens, but can't be read.
+
+    That is so for some files of /proc, and on a disk with faults.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.filename is not None:  # it didn't open, and `errors.run` says why
+            raise
+        raise UserError(f"{path} can't be read ({error.strerror}); give another file") from error
 
 
 def is_text(value: Any) -> bool:
