@@ -49,7 +49,7 @@ fi
 processes=$("$python" -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))')
 grpo() { NPROC=$processes RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
 export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16; }
-score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 208 --batch_size 16 --recipe "$recipe" \
+score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 208 --batch_size 52 --recipe "$recipe" \
     --label "$3" --output "$work/$1.json" "${@:4}"; }
 evaluate() { realsr evaluate --restored "$work/restored" --gt "$work/unseen/hq" --lq "$work/unseen/lq" \
     --output "$work/evaluation"; }

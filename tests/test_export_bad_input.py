@@ -167,7 +167,9 @@ def test_weights_of_a_diverged_run_are_refused_with_the_tensor(tiny_model, tmp_p
     ("chain_settings.json", "problem", "\ud800", "problem is"),
     ("image_tokenizer/config.json", "channel_multiplier", [1] * 99, "channel_multiplier"),
     ("image_tokenizer/config.json", "num_res_blocks", 10**6, "num_res_blocks"),
-    ("generation_config.json", None, None, "is not valid JSON")])
+    ("generation_config.json", None, None, "is not valid JSON"),
+    ("generation_config.json", "pad_token_id", "$a$", "generation_config.json can't be used"),
+    ("generation_config.json", "output_hidden_states", True, "generation_config.json can't be used")])
 def test_sizes_that_no_model_has_are_refused_at_once(file, key, value, said, tiny_model, tmp_path, capsys):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     path = folder / file

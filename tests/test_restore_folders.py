@@ -21,6 +21,7 @@ def fill(folder: Path, *names: str) -> Path:
 
 def test_recursive_keeps_the_tree_and_names_what_is_not_read(tiny_model, tmp_path, capsys):
     model = write_model(tmp_path / "model", tiny_model)
+    (model / os.fsdecode(b"\xff")).touch()  # names of any kind, in the model's folder, too
     source = fill(tmp_path / "photos", "a.avif", "sub/B.JFIF", "sub/deep/c.jpg.png", ".hidden/d.png")
     (source / "sub" / "raw.NEF").write_bytes(b"MM\0*")
     (source / "sub" / "notes.txt").write_text("no picture")

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     check_folders(argv)
     from trl import ModelConfig
 
+    from realsr_r1.core.devices import triton_compiler
     from realsr_r1.training.adapters import adapter_config, quantization_config
     from realsr_r1.training.config import ChainGRPOConfig
     from realsr_r1.training.launch import is_finished, only_run_in, prepare_process
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     from realsr_r1.training.resuming import is_more_asked
 
     check_hooks()  # before the first of them is used
+    if args.device.type == "cuda":
+        triton_compiler()
     if not model_args.model_name_or_path:
         raise UserError("--model_name_or_path must name a model folder (assets/tiny, or one from realsr-r1 "
                         "sft or export)")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -179,7 +180,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
              if getattr(args, name) is not None}
     if args.format != "png":
         flags |= {"format": args.format, "quality": args.quality}
-    return {"model": hashlib.sha256(listed.encode()).hexdigest()[:16], **flags, **given_options(args)}
+    return {"model": hashlib.sha256(os.fsencode(listed)).hexdigest()[:16], **flags, **given_options(args)}
 
 
 def is_restored(output: Path, name: str, format: str, made_with: dict[str, Any]) -> bool:

@@ -6,22 +6,24 @@ import sysconfig
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
+from realsr_r1 import grpo
 from realsr_r1.core.devices import triton_compiler
 from realsr_r1.core.errors import UserError
-from realsr_r1.training.launch import prepare_process
 
 
-def test_without_a_compiler_or_pythons_headers_a_run_on_a_gpu_is_refused_at_once(tmp_path, monkeypatch):
-    from transformers import TrainingArguments
-
-    args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none")
+def test_without_a_compiler_a_run_on_a_gpu_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    prepare_process(args)  # on a CPU nothing is compiled
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    args.use_cpu = False
+    monkeypatch.setattr(TrainingArguments, "device", torch.device("cuda"))
+    monkeypatch.setattr("realsr_r1.models.load_policy", lambda *args, **kwargs: pytest.fail("too late"))
     with pytest.raises(UserError, match="no C compiler .* apt install gcc"):
-        prepare_process(args)
+        grpo.main(["--model_name_or_path", "tiny", "--dataset_name", str(tmp_path), "--output_dir",
+                   str(tmp_path / "run"), "--report_to", "none"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_pythons_headers_there_is_no_compiler_for_triton(tmp_path, monkeypatch):
     compiler = tmp_path / "cc"
     monkeypatch.setattr("shutil.which", lambda name: str(compiler))
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))

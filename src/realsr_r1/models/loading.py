@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, is_flash_attn_2_available
+from transformers.utils import ADAPTER_CONFIG_NAME, is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
 from realsr_r1.core.cpu import suit_cpu
@@ -41,7 +41,7 @@ from realsr_r1.models.families import FAMILIES, known_types
 from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig, tokenizer_config
 from realsr_r1.models.protocol import Family, PolicyConfig
 from realsr_r1.models.published import published_image_tokenizer
-from realsr_r1.models.streaming import empty_policy, fill, fill_partitioned
+from realsr_r1.models.streaming import empty_policy, fill, fill_partitioned, read_generation_config
 
 __all__ = ["WEIGHTS", "WEIGHTS_INDEX", "load_image_tokenizer", "load_policy", "policy_config",
            "tensor_shapes", "usable_attention"]
@@ -118,8 +118,7 @@ def _checked_policy(path: Path, attention: str | None) -> tuple[Family, PreTrain
     check_tensors(path, {name: header.shape for name, header in headers.items()},
                   {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()},
                   optional=("lm_head.weight",) if policy.config.tie_word_embeddings else ())
-    if (path / GENERATION_CONFIG_NAME).is_file():
-        read_json(path / GENERATION_CONFIG_NAME, dict[Text, Json])
+    read_generation_config(path)
     return family, policy, headers, len(found) - len(headers)
 
 

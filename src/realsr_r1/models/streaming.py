@@ -22,6 +22,7 @@ from transformers.initialization import no_init_weights
 from transformers.integrations import deepspeed_config
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
 from realsr_r1.core.schema import Json, Text
 from realsr_r1.models.checking import weight_files
@@ -94,6 +95,24 @@ def _readers(path: Path) -> Iterator[dict[str, Any]]:
         yield {name: reader for reader in readers for name in reader.keys()}
 
 
+def read_generation_config(path: Path) -> GenerationConfig | None:
+    """Read a folder's generation_config.json; None where it has none.
+
+    Raises `UserError` that names the file where transformers could not use or save it: a run would
+    find that out when it writes its first checkpoint.
+    """
+    file = path / GENERATION_CONFIG_NAME
+    if not file.is_file():
+        return None
+    settings = read_json(file, dict[Text, Json])
+    try:
+        config = GenerationConfig.from_dict(settings)
+        config.validate(strict=True)
+    except (TypeError, ValueError, AttributeError) as error:  # transformers compares values of any type
+        raise UserError(f"{file} can't be used ({error}); correct it, or remove it") from error
+    return config
+
+
 def _put(policy: PreTrainedModel, name: str, tensor: torch.Tensor, requires_grad: bool) -> nn.Parameter:
     module_name, _, own_name = name.rpartition(".")
     parameter = nn.Parameter(tensor, requires_grad=requires_grad)
@@ -105,7 +124,5 @@ def _finish(policy: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
     policy.tie_weights()
     policy.name_or_path = policy.config.name_or_path = str(path)
     policy.config.dtype = dtype
-    if (path / GENERATION_CONFIG_NAME).is_file():
-        settings = read_json(path / GENERATION_CONFIG_NAME, dict[Text, Json])
-        policy.generation_config = GenerationConfig.from_dict(settings)
+    policy.generation_config = read_generation_config(path) or policy.generation_config
     policy.eval()

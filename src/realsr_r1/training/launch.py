@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from realsr_r1.core.devices import triton_compiler
 from realsr_r1.core.files import atomic_file, open_to_others
 from realsr_r1.core.parents import join_launcher
 from realsr_r1.training.checkpoints import complete_checkpoints
@@ -30,7 +29,7 @@ def prepare_process(args: TrainingArguments) -> None:
     """Join the process group, and let wandb write into the run's folder.
 
     Where nobody is logged in, wandb works offline. On a CPU with DeepSpeed, the group must exist
-    before a model is built. Raises `UserError` on a GPU where Triton has no compiler.
+    before a model is built.
     """
     import logging
     import os
@@ -39,8 +38,6 @@ def prepare_process(args: TrainingArguments) -> None:
     import datasets
     import torch
 
-    if torch.cuda.is_available() and not args.use_cpu:
-        triton_compiler()
     join_launcher()  # also where a script of the user's own calls this
     # DeepSpeed calls collectives by their old names, and torch warns about that at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
