@@ -15,7 +15,8 @@ from realsr_r1.core.errors import UserError
 
 def test_without_a_compiler_a_run_on_a_gpu_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(TrainingArguments, "device", torch.device("cuda"))
+    set_up = TrainingArguments.device.fget
+    monkeypatch.setattr(TrainingArguments, "device", property(lambda args: set_up(args) and torch.device("cuda")))
     monkeypatch.setattr("realsr_r1.models.load_policy", lambda *args, **kwargs: pytest.fail("too late"))
     with pytest.raises(UserError, match="no C compiler .* apt install gcc"):
         grpo.main(["--model_name_or_path", "tiny", "--dataset_name", str(tmp_path), "--output_dir",
