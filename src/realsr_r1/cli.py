@@ -24,7 +24,7 @@ COMMANDS = {
     "grpo": ("grpo", "reinforcement learning (VLCoT-GRPO) from a cold-started policy"),
     "export": ("export", "training checkpoint -> a model folder that needs nothing else"),
     "restore": ("restore", "model folder + photos -> restored photos and their chains"),
-    "evaluate": ("evaluate", "restored photos against the originals: a table, JSON and CSV"),
+    "evaluate": ("evaluate", "restored photos against the originals, or alone: tables with intervals"),
     "score": ("score", "a model folder's rewards on fixed prompts and noise, alone or paired with another's"),
     "report": ("report", "training run -> one HTML page with curves and pictures"),
     "demo": ("demo", "a page on this machine on which a photo is restored while one watches"),
