@@ -25,6 +25,7 @@ COMMANDS = {
     "export": ("export", "training checkpoint -> a model folder that needs nothing else"),
     "restore": ("restore", "model folder + photos -> restored photos and their chains"),
     "evaluate": ("evaluate", "restored photos against the originals, or alone: tables with intervals"),
+    "benchmark": ("benchmark", "model folder + a test set of the field -> a table beside the published ones"),
     "score": ("score", "a model folder's rewards on fixed prompts and noise, alone or paired with another's"),
     "report": ("report", "training run -> one HTML page with curves and pictures"),
     "demo": ("demo", "a page on this machine on which a photo is restored while one watches"),

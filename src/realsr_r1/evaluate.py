@@ -1,7 +1,7 @@
 """`realsr-r1 evaluate`: compares restored photos with the originals, or judges them without.
 
 It averages over photos, prints a table, and writes it as JSON, CSV, Markdown and LaTeX. The package
-`measuring` pairs, reads and scores; the tables are in reporting/metrics_text.py.
+`measuring` pairs, reads and scores; the tables are in reporting/text_tables.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from realsr_r1.measuring.pairing import find_triples
 from realsr_r1.measuring.score_store import ScoreStore
 from realsr_r1.measuring.scoring import Scoring
 from realsr_r1.measuring.summary import summarise
-from realsr_r1.reporting.metrics_text import metrics_csv, metrics_text, print_metrics
+from realsr_r1.reporting.text_tables import metrics_csv, metrics_table
 
 SCORES_FILE = "scores.jsonl"
 NO_METHODS = (LQ, MEAN_COLOUR, "name", "resized", "region")  # keys of a photo in metrics.json
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
                        lambda name, row: scoring.score_set(name, row, triples), notes)
     result |= {"unavailable": unavailable, "made_from": made_from}
     files = write_results(args.output, result)
-    print_metrics(result)
+    print_table(result)
     print(f"written: {', '.join(map(str, files))}")
     return 0
 
@@ -131,13 +131,19 @@ def named_folders(words: list[str]) -> dict[str, Path]:
 
 def write_results(folder: Path, result: dict[str, Any]) -> list[Path]:
     """Write metrics.json, .csv, .md and .tex: all or none. Returns their paths."""
+    table = metrics_table(result)
     texts = {"json": json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-             "csv": metrics_csv(result), "md": metrics_text(result, "md"), "tex": metrics_text(result, "tex")}
+             "csv": metrics_csv(result), "md": table.text("md"), "tex": table.text("tex")}
     files = [folder / f"metrics.{suffix}" for suffix in texts]
     with contextlib.ExitStack() as stack:
         for file, text in zip(files, texts.values(), strict=True):
             stack.enter_context(atomic_file(file)).write_text(text, encoding="utf-8", newline="")
     return files
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Print the means, one line for each metric, and the notes."""
+    metrics_table(result, in_full=False).print()
 
 
 if __name__ == "__main__":

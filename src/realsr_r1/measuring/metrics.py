@@ -107,9 +107,10 @@ def described(name: str, border: int) -> dict[str, Any]:
             "options": metric.options}
 
 
-def parse_metrics(text: str | None, has_originals: bool = True) -> list[str]:
+def parse_metrics(text: str | None, has_originals: bool = True, given_by: str = "--metrics") -> list[str]:
     """Return names without repeats, from `"psnr,ssim"` or `"all"`; None stands for the offline ones.
 
+    `given_by`: where the text stands, for messages.
     Without originals those are left out that compare with one. Raises `UserError` for an unknown
     name, with the near and the usual ones, and for one that can't be had without originals.
     """
@@ -121,14 +122,14 @@ def parse_metrics(text: str | None, has_originals: bool = True) -> list[str]:
     unknown = [name for name in others if name not in of_pyiqa]
     if unknown or not names:
         near = difflib.get_close_matches(unknown[0], {*METRICS, *of_pyiqa}) if unknown else []
-        raise UserError(f"--metrics: unknown metric {', '.join(map(repr, unknown)) or repr(text)}"
+        raise UserError(f"{given_by}: unknown metric {', '.join(map(repr, unknown)) or repr(text)}"
                         f"{f' (did you mean {near[0]}?)' if near else ''}; known are {', '.join(METRICS)}, any "
                         "other metric of pyiqa that judges one image, or all")
     if has_originals:
         return names
     comparing = [name for name in names if metric_of(name).kind != "single"]
     if text is not None and text.lower() != "all" and comparing:
-        raise UserError(f"--metrics {comparing[0]} compares with the original: give --gt, or leave it out")
+        raise UserError(f"{given_by} {comparing[0]} compares with the original: give --gt, or leave it out")
     return [name for name in names if name not in comparing]
 
 

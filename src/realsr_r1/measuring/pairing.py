@@ -47,10 +47,10 @@ def find_triples(methods: dict[str, Path], gt: Path | None, lq: Path | None, ski
     suffix, and when no name is in all folders; without `skip_bad` also when a photo lacks a restored
     or an LQ image.
     """
-    restored = {method: _by_stem(folder, "--restored", recursive) for method, folder in methods.items()}
-    gt_files = _by_stem(gt, "--gt", recursive) if gt else {
+    restored = {method: files_by_stem(folder, "--restored", recursive) for method, folder in methods.items()}
+    gt_files = files_by_stem(gt, "--gt", recursive) if gt else {
         name: path for files in restored.values() for name, path in files.items()}
-    lq_files = _by_stem(lq, "--lq", recursive) if lq else {}
+    lq_files = files_by_stem(lq, "--lq", recursive) if lq else {}
     pairs = sorted(gt_files.keys() & set.intersection(*map(set, restored.values())))
     if not pairs:
         folders = [*methods.values(), *([gt] if gt else [])]
@@ -80,7 +80,7 @@ def find_triples(methods: dict[str, Path], gt: Path | None, lq: Path | None, ski
                    gt_files[name] if gt else None, lq_files.get(name)) for name in pairs], notes
 
 
-def _by_stem(folder: Path, flag: str, recursive: bool) -> dict[str, Path]:
+def files_by_stem(folder: Path, flag: str, recursive: bool) -> dict[str, Path]:
     files: dict[str, Path] = {}
     without = [folder / CHAINS_FOLDER] if flag == "--restored" else []
     listing = listed_images(existing_folder(folder, flag), recursive, without)

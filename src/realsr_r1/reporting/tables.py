@@ -202,7 +202,7 @@ def metrics_rows(result: dict[str, Any]) -> list[Row]:
         known = [value for value in values if value is not None]
         best = (min if metric["lower_better"] else max)(known) if len(known) > 1 else None
         form = f".{metric['decimals']}f"
-        cells = [Cell(figure(value, form), _bounds(row.get("ci95", {}).get(name), form),
+        cells = [Cell(figure(value, form), bounds_text(row.get("ci95", {}).get(name), form),
                       is_best=best is not None and value == best)
                  for row, value in zip(result["rows"], values, strict=True)]
         cells += [_difference(found.get(name), metric) for found in result.get("paired", {}).values()]
@@ -224,10 +224,12 @@ def _difference(found: dict[str, Any] | None, metric: dict[str, Any]) -> Cell:
     bounds, form = found.get("ci95"), f"+.{metric['decimals']}f"
     sign = -1 if metric["lower_better"] else 1
     kind, title, _ = _verdict(bounds and sorted(sign * bound for bound in bounds), "better", "worse")
-    return Cell(_minus(f"{found['difference']:{form}}"), _bounds(bounds, form), kind, title, kind != "wrong")
+    return Cell(_minus(f"{found['difference']:{form}}"), bounds_text(bounds, form), kind, title,
+                kind != "wrong")
 
 
-def _bounds(bounds: list[float] | None, form: str) -> str:
+def bounds_text(bounds: list[float] | None, form: str) -> str:
+    """Return an interval in brackets, or an empty text where there is none."""
     return _minus(f"[{bounds[0]:{form}}, {bounds[1]:{form}}]") if bounds else ""
 
 
