@@ -46,7 +46,8 @@ if [ "$from_scratch" = 1 ]; then
 fi
 
 grpo() { NPROC=2 RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
-export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16; }
+export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16 \
+    --licences assets/photos/licences.yaml "$@"; }
 score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 208 --batch_size 16 --recipe "$recipe" \
     --label "$3" --output "$work/$1.json" "${@:4}"; }
 evaluate() { realsr evaluate --restored "$work/restored" --gt "$work/unseen/hq" --lq "$work/unseen/lq" \
@@ -64,6 +65,7 @@ stage "whole photos never used, degraded" "$python" scripts/tools/degrade_photos
     --names coffee,rocket,flower --degradation configs/degradation/tiny.yaml --longest_side 256 --output "$work/unseen"
 stage "restore" realsr restore --model "$work/model" --input "$work/unseen/lq" --output "$work/restored"
 stage "evaluate" evaluate
+stage "model card" export_model --metrics "$work/evaluation/metrics.json"
 stage "figure" figure
 stage "report" report
 

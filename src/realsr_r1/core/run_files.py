@@ -9,6 +9,7 @@ from realsr_r1.core.schema import Count, Json, Len, Number, Place, Text, TypedDi
 LOG_FILE = "log_history.jsonl"  # one JSON object for each logged step
 STATE_FILE = "trainer_state.json"  # transformers' own file in a checkpoint, with the log up to it
 SETTINGS_FILE = "settings.json"  # a run's settings as name -> value, for reports and for resuming
+DIFFERENCES_FILE = "differences.json"  # what the run does otherwise than the profile of --compare_with
 STOP_FILE = "stopped.json"  # what ended the run, where a condition of --stop_if did
 
 Settings = dict[Text, Json]
@@ -38,6 +39,22 @@ class StopFile(TypedDict):
     reason: Text
     best_checkpoint: Place | None
     best_by: Text | None
+
+
+class Difference(TypedDict):
+    """A row of `DIFFERENCES_FILE`: a setting, in words, as the run has it and as the profile does."""
+
+    setting: Text
+    what: Text
+    ours: Text
+    theirs: Text
+
+
+class DifferencesFile(TypedDict):
+    """`DIFFERENCES_FILE`. `profile`: its name."""
+
+    profile: Text
+    rows: list[Difference]
 
 
 class PromptFile(TypedDict, total=False, extra_items=Json):
