@@ -17,7 +17,7 @@ from realsr_r1.core.files import existing_folder, read_json, read_yaml, resumabl
 from realsr_r1.core.images import cover_offset, load_image
 from realsr_r1.core.presets import PRESETS
 from realsr_r1.core.schema import Count, Ge, Gt, Json, Le, Len, MinLen, Place, Text, fields_of
-from realsr_r1.core.texts import composed
+from realsr_r1.core.texts import composed, split_list
 from realsr_r1.measuring.pairing import files_by_stem, listed
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def spelled_out(pattern: str) -> list[str]:
 def _choices(text: str) -> list[str]:
     numbers = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", text)
     if not numbers:
-        return text.split(",")
+        return split_list(text)
     first, last = numbers.groups()
     numbers_between = range(int(first), min(int(last), int(first) + MOST_NAMES) + 1)
     return [str(number).zfill(len(first)) for number in numbers_between]
