@@ -65,9 +65,11 @@ METRICS = {
     "lpips": Metric("LPIPS", "pair", True, 4),
     "dists": Metric("DISTS", "pair", True, 4),
     "fid": Metric("FID", "set", True, 2),
-    "niqe": Metric("NIQE", "single", True, 3, channel="Y of YIQ", rounding=_WHOLE_STEPS),
+    # Its fit drops flat blocks, of which each image may have another number.
+    "niqe": Metric("NIQE", "single", True, 3, channel="Y of YIQ", rounding=_WHOLE_STEPS, batched=False),
     "musiq": Metric("MUSIQ", "single", False, 2),
-    "maniqa-pipal": Metric("MANIQA (PIPAL)", "single", False, 4),
+    # An image's 20 crops are a batch already.
+    "maniqa-pipal": Metric("MANIQA (PIPAL)", "single", False, 4, batched=False),
     "clipiqa": Metric("CLIPIQA", "single", False, 4),
     "topiq_nr": Metric("TOPIQ", "single", False, 4),
     "topiq_nr-spaq": Metric("TOPIQ (SPAQ)", "single", False, 4),
