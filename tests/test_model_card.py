@@ -45,7 +45,9 @@ def run(tmp_path: Path, model: Path, monkeypatch) -> Path:
     write("run/settings.json", json.dumps(SETTINGS))
     write("run/checkpoint-40/trainer_state.json", json.dumps({"global_step": 40}))
     write("models/base/README.md", "---\nlicense: mit\n---\n# Base\n")
-    write("sets/photos/create_json.json", json.dumps({"summary": "train 312, test 48 | train labels: blur"}))
+    write("sets/photos/create_json.json", json.dumps({
+        "fingerprint": {"format": 1}, "summary": "train 312, test 48 | train labels: blur", "records": 360,
+        "bad": [], "bad_count": 0, "left_out_count": 0}))
     write("metrics.json", json.dumps(METRICS))
     return tmp_path / "run"
 
@@ -85,6 +87,12 @@ def test_whatever_stands_in_a_run_is_shown_as_it_is(run):
 
 
 def test_what_is_not_known_is_said_so(run):
+    Path("sets/photos/create_json.json").unlink()
+    note = {"dataset": "d", "seed": 0, "fingerprint": "f"}
+    write("sets/photos/tokens.json", json.dumps({
+        "format": 2, "tokenizer": {"folder": "f", "fingerprint": "f"},
+        "splits": {"train": {**note, "records": 30}, "test": {**note, "records": 4}}}))
+    assert "| data | photos: train 30, test 4 |" in exported(output="of_tokens")
     shutil.rmtree("sets")
     card = exported()
     assert "photos, whose counts are not known here" in card and "the run was not compared" in card

@@ -25,11 +25,13 @@ from realsr_r1.core.run_files import (
     STATE_FILE,
     DifferencesFile,
     Settings,
-    StateFile,
 )
+from realsr_r1.core.run_files import StateFile as TrainerFile
 from realsr_r1.core.schema import Json, Text, TypedDict
 from realsr_r1.core.templates import template
 from realsr_r1.data.building.build import STATE_FILE as DATASET_STATE
+from realsr_r1.data.building.build import StateFile
+from realsr_r1.data.tokens.token_store import STORE_FILE, StoreFile
 from realsr_r1.models.checking import tensor_shapes
 from realsr_r1.reporting.run_folder import HEADLINE_SETTINGS
 from realsr_r1.reporting.text_tables import metrics_table
@@ -121,9 +123,13 @@ def _metadata(licences: Mapping[str, str]) -> str:
 def _data(data: Path | None) -> str:
     if data is None:
         return UNKNOWN
-    with contextlib.suppress(UserError):
-        summary = read_json(data / DATASET_STATE, dict[Text, Json]).get("summary")
-        return f"{data.name}: {str(summary).partition(' | ')[0]}"
+    if (data / DATASET_STATE).is_file():
+        summary = read_json(data / DATASET_STATE, StateFile)["summary"]
+        return f"{data.name}: {summary.partition(' | ')[0]}"
+    if (data / STORE_FILE).is_file():  # a cold start's chains as token ids
+        splits = read_json(data / STORE_FILE, StoreFile)["splits"]
+        counts = ", ".join(f"{split} {note['records']}" for split, note in splits.items())
+        return f"{data.name}: {counts}"
     return f"{data.name}, whose counts are {UNKNOWN}"
 
 
@@ -132,7 +138,7 @@ def _stage(run: Path | None, source: Path, settings: Settings) -> str:
         return "none: weights that were there are exported"
     stage = "GRPO" if "reward_funcs" in settings else "cold start"
     places = [run, *run.glob("checkpoint-*")] if source == run else [source]
-    steps = [read_json(place / STATE_FILE, StateFile).get("global_step", 0) for place in places
+    steps = [read_json(place / STATE_FILE, TrainerFile).get("global_step", 0) for place in places
              if (place / STATE_FILE).is_file()]
     return f"{stage}, {max(steps):,} steps" if steps else stage
 

@@ -130,6 +130,7 @@ def _metrics(content: Content) -> dict[str, Any]:
     if content.metrics is None:
         return {"metrics": None}
     return {"metrics": metrics_rows(content.metrics), "pairs": content.metrics["pairs"],
+            "intervals": content.metrics.get("intervals"),
             "metrics_names": metrics_headings(content.metrics),
             "metrics_notes": metrics_notes(content.metrics)}
 

@@ -71,8 +71,8 @@ class MetricsImage(TypedDict, extra_items=dict[Text, Number | None] | bool | Tex
 class MetricsFile(TypedDict, extra_items=Json):
     """metrics.json of `realsr-r1 evaluate`.
 
-    `methods`: names of the rows of restored photos. `paired`: another row -> metric -> by how much
-    the first method differs from that row.
+    `methods`: names of the rows of restored photos. `intervals`: what those in it are. `paired`:
+    another row -> metric -> by how much the first method differs from that row.
     """
 
     pairs: Count
@@ -80,6 +80,7 @@ class MetricsFile(TypedDict, extra_items=Json):
     rows: Annotated[list[MetricsRow], MinLen(1)]
     images: list[MetricsImage]
     methods: NotRequired[Annotated[list[Text], MinLen(1)]]
+    intervals: NotRequired[Text]
     paired: NotRequired[dict[Text, dict[Text, Difference]]]
     notes: NotRequired[list[Text]]
     unavailable: NotRequired[dict[Text, Text]]
