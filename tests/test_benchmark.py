@@ -144,6 +144,9 @@ def test_a_suite_without_originals_is_judged_by_what_needs_none(place, model):
     ({"scale": 0}, [], "scale is 0; it must be above 0"), ({"where": None}, [], "has no key 'where'"),
     ({"colour": 1}, [], "unknown key 'colour'"),
     ({"published": "Set5"}, [], "is 'Set5'; Table 1 has rows of OST-Val"),
+    ({"differs": {"psnr": "a"}}, [], "`differs` has 'psnr'"),
+    ({"published": None}, [], "`differs` has 'PSNR'"),
+    ({"hq_px": [48, 48]}, [], "hq_px is not lq_px times the scale 2"),
     ({"names": ["a_{0..999999999}"]}, [], "at most 100,000"), ({"hq": "../high"}, [], "hq is '../high'"),
     ({}, ["--", "--scale", "4"], "--scale is the suite's"), ({}, ["--metrics", "psrn"], "did you mean psnr"),
 ])

@@ -57,11 +57,17 @@ def mean(result: dict, row: str, metric: str) -> float:
 
 
 def test_psnr_and_ssim_are_those_of_luma(folders: Path) -> None:
+    import pyiqa
+
     result = run(folders)
+    ssim = pyiqa.create_metric("ssim", test_y_channel=True, color_space="ycbcr", device="cpu")
     for image in result["images"]:
         original, restored = luma(PHOTOS[image["name"]]), luma(noisy(PHOTOS[image["name"]]))
         field = 10 * numpy.log10(255**2 / ((original - restored) ** 2).mean())
         assert image["restored"]["psnr"] == pytest.approx(field, abs=1e-3)
+        files = (folders / folder / f"{image['name']}.{suffix}" for folder, suffix in (("restored", "png"),
+                                                                                      ("gt", "bmp")))
+        assert image["restored"]["ssim"] == pytest.approx(float(ssim(*map(str, files))), abs=1e-6)
         original, restored = original.round(), restored.round()  # pyiqa's SSIM rounds Y, as MATLAB's does
         whole = metrics.structural_similarity(original, restored, data_range=255, gaussian_weights=True,
                                               sigma=1.5,

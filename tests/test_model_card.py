@@ -87,6 +87,12 @@ def test_whatever_stands_in_a_run_is_shown_as_it_is(run):
 
 
 def test_what_is_not_known_is_said_so(run):
+    write("models/base/README.md", "# Somebody's model\n")
+    of_before = {key: METRICS[key] for key in ("pairs", "rows", "images")}  # an older version's file
+    psnr = {"label": "PSNR", "unit": None, "decimals": 2, "lower_better": False}
+    write("metrics.json", json.dumps({**of_before, "metrics": {"psnr": psnr}}))
+    card = exported("--metrics", "metrics.json", output="of_less")
+    assert "| base (base) | not known here |" in card and "| PSNR ↑ | 23.46" in card
     Path("sets/photos/create_json.json").unlink()
     note = {"dataset": "d", "seed": 0, "fingerprint": "f"}
     write("sets/photos/tokens.json", json.dumps({

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     suite = Suite.from_yaml(args.suite)
     metrics = parse_metrics(args.metrics or ",".join(suite.metrics), suite.hq is not None,
                             "--metrics" if args.metrics else f"{args.suite}, metrics")
-    published = published_rows(suite.published)
+    published = published_rows(suite.published, suite.differs)
     existing_folder(args.model, "--model", "model folder")
     check_new_folder(args.output, "--output")
     refused = [word for word in args.restoring if word.partition("=")[0] in OF_THE_SUITE]

@@ -54,9 +54,8 @@ _Y, _WHOLE_STEPS = "Y of YCbCr (BT.601, 16 to 235)", "Y to whole steps of 255"
 _LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as usual in papers
 
 # The ten metrics of the RealSR-R1 paper, its TOPIQ in two variants (the released script uses SPAQ's),
-# then some that need no weights. An identical pair has a
-# PSNR of 80 dB: pyiqa adds 1e-8 to the mean squared error of images in [0, 1], so the value is
-# always finite.
+# then some that need no weights. An identical pair has a PSNR of 80 dB: pyiqa adds 1e-8 to the mean
+# squared error of images in [0, 1], so the value is always finite.
 METRICS = {
     "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB", in_tiles=False, channel=_Y),
     # Its batch takes 121 copies of the images, and is slower on a CPU (rewards/metric_experts.py).

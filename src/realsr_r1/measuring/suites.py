@@ -71,6 +71,8 @@ class Suite:
             raise UserError(f"{path} (given by --suite) has hq_px without hq")
         if suite.crop and not suite.lq_px:
             raise UserError(f"{path} (given by --suite) has crop without lq_px")
+        if suite.lq_px and suite.hq_px and [round(side * suite.scale) for side in suite.lq_px] != suite.hq_px:
+            raise UserError(f"{path} (given by --suite): hq_px is not lq_px times the scale {suite.scale:g}")
         return suite
 
 

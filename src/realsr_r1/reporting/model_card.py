@@ -89,8 +89,9 @@ class ModelCard:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Return the metadata of the card in `folder`; none where there is no card that can be read."""
-    with contextlib.suppress(UserError, OSError, UnicodeError):
+    """Return the metadata of the card in `folder`; none where there is no card with such."""
+    # It may be anybody's README: without metadata, in another encoding, below a path that can't be one.
+    with contextlib.suppress(UserError, OSError, ValueError):
         _, head, _ = (folder / CARD_FILE).read_text(encoding="utf-8").split("---\n", 2)
         return parsed_yaml(head, CARD_FILE, Metadata)
     return {}
@@ -105,7 +106,8 @@ def _licences(base: Path, data: Path | None, settings: Settings, given: Mapping[
         parts[f"base ({base.name})"] = stated if isinstance(stated, str) else UNKNOWN
     if data is not None and not given:
         parts.setdefault(f"photos of {data.name}", UNKNOWN)
-    if "generation" in (settings.get("reward_funcs") or ()):
+    rewards = settings.get("reward_funcs")
+    if isinstance(rewards, list) and "generation" in rewards:
         parts["pyiqa (experts of the generation reward)"] = (
             "PolyForm Noncommercial 1.0.0; the experts' weights have their own")
     return {**parts, **given}

@@ -38,11 +38,15 @@ class Table1(TypedDict, extra_items=Json):
     records: list[Record]
 
 
-def published_rows(dataset: str | None) -> dict[str, dict[str, float]]:
+def published_rows(dataset: str | None, differs: Mapping[str, str]) -> dict[str, dict[str, float]]:
     """Return method -> metric of ours -> value, of a data set of Table 1; none without a data set.
 
-    Raises `UserError` for a data set that isn't in it.
+    `differs`: see `beside_published`. Raises `UserError` for a data set or a metric that isn't in it.
     """
+    unknown = sorted(differs.keys() - ({ALL, *METRICS} if dataset else set()))
+    if unknown:
+        raise UserError(f"the suite's `differs` has {unknown[0]!r}; it says what differs in `published` "
+                        f"rows, of {ALL} or of {', '.join(METRICS)}")
     if dataset is None:
         return {}
     records = read_json(TABLE_1, Table1)["records"]

@@ -13,6 +13,8 @@ from typing import Any
 from realsr_r1.core.templates import template
 from realsr_r1.reporting.tables import NONE, Cell, metrics_headings, metrics_notes, metrics_rows
 
+HOW = {"version", "channel", "rounding", "border"}  # keys of a metric that older files don't have
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -54,9 +56,10 @@ def metrics_table(result: dict[str, Any], in_full: bool = True) -> TextTable:
     """
     computed = [f"{metric['label']}: {metric['version']}; channel: {metric['channel']}; rounded: "
                 f"{metric['rounding']}; border of {metric['border']} px cut off"
-                for metric in result["metrics"].values()] if in_full else []
+                for metric in result["metrics"].values() if metric.keys() >= HOW] if in_full else []
     rows = [(f"{row.name} {'↓' if row.lower_better else '↑'}", row.cells) for row in metrics_rows(result)]
-    title = f"Means of {result['pairs']} photo(s); in brackets {result['intervals']}; bold: best of a row."
+    brackets = f"in brackets {result['intervals']}; " if "intervals" in result else ""
+    title = f"Means of {result['pairs']} photo(s); {brackets}bold: best of a row."
     return TextTable(title, "metric", metrics_headings(result), rows, computed + metrics_notes(result))
 
 

@@ -66,7 +66,7 @@ class AnnotatedJob:
                         writer.rejected[crop.name] = Item(crop.name, str(error))
                         continue
                     files = {}
-                    for key in COLUMN_OF_KEY.keys() & record.keys():
+                    for key in (key for key in COLUMN_OF_KEY if key in record):
                         link_or_copy(self.drawn / record[key], self.work / record[key])
                         files[key] = (self.work / record[key]).read_bytes()
                         writer.images[record[key]] = len(files[key])
