@@ -165,8 +165,8 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: Cha
             usable = hash_photos(others, work / "parts" / "others", args.num_proc,
                                  lambda some: job.for_photos(some).usable)
             job = replace(job, twins=usable.twins())
-            of_photos = annotating(parts, {kind: asked[kind] for kind in asked.keys() - of_crops}, asking,
-                                   levels)
+            of_photos = annotating(parts, {kind: model for kind, model in asked.items()
+                                           if kind not in of_crops}, asking, levels)
             if of_crops:
                 side = "hq_path" if args.annotate_side == "hq" else "image_path"
                 make_annotated_parts(job, parts, args.num_proc, side, of_photos,
