@@ -44,7 +44,7 @@ realsr sft --config configs/recipes/tiny_sft.yaml --dataset_name "$work/tokens" 
     --output_dir "$work/cold_start" "${cold_start[@]}"
 
 stage "export in float16"
-realsr export --checkpoint "$work/cold_start" --output "$work/tiny" --dtype float16
+realsr export --checkpoint "$work/cold_start" --output "$work/tiny" --dtype float16 --licences assets/photos/licences.yaml
 du -sh "$work/tiny"
 if [ "${INSTALL:-0}" = 1 ]; then
     rm -rf assets/tiny && cp -r "$work/tiny" assets/tiny

@@ -47,8 +47,10 @@ fi
 
 # Two processes on a CPU; with GPUs one a GPU, for NCCL refuses two on one.
 processes=$("$python" -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))')
-grpo() { NPROC=$processes RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh; }
-export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16; }
+grpo() { NPROC=$processes RECIPE=$recipe MODEL=$model DATASET=$data OUTPUT=$run bash scripts/train_grpo.sh \
+    --compare_with published; }
+export_model() { realsr export --checkpoint "$run" --output "$work/model" --dtype float16 \
+    --licences assets/photos/licences.yaml "$@"; }
 score() { [ -f "$work/$1.json" ] || realsr score --model "$2" --dataset_name "$data" --samples 208 --batch_size 52 --recipe "$recipe" \
     --label "$3" --output "$work/$1.json" "${@:4}"; }
 evaluate() { realsr evaluate --restored "$work/restored" --gt "$work/unseen/hq" --lq "$work/unseen/lq" \
@@ -66,6 +68,7 @@ stage "whole photos never used, degraded" "$python" scripts/tools/degrade_photos
     --names coffee,rocket,flower --degradation configs/degradation/tiny.yaml --longest_side 256 --output "$work/unseen"
 stage "restore" realsr restore --model "$work/model" --input "$work/unseen/lq" --output "$work/restored"
 stage "evaluate" evaluate
+stage "model card" export_model --metrics "$work/evaluation/metrics.json"
 stage "figure" figure
 stage "report" report
 

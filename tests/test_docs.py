@@ -15,7 +15,8 @@ FOLDERS = ("assets", "configs", "docs", "figs", "local_scripts", "scripts", "src
 MOST_LINES = 130
 # Files of others that the docs name, and those that a reader of extending.md writes.
 PUBLISHED = {"vqgan.yaml", "trl/trainer/grpo_trainer.py", "my_advantages.py", "my_base.py",
-             "my_experts.py", "my_grpo.py", "my_rewards.py", "my_chain.yaml", "my_degradation.yaml"}
+             "my_experts.py", "my_grpo.py", "my_labeller.py", "my_rewards.py", "my_chain.yaml",
+             "my_degradation.yaml", "my_suite.yaml"}
 SCRIPT_OF_COMMAND = {"train_grpo.sh": "grpo", "train_multinode.sh": "grpo", "train_sft.sh": "sft",
                      "prepare_data.sh": "create-json"}
 

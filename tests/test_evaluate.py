@@ -5,6 +5,7 @@ half results.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import urllib.error
@@ -56,11 +57,17 @@ def mean(result: dict, row: str, metric: str) -> float:
 
 
 def test_psnr_and_ssim_are_those_of_luma(folders: Path) -> None:
+    import pyiqa
+
     result = run(folders)
+    ssim = pyiqa.create_metric("ssim", test_y_channel=True, color_space="ycbcr", device="cpu")
     for image in result["images"]:
         original, restored = luma(PHOTOS[image["name"]]), luma(noisy(PHOTOS[image["name"]]))
-        assert image["restored"]["psnr"] == pytest.approx(
-            metrics.peak_signal_noise_ratio(original, restored, data_range=255), abs=0.05)
+        field = 10 * numpy.log10(255**2 / ((original - restored) ** 2).mean())
+        assert image["restored"]["psnr"] == pytest.approx(field, abs=1e-3)
+        files = (folders / folder / f"{image['name']}.{suffix}" for folder, suffix in (("restored", "png"),
+                                                                                      ("gt", "bmp")))
+        assert image["restored"]["ssim"] == pytest.approx(float(ssim(*map(str, files))), abs=1e-6)
         original, restored = original.round(), restored.round()  # pyiqa's SSIM rounds Y, as MATLAB's does
         whole = metrics.structural_similarity(original, restored, data_range=255, gaussian_weights=True,
                                               sigma=1.5,
@@ -89,6 +96,28 @@ def test_rows_for_the_input_and_the_mean_colour_stand_beside(folders: Path,
     assert all(f"{mean(result, row['name'], 'psnr'):.2f}" in printed for row in result["rows"])
 
 
+def test_the_result_says_how_each_metric_was_computed(folders: Path) -> None:
+    found = run(folders, "--metrics", "psnr,ssim,nlpd")["metrics"]
+    assert "YCbCr" in found["psnr"]["channel"] and found["psnr"]["rounding"] == "none"
+    assert "whole steps" in found["ssim"]["rounding"]
+    assert all(metric["border"] == 0 and metric["version"].startswith("pyiqa 0.")
+               for metric in found.values())
+    text = (folders / "out" / "metrics.md").read_text(encoding="utf-8")
+    assert all(words in text for words in ("channel: Y of YCbCr", "rounded: Y to whole steps of 255"))
+
+
+def test_a_border_is_cut_off_before_every_metric(folders: Path) -> None:
+    result = run(folders, "--crop_border", "4", "--metrics", "psnr,piqe", "--lq", str(folders / "lq"))
+    for image in result["images"]:
+        original, restored = (luma(pixels)[4:-4, 4:-4] for pixels in (PHOTOS[image["name"]],
+                                                                     noisy(PHOTOS[image["name"]])))
+        field = 10 * numpy.log10(255**2 / ((original - restored) ** 2).mean())
+        assert image["restored"]["psnr"] == pytest.approx(field, abs=1e-3)
+    assert result["metrics"]["piqe"]["border"] == 4
+    with pytest.raises(UserError, match=r"--crop_border 24 leaves nothing of astronaut .48x48 px."):
+        run(folders, "--crop_border", "24", "--overwrite")
+
+
 def test_json_and_csv_agree(folders: Path) -> None:
     result = run(folders, "--lq", str(folders / "lq"))
     with open(folders / "out" / "metrics.csv", encoding="utf-8", newline="") as file:
@@ -114,19 +143,28 @@ def test_results_of_other_folders_or_metrics_are_replaced_only_if_asked(folders:
     assert list(run(folders, "--metrics", "ssim", "--overwrite")["metrics"]) == ["ssim"]
 
 
-def test_the_gain_over_the_input_has_its_interval_over_photos(folders: Path) -> None:
+def test_means_and_gains_over_the_input_have_bootstrap_intervals_over_photos(folders: Path) -> None:
     result = run(folders, "--lq", str(folders / "lq"))
-    for name, gain in result["gain"].items():
+    gains = result["paired"]["LQ input"]
+    for name, gain in gains.items():
         differences = [image["restored"][name] - image["LQ input"][name] for image in result["images"]]
-        assert gain["mean"] == pytest.approx(numpy.mean(differences))
-        assert gain["interval"] == pytest.approx(1.96 * numpy.std(differences, ddof=1) / 3**0.5)
-    assert set(result["gain"]) == set(result["metrics"])
-    assert run(folders, "--overwrite")["gain"] == {}
+        assert gain["difference"] == pytest.approx(numpy.mean(differences))
+        draws = [numpy.mean(draw) for draw in itertools.product(differences, repeat=3)]  # all that there are
+        limits = numpy.percentile(draws, [2.5, 97.5], method="inverted_cdf")
+        assert gain["ci95"] == pytest.approx(list(limits))
+    assert set(gains) == set(result["metrics"])
+    low, high = result["rows"][-1]["ci95"]["ssim"]
+    assert min(image["restored"]["ssim"] for image in result["images"]) <= low < high < 1
+    assert "bootstrap" in result["intervals"] and run(folders, "--overwrite")["paired"] == {}
 
 
-def test_another_size_is_resized_to_the_originals_with_a_note(folders: Path) -> None:
+def test_another_size_is_an_error_unless_it_may_be_resized(folders: Path) -> None:
     Image.fromarray(PHOTOS["coffee"]).resize((96, 96)).save(folders / "restored" / "coffee.png")
-    result = run(folders, "--metrics", "psnr")
+    with pytest.raises(UserError, match="coffee.png is 96x96 px and .*coffee.bmp 48x48 px; .*--resize"):
+        run(folders)
+    assert not (folders / "out").exists()
+    assert run(folders, "--metrics", "psnr", "--skip_bad")["pairs"] == 2
+    result = run(folders, "--metrics", "psnr", "--resize", "--overwrite")
     assert {image["name"]: image["resized"] for image in result["images"]} == {
         "astronaut": False, "chelsea": False, "coffee": True}
     assert any("1 of 3 restored images were resized" in note for note in result["notes"])
@@ -158,12 +196,11 @@ def test_metrics_without_weights_do_not_stop_the_rest(
     monkeypatch.setattr(pyiqa, "create_metric", create_offline)
     result = run(folders, "--metrics", "all")
     assert asked == ["psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa-pipal", "clipiqa",
-                     "topiq_nr",
-                     "piqe", "fsim", "gmsd", "vsi"]
+                     "topiq_nr", "topiq_nr-spaq", "piqe", "fsim", "gmsd", "vsi"]
     assert list(result["metrics"]) == ["psnr", "ssim", "fid", "piqe", "fsim", "gmsd", "vsi"]
     assert mean(result, "restored", "fid") == 12.5
     printed = capsys.readouterr().out
-    for name in ("lpips", "dists", "niqe", "musiq", "maniqa-pipal", "clipiqa", "topiq_nr"):
+    for name in ("lpips", "dists", "niqe", "musiq", "maniqa-pipal", "clipiqa", "topiq_nr", "topiq_nr-spaq"):
         assert f"{name}: n/a (weights not available" in printed and name in result["unavailable"]
     with pytest.raises(UserError, match="none of the metrics"):
         run(folders, "--metrics", "lpips", "--overwrite")

@@ -26,7 +26,7 @@ def original(name: str = "astronaut") -> Image.Image:
 
 def evaluate(folder: Path, *more: str) -> int:
     return exit_code(main, ["--restored", str(folder / "restored"), "--gt", str(folder / "gt"), "--output",
-                            str(folder / "out"), "--metrics", "psnr", "--device", "cpu", *more])
+                            str(folder / "out"), "--metrics", "psnr", "--device", "cpu", "--resize", *more])
 
 
 def pair(folder: Path, restored: Image.Image, gt: Image.Image, name: str = "a.png") -> None:

@@ -13,6 +13,8 @@ import torch
 
 from realsr_r1 import create_json
 from realsr_r1.chain import ChainProcessor, ChainSpec, parse_chain
+from realsr_r1.data.records import load_dataset_dict
+from realsr_r1.measuring.suites import Suite, check_data
 from realsr_r1.models import load_policy
 from realsr_r1.rewards import load_reward_funcs
 from realsr_r1.rewards.experts import create_experts, score_images
@@ -43,8 +45,9 @@ def module(name: str) -> ModuleType:
 
 
 def test_the_page_has_its_examples_and_they_are_short():
-    assert set(EXAMPLES) == {"my_rewards.py", "my_experts.py", "my_degradation.yaml", "my_chain.yaml",
-                             "my_grpo.py", "my_base.py", "my_advantages.py"}
+    assert set(EXAMPLES) == {"my_rewards.py", "my_experts.py", "my_degradation.yaml", "my_labeller.py",
+                             "my_suite.yaml", "my_chain.yaml", "my_grpo.py", "my_base.py",
+                             "my_advantages.py"}
     assert max(text.count("\n") for text in EXAMPLES.values()) < LONGEST
 
 
@@ -72,6 +75,22 @@ def test_the_degradation_makes_a_dataset(written, photos_dir):
     parameters = (written / "dataset" / "train.parameters.jsonl")
     assert not parameters.is_file() or "blur" in parameters.read_text()
     assert (written / "dataset" / "dataset_dict.json").is_file()
+
+
+def test_the_labeller_gives_the_labels_of_real_photos(written, photos_dir):
+    assert not create_json.main(["--images", str(photos_dir), "--tags", str(photos_dir), "--crop_px", "48",
+                                 "--num_proc", "1", "--degradation_labeller", "my_labeller:factory",
+                                 "--output", "dataset"])
+    train = load_dataset_dict("dataset")["train"]
+    assert "hq" not in train.column_names and all(len(labels) == 5 for labels in train["degradation"])
+
+
+def test_the_suite_is_a_test_set(written):
+    for side, px in (("low", 16), ("high", 32)):
+        (written / side).mkdir()
+        for number in (1, 2):
+            photo("coffee", px, zoom=number).save(written / side / f"scene_0{number}.png")
+    assert check_data(Suite.from_yaml(Path("my_suite.yaml")), written, written / "out").hq == written / "high"
 
 
 def test_the_chain_is_what_a_policy_writes(written, tiny_model):

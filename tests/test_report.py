@@ -316,6 +316,21 @@ def test_a_file_of_another_form_is_one_line_that_names_file_and_place(file, chan
     assert not (tmp_path / "run" / "report").exists()
 
 
+def test_metrics_have_their_intervals_and_paired_differences(tmp_path):
+    write_log(tmp_path / "run", steps=2)
+    write_results(tmp_path)
+    path = tmp_path / "metrics.json"
+    result = json.loads(path.read_text())
+    result["rows"][-1]["ci95"] = {"psnr": [21.25, 23.75]}
+    result |= {"methods": ["restored"],
+               "paired": {"LQ input": {"psnr": {"difference": -2.5, "ci95": [-3.25, -1.5]}}}}
+    path.write_text(json.dumps(result))
+    report.main(["--run", str(tmp_path / "run"), "--metrics", str(path)])
+    page = (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
+    assert "restored − LQ input" in page and "[21.25, 23.75]" in page
+    assert "−2.50" in page and "[−3.25, −1.50]" in page and 'title="worse"' in page
+
+
 def test_what_only_looks_like_a_fault_is_shown(tmp_path):
     """A mean that isn't known, a name with two dollar signs, a log line that is no UTF-8 at its end."""
     write_log(tmp_path / "a$b$c", steps=3)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from realsr_r1.score import bootstrap_interval, main, mean_with_interval, paired_difference
+from realsr_r1.measuring.intervals import bootstrap_interval, mean_with_interval, paired_difference
+from realsr_r1.score import main
 
 from .small import exit_code, write_dataset, write_model
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import atomic_file, read_json
-from realsr_r1.score import ScoreFile, paired_difference
+from realsr_r1.measuring.intervals import paired_difference
+from realsr_r1.score import ScoreFile
 
 SPLITS = {"test": "Photos never used",
           "test_crops": "Crops of the training photos that no training crop touches"}

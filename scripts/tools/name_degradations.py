@@ -18,9 +18,9 @@ from tqdm import tqdm
 from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.data.records import select_records
+from realsr_r1.measuring.intervals import paired_difference
 from realsr_r1.models import load_policy
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
-from realsr_r1.score import paired_difference
 from realsr_r1.training.grpo.prompts import encode_prompts
 
 ITEMS = ("blur", "resize", "noise", "compression", "second resize")

@@ -103,18 +103,26 @@ def _finished_state(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] |
 
 def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: ChainSpec) -> Plan:
     """Plan crops of photos, split as the arguments say."""
+    from realsr_r1.data.building.annotated import make_annotated_parts
     from realsr_r1.data.building.build import Plan
     from realsr_r1.data.building.jobs import PhotoJob, make_missing_parts
     from realsr_r1.data.building.parts import plan_parts
     from realsr_r1.data.degradation.config import DegradationConfig
     from realsr_r1.data.degradation.crops import CropPlan
-    from realsr_r1.data.photos.annotation import AnnotationConfig, annotating, models
+    from realsr_r1.data.photos.annotation import (
+        AnnotationConfig,
+        annotating,
+        annotating_crops,
+        models,
+        try_out,
+    )
     from realsr_r1.data.photos.near_duplicates import hash_photos
     from realsr_r1.data.photos.sidecars import reader
     from realsr_r1.data.photos.sources import Item, all_photos, list_photos
 
-    config = DegradationConfig.from_yaml(args.degradation) if args.degradation else DegradationConfig()
-    if args.crop_px % config.scale:
+    config = None if args.degradation_labeller else (
+        DegradationConfig.from_yaml(args.degradation) if args.degradation else DegradationConfig())
+    if config and args.crop_px % config.scale:
         raise UserError(f"--crop_px {args.crop_px} is no multiple of the degradation's scale {config.scale}")
     listing = list_photos(args.images, args.hf_dataset, args.hf_split)
     tags = None if args.tagger else reader(args.tags, "tag", listing.photos, images=args.images)
@@ -148,15 +156,26 @@ def _plan_photos(args: argparse.Namespace, made_from: dict[str, Any], chain: Cha
 
     def make(work: Path, parts: Sequence[Part]) -> list[Item]:
         kept = [photo for photo in listing.photos if photo.name in test]
-        evaluation = hash_photos(kept + of_others, work / "parts" / "evaluation", args.num_proc)
-        job = PhotoJob(work, crop_plan, tags, descriptions, evaluation, {}, test)
-        others = [photo for photo in listing.photos
-                  if photo.name not in test] if args.test_crops_per_photo else []
-        usable = hash_photos(others, work / "parts" / "others", args.num_proc,
-                             lambda some: job.for_photos(some).usable)
-        job = replace(job, twins=usable.twins())
-        with models({"tag": args.tagger, "description": args.captioner}, asking, levels) as asked:
-            make_missing_parts(job, parts, args.num_proc, annotating(parts, asked, asking, levels))
+        named = {"tag": args.tagger, "description": args.captioner, "label": args.degradation_labeller}
+        with models(named, asking, levels) as asked:
+            of_crops = {kind: model for kind, model in asked.items()
+                        if args.annotate == "crop" or kind == "label"}
+            try_out(of_crops, listing.photos)
+            evaluation = hash_photos(kept + of_others, work / "parts" / "evaluation", args.num_proc)
+            job = PhotoJob(work, crop_plan, tags, descriptions, evaluation, {}, test)
+            others = [photo for photo in listing.photos
+                      if photo.name not in test] if args.test_crops_per_photo else []
+            usable = hash_photos(others, work / "parts" / "others", args.num_proc,
+                                 lambda some: job.for_photos(some).usable)
+            job = replace(job, twins=usable.twins())
+            of_photos = annotating(parts, {kind: model for kind, model in asked.items()
+                                           if kind not in of_crops}, asking, levels)
+            if of_crops:
+                side = "hq_path" if args.annotate_side == "hq" else "image_path"
+                make_annotated_parts(job, parts, args.num_proc, side, of_photos,
+                                     annotating_crops(of_crops, asking, levels))
+            else:
+                make_missing_parts(job, parts, args.num_proc, of_photos)
         return [Item(photo.name, f"its copies can't be kept out of training: {evaluation.unread[number]}")
                 for number, photo in enumerate(kept + of_others) if number >= len(kept)
                 and number in evaluation.unread]

@@ -15,16 +15,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realsr_r1 import __version__
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import (
+    CARD_FILE,
     atomic_folder,
     check_new_folder,
     existing_folder,
     parsed_yaml,
     read_json,
+    read_yaml,
     write_json,
 )
 from realsr_r1.core.flags import Parser
+from realsr_r1.core.hub import check_hub, push_folder
 from realsr_r1.core.pickles import require_harmless
 from realsr_r1.core.schema import Json, Text, TypedDict
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from realsr_r1.chain.processor import ChainProcessor
+    from realsr_r1.reporting.model_card import ModelCard
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 TOKENIZER = "tokenizer.json"
@@ -65,15 +70,30 @@ def main(argv: list[str] | None = None) -> None:
                         help="sampling settings that restore uses by default, e.g. temperature=0.5 "
                              "image_top_k_max=100")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the written weights (default: as they are)")
+    parser.add_argument("--metrics",
+                        help=f"metrics.json of realsr-r1 evaluate, for the folder's model card ({CARD_FILE})")
+    parser.add_argument("--licences",
+                        help="YAML file with lines `part: licence`, for the card: of the photos, above all")
+    parser.add_argument("--push_to_hub", metavar="NAME",
+                        help="send the folder to this model repository of the Hugging Face Hub; a new one is "
+                             "private (default: nothing is sent)")
     args = parser.parse_args(argv)
+    if args.push_to_hub:
+        check_hub(args.push_to_hub)
     source = find_weights(existing_folder(args.checkpoint, "--checkpoint"))
+    card = make_card(source, args)
     output = Path(args.output)
     check_new_folder(output, "--output")
     made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
         if (output / RECORD).is_file() and read_json(output / RECORD, dict[Text, Json]).get(
                 "made_from") == made_from:
-            print(f"{output} is up to date, nothing to do")
+            if args.metrics or args.licences or not (output / CARD_FILE).is_file():
+                card.write(output, output.name)
+                print(f"{output} is up to date, its card is written anew")
+            else:
+                print(f"{output} is up to date, nothing to do")
+            push(output, args)
             return
         raise UserError(f"{output} (--output) exists and is not empty; name another folder or remove it")
     folders = [source, *base_of(source)]
@@ -95,8 +115,26 @@ def main(argv: list[str] | None = None) -> None:
         else:
             save_lumina(policy, dtypes, tokenizer, folder)
         write_json(folder / RECORD, {"made_from": made_from})
+        card.write(folder, output.name)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {policy.num_parameters():,} parameters, {size / 2**20:.1f} MiB, layout {args.layout}")
+    push(output, args)
+
+
+def make_card(source: Path, args: argparse.Namespace) -> ModelCard:
+    """Return the card of what is exported. Raises `UserError` for files of another form."""
+    from realsr_r1.reporting.model_card import ModelCard
+    from realsr_r1.reporting.tables import read_metrics
+
+    return ModelCard.of(
+        source, f"realsr-r1 {__version__}", read_metrics(Path(args.metrics)) if args.metrics else None,
+        read_yaml(args.licences, dict[Text, Text], "--licences") if args.licences else None)
+
+
+def push(output: Path, args: argparse.Namespace) -> None:
+    """Send the folder to the Hub, if that is asked for."""
+    if args.push_to_hub:
+        print(f"{output} is at {push_folder(output, args.push_to_hub)}")
 
 
 def fingerprint(source: Path, args: argparse.Namespace) -> str:

@@ -25,6 +25,7 @@ from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import (
+    CARD_FILE,
     atomic_file,
     atomic_folder,
     check_new_folder,
@@ -170,11 +171,12 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what decides how a photo is restored.
 
-    These are the flags that were given, and the names, sizes and times of the model's files.
+    These are the flags that were given, and the names, sizes and times of the model's files, without
+    its card.
     """
     model = Path(args.model)
     files = [(str(path.relative_to(model)), path.stat()) for path in sorted(model.rglob("*"))
-             if path.is_file()]
+             if path.is_file() and path.name != CARD_FILE]
     listed = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
     flags = {name: getattr(args, name) for name in ("dtype", "bits", "grammar", *ENGINE_FLAGS)
              if getattr(args, name) is not None}

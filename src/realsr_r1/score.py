@@ -20,9 +20,8 @@ from realsr_r1.core.files import check_new_file, check_replaced, existing_folder
 from realsr_r1.core.flags import Parser
 from realsr_r1.core.schema import Text
 from realsr_r1.core.settings import SEEDS, check_ranges
+from realsr_r1.measuring.intervals import mean, mean_with_interval, paired_difference
 from realsr_r1.reporting.tables import Column, Mean, MeansFile
-
-RESAMPLES = 10_000
 
 
 class ScoreFile(MeansFile):
@@ -200,50 +199,6 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict
                        for row in range(len(records))]
     sources = list(records["source"]) if "source" in records.column_names else ["all"] * len(records)
     return scores, watched, sources
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the values that aren't None."""
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
-
-
-def mean_with_interval(values: Sequence[float | None], photos: Sequence[str]) -> dict[str, Any]:
-    """Return the mean and its 95 % bootstrap interval, over the values that aren't None.
-
-    `photos`: what each value belongs to.
-    """
-    present = [(value, photo) for value, photo in zip(values, photos, strict=True) if value is not None]
-    interval = bootstrap_interval(*zip(*present, strict=True)) if present else None
-    return {"mean": mean(values), "ci95": interval}
-
-
-def paired_difference(before: Sequence[float | None], after: Sequence[float | None],
-                      photos: Sequence[str]) -> dict[str, Any]:
-    """Return the mean of after - before and its 95 % bootstrap interval.
-
-    Only prompts with both values count. `photos`: of each prompt.
-    """
-    differences = [None if old is None or new is None else new - old
-                   for old, new in zip(before, after, strict=True)]
-    found = mean_with_interval(differences, photos)
-    return {"difference": found["mean"], "ci95": found["ci95"]}
-
-
-def bootstrap_interval(values: Sequence[float], photos: Sequence[str]) -> list[float]:
-    """Return the [2.5 %, 97.5 %] percentiles of the mean, with whole photos resampled, a fixed seed.
-
-    Where all are of one photo, single values are resampled.
-    """
-    import numpy
-
-    if len(set(photos)) == 1:
-        photos = [str(number) for number in range(len(values))]
-    _, photo = numpy.unique(photos, return_inverse=True)
-    sums, counts = numpy.bincount(photo, weights=values), numpy.bincount(photo)
-    draws = numpy.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    return [float(limit) for limit in numpy.percentile(means, [2.5, 97.5])]
 
 
 def print_table(result: Mapping[str, Any], other: Mapping[str, Any] | None) -> None:

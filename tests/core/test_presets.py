@@ -11,6 +11,7 @@ from realsr_r1.core.presets import PLACES, PRESETS, find_preset, with_presets
 
 NAMES = [("--config", "tiny_grpo"), ("--config", "configs/recipes/pure_7b_sft.yaml"), ("--recipe", "tiny_grpo"),
          ("--chain_settings", "tiny"), ("--degradation", "real_esrgan"), ("--annotation", "default"),
+         ("--suite", "realsr"), ("--suite", "configs/suites/ost_val.yaml"),
          ("--deepspeed", "zero3"), ("--deepspeed", "local_scripts/zero2.json"), ("--model", "tiny"),
          ("--model", "assets/tiny"), ("--model_name_or_path", "pure_7b"), ("--checkpoint", "tiny")]
 

@@ -86,6 +86,11 @@ def _settings(folder: Path) -> None:
         settings.pop("experts", None)  # which no reward here asks
         (folder / f"{name}.yml").write_text(json.dumps(settings))
     (folder / "synonyms.yml").write_text(json.dumps({"cat": ["kitten"], "cup": ["mug"]}))
+    (folder / "suite.yml").write_text(json.dumps({
+        "name": "Three", "where": "here", "lq": "lq", "hq": "gt", "scale": 1, "metrics": ["psnr"],
+        "names": [Path(name).stem for name in NAMES], "published": "RealSR",
+        "differs": {"all": "other photos"}}))
+    (folder / "licences.yml").write_text(json.dumps({"photographs": "CC0-1.0"}))
     (folder / "machine.yml").write_text(json.dumps({"memory_gib": 80, "tflops": 100, "bandwidth_gb": 2000}))
     shutil.copy(ROOT / "local_scripts" / "zero3.json", folder / "zero.json")
 

@@ -24,6 +24,7 @@ from realsr_r1.core.texts import content_of, decoded_text, escaped, is_text, rea
 TRIAL = ".realsr-r1-"  # prefix of folders that are made only to see whether a folder can be made
 MOST_JSON, MOST_YAML = 2**31, 2**20  # bytes of a file; a list of a million records has some hundred MiB
 MOST_VALUES = 10**6  # in a YAML file, its aliases written out
+CARD_FILE = "README.md"  # of an exported folder, for people; nothing reads its weights by it
 NOTE = "made_from.json"  # in an unfinished folder: what it is being made from
 
 

@@ -1,5 +1,5 @@
 """What comes with the package and is found by name from any folder: recipes, chain, degradation,
-annotation and DeepSpeed files, configs of models, and the embedded model.
+annotation, suite and DeepSpeed files, configs of models, and the embedded model.
 
 `presets/` holds links to the repository's folders, and their contents in a wheel.
 """
@@ -14,7 +14,8 @@ PRESETS = Path(__file__).resolve().parents[1] / "presets"
 PLACES = {
     "--config": ("configs/recipes/{}.yaml",), "--recipe": ("configs/recipes/{}.yaml",),
     "--chain_settings": ("configs/chain/{}.yaml",), "--degradation": ("configs/degradation/{}.yaml",),
-    "--annotation": ("configs/annotation/{}.yaml",), "--deepspeed": ("local_scripts/{}.json",),
+    "--annotation": ("configs/annotation/{}.yaml",), "--suite": ("configs/suites/{}.yaml",),
+    "--deepspeed": ("local_scripts/{}.json",),
     "--model": ("{}",), "--model_name_or_path": ("{}", "configs/models/{}"), "--checkpoint": ("{}",),
 }
 

@@ -7,16 +7,15 @@ and never stops the others.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
-from realsr_r1.core.errors import UserError, is_disk_full
+from realsr_r1.core.errors import UserError, meant, is_disk_full
 from realsr_r1.core.images import to_pixels
 from realsr_r1.core.texts import split_list
 from realsr_r1.rewards.metric_experts import NO_EXPERTS, lower_is_better, metric_names, needs_hq
@@ -31,6 +30,9 @@ class Metric:
     `kind`: "pair" compares an image with the original, "single" needs no original, "set" scores a
     whole set at once. `on_cpu`: whether it runs on the CPU even where the others run on a GPU.
     `in_tiles`: whether it is computed in tiles of a large image (`tiles_of`), for its memory.
+    `channel`, `rounding`: what it looks at, and what is rounded before, in words; read in the source
+    of pyiqa 0.1.16. `batched`: whether a batch gives each image the value that it has alone, and is
+    not slower.
     """
 
     label: str
@@ -41,28 +43,39 @@ class Metric:
     unit: str = ""
     on_cpu: bool = False
     in_tiles: bool = True
+    channel: str = "RGB"
+    rounding: str = "none"
+    batched: bool = True
 
 
+AS_PYIQA = "as pyiqa has it by default"  # of a metric of pyiqa that isn't in `METRICS`
+_Y, _WHOLE_STEPS = "Y of YCbCr (BT.601, 16 to 235)", "Y to whole steps of 255"
 _LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as usual in papers
 
-# The ten metrics of the RealSR-R1 paper, then some that need no weights. An identical pair has a
-# PSNR of 80 dB: pyiqa adds 1e-8 to the mean squared error of images in [0, 1], so the value is
-# always finite.
+# The ten metrics of the RealSR-R1 paper, its TOPIQ in two variants (the released script uses SPAQ's),
+# then some that need no weights. An identical pair has a PSNR of 80 dB: pyiqa adds 1e-8 to the mean
+# squared error of images in [0, 1], so the value is always finite.
 METRICS = {
-    "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB", in_tiles=False),
-    "ssim": Metric("SSIM (Y)", "pair", False, 4, _LUMA, in_tiles=False),
+    "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB", in_tiles=False, channel=_Y),
+    # Its batch takes 121 copies of the images, and is slower on a CPU (rewards/metric_experts.py).
+    "ssim": Metric("SSIM (Y)", "pair", False, 4, _LUMA, in_tiles=False, channel=_Y, rounding=_WHOLE_STEPS,
+                   batched=False),
     "lpips": Metric("LPIPS", "pair", True, 4),
     "dists": Metric("DISTS", "pair", True, 4),
     "fid": Metric("FID", "set", True, 2),
-    "niqe": Metric("NIQE", "single", True, 3),
+    # Its fit drops flat blocks, of which each image may have another number.
+    "niqe": Metric("NIQE", "single", True, 3, channel="Y of YIQ", rounding=_WHOLE_STEPS, batched=False),
     "musiq": Metric("MUSIQ", "single", False, 2),
-    "maniqa-pipal": Metric("MANIQA (PIPAL)", "single", False, 4),
+    # An image's 20 crops are a batch already.
+    "maniqa-pipal": Metric("MANIQA (PIPAL)", "single", False, 4, batched=False),
     "clipiqa": Metric("CLIPIQA", "single", False, 4),
     "topiq_nr": Metric("TOPIQ", "single", False, 4),
-    "piqe": Metric("PIQE", "single", True, 2, on_cpu=True),  # see rewards/experts.py
-    "fsim": Metric("FSIM", "pair", False, 4),
-    "gmsd": Metric("GMSD", "pair", True, 4, in_tiles=False),
-    "vsi": Metric("VSI", "pair", False, 4),
+    "topiq_nr-spaq": Metric("TOPIQ (SPAQ)", "single", False, 4),
+    "piqe": Metric("PIQE", "single", True, 2, on_cpu=True, channel="Y of YIQ",  # see rewards/experts.py
+                   rounding="Y to whole steps, 255 at its brightest pixel"),
+    "fsim": Metric("FSIM", "pair", False, 4, channel="YIQ"),
+    "gmsd": Metric("GMSD", "pair", True, 4, in_tiles=False, channel="Y of YIQ", rounding=_WHOLE_STEPS),
+    "vsi": Metric("VSI", "pair", False, 4, channel="LMN"),
 }
 # The metrics that pyiqa computes without weights.
 OFFLINE_METRICS = ("psnr", "ssim", "fsim", "gmsd", "vsi", "piqe")
@@ -76,12 +89,28 @@ def metric_of(name: str) -> Metric:
     """Return what is known of a metric: one of `METRICS`, or another one of pyiqa that judges one image."""
     if name in METRICS:
         return METRICS[name]
-    return Metric(name, "pair" if needs_hq(name) else "single", lower_is_better(name), 4)
+    return Metric(name, "pair" if needs_hq(name) else "single", lower_is_better(name), 4, channel=AS_PYIQA,
+                  rounding=AS_PYIQA, batched=False)
 
 
-def parse_metrics(text: str | None, has_originals: bool = True) -> list[str]:
+def described(name: str, border: int) -> dict[str, Any]:
+    """Return how a metric is shown and how it was computed, for the result.
+
+    `border`: px that were cut off at each side before.
+    """
+    import pyiqa
+
+    metric = metric_of(name)
+    return {"label": metric.label, "unit": metric.unit, "decimals": metric.decimals,
+            "lower_better": metric.lower_better, "channel": metric.channel, "rounding": metric.rounding,
+            "border": border, "version": f"pyiqa {pyiqa.__version__}, {name}",
+            "options": metric.options}
+
+
+def parse_metrics(text: str | None, has_originals: bool = True, given_by: str = "--metrics") -> list[str]:
     """Return names without repeats, from `"psnr,ssim"` or `"all"`; None stands for the offline ones.
 
+    `given_by`: where the text stands, for messages.
     Without originals those are left out that compare with one. Raises `UserError` for an unknown
     name, with the near and the usual ones, and for one that can't be had without originals.
     """
@@ -92,55 +121,64 @@ def parse_metrics(text: str | None, has_originals: bool = True) -> list[str]:
     of_pyiqa = {*metric_names()} - NO_EXPERTS.keys() if others else set()  # its import takes a second
     unknown = [name for name in others if name not in of_pyiqa]
     if unknown or not names:
-        near = difflib.get_close_matches(unknown[0], {*METRICS, *of_pyiqa}) if unknown else []
-        raise UserError(f"--metrics: unknown metric {', '.join(map(repr, unknown)) or repr(text)}"
-                        f"{f' (did you mean {near[0]}?)' if near else ''}; known are {', '.join(METRICS)}, any "
+        near = meant(unknown[0], sorted({*METRICS, *of_pyiqa})) if unknown else ""
+        raise UserError(f"{given_by}: unknown metric {', '.join(map(repr, unknown)) or repr(text)}"
+                        f"{near}; known are {', '.join(METRICS)}, any "
                         "other metric of pyiqa that judges one image, or all")
     if has_originals:
         return names
     comparing = [name for name in names if metric_of(name).kind != "single"]
     if text is not None and text.lower() != "all" and comparing:
-        raise UserError(f"--metrics {comparing[0]} compares with the original: give --gt, or leave it out")
+        raise UserError(f"{given_by} {comparing[0]} compares with the original: give --gt, or leave it out")
     return [name for name in names if name not in comparing]
 
 
 class Scorer:
-    """A loaded metric: `score` is for images, `score_set` for FID."""
+    """A loaded metric: `scores` is for images, `score_set` for FID. `device`: where it runs."""
 
     def __init__(self, name: str, network: Callable[..., Any], device: str):
         self.name = name
+        self.device = device
         self._network = network
-        self._device = device
 
-    def score(self, image: Image.Image, original: Image.Image) -> float | None:
-        """Return the metric of one image, or None where it isn't defined.
+    def scores(self, images: Sequence[Image.Image], originals: Sequence[Image.Image]) -> list[float | None]:
+        """Return the metric of each image, or None where it isn't defined.
 
-        The image is RGB and has the original's size. A metric isn't defined for images smaller than
-        its window (SSIM: 11 px, NIQE: 96 px) and for some flat ones. Of a large image most metrics
-        are the mean over its tiles, weighted by their pixels.
+        The images are RGB, and all of one size, which is the originals'. A metric isn't defined for
+        images smaller than its window (SSIM: 11 px, NIQE: 96 px) and for some flat ones. Of a large
+        image most metrics are the mean over its tiles, weighted by their pixels.
         """
         if not metric_of(self.name).in_tiles:
-            return self._score(image, original)
-        total = pixels = 0.0
-        for box in tiles_of(image.size):
-            value = self._score(image.crop(box), original.crop(box))
-            if value is not None:
-                area = (box[2] - box[0]) * (box[3] - box[1])
-                total, pixels = total + value * area, pixels + area
-        return total / pixels if pixels else None
+            return self._scores(images, originals)
+        totals = [(0.0, 0)] * len(images)  # sum of value x pixels, pixels
+        for box in tiles_of(images[0].size):
+            values = self._scores(*([image.crop(box) for image in side] for side in (images, originals)))
+            area = (box[2] - box[0]) * (box[3] - box[1])
+            totals = [(total, pixels) if value is None else (total + value * area, pixels + area)
+                      for value, (total, pixels) in zip(values, totals, strict=True)]
+        return [total / pixels if pixels else None for total, pixels in totals]
 
-    def _score(self, image: Image.Image, original: Image.Image) -> float | None:
+    def _scores(self, images: Sequence[Image.Image], originals: Sequence[Image.Image]) -> list[float | None]:
         import math
 
-        images = [image, original] if metric_of(self.name).kind == "pair" else [image]
-        pixels = [to_pixels([item]).add(1).div(2).clamp(0, 1).to(self._device) for item in images]
+        if len(images) > 1 and not metric_of(self.name).batched:
+            return self._one_by_one(images, originals)
+        sides = [images, originals] if metric_of(self.name).kind == "pair" else [images]
+        pixels = [to_pixels(list(side)).add(1).div(2).clamp(0, 1).to(self.device) for side in sides]
         try:
-            value = float(self._network(*pixels))
+            values = self._network(*pixels).flatten().tolist()
         except (RuntimeError, ValueError, IndexError, AssertionError):
-            if min(image.size) >= 256:  # such an image is large enough for all, so the fault is another one
+            if len(images) > 1:  # one of them may be flat, or the memory too small
+                return self._one_by_one(images, originals)
+            if min(images[0].size) >= 256:  # large enough for all metrics, so the fault is another one
                 raise
-            return None
-        return value if math.isfinite(value) else None
+            return [None]
+        return [value if math.isfinite(value) else None for value in values]
+
+    def _one_by_one(self, images: Sequence[Image.Image],
+                    originals: Sequence[Image.Image]) -> list[float | None]:
+        return [value for pair in zip(images, originals, strict=True)
+                for value in self._scores(*([one] for one in pair))]
 
     def score_set(self, images: Iterable[Image.Image], originals: Iterable[Image.Image]) -> float | None:
         """Return the FID of two sets, or None where it isn't defined (fewer than two images)."""

@@ -20,39 +20,46 @@ CHAINS_FOLDER = "chains"  # `restore` keeps the images on the way in it
 class Triple:
     """The files of one photo and their scores. `gt` is None where photos have no originals.
 
-    `scores`: name of a row (`LQ`, `MEAN_COLOUR`, `RESTORED`) -> metric -> value, None where the
-    metric isn't defined. `resized`: whether the restored image had another size than the original.
-    `region`: the region that both show, in words; None where it is the whole.
+    `restored`: name of a method -> its file. `scores`: name of a row (an input, a method, ...) ->
+    metric -> value, None where the metric isn't defined. `resized`: whether a restored image had
+    another size than the original. `region`: the region that both show, in words; None where it is
+    the whole. `sizes`: of the images that are scored, in px.
     """
 
     name: str
-    restored: Path
+    restored: dict[str, Path]
     gt: Path | None
     lq: Path | None
     resized: bool = False
     region: str | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
-def find_triples(restored: Path, gt: Path | None, lq: Path | None, skip_bad: bool,
+def find_triples(methods: dict[str, Path], gt: Path | None, lq: Path | None, skip_bad: bool,
                  recursive: bool = False) -> tuple[list[Triple], list[str]]:
     """Pair the images of the folders by their names without suffix.
 
-    Without `gt` every restored image counts.
+    `methods`: name -> folder of restored photos. Without `gt` every restored image counts.
     `recursive`: whether those in subfolders count, too; a restored folder's `chains` never do.
-    Returns the pairs, and a note about each kind of image that has no partner. Raises `UserError`
-    on a missing or empty folder, on two files with the same name without suffix, and when no name
-    is in all folders; without `skip_bad` also when an original has no restored image, or a pair has
-    no LQ image.
+    Returns the photos that all folders have, and a note about each kind of image that has no
+    partner. Raises `UserError` on a missing or empty folder, on two files with the same name without
+    suffix, and when no name is in all folders; without `skip_bad` also when a photo lacks a restored
+    or an LQ image.
     """
-    restored_files = _by_stem(restored, "--restored", recursive)
-    gt_files = _by_stem(gt, "--gt", recursive) if gt else restored_files
-    lq_files = _by_stem(lq, "--lq", recursive) if lq else {}
-    pairs = sorted(restored_files.keys() & gt_files.keys())
+    restored = {method: files_by_stem(folder, "--restored", recursive) for method, folder in methods.items()}
+    gt_files = files_by_stem(gt, "--gt", recursive) if gt else {
+        name: path for files in restored.values() for name, path in files.items()}
+    lq_files = files_by_stem(lq, "--lq", recursive) if lq else {}
+    pairs = sorted(gt_files.keys() & set.intersection(*map(set, restored.values())))
     if not pairs:
-        raise UserError(f"no name is in both {restored} and {gt}: a restored NAME.png is compared with NAME "
-                        f"of any image suffix (e.g. {sorted(restored_files)[0]!r} has no original)")
-    lacking = {f"without a restored image in {restored}": sorted(gt_files.keys() - restored_files.keys())}
+        folders = [*methods.values(), *([gt] if gt else [])]
+        first = sorted(next(iter(restored.values())))[0]
+        raise UserError(f"no name is in {'both' if len(folders) == 2 else 'all of'} "
+                        f"{' and '.join(map(str, folders))}: a restored NAME.png is compared with NAME of "
+                        f"any image suffix (e.g. {first!r} has no original)")
+    lacking = {f"without a restored image in {folder}": sorted(gt_files.keys() - restored[method].keys())
+               for method, folder in methods.items()}
     if lq:
         lacking[f"without an LQ image in {lq}"] = [name for name in pairs if name not in lq_files]
         pairs = [name for name in pairs if name in lq_files]
@@ -64,15 +71,16 @@ def find_triples(restored: Path, gt: Path | None, lq: Path | None, skip_bad: boo
         notes += [f"left out, {len(names)} photo(s) {what}: {listed(names)}"] if names else []
     if not pairs:
         raise UserError(f"no pair has an LQ image of the same name in {lq} (given by --lq)")
-    unknown = sorted(restored_files.keys() - gt_files.keys())
-    if unknown:
-        notes.append(f"left out, {len(unknown)} restored image(s) without an original in {gt}: "
-                     f"{listed(unknown)}")
-    return [Triple(name, restored_files[name], gt_files[name] if gt else None, lq_files.get(name))
-            for name in pairs], notes
+    for method, files in restored.items():
+        unknown = sorted(files.keys() - gt_files.keys())
+        if unknown:
+            notes.append(f"left out, {len(unknown)} restored image(s) of {methods[method]} without an "
+                         f"original in {gt}: {listed(unknown)}")
+    return [Triple(name, {method: files[name] for method, files in restored.items()},
+                   gt_files[name] if gt else None, lq_files.get(name)) for name in pairs], notes
 
 
-def _by_stem(folder: Path, flag: str, recursive: bool) -> dict[str, Path]:
+def files_by_stem(folder: Path, flag: str, recursive: bool) -> dict[str, Path]:
     files: dict[str, Path] = {}
     without = [folder / CHAINS_FOLDER] if flag == "--restored" else []
     listing = listed_images(existing_folder(folder, flag), recursive, without)

@@ -15,7 +15,14 @@ from realsr_r1.reporting.rendering import data_uri, render
 from realsr_r1.reporting.run_folder import HEADLINE_SETTINGS, Run
 from realsr_r1.reporting.strips import CELL, Strip
 from realsr_r1.reporting.style import CSS
-from realsr_r1.reporting.tables import NONE, TOTAL, comparison_rows, metrics_notes, metrics_rows
+from realsr_r1.reporting.tables import (
+    NONE,
+    TOTAL,
+    comparison_rows,
+    metrics_headings,
+    metrics_notes,
+    metrics_rows,
+)
 
 EMBEDDED_PX = 2 * CELL  # larger pictures are embedded at twice the size at which they are shown
 SECTIONS = {"before-after": "Before and after", "curves": "Training curves",
@@ -78,9 +85,8 @@ def _tiles(content: Content) -> list[tuple[str, str]]:
         minutes = content.run.seconds / 60
         tiles.append(("training time", f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"))
     if content.metrics:
-        rows = content.metrics["rows"]  # the first is the input where there are gains over it
-        known = [row["mean"]["psnr"] for row in (rows[:1] if content.metrics.get("gain") else []) + rows[-1:]
-                 if row["mean"].get("psnr") is not None]
+        means = {row["name"]: row["mean"].get("psnr") for row in content.metrics["rows"]}
+        known = [means[row] for row in ("LQ input", "restored") if means.get(row) is not None]
         if known:
             which = ", input → restored" if len(known) > 1 else ""
             tiles.append((f"PSNR of {content.metrics['pairs']} photos{which}",
@@ -126,8 +132,9 @@ def _metrics(content: Content) -> dict[str, Any]:
     if content.metrics is None:
         return {"metrics": None}
     return {"metrics": metrics_rows(content.metrics), "pairs": content.metrics["pairs"],
-            "metrics_names": [row["name"] for row in content.metrics["rows"]],
-            "metrics_notes": metrics_notes(content.metrics), "has_gain": bool(content.metrics.get("gain"))}
+            "intervals": content.metrics.get("intervals"),
+            "metrics_names": metrics_headings(content.metrics),
+            "metrics_notes": metrics_notes(content.metrics)}
 
 
 # --- strips ---

@@ -55,10 +55,11 @@ class Metric(TypedDict, extra_items=Json):
 
 
 class MetricsRow(TypedDict, extra_items=Json):
-    """The means of the input, of mean colour, or of the restored photos."""
+    """The means of the input, of mean colour, or of a method's restored photos."""
 
     name: Text
     mean: dict[Text, Number | None]
+    ci95: NotRequired[dict[Text, Interval | None]]
 
 
 class MetricsImage(TypedDict, extra_items=dict[Text, Number | None] | bool | Text | None):
@@ -67,21 +68,20 @@ class MetricsImage(TypedDict, extra_items=dict[Text, Number | None] | bool | Tex
     name: Text
 
 
-class Gain(TypedDict):
-    """By how much the restored photos differ from their inputs, and half of the 95 % interval."""
-
-    mean: Number
-    interval: Number
-
-
 class MetricsFile(TypedDict, extra_items=Json):
-    """metrics.json of `realsr-r1 evaluate`."""
+    """metrics.json of `realsr-r1 evaluate`.
+
+    `methods`: names of the rows of restored photos. `intervals`: what those in it are. `paired`:
+    another row -> metric -> by how much the first method differs from that row.
+    """
 
     pairs: Count
     metrics: dict[Text, Metric]
     rows: Annotated[list[MetricsRow], MinLen(1)]
     images: list[MetricsImage]
-    gain: NotRequired[dict[Text, Gain]]
+    methods: NotRequired[Annotated[list[Text], MinLen(1)]]
+    intervals: NotRequired[Text]
+    paired: NotRequired[dict[Text, dict[Text, Difference]]]
     notes: NotRequired[list[Text]]
     unavailable: NotRequired[dict[Text, Text]]
 
@@ -184,20 +184,29 @@ def _axis(sides: list[dict[str, Any]]) -> tuple[list[tuple[str, float, float | N
     return marks, highest
 
 
+def metrics_headings(result: dict[str, Any]) -> list[str]:
+    """Return the heading of each cell of `metrics_rows`."""
+    first = result.get("methods", ["restored"])[0]
+    return [*(row["name"] for row in result["rows"]),
+            *(f"{first} − {row}" for row in result.get("paired", {}))]
+
+
 def metrics_rows(result: dict[str, Any]) -> list[Row]:
     """Return a row for each metric, with a cell for each of the file's rows; the best stands out.
 
-    Where the input was measured, too, one more cell has the difference to it with its 95 % interval.
+    Then follows a cell for each difference of the first method to another row. Figures have their
+    95 % intervals where the file has them.
     """
     rows = []
     for name, metric in result["metrics"].items():
         values = [row["mean"].get(name) for row in result["rows"]]
         known = [value for value in values if value is not None]
         best = (min if metric["lower_better"] else max)(known) if len(known) > 1 else None
-        cells = [Cell(figure(value, f".{metric['decimals']}f"), is_best=best is not None and value == best)
-                 for value in values]
-        if result.get("gain"):
-            cells.append(_gain(result["gain"].get(name), metric))
+        form = f".{metric['decimals']}f"
+        cells = [Cell(figure(value, form), bounds_text(row.get("ci95", {}).get(name), form),
+                      is_best=best is not None and value == best)
+                 for row, value in zip(result["rows"], values, strict=True)]
+        cells += [_difference(found.get(name), metric) for found in result.get("paired", {}).values()]
         unit = f", {metric['unit']}" if metric["unit"] else ""
         rows.append(Row(metric["label"] + unit, cells, lower_better=metric["lower_better"]))
     return rows
@@ -209,12 +218,21 @@ def metrics_notes(result: dict[str, Any]) -> list[str]:
     return missing + result.get("notes", [])
 
 
-def _gain(found: dict[str, float] | None, metric: dict[str, Any]) -> Cell:
-    """Return a metric's gain over the input, with an arrow where its interval leaves out zero."""
-    if not found:
+def _difference(found: dict[str, Any] | None, metric: dict[str, Any]) -> Cell:
+    """Return a metric's difference, with an arrow where its interval leaves out zero."""
+    if not found or found["difference"] is None:
         return Cell("")
-    mean, half, form = found["mean"], found["interval"], f"+.{metric['decimals']}f"
+    bounds, form = found.get("ci95"), f"+.{metric['decimals']}f"
     sign = -1 if metric["lower_better"] else 1
-    kind, title, _ = _verdict(sorted((sign * (mean - half), sign * (mean + half))), "better", "worse")
-    shown, interval = f"{mean:{form}}", f"[{mean - half:{form}}, {mean + half:{form}}]"
-    return Cell(shown.replace("-", "−"), interval.replace("-", "−"), kind, title, kind != "wrong")
+    kind, title, _ = _verdict(bounds and sorted(sign * bound for bound in bounds), "better", "worse")
+    return Cell(_minus(f"{found['difference']:{form}}"), bounds_text(bounds, form), kind, title,
+                kind != "wrong")
+
+
+def bounds_text(bounds: list[float] | None, form: str) -> str:
+    """Return an interval in brackets, or an empty text where there is none."""
+    return _minus(f"[{bounds[0]:{form}}, {bounds[1]:{form}}]") if bounds else ""
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

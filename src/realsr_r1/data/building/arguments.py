@@ -57,6 +57,15 @@ def parser() -> Parser:
              "that comes with it is run")
     add("--captioner", metavar="MODEL", help="instead of --descriptions: package.module:factory, or an "
                                              "image-text-to-text model")
+    add("--annotate", choices=["photo", "crop"], help=(
+        "what the tagger and the captioner are shown: the whole photo, whose crops all get its tags, or each "
+        "crop, which gets those of what is seen in it (default: photo)"))
+    add("--annotate_side", choices=["lq", "hq"], help=(
+        "with --annotate crop: the crop as it is degraded, as the paper's tagger sees it, or the clean one "
+        "(default: lq)"))
+    add("--degradation_labeller", metavar="FACTORY", help=(
+        "package.module:factory of your own estimator: the photos are real LQ ones without originals; their "
+        "crops are not degraded, and it gives the five labels of each"))
     add("--annotation", type=Path,
         help="YAML file with their prompts, batches, time limits: configs/annotation/default.yaml or a copy")
     add("--chain_settings", type=Path,
@@ -103,8 +112,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises `UserError` that names the flag whose value can't be used.
     """
     if args.json is not None:
-        others = [flag for flag in ("hf_dataset", "tags", "descriptions", "tagger", "captioner", "annotation",
-                                    "degradation",
+        others = [flag for flag in ("hf_dataset", "tags", "descriptions", "tagger", "captioner", "annotate",
+                                    "annotate_side", "degradation_labeller", "annotation", "degradation",
                                     "test_photos", "evaluation_photos") if getattr(args, flag)]
         if others:
             raise UserError(f"--json takes a list as it is; drop "
@@ -117,7 +126,16 @@ def check_arguments(args: argparse.Namespace) -> None:
     for given, model in (("tags", "tagger"), ("descriptions", "captioner")):
         if getattr(args, given) and getattr(args, model):
             raise UserError(f"--{given} and --{model} are two ways to the same; drop one")
-    for flag in ("hf_dataset", "tagger", "captioner"):
+    if args.annotate == "crop" and not (args.tagger or args.captioner):
+        raise UserError("--annotate crop says what --tagger and --captioner are shown; give one, or drop it")
+    if args.annotate_side and args.annotate != "crop":
+        raise UserError("--annotate_side says which crop is shown; give --annotate crop, too, or drop it")
+    if args.degradation_labeller:
+        wrong = ["degradation"] * bool(args.degradation) + ["annotate_side hq"] * (args.annotate_side == "hq")
+        if wrong:
+            raise UserError(f"--{wrong[0]} has no effect with --degradation_labeller, which takes photos as "
+                            "they are, without originals; drop one")
+    for flag in ("hf_dataset", "tagger", "captioner", "degradation_labeller"):
         if getattr(args, flag) is not None and not getattr(args, flag).strip():
             raise UserError(f"--{flag} is empty; give a name, or drop it")
     args.scales = _scales(args)

@@ -99,14 +99,18 @@ def _assemble_split(work: Path, split: str, parts: Sequence[Path], contents: Con
         seen: dict[str, None] = {}
 
         def records() -> Iterator[Record]:
+            photo, its_tags = None, set[str]()  # the photo whose crops come now, and their tags so far
             for line in _lines(parts, f"{split}.jsonl"):
                 digest.update(line.encode())
                 record = parsed_json(line, f"{split}.jsonl", dict[Text, Json])
                 contents.counts[split] += 1
                 source = record.get("source", record["image_path"])
-                if split == "train" and source not in seen:
-                    contents.tags.update(set(split_tags(record["tag"])))
-                seen[source] = None
+                if split == "train" and (source == photo or source not in seen):
+                    its_tags = its_tags if source == photo else set()
+                    tags = set(split_tags(record["tag"]))
+                    contents.tags.update(tags - its_tags)
+                    its_tags |= tags
+                seen[source], photo = None, source
                 add(record)
                 yield record
 

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -40,10 +40,12 @@ MOST_BYTES = 2**30  # of an image file of a list: Arrow counts a column's bytes 
 class PartWriter:
     """Writes a part into `folder`; to be used as a context manager, which completes the part.
 
-    `images`: path -> size in bytes of each image file that was written for the part.
+    `with_rows`: whether to write the Arrow files, too. `images`: path -> size in bytes of each image
+    file that was written for the part.
     """
 
     folder: Path
+    with_rows: bool = True
     images: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, Item] = field(default_factory=dict)
     left_out: dict[str, Item] = field(default_factory=dict)
@@ -57,9 +59,10 @@ class PartWriter:
         `files`: for each key of the record that names an image file, the bytes of that file.
         `parameters`: the values that were drawn for its degradation.
         """
-        if split not in self._arrow:
-            self._arrow[split] = RowWriter(self.folder / f"{split}.arrow", record)
-        self._arrow[split].add(record, files)
+        if self.with_rows:
+            if split not in self._arrow:
+                self._arrow[split] = RowWriter(self.folder / f"{split}.arrow", record)
+            self._arrow[split].add(record, files)
         self._line(f"{split}.jsonl", record)
         if parameters is not None:
             self._line(f"{split}.parameters.jsonl", {"image_path": record["image_path"], **parameters})
@@ -94,7 +97,8 @@ class PhotoJob:
     `work`: the folder with `parts` and the image files. `tags`, `descriptions`: None where a model
     gives them; then `make_missing_parts` gets them through `prepare`. `evaluation`: hashes of the
     photos that must not be trained on. `twins`: photo -> the photo it looks like, which has test
-    crops. `test`: names of the photos of the split test.
+    crops. `test`: names of the photos of the split test. `with_rows`: false where models are still
+    to be asked about each crop (annotated.py).
     """
 
     work: Path
@@ -104,6 +108,7 @@ class PhotoJob:
     evaluation: Hashes
     twins: dict[str, str]
     test: frozenset[str]
+    with_rows: bool = True
 
     def for_photos(self, photos: Sequence[Photo]) -> PhotoJob:
         """This job with only what these photos need, so that little is sent to another process."""
@@ -148,7 +153,8 @@ class PhotoJob:
 
     def make(self, part: Part) -> None:
         """Write the part and the image files of its crops."""
-        with atomic_folder(part_folder(self.work, part)) as folder, PartWriter(folder) as writer:
+        with (atomic_folder(part_folder(self.work, part)) as folder,
+              PartWriter(folder, self.with_rows) as writer):
             for photo in part.photos:
                 try:
                     self._make_photo(photo, [task for task in part.tasks if task.photo.name == photo.name],
@@ -174,7 +180,8 @@ class PhotoJob:
             return
         for task in tasks:
             for crop in make_crops(image, photo.name, task.split, task.numbers, self._plan_of(photo)):
-                files = {"image_path": _png(crop.lq), "hq_path": _png(crop.hq)}
+                images = {"image_path": crop.lq, "hq_path": crop.hq}
+                files = {key: _png(image) for key, image in images.items() if image is not None}
                 for key, data in files.items():
                     path = self.work / crop.record[key]
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +272,14 @@ def _check_content(record: Record, levels: tuple[str, ...]) -> None:
     check_labels(record.get("degradation", ()), "'degradation'")
 
 
-Job = PhotoJob | ListJob
+class Job(Protocol):
+    """What makes the parts of a dataset, in any process."""
+
+    work: Path
+
+    def for_part(self, part: Part) -> Job: ...
+
+    def make(self, part: Part) -> None: ...
 
 
 def make_missing_parts(job: Job, parts: Sequence[Part], processes: int,
@@ -282,7 +296,7 @@ def make_missing_parts(job: Job, parts: Sequence[Part], processes: int,
         shutil.rmtree(half_made, ignore_errors=True)
     missing = [part for part in parts if not part_folder(job.work, part).is_dir()]
     total = sum(part.size for part in parts)
-    unit = "crops" if isinstance(job, PhotoJob) else "records"
+    unit = "records" if isinstance(job, ListJob) else "crops"
 
     def calls() -> Iterable[tuple[Callable[[], None], int]]:
         for part in missing:

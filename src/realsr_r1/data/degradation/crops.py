@@ -34,15 +34,16 @@ class CropPlan:
     `crop_px`: the side of the HQ image in px. `seed`: the seed of every draw. `scales`: the
     smallest and the largest side of a crop as a share of the photo's shorter side; it is drawn
     log-uniformly and clipped to what fits. With None a crop is the largest square in the middle of
-    the region. `reserve`: whether to keep a strip for test_crops. `question`: what a record asks
-    (`problem`).
+    the region. `reserve`: whether to keep a strip for test_crops. `degradation`: None where the
+    photos are degraded already, so that crops have no original and no label. `question`: what a
+    record asks (`problem`).
     """
 
     crop_px: int
     scales: tuple[float, float] | None
     reserve: bool
     seed: int
-    degradation: DegradationConfig
+    degradation: DegradationConfig | None
     question: str = ChainSpec.published().question
 
 
@@ -50,13 +51,14 @@ class CropPlan:
 class Crop:
     """A crop: its record, and the content of its files.
 
-    `parameters`: every value drawn for the degradation.
+    `hq`: None where there is no original. `parameters`: every value drawn for the degradation; None
+    where none was made.
     """
 
     record: dict[str, Any]
-    hq: Image.Image
+    hq: Image.Image | None
     lq: Image.Image
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] | None
 
 
 def split_regions(size: tuple[int, int], photo: str, plan: CropPlan) -> dict[str, Box]:
@@ -162,7 +164,10 @@ class Pair:
 
 
 def degraded_pair(photo: Image.Image, region: Box, box: Box, key: str, plan: CropPlan) -> Pair:
-    """Return the crop at `box` of `region`, degraded as the plan says; `key` decides all draws."""
+    """Return the crop at `box` of `region`, degraded as the plan says; `key` decides all draws.
+
+    The plan has a `degradation`.
+    """
     config = plan.degradation
     px, lq_px = plan.crop_px, plan.crop_px // config.scale
     if (config.shrunk_probability and box[2] - box[0] >= 2 * px
@@ -206,11 +211,14 @@ def make_crops(photo: Image.Image, name: str, split: str, numbers: range, plan: 
     for number in numbers:
         key = f"{name}/{split}/{number}"
         box = draw_box(region, min(photo.size), key, plan)
+        record = {"image_path": f"{folder}/{number:05d}-lq.png", "problem": plan.question}
+        place = {"source": name, "crop": list(box)}
+        if plan.degradation is None:
+            yield Crop({**record, **place}, None, cut(photo, box, plan.crop_px), None)
+            continue
         pair = degraded_pair(photo, region, box, key, plan)
-        record = {"image_path": f"{folder}/{number:05d}-lq.png", "problem": plan.question,
-                  "hq_path": f"{folder}/{number:05d}-hq.png", "degradation": pair.labels, "source": name,
-                  "crop": list(box)}
-        yield Crop(record, pair.hq, pair.lq, pair.parameters)
+        record |= {"hq_path": f"{folder}/{number:05d}-hq.png", "degradation": pair.labels}
+        yield Crop({**record, **place}, pair.hq, pair.lq, pair.parameters)
 
 
 def _cut_out(image: Image.Image, left: int, top: int, side: int) -> Image.Image:

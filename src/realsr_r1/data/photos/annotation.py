@@ -1,9 +1,9 @@
-"""Tags and descriptions from a model, which is asked for photos in batches.
+"""Tags, descriptions and labels from a model, which is asked for photos or crops in batches.
 
 A photo that it fails on is asked for again alone, and then listed. For each image the model gives
-tags (a list, or one comma-separated text), or a description of each level of the chain
-(an object, or a list). The answers become files of JSON lines, which sidecars.py reads. The model
-runs in a process of its own (model_process.py).
+tags (a list, or one comma-separated text), a description of each level of the chain
+(an object, or a list), or the five labels of its degradation (a list). The answers become files of
+JSON lines, which sidecars.py reads. The model runs in a process of its own (model_process.py).
 """
 
 from __future__ import annotations
@@ -18,18 +18,28 @@ from typing import Annotated, Any
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import atomic_file, read_yaml
 from realsr_r1.core.schema import Ge, Json, Le, Text, fields_of
+from realsr_r1.data.building.annotated import AnnotatedJob
 from realsr_r1.data.building.jobs import PhotoJob
 from realsr_r1.data.building.parts import Part
 from realsr_r1.data.photos.model_process import ModelFailure, ModelProcess, Unreadable
-from realsr_r1.data.photos.sidecars import LEVELS, JsonLines, checked_descriptions, checked_tags
+from realsr_r1.data.photos.sidecars import (
+    LEVELS,
+    JsonLines,
+    Reader,
+    checked_descriptions,
+    checked_labels,
+    checked_tags,
+)
 from realsr_r1.data.photos.sources import Photo
+
+COLUMNS = {"tag": "tag", "description": "descriptions", "label": "degradation"}  # what answers become
 
 
 @dataclass(frozen=True)
 class AnnotationConfig:
     """The settings in configs/annotation/default.yaml, which explains them.
 
-    `tagger`, `captioner`: the settings that their factories get.
+    `tagger`, `captioner`, `degradation_labeller`: the settings that their factories get.
     """
 
     batch_size: Annotated[int, Ge(1), Le(4096)] = 8
@@ -38,6 +48,7 @@ class AnnotationConfig:
     retries: Annotated[int, Ge(0), Le(100)] = 2
     tagger: dict[Text, Json] = field(default_factory=dict)
     captioner: dict[Text, Json] = field(default_factory=dict)
+    degradation_labeller: dict[Text, Json] = field(default_factory=dict)
 
     @classmethod
     def from_yaml(cls, path: Path) -> AnnotationConfig:
@@ -63,11 +74,45 @@ def annotating(parts: Sequence[Part], asked: dict[str, ModelProcess],
         for kind, model in asked.items():
             path = job.work / "parts" / f"unit-{part.unit:05d}.{kind}.jsonl"
             annotate(list(photos[part.unit].values()), kind, model, config, path, levels)
-            job = replace(job, **{"tags" if kind == "tag"
-                                  else "descriptions": JsonLines.index(path, kind, levels)})
+            job = replace(job, **{"tags" if kind == "tag" else "descriptions":
+                                  JsonLines.index(path, kind, levels)})
         return job
 
     return prepare
+
+
+def annotating_crops(asked: dict[str, ModelProcess], config: AnnotationConfig,
+                     levels: tuple[str, ...] = LEVELS) -> Callable[[Part, AnnotatedJob], AnnotatedJob]:
+    """Return the argument `prepare` of `make_missing_parts`: it has a part's drawn crops annotated."""
+    def prepare(part: Part, job: AnnotatedJob) -> AnnotatedJob:
+        readers: dict[str, Reader] = {}
+        for kind, model in asked.items():
+            path = job.work / "parts" / f"part-{part.number:05d}.{kind}.jsonl"
+            annotate(job.crops(part), kind, model, config, path, levels)
+            readers[COLUMNS[kind]] = JsonLines.index(path, kind, levels)
+        return replace(job, readers=readers)
+
+    return prepare
+
+
+def try_out(asked: dict[str, ModelProcess], photos: Sequence[Photo]) -> None:
+    """Start the models, and ask a labeller about one of the photos, before the long work.
+
+    Raises `UserError` where one can't be made, or where the labels are not such.
+    """
+    for kind, model in asked.items():
+        model.start()
+        for photo in photos if kind == "label" else ():
+            try:
+                [answer] = model.answers([photo])
+            except Unreadable:  # which isn't the model's fault
+                continue
+            except ModelFailure as failure:
+                raise UserError(f"{model.name} {failure}") from failure
+            found = _checked(answer, kind, model.name, ())
+            if "error" in found:
+                raise UserError(found["error"])
+            break
 
 
 def annotate(photos: Sequence[Photo], kind: str, model: ModelProcess, config: AnnotationConfig, path: Path,
@@ -110,6 +155,8 @@ def _ask(photos: Sequence[Photo], kind: str, model: ModelProcess,
 
 def _checked(answer: Any, kind: str, name: str, levels: tuple[str, ...]) -> dict[str, Any]:
     try:
+        if kind == "label":
+            return {"degradation": checked_labels(answer, "the answer")}
         values = (checked_tags(answer, "the answer") if kind == "tag"
                   else checked_descriptions(answer, "the answer", levels))
     except UserError as error:
@@ -124,7 +171,8 @@ def models(specs: dict[str, str | None], config: AnnotationConfig,
 
     A captioner's settings get `levels`, the levels that it has to describe.
     """
-    settings = {"tag": config.tagger, "description": {**config.captioner, "levels": list(levels)}}
+    settings = {"tag": config.tagger, "description": {**config.captioner, "levels": list(levels)},
+                "label": config.degradation_labeller}
     made = {kind: ModelProcess(spec, kind, settings[kind], config.timeout_seconds, config.longest_side_px)
             for kind, spec in specs.items() if spec}
     try:

@@ -24,6 +24,9 @@ from realsr_r1.core.texts import escaped
 from realsr_r1.data.photos.decoding import decode
 from realsr_r1.data.photos.sources import Photo
 
+# What is asked for -> what the model that gives it is called.
+MODELS = {"tag": "tagger", "description": "captioner", "label": "degradation labeller"}
+
 
 class ModelFailure(Exception):
     """The model raised an exception, took too long, or died.
@@ -40,8 +43,8 @@ class ModelProcess:
     """A model in a process of its own.
 
     The process starts at the first question, and again after it had to be ended. `spec`:
-    package.module:factory, or the name of a model on the Hugging Face Hub. `kind`: "tag" or
-    "description". `timeout_seconds`: the limit for one call of the model. `longest_side_px`: photos
+    package.module:factory, or the name of a model on the Hugging Face Hub. `kind`: a key of
+    `MODELS`. `timeout_seconds`: the limit for one call of the model. `longest_side_px`: photos
     are scaled down to this before the model sees them.
     """
 
@@ -49,7 +52,7 @@ class ModelProcess:
                  longest_side_px: int) -> None:
         self.spec, self.kind, self.settings = spec, kind, settings
         self.timeout_seconds, self.longest_side_px = timeout_seconds, longest_side_px
-        self.name = f"{'tagger' if kind == 'tag' else 'captioner'} {spec}"
+        self.name = f"{MODELS[kind]} {spec}"
         self._process: Any = None
         self._connection: Any = None
         self._asked = 0
@@ -59,8 +62,7 @@ class ModelProcess:
 
         Raises `ModelFailure` when this call fails, and `UserError` when the model can't be made.
         """
-        if self._process is None:
-            self._start()
+        self.start()
         try:
             self._asked += 1
             self._connection.send((self._asked, list(photos)))
@@ -103,7 +105,10 @@ class ModelProcess:
             raise EOFError
         return self._connection.recv()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process, if it isn't running. Raises `UserError` when the model can't be made."""
+        if self._process is not None:
+            return
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(
@@ -118,8 +123,8 @@ class ModelProcess:
             outcome, value = "failed", "its process ended while it was made"
         if outcome == "failed":
             self.end()
-            raise UserError(f"{self.name} can't be used ({value}); give package.module:factory or a model of "
-                            "the Hugging Face Hub")
+            raise UserError(f"{self.name} can't be used ({value}); give package.module:factory"
+                            f"{'' if self.kind == 'label' else ' or a model of the Hugging Face Hub'}")
 
     def end(self) -> None:
         """End the process, even if it hangs, and the processes that it started."""
@@ -196,6 +201,8 @@ def _make(spec: str, kind: str, settings: dict[str, Any]) -> Callable[[Any], Any
         from realsr_r1.core.import_named import import_named
 
         return import_named(spec, "factory", ["a model of the Hugging Face Hub"])(settings)
+    if kind == "label":
+        raise UserError(f"{spec!r} is no package.module:factory")
     from realsr_r1.data.photos import annotators as hf_annotators
 
     return hf_annotators.tagger(spec, settings) if kind == "tag" else hf_annotators.captioner(spec, settings)

@@ -23,6 +23,8 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import parsed_json
 from realsr_r1.core.schema import Json
 from realsr_r1.core.texts import composed, decoded_text, escaped, is_text, split_tags, stem_of
+from realsr_r1.data.degradation.degrade import LABEL_ITEMS, RESIZES
+from realsr_r1.data.degradation.degrade import LEVELS as DEGREES
 from realsr_r1.data.photos.sources import FilePlace, Item, Photo, RowPlace, walk
 
 LEVELS = ChainSpec.published().levels  # levels of descriptions, where no other chain is asked for
@@ -72,6 +74,25 @@ def checked_descriptions(value: Any, where: str, levels: Sequence[str] = LEVELS)
             raise UserError(f"{where} has no text under the key {key!r}")
         check_text(text, "description", where)
     return [composed(value[key].strip()) for key in levels]
+
+
+def checked_labels(value: Any, where: str) -> list[str]:
+    """Return the five labels of a degradation, as the data that is degraded here has them.
+
+    They come in the order of `LABEL_ITEMS`: a level and the item's name (`light blur`), or for the
+    two resizes one word. Raises `UserError` that names the label which is missing or another one.
+    """
+    if not isinstance(value, (list, tuple)) or len(value) != len(LABEL_ITEMS):
+        raise UserError(f"{where} has no {len(LABEL_ITEMS)} labels: {', '.join(LABEL_ITEMS)}")
+    labels = []
+    for item, label in zip(LABEL_ITEMS, value, strict=True):
+        known = RESIZES if item.endswith("resize") else tuple(f"{word} {item}" for word in DEGREES)
+        found = " ".join(label.lower().split()) if is_text(label) else None
+        if found not in known:
+            raise UserError(f"{where} has the {item} {str(label)[:60]!r}; it must be one of "
+                            f"{', '.join(known)}")
+        labels.append(found)
+    return labels
 
 
 # --- Places of values; `read(photo)` returns them or raises UserError ---
@@ -190,6 +211,8 @@ class JsonLines:
         if isinstance(value.get("error"), str) and value["error"].strip():
             raise UserError(value["error"])
         where = f"line {number} of {self.path}"
+        if self.kind == "label":
+            return checked_labels(value.get("degradation"), where)
         return (checked_tags(value.get("tag", value.get("tags")), where) if self.kind == "tag"
                 else checked_descriptions(value, where, self.levels))
 
