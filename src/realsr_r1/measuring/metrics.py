@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from realsr_r1.core.errors import UserError, meant, is_disk_full
+from realsr_r1.core.errors import UserError, is_disk_full, meant
 from realsr_r1.core.images import to_pixels
 from realsr_r1.core.texts import split_list
 from realsr_r1.rewards.metric_experts import NO_EXPERTS, lower_is_better, metric_names, needs_hq
