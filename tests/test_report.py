@@ -20,6 +20,7 @@ from realsr_r1 import report
 from realsr_r1.chain import text as chain
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
+from realsr_r1.reporting.run_folder import read_run
 
 REWARDS = ("format", "degradation", "understanding", "generation")
 TRUTH = ["light blur", "downsample", "medium noise", "light compression", "upsample"]
@@ -60,6 +61,15 @@ def write_log(run: Path, steps: int = 60, rewards: bool = True) -> None:
         lines.append(json.dumps(record))
     lines.append(json.dumps({"step": steps, "train_runtime": 512.0, "train_loss": 0.01}))
     (run / "log_history.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_the_time_of_a_run_in_several_sessions_is_that_of_all_its_steps(tmp_path):
+    lines = [{"step": 1, "step_time": 40.0}, {"step": 2, "step_time": 50.0}, {"step": 2, "train_runtime": 51.0}]
+    (tmp_path / "log_history.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert read_run(tmp_path).seconds == 90
+    del lines[0]["step_time"]  # a cold start doesn't log it
+    (tmp_path / "log_history.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert read_run(tmp_path).seconds == 51
 
 
 def write_samples(run: Path, steps: tuple[int, ...] = (10, 20, 30, 40, 60)) -> None:

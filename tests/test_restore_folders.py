@@ -42,6 +42,17 @@ def test_recursive_keeps_the_tree_and_names_what_is_not_read(tiny_model, tmp_pat
     assert "3 of 3 photos are restored" in capsys.readouterr().out
 
 
+def test_a_single_photo_that_is_none_is_said_before_the_model_is_loaded(tiny_model, tmp_path, capsys, monkeypatch):
+    model = write_model(tmp_path / "model", tiny_model)
+    (tmp_path / "fake.jpg").write_text("no picture")
+    monkeypatch.setattr("realsr_r1.restore.load_restorer", lambda args: pytest.fail("too late"))
+    assert exit_code(main, ["--model", str(model), "--input", str(tmp_path / "fake.jpg"), "--output",
+                            str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "fake.jpg can't be read as an image" in said and "others" not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_photos_in_subfolders_are_not_passed_over_silently(tmp_path, capsys):
     names, _ = find_photos(fill(tmp_path, "a.png", "sub/b.png", "sub/c.png"), "png")
     assert list(names.values()) == ["a"]

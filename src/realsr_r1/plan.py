@@ -108,9 +108,12 @@ def show(work: Workload, machine: Machine, result: dict[str, Any]) -> None:
           f"{work.completion:,}) on {work.prompt:,} prompt tokens, and learns from {work.micro} at a time\n")
     for one in (memory, times, others):
         console.print(one)
-    found = ", ".join(f"{name} {'none' if value is None else value}"
-                      for name, value in result["largest"].items())
-    print(f"Largest value that fits, the other settings as they are: {found}")
+    fitting = [f"{name} {value}" for name, value in result["largest"].items() if value is not None]
+    others = [name for name, value in result["largest"].items() if value is None]
+    if fitting:
+        print(f"Largest value that fits, the other settings as they are: {', '.join(fitting)}")
+    if others:
+        print(f"No value alone makes it fit: {', '.join(others)}")
     print(f"(A plan fits below {USABLE:.0%} of the memory; the rest is for fragmentation. Times are bounds "
           "from below.)\n")
     print("\n".join(result["advice"]))
@@ -131,6 +134,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     from realsr_r1.core.settings import parse
     from realsr_r1.models.loading import policy_config
     from realsr_r1.planning.workload import Sharding, TokenizerShape, tokenizer_values, workload
+    from realsr_r1.training.comparison import compared
     from realsr_r1.training.config import ChainGRPOConfig
 
     # A plan reads no data, but grpo's settings need a name.
@@ -143,6 +147,7 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     policy = policy_config(model).shape
     given = own.chain_settings or args.chain_settings
     chain = _chain_settings(given or model / SETTINGS_FILE, required=given is not None)
+    compared(args, model_args, chain, "grpo")
     values = tokenizer_values(model, policy)
     sharding = Sharding() if own.deepspeed == "none" else Sharding.read(own.deepspeed)
     return workload(args, model_args, policy, TokenizerShape.of(values, chain.target_px), chain, sharding,

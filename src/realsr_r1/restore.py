@@ -106,6 +106,8 @@ def main(argv: list[str] | None = None) -> None:
             if not is_restored(output, names[path], args.format, made_with)]
     if len(todo) < len(photos):
         print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
+    if source.is_file() and todo and not args.skip_bad:
+        read_picture(source)  # of a single photo a fault is said before the model is loaded
     bad = restore_all(todo, names, args, output, made_with) if todo else []
     bad += [(path, f"{path}: {reason}") for path, reason in unread]
     if not bad:
@@ -116,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
     complaint = (f"{len(bad)} of {len(photos) + len(unread)} photos were not restored, the first: {bad[0][1]}; "
                  f"all are in {output / BAD_ITEMS_FILE}")
     if not args.skip_bad:
-        raise UserError(f"{complaint}, the others are done (--skip_bad accepts that)")
+        others = ", the others are done (--skip_bad accepts that)" if len(bad) < len(photos) + len(unread) else ""
+        raise UserError(complaint + others)
     print(complaint)
 
 
@@ -151,8 +154,9 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
     if not listing.images:
         raise UserError(f"{source} (--input) holds no images{listing.hint}")
     if listing.deeper:
-        print(f"{source}: {listing.deeper} photos in its subfolders are passed over; --recursive restores "
-              "them, too")
+        several = listing.deeper != 1
+        print(f"{source}: {listing.deeper} photo{'s' * several} in its subfolders {'are' if several else 'is'} "
+              f"passed over; --recursive restores {'them' if several else 'it'}, too")
     stems: dict[str, Path] = {}
     for path in listing.images:
         name = path.relative_to(source).with_suffix("").as_posix()

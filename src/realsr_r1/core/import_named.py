@@ -11,6 +11,8 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError, meant
 
+PACKAGE = Path(__file__).parents[1]
+
 
 def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any],
                  others: Sequence[str] = ()) -> Callable[..., Any]:
@@ -45,13 +47,20 @@ def tried(what: str, call: Callable[[], Any]) -> Any:
     """Return what `call`, which runs a user's function, returns.
 
     Raises `UserError` where it fails: one line that begins with `what`, and names the place in the
-    user's file.
+    user's file, or else where it was raised.
     """
     try:
         return call()
     except UserError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"{what} raised {type(error).__name__}: {error} ({last.filename}, line "
-                        f"{last.lineno})") from error
+        raise raised(what, error) from error
+
+
+def raised(what: str, error: Exception) -> UserError:
+    """Return the error that `tried` raises for what a user's function raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    of_user = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)
+               and "site-packages" not in Path(frame.filename).parts]
+    last = (of_user or frames)[-1]
+    return UserError(f"{what} raised {type(error).__name__}: {error} ({last.filename}, line {last.lineno})")

@@ -16,10 +16,14 @@ Settings = dict[Text, Json]
 
 
 class LogRecord(TypedDict, extra_items=Json):
-    """A line of `LOG_FILE`. `train_runtime`: seconds, in the line at a run's end."""
+    """A line of `LOG_FILE`.
+
+    `train_runtime`: seconds of a session, in the line at its end. `step_time`: seconds of a step.
+    """
 
     step: Count
     train_runtime: NotRequired[Number]
+    step_time: NotRequired[Number]
 
 
 class StateFile(TypedDict, total=False, extra_items=Json):

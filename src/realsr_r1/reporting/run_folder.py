@@ -91,7 +91,14 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """How long training took, if the log says so."""
+        """How long training took, if the log says so.
+
+        Where each step was logged with its time it is their sum, over all sessions of the run; else it
+        is that of the last session.
+        """
+        times = {record["step"]: record["step_time"] for record in self.records if "step_time" in record}
+        if len(times) == self.steps:
+            return sum(times.values())
         return next((record[SECONDS_KEY] for record in reversed(self.records) if SECONDS_KEY in record), None)
 
     def series(self, key: str) -> Series | None:

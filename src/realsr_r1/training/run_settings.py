@@ -14,7 +14,7 @@ class RunSettings:
     compare_with: str | None = field(default=None, metadata={
         "help": "Name of a profile, such as published: say what this run does otherwise than its recipe "
                 "(NAME_sft.yaml or NAME_grpo.yaml of configs/recipes) with its chain settings, and keep that "
-                "table in the run's folder, for its report."})
+                "table in the run's folder, for its report. realsr-r1 plan says it without a run."})
     rank_timeout: float = field(default=1800.0, metadata={
         "help": "Seconds that a process may stay in one phase (rollout, reward, loss, saving, evaluation) "
                 "before the run is ended with a line that names both; 0 = no limit."})

@@ -122,13 +122,31 @@ class SteadyTrainer:
                               resume_from_checkpoint: str | None) -> Any:
         """Prepare as the trainer does; with `--reset_optimizer` only the schedule goes on."""
         if not self.args.reset_optimizer:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            if resume_from_checkpoint is not None:
+                self._follow_schedule()
+            return prepared
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step")  # no optimizer's step came first
             for _ in range(self.state.global_step):
                 self.lr_scheduler.step()
         return prepared
+
+    def _follow_schedule(self) -> None:
+        """Take the learning rate of the next step from this run's schedule.
+
+        The checkpoint's optimizer and scheduler hold that of the schedule they were made with. Where
+        more steps are asked than then, it is the old schedule's end: often 0, for a whole step.
+        """
+        scheduler = self.lr_scheduler
+        rules = getattr(scheduler, "lr_lambdas", None)
+        if rules is None:  # it follows no rule of the step alone
+            return
+        rates = [rate * rule(scheduler.last_epoch) for rate, rule in zip(scheduler.base_lrs, rules, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Do what the trainer does for a microbatch, and see whether its loss is finite."""

@@ -128,3 +128,20 @@ def test_a_new_optimizer_takes_step_and_schedule_from_the_checkpoint(uninterrupt
     assert len(reward.seen) == 1 and other.state.global_step == 3
     assert other.state.log_history[-2]["learning_rate"] == rates[2] < rates[1]
     assert type(other.optimizer.optimizer) is torch.optim.SGD
+
+
+def test_more_steps_than_before_follow_the_longer_schedule_from_their_first_on(make_trainer, tmp_path):
+    changes = {"logging_steps": 1, "lr_scheduler_type": "linear", **SAVING}
+
+    def rates(trainer: Any) -> list[float]:
+        return [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
+
+    longer, _ = make_trainer(output_dir=str(tmp_path / "longer"), max_steps=4, **changes)
+    longer.train()
+    short, _ = make_trainer(max_steps=2, **changes)
+    short.train()
+    more, _ = make_trainer(max_steps=4, **changes)
+    more.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert rates(more)[2:] == rates(longer)[2:] and min(rates(longer)[:3]) > 0
+    before, after = (weights(tmp_path / "run" / f"checkpoint-{step}") for step in (2, 3))
+    assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -145,7 +145,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         if path is None or (path.is_file() and path.suffix.lower() == file_suffix):
             continue
         if path.is_file():
-            raise UserError(f"{path} (given by --{flag}) is neither a folder nor a {file_suffix} file")
+            raise UserError(f"{path} (given by --{flag}) is neither a folder nor a {file_suffix} file; "
+                            f"give the folder that holds all of them, {path.parent}")
         if not any(not item.name.startswith(".") for item in existing_folder(path, f"--{flag}").iterdir()):
             raise UserError(f"folder {path} (given by --{flag}) is empty")
     for path in args.evaluation_photos:

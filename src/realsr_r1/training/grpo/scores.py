@@ -7,8 +7,9 @@ whose scores have no spread is not at fault, but somebody should know.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,7 +21,7 @@ from trl.trainer.utils import get_callable_name, is_async_callable
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.chain.text import render_chain
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.import_named import tried
+from realsr_r1.core.import_named import raised, tried
 from realsr_r1.training.agreement import Agreement
 
 IDLE_STEPS = 5  # without any gradient, and there is a warning
@@ -32,18 +33,29 @@ def guarded(reward: Callable[..., Any], agreement: Agreement,
             phase: Callable[[str], AbstractContextManager]) -> Callable[..., Any]:
     """Wrap `reward` so that it gives None for every completion when it has a fault, or its scores.
 
-    The fault goes to `agreement`. `phase`: what is told that the reward is at work.
+    The fault, a `UserError` that names the reward, goes to `agreement`. `phase`: what is told that the
+    reward is at work.
     """
     name = get_callable_name(reward)
 
+    @contextlib.contextmanager
+    def watched() -> Iterator[None]:
+        with agreement, phase(f"reward {name}"):
+            try:
+                yield
+            except UserError:
+                raise
+            except Exception as error:
+                raise raised(f"the reward {name}", error) from error
+
     if is_async_callable(reward):
         async def call(*args: Any, **kwargs: Any) -> list[float | None]:
-            with agreement, phase(f"reward {name}"):
+            with watched():
                 return checked_scores(name, await reward(*args, **kwargs), kwargs["completions"])
             return [None] * len(kwargs["completions"])
     else:
         def call(*args: Any, **kwargs: Any) -> list[float | None]:
-            with agreement, phase(f"reward {name}"):
+            with watched():
                 return checked_scores(name, reward(*args, **kwargs), kwargs["completions"])
             return [None] * len(kwargs["completions"])
 
