@@ -46,7 +46,7 @@ def run(tmp_path: Path, model: Path, monkeypatch) -> Path:
     write("run/checkpoint-40/trainer_state.json", json.dumps({"global_step": 40}))
     write("models/base/README.md", "---\nlicense: mit\n---\n# Base\n")
     write("sets/photos/create_json.json", json.dumps({
-        "fingerprint": {"format": 1}, "summary": "train 312, test 48 | train labels: blur", "records": 360,
+        "fingerprint": {"format": 1}, "summary": "train 312, test 48\n  blur: light", "records": 360,
         "bad": [], "bad_count": 0, "left_out_count": 0}))
     write("metrics.json", json.dumps(METRICS))
     return tmp_path / "run"

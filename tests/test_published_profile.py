@@ -20,6 +20,8 @@ from realsr_r1.chain.settings import ChainSettings
 from realsr_r1.chain.text import IMAGE
 from realsr_r1.core.images import drawn_offset, fit_image, fitted_size, scale_to_cover, to_pil
 from realsr_r1.core.settings import parse
+from realsr_r1.measuring.metrics import metric_of, parse_metrics
+from realsr_r1.measuring.suites import Suite
 from realsr_r1.rewards import load_reward_funcs
 from realsr_r1.rollout import RolloutConfig
 from realsr_r1.rollout.sampling import entropy_top_k
@@ -209,3 +211,12 @@ def test_the_cold_start_is_that_of_the_published_script(tmp_path):
     assert (args.z_loss, args.dropout, args.weight_decay, args.max_grad_norm) == (1e-5, 0.05, 0.1, 4.0)
     assert (args.adam_beta1, args.adam_beta2) == (0.9, 0.95)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 1)
+
+
+def test_evaluation_with_the_published_topiq_is_another_metric_than_ours():
+    ours, published = metric_of("topiq_nr"), metric_of("topiq_nr-spaq")
+    assert ours.label != published.label and published.options == {}
+    assert {"topiq_nr", "topiq_nr-spaq"} <= {*pyiqa.list_models()}  # of other training data, each
+    for suite in (ROOT / "configs" / "suites").glob("*.yaml"):
+        assert "topiq_nr-spaq" in Suite.from_yaml(suite).metrics
+    assert parse_metrics("topiq_nr-spaq", has_originals=False) == ["topiq_nr-spaq"]

@@ -127,7 +127,7 @@ def _data(data: Path | None) -> str:
         return UNKNOWN
     if (data / DATASET_STATE).is_file():
         summary = read_json(data / DATASET_STATE, StateFile)["summary"]
-        return f"{data.name}: {summary.partition(' | ')[0]}"
+        return f"{data.name}: {summary.splitlines()[0]}"
     if (data / STORE_FILE).is_file():  # a cold start's chains as token ids
         splits = read_json(data / STORE_FILE, StoreFile)["splits"]
         counts = ", ".join(f"{split} {note['records']}" for split, note in splits.items())
