@@ -246,7 +246,7 @@ def test_near_duplicates_of_evaluation_photos_are_kept_out_of_training(images, l
                                                        "more/coffee.png",
                                           "astronaut.png": "a near-duplicate of the evaluation photo "
                                                            "portrait.png"}
-    assert "left out 2 photo(s)" in capsys.readouterr().out
+    assert "2 photos left out" in capsys.readouterr().out
     assert "near-duplicates of photos to evaluate on" in (tmp_path / "out" / "dataset.html").read_text()
 
 

@@ -15,7 +15,7 @@ from realsr_r1.sft import SHAPE, check_start
 
 
 def start(folder: Path, use_peft: bool = False) -> None:
-    args = SimpleNamespace(process_index=0, **dict.fromkeys(SHAPE, 64))
+    args = SimpleNamespace(process_index=0, zero_image_head=False, **dict.fromkeys(SHAPE, 64))
     check_start(args, SimpleNamespace(model_name_or_path=str(folder), use_peft=use_peft))
 
 

@@ -30,7 +30,7 @@ def main(argv):
         os.kill(os.getpid(), signal.SIGKILL)
     if deed == "bad":
         raise UserError("bad input")
-    print("ready", rank, os.getpid(), flush=True)
+    print(f"ready {rank} {os.getpid()}\\n", end="", flush=True)  # one write, for ranks share the pipe
     if deed == "lose":
         raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
     if deed == "crash":
@@ -38,11 +38,11 @@ def main(argv):
     if deed == "listen":
         import torch.distributed
         torch.distributed.init_process_group("gloo")
-        print("joined", flush=True)
+        print("joined\\n", end="", flush=True)
     signals = StopSignals()
     if deed in ("note", "listen"):
         with signals.noted():
-            print("noting", flush=True)
+            print("noting\\n", end="", flush=True)
             while not signals.received:
                 time.sleep(0.05)
             return exit_code(signals.received)

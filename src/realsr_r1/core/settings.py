@@ -74,8 +74,8 @@ def parse(classes: tuple[type, ...], argv: list[str] | None, prog: str) -> tuple
         argv[at:at + 2] = []
         values = read_yaml(config, dict[Text, Json], "--config")
         argv = with_presets([*_as_flags(parser, hints, values, config), *argv])
-    refuse_unknown(parser, argv)
     _check_deepspeed(argv)
+    refuse_unknown(parser, argv)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
