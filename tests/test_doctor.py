@@ -65,6 +65,7 @@ def changed(name, key, value):
     (changed("chain_settings.json", "sampling", {"temperature": "hot"}), "tokenizers .*temperature is 'hot'"),
     (changed("image_tokenizer/config.json", "base_channels", 10**9), "tokenizers .*base_channels"),
     (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizers .*can't be read"),
+    (changed("tokenizer_config.json", "model_max_length", "long"), "tokenizers .*can't be read"),
     (lambda folder: (folder / "generation_config.json").write_text(""), "policy .*not valid JSON"),
     (changed("generation_config.json", "output_hidden_states", True), "policy .*correct it, or remove it"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b""), "policy .*can't be read as safetensors"),

@@ -321,7 +321,9 @@ class ChainProcessor:
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER).to(device)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        # A damaged tokenizer.json, tokenizer_config.json or config.json can raise any error.
+            tokenizer("a photo")
+        # A damaged tokenizer.json, tokenizer_config.json or config.json can raise any error, some at
+        # the first text.
         except Exception as error:
             raise UserError(f"the text tokenizer in {folder} can't be read ({error}); "
                             "copy the folder again") from error
