@@ -8,6 +8,7 @@ before.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -104,12 +105,15 @@ def read_generation_config(path: Path) -> GenerationConfig | None:
     file = path / GENERATION_CONFIG_NAME
     if not file.is_file():
         return None
-    settings = read_json(file, dict[Text, Json])
+    settings, warner = read_json(file, dict[Text, Json]), logging.getLogger(GenerationConfig.__module__)
+    was_disabled, warner.disabled = warner.disabled, True  # what it would warn of is the error below
     try:
         config = GenerationConfig.from_dict(settings)
         config.validate(strict=True)
     except (TypeError, ValueError, AttributeError) as error:  # transformers compares values of any type
         raise UserError(f"{file} can't be used ({error}); correct it, or remove it") from error
+    finally:
+        warner.disabled = was_disabled
     return config
 
 
