@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 from skimage import color, data, metrics
 
 from realsr_r1 import evaluate
 from realsr_r1.core.errors import UserError
-from realsr_r1.measuring.metrics import tiles_of
+from realsr_r1.measuring.metrics import Scorer, parse_metrics, tiles_of
 
 PHOTOS = {"astronaut": data.astronaut()[60:108, 200:248], "coffee": data.coffee()[150:198, 250:298],
           "chelsea": data.chelsea()[90:138, 130:178]}  # 48 px, as the tiny model's images
@@ -204,6 +205,19 @@ def test_metrics_without_weights_do_not_stop_the_rest(
         assert f"{name}: n/a (weights not available" in printed and name in result["unavailable"]
     with pytest.raises(UserError, match="none of the metrics"):
         run(folders, "--metrics", "lpips", "--overwrite")
+
+
+def test_memory_that_is_too_small_is_no_score_that_isnt_defined() -> None:
+    def network(*pixels: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    photo = Image.new("RGB", (128, 128))
+    with pytest.raises(torch.OutOfMemoryError):  # kept as None it would never be asked again
+        Scorer("psnr", network, "cpu").scores([photo], [photo])
+
+
+def test_a_metric_is_known_in_any_spelling_of_its_letters() -> None:
+    assert parse_metrics("CLIPIQA+_vitl14_512,PSNR") == ["clipiqa+_vitL14_512", "psnr"]
 
 
 def test_a_large_photo_is_scored_in_tiles_and_says_so(folders: Path, monkeypatch) -> None:

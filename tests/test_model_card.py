@@ -29,7 +29,7 @@ METRICS = {"pairs": 3, "methods": ["restored"], "metrics": {"psnr": {
     "label": "PSNR (Y)", "unit": "dB", "decimals": 2, "lower_better": False, "channel": "Y of YCbCr",
     "rounding": "none", "border": 0, "version": "pyiqa 0.1.16, psnr"}}, "intervals": "bootstrap",
     "rows": [{"name": "restored", "mean": {"psnr": 23.456}, "ci95": {"psnr": [22.5, 24.5]}}], "paired": {},
-    "images": [], "notes": []}
+    "images": [], "notes": ["left out, 1 restored image(s) of /home/jane/secret"]}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_card_names_base_data_recipe_differences_metrics_and_licences(run):
                  "| learning rate | 2e-6 | 2e-5 |", "23.46", "\\[22.50, 24.50\\]", "| base (base) | mit |",
                  "| photos of photos | not known here |", "PolyForm Noncommercial", "rough\\_image"):
         assert part in card, part
-    assert str(run.parent) not in card  # nobody's folders
+    assert str(run.parent) not in card and "/home/jane" not in card  # nobody's folders
     assert metadata(card)["license"] == "other" and metadata(card)["licences"]["base (base)"] == "mit"
 
 

@@ -119,6 +119,8 @@ def parse_metrics(text: str | None, has_originals: bool = True, given_by: str = 
     names = list(METRICS) if names == ["all"] else names
     others = [name for name in names if name not in METRICS]
     of_pyiqa = {*metric_names()} - NO_EXPERTS.keys() if others else set()  # its import takes a second
+    spelt = {name.lower(): name for name in of_pyiqa}
+    names, others = ([spelt.get(name, name) for name in some] for some in (names, others))
     unknown = [name for name in others if name not in of_pyiqa]
     if unknown or not names:
         near = meant(unknown[0], sorted({*METRICS, *of_pyiqa})) if unknown else ""
@@ -161,16 +163,19 @@ class Scorer:
     def _scores(self, images: Sequence[Image.Image], originals: Sequence[Image.Image]) -> list[float | None]:
         import math
 
+        import torch
+
         if len(images) > 1 and not metric_of(self.name).batched:
             return self._one_by_one(images, originals)
         sides = [images, originals] if metric_of(self.name).kind == "pair" else [images]
         pixels = [to_pixels(list(side)).add(1).div(2).clamp(0, 1).to(self.device) for side in sides]
         try:
             values = self._network(*pixels).flatten().tolist()
-        except (RuntimeError, ValueError, IndexError, AssertionError):
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             if len(images) > 1:  # one of them may be flat, or the memory too small
                 return self._one_by_one(images, originals)
-            if min(images[0].size) >= 256:  # large enough for all metrics, so the fault is another one
+            is_large = min(images[0].size) >= 256  # for all metrics, so the fault is another one
+            if is_large or isinstance(error, torch.OutOfMemoryError):
                 raise
             return [None]
         return [value if math.isfinite(value) else None for value in values]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from realsr_r1.data.building.build import StateFile
 from realsr_r1.data.tokens.token_store import STORE_FILE, StoreFile
 from realsr_r1.models.checking import tensor_shapes
 from realsr_r1.reporting.run_folder import HEADLINE_SETTINGS
-from realsr_r1.reporting.text_tables import metrics_table
+from realsr_r1.reporting.text_tables import TextTable, metrics_table
 
 UNKNOWN = "not known here"
 FOLDERS = ("model_name_or_path", "dataset_name")  # settings that are said as base and data
@@ -73,7 +73,7 @@ class ModelCard:
             "software": software, "base": base.name if run else f"{base.name} (its weights as they are)",
             "data": _data(data), "stage": _stage(run, source, settings), "recipe": _recipe(settings),
             "differences": found and found["rows"], "profile": found and found["profile"],
-            "metrics": Markup(metrics_table(metrics).text("md")) if metrics else None,
+            "metrics": Markup(_without_places(metrics_table(metrics)).text("md")) if metrics else None,
         }, _licences(base, data, settings, licences or {}))
 
     def write(self, folder: Path, name: str) -> None:
@@ -120,6 +120,11 @@ def _metadata(licences: Mapping[str, str]) -> str:
         license="other", license_name="several", library_name="realsr-r1", pipeline_tag="image-to-image",
         tags=["image-restoration", "super-resolution", "grpo", "vlcot"],
         licences=dict(licences)).to_yaml() + "\n"
+
+
+def _without_places(table: TextTable) -> TextTable:
+    """Return a table without the notes that say where files lie."""
+    return replace(table, notes=[note for note in table.notes if not note.startswith("left out")])
 
 
 def _data(data: Path | None) -> str:

@@ -32,6 +32,9 @@ def zero_image_head(policy: PreTrainedModel, processor: ChainProcessor, folder: 
         if says:
             print(f"--zero_image_head: {folder} is what a run has left, so its head keeps its image rows")
         return
+    if says:
+        print(f"--zero_image_head: the head's rows of image codes are set to zero, for {folder} is no run's "
+              "folder; leave it out for an exported model that was trained")
     weight = policy.get_output_embeddings().weight
     with _whole(weight), torch.no_grad():
         weight[list(processor.layout.code_ids)] = 0.0
