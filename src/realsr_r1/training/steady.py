@@ -275,7 +275,7 @@ class _Meetings(TrainerCallback):
 
 
 def _give_memory_back() -> None:
-    """Give what this process has freed back to the system, which glibc is told not to (`cpu_env.sh`)."""
+    """Give what this process has freed back to the system, which glibc is told not to (`core.cpu`)."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

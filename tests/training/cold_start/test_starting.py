@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +13,7 @@ from realsr_r1.models import load_policy
 from realsr_r1.sft import main
 from realsr_r1.training.cold_start.starting import zero_image_head
 
-from ...small import exit_code, write_dataset, write_model
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model, tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "model", tiny_model)
-
-
-@pytest.fixture(scope="module")
-def processor(model) -> ChainProcessor:
-    return ChainProcessor.from_pretrained(model)
+from ...small import exit_code, write_dataset
 
 
 def test_all_codes_are_equally_likely_and_no_other_score_changes(model, processor):

@@ -23,19 +23,9 @@ from realsr_r1.training.cold_start.throughput import Throughput
 from realsr_r1.training.cold_start.trainer import IGNORED, ROW_TILE, TILE, ColdStartTrainer, pack_samples
 from realsr_r1.training.config import ColdStartConfig
 
-from ...small import records, write_model
+from ...small import records
 
 Z_WEIGHT = 0.01
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model, tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "model", tiny_model)
-
-
-@pytest.fixture(scope="module")
-def processor(model) -> ChainProcessor:
-    return ChainProcessor.from_pretrained(model)
 
 
 @pytest.fixture(scope="module")
