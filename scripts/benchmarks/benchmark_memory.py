@@ -5,7 +5,8 @@ says of it.
 
 Bytes of live tensors (live_bytes.py). Rollouts: the decoder's caches and a few of its steps, which
 need what all need, since caches are made at their full length. Loss and update: torch's own
-operations on fake tensors, so lengths are not bound by this machine. `--resident N` also runs the
+operations on fake tensors, so lengths are not bound by this machine; what a GPU really holds,
+benchmark_rollout.py and benchmark_step.py print there. `--resident N` also runs the
 loss of that length for good, in a process of its own, and reports by how much its resident memory
 grew. The image tokenizer and the experts don't depend on length, and are left out.
 """
@@ -21,16 +22,14 @@ from typing import Any
 
 import torch
 from benchmark_step import peak_bytes
-from benchmarking import CODES, VOCABULARY
+from benchmarking import VOCABULARY, random_policy, workload
 from live_bytes import LiveBytes
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from realsr_r1.models import new_config, new_policy
 from realsr_r1.models.protocol import PackedRow, PolicyShape
 from realsr_r1.planning import memory
-from realsr_r1.planning.workload import Sharding, TokenizerShape, Workload
+from realsr_r1.planning.workload import Workload
 
 SHAPE = {"prompt": 600, "generations": 5, "hidden": 256, "layers": 4, "heads": 4, "intermediate": 688,
          "vocabulary": VOCABULARY}
@@ -75,22 +74,9 @@ def describe(args: argparse.Namespace, completion: int, vocabulary: int) -> Work
     """The run as the plan sees it: one process, float32, checkpointing, a whole group in one
     microbatch.
     """
-    policy = PolicyShape(args.hidden, args.intermediate, args.layers, args.heads, args.heads, vocabulary)
-    return Workload(
-        policy, TokenizerShape(0, (0, 0), min(len(CODES), vocabulary // 2), 8, 0.0), Sharding(), world=1,
-        prompt=args.prompt, completion=completion, expected=completion, images=(completion,), largest_px=0,
-        prompts=1, generations=args.generations, micro=args.generations, iterations=1, updates=1.0,
-        span=completion, checkpointing=True, share_prompts=True, flash=False,
-        weight_bytes=4, autocast=False, trained=policy.parameters, adapters=0, quantised_bits=0,
-        nested=False, reference=False, old_scores=False, experts=(), triton=False)
-
-
-def random_policy(shape: PolicyShape) -> PreTrainedModel:
-    """A policy of this shape, in float32."""
-    return new_policy(new_config(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=16_384, pad_token_id=1))
+    shape = PolicyShape(args.hidden, args.intermediate, args.layers, args.heads, args.heads, vocabulary)
+    return workload(shape, prompt=args.prompt, completion=completion, generations=args.generations,
+                    span=completion)
 
 
 class Loss:
@@ -134,7 +120,7 @@ def measure(work: Workload) -> dict[str, Any]:
         with LiveBytes() as of_update:
             optimizer.step()
         weights = sum(parameter.nbytes for parameter in loss.policy.parameters())
-    policy = random_policy(work.policy).eval()
+    policy = random_policy(work.policy)
     rows = torch.arange(work.generations)
     with LiveBytes() as of_rollout, torch.no_grad():
         decoder = policy.make_decoder([[3] * work.prompt], torch.zeros_like(rows), work.completion, work.span,

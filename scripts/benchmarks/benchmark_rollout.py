@@ -1,14 +1,17 @@
-"""Time of a rollout beside the naive loop: one forward of 2 G rows a token with a growing cache and
-the whole head.
+"""Time and memory of a rollout beside the naive loop (one forward of 2 G rows a token with a growing
+cache and the whole head), beside the plan, and beside what the memory's bandwidth allows.
 
     python scripts/benchmarks/benchmark_rollout.py --preset small [--json FILE]
-    python scripts/benchmarks/benchmark_rollout.py --preset large
     python scripts/benchmarks/benchmark_rollout.py --preset small --growth figs/rollout_growth.png
+    python scripts/benchmarks/benchmark_rollout.py --preset pure_7b --dtype bfloat16 --device cuda \
+        --units 16 --variants graphs --repeats 1
 
-Small: hidden 256, 4 layers; large: hidden 1024, 8 layers.
-Both in one process, in turn, float32 on CPU with 2 threads (on CUDA where there is one); ratios are
-medians over turns. The engine does all of a rollout; of the naive loop only its forwards are timed,
-without the prompt.
+Shapes are in benchmarking.py. All in one process, in turn; ratios are medians over turns. The
+engine does all of a rollout; of the naive loop only its forwards are timed, without the prompt.
+Variants of the engine: `plain`; `graphs`, its steps as CUDA graphs; `jacobi`, several tokens in a
+forward, with graphs on CUDA. Floor: bytes that weights and caches take, once a token, at the
+bandwidth of a copy. Memory: what torch held at most on a GPU, and what `realsr-r1 plan` says of
+weights and rollout.
 """
 
 from __future__ import annotations
@@ -18,20 +21,36 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from benchmarking import CODES_PER_UNIT, chain_layout, median_ratio, paired_seconds, prompt_of, random_policy
+from benchmarking import (
+    CODES_PER_UNIT,
+    PRESETS,
+    add_device_flags,
+    chain_layout,
+    copied_bytes_a_second,
+    median_ratio,
+    paired_seconds,
+    peak_bytes_on,
+    prompt_of,
+    random_policy,
+    synchronize,
+    workload,
+)
 from transformers import DynamicCache, PreTrainedModel
 
 from realsr_r1.chain.spec import image_sizes
+from realsr_r1.planning import duration, memory
+from realsr_r1.planning.machines import machine
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
-PRESETS = {"small": {"hidden": 256, "layers": 4, "heads": 4, "intermediate": 688},
-           "large": {"hidden": 1024, "layers": 8, "heads": 8, "intermediate": 2752}}
-PROMPT, BODY = 338, 5  # tokens of the prompt; of a text section's body
+PROMPT, BODY = 338, 5  # tokens of the prompt beside an image of `UNITS`; of a text section's body
 UNITS = 4  # grid units of the final image: 16 x 16 codes
+VARIANTS = {"plain": {}, "graphs": {"cuda_graphs": True}, "jacobi": {"jacobi": 4}}
+GIB = 2**30
 # Of --growth: G, final images, prompts
 GROUPS, SIDES, PROMPTS = (1, 2, 5, 10, 20), (2, 4, 6, 8), (338, 1338, 2338, 4338)
 
@@ -41,69 +60,111 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="small")
-    for name in PRESETS["small"]:
+    for name in ("hidden", "layers", "heads", "intermediate"):
         parser.add_argument(f"--{name}", type=int, help="instead of the preset's")
     parser.add_argument("--generations", type=int, default=5, help="G (default: 5)")
+    parser.add_argument("--units", type=int, default=UNITS,
+                        help="grid units of 32 px along the final image's side (default: 4)")
+    parser.add_argument("--prompt", type=int, help="tokens of the prompt (default: 50 or so beside a photo "
+                                                   "of the final image's size)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain"], help="(default: plain)")
+    parser.add_argument("--naive_tokens", type=int, help="tokens that the naive loop writes, 0 for no loop "
+                                                         "(default: as many as the engine)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: 5)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cuda_graphs", action="store_true", help="the engine's steps as CUDA graphs")
+    add_device_flags(parser)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--growth", type=Path, metavar="PNG", help="plot time over G, image sizes and "
                                                                    "prompts instead")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    shape = {name: getattr(args, name) or value for name, value in PRESETS[args.preset].items()}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = random_policy(shape["hidden"], shape["layers"], shape["heads"], shape["intermediate"]).to(device)
+    shape = PRESETS[args.preset]
+    named = {"hidden": args.hidden, "layers": args.layers, "heads": args.heads, "kv_heads": args.heads,
+             "intermediate": args.intermediate}
+    shape = replace(shape, **{name: value for name, value in named.items() if value})
+    policy = random_policy(shape, args.device, args.dtype)
     if args.growth:
-        figures = growth(policy, args.growth, args.repeats, args.cuda_graphs)
+        figures = growth(policy, args.growth, args.repeats)
     else:
-        figures = {"preset": args.preset, **shape, "generations": args.generations, "threads": args.threads,
-                   "cuda_graphs": args.cuda_graphs,
-                   **against_naive(policy, args.generations, args.repeats, args.cuda_graphs)}
+        figures = {"preset": args.preset, "hidden": shape.hidden, "layers": shape.layers,
+                   "generations": args.generations, "device": args.device, "dtype": args.dtype,
+                   "threads": args.threads, **against_naive(policy, args)}
     for name, value in figures.items():
         print(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def engine_for(policy: PreTrainedModel, generations: int, units: int = UNITS, cuda_graphs: bool = False,
-               length: int | None = None) -> tuple[RolloutEngine, list[int]]:
+def engine_for(policy: PreTrainedModel, generations: int, units: int = UNITS, length: int | None = None,
+               **settings: object) -> tuple[RolloutEngine, list[int]]:
     """An engine that writes whole chains with a final image of `units` x `units`, and a prompt with
     such an image.
 
     `length`: tokens of the prompt (default: `PROMPT` where the image is of `UNITS`).
     """
-    layout = chain_layout()
+    layout = chain_layout(vocabulary=policy.config.vocab_size)
     sizes = image_sizes(layout.chain_form.shares, units, units)
     images = sum(layout.span_length(*size) for size in sizes)
     tags = sum(len(section.open_ids) + len(section.close_ids) for section in layout.chain_form.sections)
     config = RolloutConfig(num_generations=generations, max_new_tokens=images + tags + 4 * BODY + 1,
                            grammar="chain", image_sizes=sizes, max_text_tokens=BODY, guidance_scale=0.8,
-                           cuda_graphs=cuda_graphs)
-    usual = PROMPT + layout.span_length(units, units) - layout.span_length(UNITS, UNITS)
-    return RolloutEngine(policy, layout, config), prompt_of(layout, units, length or usual)
+                           **settings)
+    span = layout.span_length(units, units)
+    length = length or PROMPT + span - layout.span_length(UNITS, UNITS)
+    # Of a prompt that is too short for such an image the photo is smaller.
+    shown = max(side for side in range(1, units + 1) if layout.span_length(side, side) + 2 <= length)
+    return RolloutEngine(policy, layout, config), prompt_of(layout, shown, length)
 
 
-def against_naive(policy: PreTrainedModel, generations: int, repeats: int,
-                  cuda_graphs: bool) -> dict[str, float]:
-    """Seconds and ratios of the engine, of prefilling, and of the naive loop over the same number
-    of tokens.
-    """
-    engine, prompt = engine_for(policy, generations, cuda_graphs=cuda_graphs)
-    tokens = max(map(len, engine.generate(prompt).completion_ids))
+def against_naive(policy: PreTrainedModel, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds, rates, ratios and memory of the engine's variants, of prefilling, of the naive loop."""
+    engines = {}
+    for name in args.variants:
+        settings = VARIANTS[name] | ({"cuda_graphs": True} if name == "jacobi" and
+                                     args.device.startswith("cuda") else {})
+        engines[name], prompt = engine_for(policy, args.generations, args.units, args.prompt, **settings)
+    peak_bytes_on(args.device)
+    tokens, forwards, peaks, layout = 0, {}, {}, engines[args.variants[0]].layout
+    for name, engine in engines.items():
+        written = engine.generate(prompt)
+        tokens, forwards[name] = max(map(len, written.completion_ids)), max(written.forwards)
+        peaks[name] = peak_bytes_on(args.device)
 
     def prefill(count: int) -> Callable[[], None]:
         config = RolloutConfig(num_generations=count, max_new_tokens=1)
-        return lambda: quiet(RolloutEngine(policy, engine.layout, config).generate, prompt)
+        return lambda: quiet(RolloutEngine(policy, layout, config).generate, prompt)
 
-    seconds = paired_seconds({
-        "engine": lambda: quiet(engine.generate, prompt),
-        "naive": lambda: naive(policy, prompt, generations, tokens),
-        "prefill of G": prefill(generations), "prefill of 1": prefill(1)}, repeats)
-    return {"new tokens": tokens, "engine / naive": median_ratio(seconds, "engine", "naive"),
-            "prefill of G / of 1": median_ratio(seconds, "prefill of G", "prefill of 1"),
-            **{f"{name}, s": statistics.median(values) for name, values in seconds.items()}}
+    naive_tokens = tokens if args.naive_tokens is None else args.naive_tokens
+    runs: dict[str, Callable[[], float | None]] = {
+        name: partial(quiet, engine.generate, prompt) for name, engine in engines.items()}
+    if naive_tokens:
+        runs["naive"] = lambda: naive(policy, prompt, args.generations, naive_tokens) * tokens / naive_tokens
+    runs |= {"prefill of G": prefill(args.generations), "prefill of 1": prefill(1)}
+    seconds = paired_seconds(runs, args.repeats, args.device)
+
+    on_gpu = args.device.startswith("cuda")
+    images = tuple(layout.span_length(*size) for size in engines[args.variants[0]].config.image_sizes)
+    work = workload(policy.config.shape, prompt=len(prompt), completion=tokens, images=images,
+                    span=images[-1], generations=args.generations, dtype=args.dtype, on_gpu=on_gpu)
+    bandwidth = copied_bytes_a_second(args.device)
+    floor = duration.rollout(work, machine(None, measured={
+        "memory_gib": 1, "tflops": 1, "bandwidth_gb": bandwidth / 1e9})).limits["memory bandwidth"]
+    found = {"prompt tokens": len(prompt), "new tokens": tokens,
+             "prefill of G / of 1": median_ratio(seconds, "prefill of G", "prefill of 1"),
+             "bandwidth, GB/s": bandwidth / 1e9, "floor, s": floor,
+             "floor, tokens/s": args.generations * tokens / floor,
+             "planned, GiB": (memory.base_bytes(work) + max(
+                 sum(memory.prefill(work).values()), sum(memory.rollout(work).values()))) / GIB}
+    for name in engines:
+        median = statistics.median(seconds[name])
+        found |= {f"{name}, forwards": forwards[name],
+                  f"{name}, tokens/s": args.generations * tokens / median,
+                  f"{name}, ms a forward": 1e3 * median / forwards[name], f"{name} / floor": median / floor}
+        if peaks[name]:
+            found[f"{name}, GiB"] = peaks[name] / GIB
+        for other in ("naive", "plain"):
+            if other in seconds and name != other:
+                found[f"{name} / {other}"] = median_ratio(seconds, name, other)
+    return found | {f"{name}, s": statistics.median(values) for name, values in seconds.items()}
 
 
 def quiet(function: Callable[..., object], *arguments: object) -> None:
@@ -111,12 +172,11 @@ def quiet(function: Callable[..., object], *arguments: object) -> None:
     function(*arguments)
 
 
-def timed(function: Callable[..., object], *arguments: object) -> float:
-    """Seconds of a call."""
+def timed(device: str, function: Callable[..., object], *arguments: object) -> float:
+    """Seconds of a call on a device."""
     started = time.perf_counter()
     function(*arguments)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize(device)
     return time.perf_counter() - started
 
 
@@ -129,25 +189,26 @@ def naive(policy: PreTrainedModel, prompt: list[int], generations: int, tokens: 
     ids = torch.tensor([prompt] * (2 * generations), device=policy.device)
     policy(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     ids = ids[:, -1:]
+    synchronize(policy.device.type)
     started = time.perf_counter()
     for _ in range(tokens):
         policy(input_ids=ids, past_key_values=cache, use_cache=True)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize(policy.device.type)
     return time.perf_counter() - started
 
 
-def growth(policy: PreTrainedModel, path: Path, repeats: int, cuda_graphs: bool) -> dict[str, float]:
+def growth(policy: PreTrainedModel, path: Path, repeats: int) -> dict[str, float]:
     """Seconds over G, over image sizes at G = 5, and of one token over prompts beside the naive
     loop's; their plot at `path`.
     """
     runs: dict[str, Callable[[], float | None]] = {}
     for name, generations, units in (*((f"G = {count}", count, UNITS) for count in GROUPS),
                                      *((f"{side * CODES_PER_UNIT}^2", 5, side) for side in SIDES)):
-        engine, prompt = engine_for(policy, generations, units, cuda_graphs)
+        engine, prompt = engine_for(policy, generations, units)
         runs[name] = partial(quiet, engine.generate, prompt)
-    seconds = {name: statistics.median(values) for name, values in paired_seconds(runs, repeats).items()}
-    tokens = [seconds_a_token(policy, length, repeats, cuda_graphs) for length in PROMPTS]
+    seconds = {name: statistics.median(values)
+               for name, values in paired_seconds(runs, repeats, policy.device.type).items()}
+    tokens = [seconds_a_token(policy, length, repeats) for length in PROMPTS]
     plot(path, list(seconds.values()), tokens)
     figures = {f"{name}, s": value for name, value in seconds.items()}
     for name in tokens[0]:
@@ -158,20 +219,20 @@ def growth(policy: PreTrainedModel, path: Path, repeats: int, cuda_graphs: bool)
     return figures
 
 
-def seconds_a_token(policy: PreTrainedModel, length: int, repeats: int,
-                    cuda_graphs: bool) -> dict[str, float]:
+def seconds_a_token(policy: PreTrainedModel, length: int, repeats: int) -> dict[str, float]:
     """Median seconds of one token after a prompt of `length` tokens at G = 5, of the engine and of
     the naive loop.
     """
-    engine, prompt = engine_for(policy, 5, 2, cuda_graphs, length)
+    engine, prompt = engine_for(policy, 5, 2, length)
     tokens = max(map(len, engine.generate(prompt).completion_ids))
     first = RolloutEngine(policy, engine.layout, RolloutConfig(num_generations=5, max_new_tokens=1))
 
     def of_engine() -> float:
-        return timed(engine.generate, prompt) - timed(first.generate, prompt)  # without the prompt
+        device = policy.device.type
+        return timed(device, engine.generate, prompt) - timed(device, first.generate, prompt)  # no prompt
 
     seconds = paired_seconds({"engine": of_engine, "naive": lambda: naive(policy, prompt, 5, tokens)},
-                             repeats)
+                             repeats, policy.device.type)
     return {"engine": statistics.median(seconds["engine"]) / (tokens - 1),
             "naive": statistics.median(seconds["naive"]) / tokens}
 

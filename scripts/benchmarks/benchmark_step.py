@@ -2,11 +2,15 @@
 sharing.
 
     python scripts/benchmarks/benchmark_step.py [--json FILE]
+    python scripts/benchmarks/benchmark_step.py --preset pure_7b --dtype bfloat16 --device cuda --lora 32 \
+        --checkpointing --prompt 4214 --completion 5800 --paths shared --repeats 1
 
 `shared`: the prompt once a group. `plain`: every row whole, the same chunked head on the
 completions' positions only. `trl`: every row whole, as TRL runs it where there is no Triton (head
-on every position). In turn in one process, float32, 2 threads; ratios are medians over turns. Peak
-memory: each path in a process of its own, above its level before the step.
+on every position). In turn in one process; ratios are medians over turns. Memory of a CPU: each
+path in a process of its own, above its level before the step; of a GPU: what torch held at most,
+beside what `realsr-r1 plan` says. MFU: operations of the plan's formula by those of a matrix product
+of the same type on the same device.
 """
 
 from __future__ import annotations
@@ -17,29 +21,53 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from benchmarking import median_ratio, paired_seconds, random_policy
+from benchmarking import (
+    DTYPES,
+    PRESETS,
+    add_device_flags,
+    median_ratio,
+    paired_seconds,
+    peak_bytes_on,
+    random_policy,
+    synchronize,
+    workload,
+)
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from realsr_r1.models.protocol import PolicyShape
+from realsr_r1.planning import duration, memory
+from realsr_r1.planning.machines import machine
+from realsr_r1.planning.workload import Workload
 from realsr_r1.training.grpo.packing import pack_groups
 
 PATHS = ("shared", "plain", "trl")
-SHAPE = {"prompt": 600, "completion": 300, "generations": 5, "hidden": 256, "layers": 4, "heads": 4,
-         "intermediate": 688, "vocabulary": 4096}
+SIZES = {"prompt": 600, "completion": 300, "generations": 5}
+SHAPE = {"hidden": 256, "layers": 4, "heads": 4, "intermediate": 688, "vocabulary": 4096}
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in SHAPE.items():
+    for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--preset", choices=PRESETS, help="a policy's shape (default: "
+                        + ", ".join(f"{name} {value}" for name, value in SHAPE.items()) + ")")
+    for name in SHAPE:
+        parser.add_argument(f"--{name}", type=int, help="instead of the preset's")
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters that alone are trained "
+                                                            "(default: all weights are)")
+    parser.add_argument("--checkpointing", action="store_true", help="compute layers again in the backward")
+    parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS), help="(default: all)")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    add_device_flags(parser)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--memory_of", choices=PATHS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -48,36 +76,98 @@ def main() -> None:
     if args.memory_of:
         print(peak_bytes(getattr(steps, args.memory_of)))
         return
-    difference = steps.largest_difference()
-    seconds = paired_seconds({name: getattr(steps, name) for name in PATHS}, args.repeats)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    memory = {name: int(subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory_of", name],
-                                       check=True, capture_output=True, text=True, env=environment).stdout)
-              for name in PATHS}
-    figures = {**{name: getattr(args, name) for name in SHAPE}, "gradients differ by (relative)": difference,
-               **{f"time, shared / {other}": median_ratio(seconds, "shared", other) for other in PATHS[1:]},
-               **{f"memory, shared / {other}": memory["shared"] / memory[other] for other in PATHS[1:]},
-               **{f"{name}, s": statistics.median(seconds[name]) for name in PATHS},
-               **{f"{name}, MiB": memory[name] / 2**20 for name in PATHS}}
+    figures = {**{name: getattr(args, name) for name in SIZES}, "preset": args.preset or "own",
+               "device": args.device, "dtype": args.dtype, "lora": args.lora}
+    if {"shared", "plain"} <= set(args.paths):
+        figures["gradients differ by (relative)"] = steps.largest_difference()
+    seconds = paired_seconds({name: getattr(steps, name) for name in args.paths}, args.repeats, args.device)
+    peaks = {name: memory_of(steps, name, args) for name in args.paths}
+    if "shared" in args.paths:
+        for other in args.paths:
+            if other != "shared":
+                figures[f"time, shared / {other}"] = median_ratio(seconds, "shared", other)
+                figures[f"memory, shared / {other}"] = peaks["shared"] / peaks[other]
+        flops = duration.loss(steps.work, machine(None, measured={
+            "memory_gib": 1, "tflops": 1e-12, "bandwidth_gb": 1})).limits["compute"]
+        rate = product_flops_a_second(args.device, args.dtype)
+        figures |= {"matrix product, TFLOP/s": rate / 1e12,
+                    "shared, MFU": flops / statistics.median(seconds["shared"]) / rate,
+                    "planned, GiB": planned_bytes(steps.work) / 2**30}
+    figures |= {f"{name}, s": statistics.median(seconds[name]) for name in args.paths}
+    figures |= {f"{name}, GiB": peaks[name] / 2**30 for name in args.paths}
     for name, value in figures.items():
         print(f"{name:32} {value:.3g}" if isinstance(value, float) else f"{name:32} {value}")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
+def memory_of(steps: Steps, name: str, args: argparse.Namespace) -> int:
+    """Bytes of one path at its peak: on a GPU everything, on a CPU what the step adds."""
+    if args.device.startswith("cuda"):
+        steps.policy.zero_grad()
+        peak_bytes_on(args.device)
+        getattr(steps, name)()
+        return peak_bytes_on(args.device)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    return int(subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory_of", name], check=True,
+                              capture_output=True, text=True, env=environment).stdout)
+
+
+def planned_bytes(work: Workload) -> float:
+    """What the plan says of weights, gradients and the loss; no optimizer runs here."""
+    held = memory.resident(work)
+    return held["weights"] + held["gradients"] + sum(memory.loss(work).values())
+
+
+def product_flops_a_second(device: str, dtype: str) -> float:
+    """The rate of a large matrix product, median of five."""
+    side = 8192 if device.startswith("cuda") else 1024
+    left = torch.randn(side, side, device=device, dtype=DTYPES[dtype])
+    seconds = []
+    for _ in range(6):
+        synchronize(device)
+        started = time.perf_counter()
+        left @ left
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * side**3 / statistics.median(seconds[1:])
+
+
 class Steps:
     """One group, and the three ways to its gradients."""
 
     def __init__(self, args: argparse.Namespace):
-        self.policy: PreTrainedModel = random_policy(args.hidden, args.layers, args.heads, args.intermediate,
-                                                     args.vocabulary).train()
+        named = {name: getattr(args, name) for name in SHAPE}
+        named["kv_heads"] = args.heads
+        own = PolicyShape(**SHAPE, kv_heads=SHAPE["heads"]) if args.preset is None else PRESETS[args.preset]
+        shape = replace(own, **{name: value for name, value in named.items() if value})
+        self.policy: PreTrainedModel = random_policy(shape, args.device, args.dtype).train()
+        if args.checkpointing:
+            self.policy.activation_checkpointing_enable({"use_reentrant": False})
+        if args.lora:
+            self._add_adapters(args.lora)
         add_fused_lm_head(self.policy, temperature=1.0, cast_lm_head_to_fp32=False,
                           outputs=("log_probs", "entropy"))
-        prompt = torch.randint(2, args.vocabulary, (1, args.prompt)).expand(args.generations, -1)
-        completions = torch.randint(2, args.vocabulary, (args.generations, args.completion))
-        self.completions, self.ids = completions, torch.cat((prompt, completions), dim=1)
+        prompt = torch.randint(2, shape.vocabulary, (1, args.prompt)).expand(args.generations, -1)
+        completions = torch.randint(2, shape.vocabulary, (args.generations, args.completion))
+        self.completions = completions.to(args.device)
+        self.ids = torch.cat((prompt, completions), dim=1).to(args.device)
         self.mask = torch.ones_like(self.ids)
-        self.weights = torch.randn(completions.shape)
+        self.weights = torch.randn(completions.shape).to(args.device)
+        trained = sum(parameter.numel() for parameter in self.policy.parameters() if parameter.requires_grad)
+        self.work = workload(shape, prompt=args.prompt, completion=args.completion,
+                             generations=args.generations, checkpointing=args.checkpointing,
+                             dtype=args.dtype, adapters=trained if args.lora else 0,
+                             on_gpu=args.device.startswith("cuda"))
+
+    def _add_adapters(self, rank: int) -> None:
+        """Freeze the policy and put adapters beside all matrices of its layers."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self.policy.requires_grad_(False)
+        inject_adapter_in_model(LoraConfig(r=rank, target_modules="all-linear", exclude_modules=["lm_head"]),
+                                self.policy)
+        self.policy.enable_input_require_grads()
 
     def _learn(self, **inputs: object) -> None:
         self.policy.zero_grad()
@@ -110,11 +200,12 @@ class Steps:
         """Largest difference of a gradient between shared and plain, in parts of that tensor's
         largest gradient.
         """
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self.plain()
-        expected = [parameter.grad.clone() for parameter in self.policy.parameters()]
+        expected = [parameter.grad.clone() for parameter in trained]
         self.shared()
-        return max(float((parameter.grad - want).abs().max() / want.abs().max())
-                   for parameter, want in zip(self.policy.parameters(), expected, strict=True))
+        return max(float((parameter.grad - want).abs().max() / want.abs().max().clamp(min=1e-30))
+                   for parameter, want in zip(trained, expected, strict=True))
 
 
 def peak_bytes(step: Callable[[], None]) -> int:

@@ -6,8 +6,8 @@ A trial is a GRPO run of two processes under ZeRO-3. It is hit once or twice, at
 the length of the run that nobody hits, and then started until it ends. What must hold: no rank
 outlives its launcher by 5 seconds; a signal gives its exit code and one line; the run ends at its
 number of steps with the weights of the untouched run, bit for bit; nothing but the wanted
-checkpoints is left. A line a trial goes to OUTPUT/trials.jsonl, and a table to stdout; the exit code
-is 1 when something didn't hold.
+checkpoints is left. A line a trial goes to OUTPUT/trials.jsonl, and a summary to stdout; the exit
+code is 1 when something didn't hold. A campaign that was cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -106,9 +106,14 @@ class Trial:
             self.faults.append("no model folder")
         elif (self.output / "model.safetensors").read_bytes() != (whole / "model.safetensors").read_bytes():
             self.faults.append("other weights than the untouched run")
-        names = [{path.name for path in run.iterdir()} for run in (self.output, whole)]
-        if names[0] != names[1]:
-            self.faults.append(f"left behind or missing: {sorted(names[0] ^ names[1])}")
+        # A signal saves at a step of its own, so the checkpoint before the last may be another one.
+        checkpoints = {path.name for path in self.output.glob("checkpoint-*")}
+        names, wanted = ({path.name for path in run.iterdir() if not path.name.startswith("checkpoint-")}
+                         for run in (self.output, whole))
+        if names != wanted:
+            self.faults.append(f"left behind or missing: {sorted(names ^ wanted)}")
+        if len(checkpoints) != LIMIT or f"checkpoint-{STEPS}" not in checkpoints:
+            self.faults.append(f"checkpoints {sorted(checkpoints)}")
         log = self.output / "log_history.jsonl"
         steps = [line["step"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
         if steps != list(range(1, STEPS + 1)):
@@ -120,34 +125,41 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="fault_campaign.py kills", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="model folder to train")
     parser.add_argument("--dataset", required=True, help="dataset folder")
-    parser.add_argument("--output", required=True, help="folder to make")
+    parser.add_argument("--output", required=True, help="folder of the campaign")
     parser.add_argument("--trials", type=int, default=50, help="runs to hit (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds (default: 0)")
     parser.add_argument("--kinds", nargs="+", choices=HITS, default=list(HITS), help="(default: all)")
     args = parser.parse_args(argv)
     args.model, args.dataset = str(Path(args.model).absolute()), str(Path(args.dataset).absolute())
     output, draw, counts = Path(args.output).absolute(), random.Random(args.seed), Counter()
-    whole = Trial(args, output / "whole")
-    began = time.monotonic()
-    whole.finish()
-    length = time.monotonic() - began
+    lines, untouched = output / "trials.jsonl", output / "untouched.json"
+    if not untouched.exists():
+        shutil.rmtree(output / "whole", ignore_errors=True)
+        whole, began = Trial(args, output / "whole"), time.monotonic()
+        whole.finish()
+        untouched.write_text(json.dumps({"seconds": time.monotonic() - began}), encoding="utf-8")
+    length = json.loads(untouched.read_text(encoding="utf-8"))["seconds"]
+    done = len(lines.read_text(encoding="utf-8").splitlines()) if lines.exists() else 0
     for number in range(args.trials):
-        trial = Trial(args, output / f"trial-{number}")
         kinds = [args.kinds[(number + index) % len(args.kinds)] for index in range(1 + number % 2)]
         hits = [(kind, draw.uniform(0.1, 1.02) * length) for kind in kinds]
+        counts.update(kinds)
+        if number < done:
+            continue
+        shutil.rmtree(output / f"trial-{number}", ignore_errors=True)
+        trial = Trial(args, output / f"trial-{number}")
         for kind, after in hits:
             trial.hit(kind, after)
-            counts[kind] += 1
         trial.finish()
-        trial.compare(whole.output)
-        with open(output / "trials.jsonl", "a", encoding="utf-8") as file:
+        trial.compare(output / "whole" / "run")
+        with open(lines, "a", encoding="utf-8") as file:
             file.write(json.dumps({"trial": number, "hits": hits, "faults": trial.faults}) + "\n")
         print(f"trial {number}: {', '.join(f'{kind} at {after:.1f} s' for kind, after in hits)}: "
               f"{'; '.join(trial.faults) or 'held'}", flush=True)
-        counts["faults"] += bool(trial.faults)
         if not trial.faults:
             shutil.rmtree(trial.folder)
-    faults = counts.pop("faults")
-    print(f"{args.trials} trials, untouched run {length:.0f} s, {faults} that didn't hold; hits: "
+    faults = [found for found in map(json.loads, lines.read_text(encoding="utf-8").splitlines())
+              if found["faults"]]
+    print(f"{args.trials} trials, untouched run {length:.0f} s, {len(faults)} that didn't hold; hits: "
           + ", ".join(f"{kind} {count}" for kind, count in counts.items()))
-    return int(any(json.loads(line)["faults"] for line in (output / "trials.jsonl").read_text().splitlines()))
+    return int(bool(faults))

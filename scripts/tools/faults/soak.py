@@ -91,8 +91,8 @@ def table(samples: list[dict[str, int]], steps: int) -> bool:
         own = [sample for sample in samples if sample["process"] == number]
         parts = {"a fifth": [one for one in own if 0.17 <= one["step"] / steps <= 0.23],
                  "the end": [one for one in own if 0.95 <= one["step"] / steps < 1]}
-        medians = [{what: statistics.median(one[what] for one in part) for what in ("rss", "files", "threads")}
-                   for part in parts.values()]
+        medians = [{what: statistics.median(one[what] for one in part)
+                    for what in ("rss", "files", "threads")} for part in parts.values()]
         for at, values in zip(parts, medians, strict=True):
             print(f"| {number} | {at} | {values['rss'] / 2**20:.0f} | {values['files']:.0f} | "
                   f"{values['threads']:.0f} |")

@@ -149,16 +149,16 @@ def decoder(policy: PolicyShape, codes: int, size: int, *, rows: int, prompts: i
 
     Prompts are cached once each, completions as R rows x budget, and unconditional branches as R
     rows x longest span. The head's rows of the codes are copied. A step's scores over prompt and
-    budget exist three times in the weights' type and once in float32. The vocabulary's scores for R
-    rows exist once in their own type and twice in float32, with a mask. `size`: bytes of a weight.
-    Lengths are in tokens.
+    budget exist four times in float32, and as weights of the values in their type. The vocabulary's
+    scores for R rows exist once in their own type and twice in float32, with a mask. `size`: bytes
+    of a weight. Lengths are in tokens.
     """
     token, columns = cache_bytes_a_token(policy, size), prompt + completion + span
     return {
         "cache: prompts": prompts * prompt * token,
         "cache: completions": rows * completion * token,
         "cache: unconditional": rows * span * token,
-        "activations": rows * policy.heads * columns * (3 * size + 4),
+        "activations": rows * policy.heads * columns * (4 * 4 + size * (size < 4)),
         "logits": codes * policy.hidden * size + rows * policy.vocabulary * (size + 2 * 4 + 1),
     }
 

@@ -125,17 +125,20 @@ def one_by_one(state: RolloutState) -> Iterator[None]:
         state.branch_columns += 1
         if unchanged_steps == 0:
             yield
-            if grammar.done.all():
+            look = state.look()
+            if not look.left:
                 break
-            staying = state.leave_out_done()
-            tokens = tokens if staying is None else tokens[staying]
-            state.sort_rows()
-            known = state.forced_ahead()
-            if known > 1:
-                tokens, unchanged_steps = _take_known(state, tokens, position, known), 1
-                position += known
-                continue
-            unchanged_steps = state.unchanged_steps()
+            unchanged_steps = look.steps
+            if not look.is_sorted:
+                staying = state.leave_out_done()
+                tokens = tokens if staying is None else tokens[staying]
+                state.sort_rows()
+                known = state.forced_ahead()
+                if known > 1:
+                    tokens, unchanged_steps = _take_known(state, tokens, position, known), 1
+                    position += known
+                    continue
+                unchanged_steps = state.unchanged_steps()
         states, branch_states = state.step(tokens)
         position += 1
         tokens = state.choose(position, states, branch_states)

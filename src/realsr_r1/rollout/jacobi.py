@@ -89,13 +89,15 @@ def look_ahead(state: RolloutState) -> Iterator[None]:
     _advance(state, drafts, last, torch.ones_like(last))
     while True:
         yield
-        if state.grammar.done.all():
+        look = state.look()
+        if not look.left:
             break
-        staying = state.leave_out_done()
-        if staying is not None:
-            last = last[staying]
-            drafts.keep(staying)
-        state.sort_rows()
+        if not look.is_sorted:
+            staying = state.leave_out_done()
+            if staying is not None:
+                last = last[staying]
+                drafts.keep(staying)
+            state.sort_rows()
         state.forwards[state.rows] += ~state.grammar.done
         last = _one_forward(state, drafts, last)
 

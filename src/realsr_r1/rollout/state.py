@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -48,6 +49,18 @@ class Rollout:
     row_passes: int
 
 
+class Look(NamedTuple):
+    """What Python must know of the batch to go on.
+
+    `left`: the number of rows that haven't ended. `is_sorted`: whether `sort_rows` has nothing to
+    do, because every row does what it did. `steps`: for how many tokens this is sure to stay so.
+    """
+
+    left: int
+    is_sorted: bool
+    steps: int
+
+
 @dataclass
 class RolloutState:
     """One call of `generate`: R completions, of which those in `rows` are still in the batch.
@@ -57,7 +70,7 @@ class RolloutState:
     decoder and `branches` know only these, as 0 to n-1. `branches`: which of them have an
     unconditional branch. `branch_columns`: the number of columns of the branches' caches in use.
     `image_rows`, `text_rows`: which rows of the batch choose codes next, and which choose text or
-    sizes. `is_given`: whether the rows' texts are given. `tokens`, `sampled`, `log_q`: what was
+    sizes. `kinds` (n,): what each row did when they were sorted. `is_given`: whether the rows' texts are given. `tokens`, `sampled`, `log_q`: what was
     written so far, (R, max_new_tokens) each; see `Rollout`. `lengths`: tokens written, (R,) int64.
     `forwards`: see `Rollout`, (R,) int64, complete when the rollout is. `kept`: see `Rollout`, (R,).
     `row_passes`: see `Rollout`, so far. `has_losers`: whether a choice has ended rows of the batch.
@@ -74,6 +87,7 @@ class RolloutState:
     branch_columns: int
     image_rows: Rows
     text_rows: Rows
+    kinds: torch.Tensor
     is_given: bool
     tokens: torch.Tensor
     sampled: torch.Tensor
@@ -122,13 +136,29 @@ class RolloutState:
         return cls(
             config=config, grammar=grammar, decoder=decoder, sampler=sampler, code_ids=code_ids, rows=rows,
             branches=UnconditionalRows(len(rows), device), branch_columns=0, image_rows=image_rows,
-            text_rows=text_rows, is_given=given is not None, tokens=tokens, sampled=torch.zeros_like(tokens),
+            text_rows=text_rows, kinds=_kinds(grammar), is_given=given is not None, tokens=tokens, sampled=torch.zeros_like(tokens),
             log_q=torch.zeros_like(tokens, dtype=torch.float64), lengths=torch.zeros_like(rows),
             forwards=torch.zeros_like(rows), kept=torch.ones_like(rows, dtype=torch.bool))
+
+    def look(self) -> Look:
+        """Look at the batch, in one transfer from the device; see `Look`.
+
+        Python waits for the device here and nowhere else while rows write on in text or in images.
+        Where texts are given, or a choice has ended rows, the rows always count as not sorted.
+        """
+        grammar, kinds = self.grammar, _kinds(self.grammar)
+        left, differ, columns, steps = torch.stack((
+            (~grammar.done).sum(), (kinds != self.kinds).sum(), grammar.offset.max(),
+            grammar.unchanged_steps().min())).tolist()
+        is_sorted = not (differ or self.is_given or self.has_losers)
+        if is_sorted and self.sampler.is_guided:
+            self.branch_columns = columns
+        return Look(left, is_sorted, steps)
 
     def sort_rows(self) -> None:
         """Sort the batch's rows by what they do next, and give branches to the rows in images."""
         self.image_rows, self.text_rows = _sorted(self.grammar)
+        self.kinds = _kinds(self.grammar)
         if self.sampler.is_guided:
             staying = self.branches.update(self.grammar.offset > 0)
             self.branch_columns = int(self.grammar.offset.max())
@@ -271,6 +301,11 @@ class RolloutState:
         return Rollout(*([row[:length] for row, length in zip(table.tolist(), lengths, strict=True)]
                          for table in (self.tokens, self.sampled, self.log_q)), self.forwards.tolist(),
                        self.kept.tolist(), self.row_passes)
+
+
+def _kinds(grammar: ChainGrammar | ImageGrammar) -> torch.Tensor:
+    """Return what each row does next, (n,): in text or not, how far inside an image, or ended."""
+    return (grammar.chooses_text() + 2 * (grammar.offset > 0) + 4 * (grammar.offset >= 3) + 8 * grammar.done)
 
 
 def _sorted(grammar: ChainGrammar | ImageGrammar) -> tuple[Rows, Rows]:

@@ -261,14 +261,14 @@ class LuminaDecoder:
         prompt_keys, prompt_values = self.shared[index]
         length = prompt_keys.shape[2]
         grouped = self._to_groups(query)
-        shared = grouped @ prompt_keys.transpose(-1, -2)
+        shared = _scores(grouped, prompt_keys)
         if self.prompt_mask is not None:
             shared = shared.masked_fill(self.prompt_mask, -float("inf"))
-        own = query @ keys.transpose(-1, -2)
+        own = _scores(query, keys)
         if hidden is not None:
             own = own.masked_fill_(hidden, -float("inf"))
         scores = torch.cat((self._to_rows(shared, n), own), dim=-1)
-        weights = _softmax(scores)
+        weights = _softmax(scores, values.dtype)
         shared = self._to_groups(weights[..., :length]) @ prompt_values
         return self._to_rows(shared, n) + weights[..., length:] @ values
 
@@ -328,7 +328,7 @@ class _Window(NamedTuple):
 def _attend_own(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
                 hidden: torch.Tensor) -> torch.Tensor:
     """Let queries (B, kv heads, n, head_dim) attend to keys and values that aren't `hidden`."""
-    return _softmax((query @ keys.transpose(-1, -2)).masked_fill_(hidden, -float("inf"))) @ values
+    return _softmax(_scores(query, keys).masked_fill_(hidden, -float("inf")), values.dtype) @ values
 
 
 def _normed(norm: nn.Module, states: torch.Tensor) -> torch.Tensor:
@@ -352,10 +352,22 @@ def _widened(scores: torch.Tensor) -> torch.Tensor:
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Compute the softmax over the last dimension, at least in float32."""
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    return torch.softmax(scores, dim=-1, dtype=dtype).to(scores.dtype)
+def _scores(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Multiply queries (B, heads, n, head_dim) with keys (B, heads, columns, head_dim).
+
+    A GPU keeps the products of narrow types as it sums them up, in float32, as the attention of the
+    loss does. A CPU has no such product; there they have the type of the keys.
+    """
+    if query.device.type == "cuda" and query.dtype.itemsize == 2:
+        products = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), out_dtype=torch.float32)
+        return products.unflatten(0, query.shape[:2])
+    return query @ keys.transpose(-1, -2)
+
+
+def _softmax(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Compute the softmax over the last dimension, at least in float32, and return it in `dtype`."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=wide).to(dtype)
 
 
 class _HeadNorms:

@@ -17,7 +17,7 @@ from realsr_r1.models.lumina.decoder import LuminaDecoder
 
 # Caches are read up to the next multiple of this, so a step's shape stays the same for as many
 # tokens.
-COLUMN_STEP = 512
+COLUMN_STEP = 1024
 
 Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
