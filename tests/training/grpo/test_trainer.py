@@ -36,7 +36,7 @@ def seed_gradients(policy: torch.nn.Module, prompts: list[list[int]], completion
 
 @pytest.mark.parametrize("changes", [
     {}, {"loss_batch_size": 2}, {"loss_batch_size": 6, "gradient_checkpointing": True},
-    {"share_prompts": False}, {"train_forced_tokens": True}], ids=str)
+    {"share_prompts": False}, {"train_forced_tokens": True}, {"jacobi": 4}], ids=str)
 def test_a_step_is_the_seeds_update(make_trainer, model, processor, changes):
     trainer, reward = make_trainer(**changes)
     trainer.train()
