@@ -3,7 +3,8 @@
 # speed and memory of rollouts and the loss at 7B beside the plan. Writes OUTPUT/gpu_check.md and .json.
 #   bash scripts/gpu_check.sh                                  with the .venv of setup.sh
 #   bash scripts/gpu_check.sh --wheels DIR                     on a bare machine without network, whose
-#                                                              python3 has torch; DIR has what it lacks
+#                                                              python3 has torch; DIR has what it lacks:
+#       pip download --no-deps --only-binary=:all: --python-version 3.12 -d DIR trl deepspeed peft ...
 #   bash scripts/gpu_check.sh --minutes 8 --output FOLDER --only rollout_full loss --rehearse
 # Without a GPU its checks are marked as not run; --rehearse runs them small on the CPU.
 set -euo pipefail

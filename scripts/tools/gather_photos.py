@@ -114,7 +114,8 @@ def gather(output: Path, source: str, debian_root: Path) -> int:
     """
     from tqdm import tqdm
 
-    photos = [p for p in read_json(TABLE, list[dict[Text, Json]]) if source == "all" or p["package"] in WHEEL_MODULES]
+    photos = [p for p in read_json(TABLE, list[dict[Text, Json]])
+              if source == "all" or p["package"] in WHEEL_MODULES]
     missing = [p for p in photos if not (output / f"{p['name']}.png").is_file()]
     roots = {name: wheel_folder(name) for name in WHEEL_MODULES if any(p["package"] == name for p in missing)}
     written = 0

@@ -42,9 +42,9 @@ def grpo(folder: Path) -> Figures:
             ["bash", "scripts/train_grpo.sh", "--reward_funcs", "format", "degradation", "understanding",
              "--grammar", "chain", "--max_text_tokens", "8", "--num_generations", "3",
              "--per_device_train_batch_size", "3", "--loss_batch_size", "3", "--sample_steps", "0",
-             "--bf16", str(on_gpu).lower(), "--cuda_graphs", str(on_gpu).lower(), "--jacobi", "4" if on_gpu else "1",
-             "--max_steps", str(steps), "--save_steps", "2", "--logging_steps", "1", "--report_to", "none", "--lr_scheduler_type",
-             "constant"], cwd=ROOT, check=True,
+             "--bf16", str(on_gpu).lower(), "--cuda_graphs", str(on_gpu).lower(), "--jacobi",
+             "4" if on_gpu else "1", "--max_steps", str(steps), "--save_steps", "2", "--logging_steps", "1",
+             "--report_to", "none", "--lr_scheduler_type", "constant"], cwd=ROOT, check=True,
             env={**os.environ, "NPROC": "1", "RECIPE": "configs/recipes/tiny_grpo.yaml",
                  "MODEL": "assets/tiny", "DATASET": str(data), "OUTPUT": str(work / "run"),
                  "MASTER_PORT": "auto", "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"})

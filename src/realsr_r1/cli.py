@@ -82,7 +82,8 @@ def flags_of(command: str) -> str:
             flag, default, what = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:4])
             flag, _, choices = _plain(flag).partition(" ")
             flag += f" {{{choices.replace(', ', ',')}}}" * bool(choices)
-            default = "" if not default else " (required)" if default == "required" else f" (default: {default})"
+            if default:
+                default = " (required)" if default == "required" else f" (default: {default})"
             is_long = len(flag) > 22
             lines += [f"  {flag}"] * is_long + textwrap.wrap(
                 _plain(what + default), 100, initial_indent=" " * 26 if is_long else f"  {flag:<22}  ",

@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         check_pair(other, drawn, args.compare)
     scores, watched, sources = score(args)
     result: dict[str, Any] = {
-        "label": args.label or Path(args.model).name, "made_from": made_from, "n": len(sources), **drawn, "sources": sources,
+        "label": args.label or Path(args.model).name, "made_from": made_from, "n": len(sources), **drawn,
+        "sources": sources,
         "rewards": {name: mean_with_interval(values, sources) for name, values in scores.items()},
         "per_photo": {photo: {name: mean([value for value, source in zip(values, sources, strict=True)
                                           if source == photo])

@@ -13,7 +13,8 @@ import os
 # glibc gives large blocks back at once, and taking them again was 40 % of the processor time when
 # the tokenizer trained. Parameters of mallopt (malloc.h) with their values: the top of the heap is
 # never given back, it grows by 64 MiB, and no block is mapped on its own.
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": (-1, -1), "MALLOC_TOP_PAD_": (-2, 64 * 2**20), "MALLOC_MMAP_MAX_": (-4, 0)}
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": (-1, -1), "MALLOC_TOP_PAD_": (-2, 64 * 2**20),
+          "MALLOC_MMAP_MAX_": (-4, 0)}
 # oneDNN keeps programs for this many shapes; its own 1,024 are 705 MB in a cold start, whose rows
 # all differ in length.
 ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}

@@ -45,10 +45,10 @@ def triton_compiler() -> str:
     names = filter(None, (os.environ.get("CC"), "gcc", "clang"))  # as Triton looks for one
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
-        raise UserError("there is no C compiler (CC, gcc, clang), which Triton needs for the fused loss on a GPU: "
-                        "apt install gcc")
+        raise UserError("there is no C compiler (CC, gcc, clang), which Triton needs for the fused loss on a "
+                        "GPU: apt install gcc")
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
-        raise UserError(f"there is no {header}, which Triton needs for the fused loss on a GPU: install Python's "
-                        "headers (apt install python3-dev), or another Python")
+        raise UserError(f"there is no {header}, which Triton needs for the fused loss on a GPU: install "
+                        "Python's headers (apt install python3-dev), or another Python")
     return compiler

@@ -218,8 +218,8 @@ def check_replaced(path: Path, made_from: dict[str, Any], overwrite: bool) -> No
     except UserError:
         held = None
     if held is None or held.get("made_from") != made_from:
-        raise UserError(f"{path} is there, and holds something else; give another --output, or --overwrite to "
-                        "replace it")
+        raise UserError(f"{path} is there, and holds something else; give another --output, or --overwrite "
+                        "to replace it")
 
 
 def _written_out(node: Any, known: dict[int, float]) -> float:

@@ -25,8 +25,8 @@ def import_named(reference: str, kind: str, known: Sequence[str] | dict[str, Any
     module_name, colon, attribute = reference.partition(":")
     if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
         near = meant(module_name, (*known, *others), most=3)
-        raise UserError(f"unknown {kind} {reference!r}{near}; known ones are {', '.join(known)}, or your own as "
-                        "package.module:name")
+        raise UserError(f"unknown {kind} {reference!r}{near}; known ones are {', '.join(known)}, or your own "
+                        "as package.module:name")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)

@@ -31,7 +31,8 @@ FORMATS = {
     "TGA": (".tga", ".icb", ".vda", ".vst"), "SGI": (".sgi", ".bw", ".rgb", ".rgba"), "SUN": (".ras",),
     "DDS": (".dds",)}
 READ = ("Pictures are read as JPEG (.jfif, too), PNG, WebP, AVIF, HEIC, TIFF, BMP, GIF, JPEG 2000, PPM, PCX, "
-        "PSD, QOI, TGA, SGI, Sun raster and DDS, their suffixes in any case; others are named with the reason.")
+        "PSD, QOI, TGA, SGI, Sun raster and DDS, their suffixes in any case; others are named with the "
+        "reason.")
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # Pictures that Pillow can't read, or not as photos -> their suffixes.
 UNREAD = {

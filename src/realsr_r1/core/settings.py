@@ -104,8 +104,8 @@ def _as_flags(parser: HfArgumentParser, hints: Mapping[str, Any], values: Mappin
             continue
         if key not in actions:
             near = meant(key, actions) or " (a recipe of another command?)"
-            raise UserError(f"{config}: {parser.prog} has no setting {key!r}{near}; {parser.prog} --help lists "
-                            "the known ones")
+            raise UserError(f"{config}: {parser.prog} has no setting {key!r}{near}; {parser.prog} --help "
+                            "lists the known ones")
         is_list = actions[key].nargs in ("+", "*")
         if value is None or isinstance(value, dict) or isinstance(value, list) and not (value and is_list):
             kind = type(value)

@@ -64,9 +64,9 @@ def find_way(restored: Image, original: Image, name: str) -> Way:
               for number, way in enumerate(ways)]
     (difference, correlation), _ = min(scored)
     if correlation < LEAST_CORRELATION and difference > MOST_DIFFERENCE:
-        raise UserError(f"{name} is {_px(restored.size)} and its original {_px(original.size)}: it is no part "
-                        "of the original that can be found; restore the whole photo, or leave it out with "
-                        "--skip_bad")
+        raise UserError(f"{name} is {_px(restored.size)} and its original {_px(original.size)}: it is no "
+                        "part of the original that can be found; restore the whole photo, or leave it out "
+                        "with --skip_bad")
     return ways[min(number for (found, _), number in scored if found <= difference + UNCERTAIN)]
 
 

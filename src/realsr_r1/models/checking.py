@@ -22,8 +22,8 @@ Shapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files in which folders hold weights, or parts of them; only the two above are read as a policy's.
-KINDS_OF_WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.msgpack",
-                    "*.h5", "global_step*")
+KINDS_OF_WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf",
+                    "*.msgpack", "*.h5", "global_step*")
 # Of these names, what training and the tokenizers' training keep beside weights.
 NO_WEIGHTS = ("training_args.bin", "training_state.pt", "optimizer.pt", "optimizer.bin", "scheduler.pt",
               "scaler.pt", "rng_state*.pth")

@@ -123,8 +123,8 @@ def machine(gpu: str | None, gpus: int = 1, nodes: int = 1,
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise UserError(f"{key} of the machine is {value!r}; it must be a number above 0")
     if gpu is not None and gpu.lower() not in GPUS:
-        raise UserError(f"--gpu {gpu} is unknown{meant(gpu.lower(), GPUS)}; known are {', '.join(GPUS)}, or give --memory_gib, "
-                        "--tflops and --bandwidth_gb")
+        raise UserError(f"--gpu {gpu} is unknown{meant(gpu.lower(), GPUS)}; known are {', '.join(GPUS)}, or "
+                        "give --memory_gib, --tflops and --bandwidth_gb")
     missing = [key for key in ("memory_gib", "tflops", "bandwidth_gb") if key not in measured]
     if gpu is None and missing:
         raise UserError(f"name a GPU with --gpu ({', '.join(GPUS)}), or give --{missing[0]} as well")

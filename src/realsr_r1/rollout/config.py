@@ -42,9 +42,9 @@ class RolloutConfig:
                                           "uncond); 1 = none.")
     text_top_k: int = _setting(10, "How many of the likeliest tokens may be drawn in text and for sizes "
                                    "(Lumina-mGPT: 10, published code: 1); ties are kept.")
-    image_top_k_min: int = _setting(1, "Top-k of image codes: k_min + (k_max - k_min) * sigmoid(H - 5), where H is "
-                                      "the entropy in nats, at most 10. This is k_min; 1 and 2,000 give 14 at "
-                                      "0 nats and 1,987 at 10.")
+    image_top_k_min: int = _setting(1, "Top-k of image codes: k_min + (k_max - k_min) * sigmoid(H - 5), "
+                                       "where H is the entropy in nats, at most 10. This is k_min; 1 and "
+                                       "2,000 give 14 at 0 nats and 1,987 at 10.")
     image_top_k_max: int = _setting(2000, "k_max of image codes, see image_top_k_min.")
     grammar: str = _setting(
         "image", "image: images have a size that fits, and their tokens stand nowhere else; chain: the "

@@ -70,8 +70,9 @@ class RolloutState:
     decoder and `branches` know only these, as 0 to n-1. `branches`: which of them have an
     unconditional branch. `branch_columns`: the number of columns of the branches' caches in use.
     `image_rows`, `text_rows`: which rows of the batch choose codes next, and which choose text or
-    sizes. `kinds` (n,): what each row did when they were sorted. `is_given`: whether the rows' texts are given. `tokens`, `sampled`, `log_q`: what was
-    written so far, (R, max_new_tokens) each; see `Rollout`. `lengths`: tokens written, (R,) int64.
+    sizes. `kinds` (n,): what each row did when they were sorted. `is_given`: whether the rows'
+    texts are given. `tokens`, `sampled`, `log_q`: what was written so far, (R, max_new_tokens)
+    each; see `Rollout`. `lengths`: tokens written, (R,) int64.
     `forwards`: see `Rollout`, (R,) int64, complete when the rollout is. `kept`: see `Rollout`, (R,).
     `row_passes`: see `Rollout`, so far. `has_losers`: whether a choice has ended rows of the batch.
     `check`: called before each forward pass.
@@ -136,7 +137,8 @@ class RolloutState:
         return cls(
             config=config, grammar=grammar, decoder=decoder, sampler=sampler, code_ids=code_ids, rows=rows,
             branches=UnconditionalRows(len(rows), device), branch_columns=0, image_rows=image_rows,
-            text_rows=text_rows, kinds=_kinds(grammar), is_given=given is not None, tokens=tokens, sampled=torch.zeros_like(tokens),
+            text_rows=text_rows, kinds=_kinds(grammar), is_given=given is not None, tokens=tokens,
+            sampled=torch.zeros_like(tokens),
             log_q=torch.zeros_like(tokens, dtype=torch.float64), lengths=torch.zeros_like(rows),
             forwards=torch.zeros_like(rows), kept=torch.ones_like(rows, dtype=torch.bool))
 

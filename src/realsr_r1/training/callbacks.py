@@ -98,8 +98,8 @@ class OneLineLogs(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
         if state.global_step > state.max_steps:
-            self._write(state, f"checkpoint-{state.global_step} has more steps than the {state.max_steps} that are "
-                               "asked: nothing is trained, and the model folder is made of it")
+            self._write(state, f"checkpoint-{state.global_step} has more steps than the {state.max_steps} "
+                               "that are asked: nothing is trained, and the model folder is made of it")
         elif state.global_step:
             self._write(state, f"going on from checkpoint-{state.global_step} (step {state.global_step} of "
                                f"{state.max_steps})")

@@ -136,8 +136,8 @@ class ChainGRPOConfig(RunSettings, GRPOConfig):
                 "TRL).",
         "choices": ["prompts", "completions"]})
     loss_batch_size: int | None = field(default=None, metadata={
-        "help": "With --batch_unit prompts: the most completions in one forward and backward of the loss (the "
-                "largest number up to it that divides those of a device); by default a group."})
+        "help": "With --batch_unit prompts: the most completions in one forward and backward of the loss "
+                "(the largest number up to it that divides those of a device); by default a group."})
 
     rollout_temperature: float = rollout_field("temperature")
     guidance_scale: float = rollout_field("guidance_scale")

@@ -143,7 +143,8 @@ class SteadyTrainer:
         rules = getattr(scheduler, "lr_lambdas", None)
         if rules is None:  # it follows no rule of the step alone
             return
-        rates = [rate * rule(scheduler.last_epoch) for rate, rule in zip(scheduler.base_lrs, rules, strict=True)]
+        rates = [rate * rule(scheduler.last_epoch)
+                 for rate, rule in zip(scheduler.base_lrs, rules, strict=True)]
         for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         scheduler._last_lr = rates

@@ -13,7 +13,8 @@ from realsr_r1.core.errors import UserError
 
 SAMPLING = ("rollouts draw by --rollout_temperature, --text_top_k, --image_top_k_min, --image_top_k_max and "
             "--guidance_scale")
-ENGINE = "rollouts are written by this project's own engine, which knows the chain and its images; leave it out"
+ENGINE = ("rollouts are written by this project's own engine, which knows the chain and its images; leave it "
+          "out")
 VLLM = "vLLM writes no chains with images; leave it out"
 MODEL_FOLDER = "models are read from a folder: name another one with --model_name_or_path"
 CONTINUES = "started again with the same --output_dir, a run goes on from its newest whole checkpoint"

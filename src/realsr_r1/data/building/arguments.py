@@ -47,7 +47,8 @@ def parser() -> Parser:
     add("--tags", type=Path,
         help="folder of tag files: NAME.txt (or NAME.jpg.txt) for NAME.jpg; or a .jsonl file with one line a "
              'photo: {"image": "NAME.jpg", "tag": ["cat", "fur"]}; not needed where they lie beside the '
-             f"photos, as NAME.txt in their folder, KEY.txt in a tar or the column tag of a dataset. {READ_TAGS}")
+             "photos, as NAME.txt in their folder, KEY.txt in a tar or the column tag of a dataset. "
+             f"{READ_TAGS}")
     add("--descriptions", type=Path,
         help="folder of descriptions: NAME.json with a text for each level (rough, middle, final); or a "
              ".jsonl file with these keys; in a tar KEY.json, in a dataset the column descriptions")

@@ -208,7 +208,8 @@ class LuminaDecoder:
         swin = self.model.config.swin_norm
         for index, layer in enumerate(self.model.layers):
             first, second, mlp = layer.input_layernorm, layer.post_attention_layernorm, layer.mlp
-            attended = attend(index, *self._project(index, states if swin else _normed(first, states), cos, sin))
+            inside = states if swin else _normed(first, states)
+            attended = attend(index, *self._project(index, inside, cos, sin))
             attended = attended.reshape(len(states), -1)
             if swin:
                 states = states + _normed(first, layer.self_attn.o_proj(attended))
@@ -216,7 +217,8 @@ class LuminaDecoder:
             else:
                 states = _added(states, layer.self_attn.o_proj, attended)
                 inside = _normed(second, states)
-                states = _added(states, mlp.down_proj, mlp.act_fn(mlp.gate_proj(inside)) * mlp.up_proj(inside))
+                gated = mlp.act_fn(mlp.gate_proj(inside)) * mlp.up_proj(inside)
+                states = _added(states, mlp.down_proj, gated)
         return _normed(self.model.norm, states)
 
     def _window(self, caches: list[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor,

@@ -73,7 +73,8 @@ def try_own_rewards(names: Sequence[str], functions: Sequence[Callable[..., Any]
     score.
     """
     picture = record.get("hq") or Image.linear_gradient("L").convert("RGB")
-    text = render_chain({section.name: "a photo" for section in chain.sections if not section.is_image}, chain)
+    texts = {section.name: "a photo" for section in chain.sections if not section.is_image}
+    text = render_chain(texts, chain)
     arguments = {"prompts": [""], "completions": [text], "completion_ids": [[0]],
                  "images": [[picture] * len(chain.images)], "trainer_state": TrainerState(),
                  "log_extra": lambda *values: None, "log_metric": lambda *values: None, "environments": None,
