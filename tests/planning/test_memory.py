@@ -65,6 +65,12 @@ def test_zero_spreads_what_its_stage_says(make_work):
                                      world=4))["gathered weights"] == whole["weights"]
 
 
+def test_gradients_of_several_microbatches_are_float32_under_deepspeed(make_work):
+    for stage, size in ((0, 2), (2, 4), (3, 4)):
+        work = make_work(weight_bytes=2, sharding=Sharding(stage), accumulates=True)
+        assert memory.resident(work)["gradients"] == work.trained * size
+
+
 def test_a_second_copy_of_the_weights_is_spread_over_a_machine(make_work):
     file = ROOT / "local_scripts" / "zero3{}.json"
     one, two = (memory.resident(make_work(world=64, sharding=Sharding.read(str(file).format(kind))))

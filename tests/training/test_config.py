@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.training.config import ChainGRPOConfig, ColdStartConfig
@@ -48,6 +51,16 @@ def test_loss_batch_size_is_the_most_that_divides_the_completions(config, most, 
     args = config(per_device_train_batch_size=2, num_generations=group, loss_batch_size=most)
     assert args.per_device_train_batch_size == micro
     assert args.steps_per_generation * micro == 2 * group
+
+
+@pytest.mark.parametrize("steps, expected", [(1, {}), (2, {"grad_accum_dtype": "fp32"})])
+def test_under_deepspeed_gradients_of_microbatches_are_added_up_in_float32(steps, expected, config):
+    file = Path(__file__).resolve().parents[2] / "local_scripts" / "zero3.json"
+    try:
+        args = config(deepspeed=str(file), gradient_accumulation_steps=steps)
+        assert args.deepspeed_plugin.deepspeed_config.get("data_types", {}) == expected
+    finally:
+        unset_hf_deepspeed_config()
 
 
 @pytest.mark.parametrize("fields, message", [

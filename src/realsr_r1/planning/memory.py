@@ -90,13 +90,15 @@ def resident(work: Workload) -> Parts:
     """Return what is held through the whole step.
 
     ZeRO (arXiv 1910.02054) spreads gradients and optimizer states over the processes in stage 2,
-    and weights too in stage 3. Under DeepSpeed gradients have the weights' type, and AdamW keeps a
-    float32 copy of the weights besides its two states: 12 bytes for each trained parameter. Plain
-    torch keeps gradients and two states in the weights' type, and with several processes DDP's
-    buckets, which are as large as the gradients. Offloaded parts are in the CPU's memory.
+    and weights too in stage 3. Under DeepSpeed gradients have the weights' type, or float32 where
+    several microbatches' are added up (`training.run_settings`), and AdamW keeps a float32 copy of
+    the weights besides its two states: 12 bytes for each trained parameter. Plain torch keeps
+    gradients and two states in the weights' type, and with several processes DDP's buckets, which
+    are as large as the gradients. Offloaded parts are in the CPU's memory.
     """
     zero, trained, world, size = work.sharding, work.trained, work.world, trained_size(work)
-    gradients, states = trained * size, trained * (12 if zero.stage else 2 * size)
+    gradients = trained * (4 if zero.stage and work.accumulates else size)
+    states = trained * (12 if zero.stage else 2 * size)
     share = 1 / world if zero.stage else 1
     copies = 2 if not zero.stage and world > 1 else 1
     spread = 0 if zero.offload_parameters else 1 / world if zero.stage == 3 else 1

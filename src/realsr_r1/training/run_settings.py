@@ -36,3 +36,7 @@ class RunSettings:
         if self.grace_seconds is not None and self.grace_seconds < 0:
             raise UserError(f"--grace_seconds {self.grace_seconds} must be 0 or more")
         super().__post_init__()
+        if self.deepspeed_plugin is not None and self.gradient_accumulation_steps > 1:
+            # By itself DeepSpeed adds the gradients of microbatches up in the weights' bfloat16.
+            types = self.deepspeed_plugin.deepspeed_config.setdefault("data_types", {})
+            types.setdefault("grad_accum_dtype", "fp32")
