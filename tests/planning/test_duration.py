@@ -85,6 +85,14 @@ def test_the_operations_that_are_started_are_the_decoders(make_work, make_policy
     assert started(3) - started(2) - of_norms == pytest.approx(duration.STEP_OPERATIONS_A_LAYER, rel=0.1)
 
 
+def test_a_recorded_step_is_started_as_one_whatever_its_layers(make_work):
+    def started(**values: object) -> float:
+        work = make_work(expected=40, images=(6, 12, 20), **values)
+        return duration.rollout(work, replace(ONE_FLOP, launch=1.0)).limits["starting operations"]
+
+    assert started(layers=2, graphs=True) == started(layers=8, graphs=True, adapters=100) < started(layers=2)
+
+
 def test_the_slowest_resource_limits_a_part(make_work):
     work = make_work(sharding=Sharding(3), world=4, expected=40, images=(6, 12, 20), weight_bytes=2)
     fast = {"memory_gib": 80, "tflops": 1e6, "bandwidth_gb": 1e9, "link_gb": 1e9, "launch_us": 1e-9}

@@ -127,11 +127,10 @@ def rollout(work: Workload, machine: Machine) -> StepPart:
     flops = _forward_flops(work, row_steps, pairs) + of_head
     moved = (steps * (_read_weights(work) + work.prompts * work.prompt * token)
              + (codes + words) * policy.hidden * work.weight_bytes + own * token)
-    operations = steps * (STEP_OPERATIONS_A_LAYER * policy.layers + STEP_OPERATIONS)
-    if work.adapters:
-        # For each matrix two products, a scale and a sum.
-        operations += steps * policy.layers * len(policy.matrices) * 4
-    return _part("rollout", machine, flops=flops, moved=moved, started=operations)
+    # Of adapters, for each matrix two products, a scale and a sum.
+    of_layer = STEP_OPERATIONS_A_LAYER + (len(policy.matrices) * 4 if work.adapters else 0)
+    of_policy = 1 if work.graphs else of_layer * policy.layers  # a graph is started as one
+    return _part("rollout", machine, flops=flops, moved=moved, started=steps * (of_policy + STEP_OPERATIONS))
 
 
 def decode_and_score(work: Workload, machine: Machine) -> StepPart:

@@ -173,6 +173,7 @@ class Workload:
     reference: bool
     old_scores: bool  # log-probabilities are scored once more before the loss
     experts: tuple[str, ...]
+    graphs: bool = False  # the policy's steps are recorded as CUDA graphs
     accumulates: bool = False  # several microbatches' gradients are added up before an update
     triton: bool = True  # without it (CPU) torch computes the head's tiles, with several copies
 
@@ -235,7 +236,7 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
         trained=adapters or policy.parameters, adapters=adapters, quantised_bits=bits,
         nested=bool(model_args.use_bnb_nested_quant), reference=args.beta > 0,
         old_scores=args.gradient_accumulation_steps % passes != 0,
-        accumulates=args.gradient_accumulation_steps > 1,
+        graphs=args.cuda_graphs, accumulates=args.gradient_accumulation_steps > 1,
         experts=tuple(args.experts or chain.experts)
         if {"generation", "progress"} & set(args.reward_funcs) else ())
 
