@@ -91,6 +91,18 @@ def test_a_killed_run_goes_on_and_has_the_figures_of_the_steps_by_hand(place, mo
     assert "arXiv 2506.16796, Table 1" in table and "lpips: n/a" in printed
 
 
+def test_a_replaced_photo_gives_the_figures_of_the_new_one(place, model):
+    write_suite(place, metrics=["psnr"])
+    benchmark.main(flags(place, model))
+    for side, px in (("low", 16), ("high", 32)):
+        photo("retina", px).save(place / "data" / side / "coffee_2.png")
+    benchmark.main(flags(place, model))
+    again = [*flags(place, model)[:-4], "--output", str(place / "anew"), "--device", "cpu"]
+    benchmark.main(again)
+    found, anew = (json.loads((place / out / "benchmark.json").read_text()) for out in ("out", "anew"))
+    assert found["own"] == anew["own"]
+
+
 WRONG = {
     "a missing photo": (lambda data: (data / "high" / "chelsea_1.png").unlink(), "high lacks chelsea_1;"),
     "a renamed photo": (lambda data: (data / "low" / "coffee_2.png").rename(data / "low" / "coffee_two.png"),

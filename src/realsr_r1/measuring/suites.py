@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import existing_folder, read_json, read_yaml, resumable_folder, write_json
+from realsr_r1.core.files import (
+    content_hash,
+    existing_folder,
+    read_json,
+    read_yaml,
+    resumable_folder,
+    write_json,
+)
 from realsr_r1.core.images import cover_offset, load_image
 from realsr_r1.core.presets import PRESETS
 from realsr_r1.core.schema import Count, Ge, Gt, Json, Le, Len, MinLen, Place, Text, fields_of
@@ -172,9 +179,9 @@ def _check_sizes(suite: Suite, data: Path, files: dict[str, dict[str, Path]]) ->
 
 def _cut_all(suite: Suite, files: dict[str, dict[str, Path]], output: Path) -> SuiteData:
     """Cut the photos at their centre: an original where its LQ photo is cut, at the suite's scale."""
-    stats = {str(path): [(found := path.stat()).st_size, found.st_mtime_ns]
-             for named in files.values() for path in named.values()}
-    made_from: dict[str, Any] = {"px": suite.lq_px, "scale": suite.scale, "files": stats}
+    hashes = {side: {name: content_hash(path) for name, path in named.items()}
+              for side, named in files.items()}
+    made_from: dict[str, Any] = {"px": suite.lq_px, "scale": suite.scale, "files": hashes}
     target = output / "prepared"
     if not _is_made(target, made_from):
         with resumable_folder(target, made_from, DONE_FILE) as folder:
