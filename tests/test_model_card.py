@@ -123,6 +123,54 @@ def test_licences_pass_from_card_to_card_and_may_be_given(run):
     assert not Path("refused").exists()
 
 
+def test_the_photos_own_licence_stays_beside_what_is_given(run):
+    write("licences.yaml", "experts' weights: see pyiqa\n")
+    licences = metadata(exported("--licences", "licences.yaml"))["licences"]
+    assert licences["photos of photos"] == "not known here" and licences["experts' weights"] == "see pyiqa"
+    write("licences.yaml", "photos of photos: CC0-1.0\n")
+    assert "| photos of photos | CC0-1.0 |" in exported("--licences", "licences.yaml")
+
+
+def test_the_first_base_is_named_and_licensed_over_runs_and_exports(run, model):
+    shutil.copytree(model, "cold")
+    write("cold/settings.json", json.dumps({"model_name_or_path": "models/base", "dataset_name": "sets/chains"}))
+    write("run/settings.json", json.dumps({**SETTINGS, "model_name_or_path": "cold"}))
+    card = exported()
+    assert "| base | cold, made from base |" in card and "| base (base) | mit |" in card
+    assert "| photos of photos | not known here |" in card and "| photos of chains |" in card
+    assert "PolyForm" in card
+    shutil.rmtree("models/base")  # it is named, whether it is still there or not
+    exported(source="cold", output="exported")
+    write("run/settings.json", json.dumps({**SETTINGS, "model_name_or_path": "exported"}))
+    shutil.rmtree("cold")
+    card = exported(output="second")
+    assert "| base | exported, made from base |" in card and "| photos of chains |" in card
+    assert "second (its weights as they are), made from exported, made from base" in exported(source="second",
+                                                                                             output="third")
+
+
+def test_a_card_that_is_written_anew_keeps_what_it_was_given(run):
+    write("licences.yaml", "photographs: CC0-1.0\n")
+    first = exported("--licences", "licences.yaml", "--metrics", "metrics.json")
+    write("licences.yaml", "experts: theirs\n")
+    second = exported("--licences", "licences.yaml")
+    assert "23.46" in second and metadata(second)["licences_given"] == {"experts": "theirs"}
+    assert "photographs" not in second and "photographs" in first
+    write("metrics.json", json.dumps({**METRICS, "pairs": 4}))
+    third = exported("--metrics", "metrics.json")
+    assert third.replace("4 photo", "3 photo") == second
+    (run.parent / "out" / CARD_FILE).unlink()
+    assert "None given" in exported() and "None given" in exported("--licences", "licences.yaml")
+
+
+def test_differences_go_with_the_export_and_its_export(run):
+    found = {"profile": "published", "rows": [{"setting": "z_loss", "what": "z-loss", "ours": "0", "theirs": "1"}]}
+    write("run/differences.json", json.dumps(found))
+    exported()
+    assert "| z-loss | 0 | 1 |" in exported(source="out", output="again")
+    assert json.loads(Path("again/differences.json").read_text()) == found
+
+
 def test_a_card_that_is_written_anew_disturbs_nothing(run, capsys):
     exported()
     write("low/coffee.png", "")

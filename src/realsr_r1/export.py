@@ -30,6 +30,13 @@ from realsr_r1.core.files import (
 from realsr_r1.core.flags import Parser
 from realsr_r1.core.hub import check_hub, push_folder
 from realsr_r1.core.pickles import require_harmless
+from realsr_r1.core.run_files import (
+    DIFFERENCES_FILE,
+    EXPORT_FILE,
+    differences_of,
+    export_record,
+    was_trained,
+)
 from realsr_r1.core.schema import Json, Text, TypedDict
 
 if TYPE_CHECKING:
@@ -41,7 +48,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 TOKENIZER = "tokenizer.json"
-RECORD = "export.json"  # this file in the written folder says what the folder was made from
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -73,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--metrics",
                         help=f"metrics.json of realsr-r1 evaluate, for the folder's model card ({CARD_FILE})")
     parser.add_argument("--licences",
-                        help="YAML file with lines `part: licence`, for the card: of the photos, above all")
+                        help="YAML file with lines `part: licence`, for the card: of the photos, above all "
+                             "(`photos of NAME`)")
     parser.add_argument("--push_to_hub", metavar="NAME",
                         help="send the folder to this model repository of the Hugging Face Hub; a new one is "
                              "private (default: nothing is sent)")
@@ -86,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     check_new_folder(output, "--output")
     made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
-        if (output / RECORD).is_file() and read_json(output / RECORD, dict[Text, Json]).get(
-                "made_from") == made_from:
+        if export_record(output).get("made_from") == made_from:
             if args.metrics or args.licences or not (output / CARD_FILE).is_file():
                 card.write(output, output.name)
                 print(f"{output} is up to date, its card is written anew")
@@ -114,7 +120,11 @@ def main(argv: list[str] | None = None) -> None:
             save_ours(policy, dtypes, processor, folder)
         else:
             save_lumina(policy, dtypes, tokenizer, folder)
-        write_json(folder / RECORD, {"made_from": made_from})
+        write_json(folder / EXPORT_FILE, {"made_from": made_from, "trained": was_trained(source),
+                                          "bases": card.bases})
+        differing = differences_of(source)
+        if differing is not None:
+            write_json(folder / DIFFERENCES_FILE, differing)
         card.write(folder, output.name)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {policy.num_parameters():,} parameters, {size / 2**20:.1f} MiB, layout {args.layout}")
