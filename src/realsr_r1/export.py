@@ -82,8 +82,9 @@ def main(argv: list[str] | None = None) -> None:
                         help="YAML file with lines `part: licence`, for the card: of the photos, above all "
                              "(`photos of NAME`)")
     parser.add_argument("--push_to_hub", metavar="NAME",
-                        help="send the folder to this model repository of the Hugging Face Hub; a new one is "
-                             "private (default: nothing is sent)")
+                        help="send the folder's files to this model repository of the Hugging Face Hub; a "
+                             "new one is private, and other files in it stay and are named (default: nothing "
+                             "is sent)")
     args = parser.parse_args(argv)
     if args.push_to_hub:
         check_hub(args.push_to_hub)
@@ -144,7 +145,11 @@ def make_card(source: Path, args: argparse.Namespace) -> ModelCard:
 def push(output: Path, args: argparse.Namespace) -> None:
     """Send the folder to the Hub, if that is asked for."""
     if args.push_to_hub:
-        print(f"{output} is at {push_folder(output, args.push_to_hub)}")
+        address, others = push_folder(output, args.push_to_hub)
+        print(f"{output} is at {address}")
+        if others:
+            print(f"{address} has files besides, which stay: {', '.join(others)}; delete there what an older "
+                  "push has left")
 
 
 def fingerprint(source: Path, args: argparse.Namespace) -> str:

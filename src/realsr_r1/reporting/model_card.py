@@ -81,7 +81,7 @@ class ModelCard:
             "software": software, "base": ", made from ".join(names) or UNKNOWN,
             "data": _data(data), "stage": _stage(run, source, settings), "recipe": _recipe(settings),
             "differences": found and found["rows"], "profile": found and found["profile"],
-            "metrics": Markup(_without_places(metrics_table(metrics)).text("md").strip()) if metrics else None,
+            "metrics": _metrics(metrics) if metrics else None,
         }, _licences(places), dict(licences) if licences is not None else None, bases)
 
     def write(self, folder: Path, name: str) -> None:
@@ -109,6 +109,10 @@ def read_metadata(folder: Path) -> Metadata:
         _, head, _ = (folder / CARD_FILE).read_text(encoding="utf-8").split("---\n", 2)
         return parsed_yaml(head, CARD_FILE, Metadata)
     return {}
+
+
+def _metrics(metrics: Mapping[str, Any]) -> Markup:
+    return Markup(_without_places(metrics_table(metrics)).text("md").strip())
 
 
 def _metrics_in(folder: Path) -> Markup | None:
