@@ -105,7 +105,8 @@ def test_the_result_says_how_each_metric_was_computed(folders: Path) -> None:
     assert all(metric["border"] == 0 and metric["version"].startswith("pyiqa 0.")
                for metric in found.values())
     text = (folders / "out" / "metrics.md").read_text(encoding="utf-8")
-    assert all(words in text for words in ("channel: Y of YCbCr", "rounded: Y to whole steps of 255", "above 43.6 dB"))
+    assert all(words in text for words in ("channel: Y of YCbCr", "rounded: Y to whole steps of 255",
+                                           "above 43.6 dB"))
 
 
 @pytest.mark.parametrize(("sigma", "is_exact"), [(4, True), (1, False), (0.3, False)])

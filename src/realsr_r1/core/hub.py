@@ -33,8 +33,8 @@ def push_folder(folder: Path, name: str) -> tuple[str, list[str]]:
     """
     from huggingface_hub import HfApi
 
-    with _told(f"{folder} could not be sent to {name}", "it is whole here: check the connection and your rights "
-               "there, and start the same command again, which only sends it"):
+    with _told(f"{folder} could not be sent to {name}", "it is whole here: check the connection and your "
+               "rights there, and start the same command again, which only sends it"):
         api = HfApi()
         repository = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository.repo_id, folder_path=folder,

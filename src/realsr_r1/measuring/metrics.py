@@ -31,8 +31,8 @@ class Metric:
     whole set at once. `on_cpu`: whether it runs on the CPU even where the others run on a GPU.
     `in_tiles`: whether it is computed in tiles of a large image (`tiles_of`), for its memory.
     `channel`, `rounding`, `note`: what it looks at, what is rounded before, and what else its value
-    depends on, in words; read in the source of pyiqa 0.1.16. `batched`: whether a batch gives each image the value that it has alone, and is
-    not slower.
+    depends on, in words; read in the source of pyiqa 0.1.16. `batched`: whether a batch gives each
+    image the value that it has alone, and is not slower.
     """
 
     label: str
@@ -114,8 +114,9 @@ def parse_metrics(text: str | None, has_originals: bool = True, given_by: str = 
                   way: str = "give --gt") -> list[str]:
     """Return names without repeats, from `"psnr,ssim"` or `"all"`; None stands for the offline ones.
 
-    `given_by`: where the text stands; `way`: how to give originals; both for messages. Without originals those are left out that compare with one. Raises `UserError` for an unknown
-    name, with the near and the usual ones, and for one that can't be had without originals.
+    `given_by`: where the text stands; `way`: how to give originals; both for messages. Without
+    originals those are left out that compare with one. Raises `UserError` for an unknown name, with the
+    near and the usual ones, and for one that can't be had without originals.
     """
     given = OFFLINE_METRICS if text is None else split_list(text)
     names = list(dict.fromkeys(name.lower() for name in given))
