@@ -91,6 +91,28 @@ def test_a_killed_run_goes_on_and_has_the_figures_of_the_steps_by_hand(place, mo
     assert "arXiv 2506.16796, Table 1" in table and "lpips: n/a" in printed
 
 
+def test_a_replaced_photo_gives_the_figures_of_the_new_one(place, model):
+    write_suite(place, metrics=["psnr"])
+    benchmark.main(flags(place, model))
+    for side, px in (("low", 16), ("high", 32)):
+        photo("retina", px).save(place / "data" / side / "coffee_2.png")
+    benchmark.main(flags(place, model))
+    again = [*flags(place, model)[:-4], "--output", str(place / "anew"), "--device", "cpu"]
+    benchmark.main(again)
+    found, anew = (json.loads((place / out / "benchmark.json").read_text()) for out in ("out", "anew"))
+    assert found["own"] == anew["own"]
+
+
+def test_only_values_of_one_protocol_are_compared_for_the_bold(place, model):
+    write_suite(place, metrics=["psnr", "ssim"])
+    benchmark.main(flags(place, model))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]]
+            for line in (place / "out" / "benchmark.md").read_text().splitlines() if line.startswith("|")]
+    psnr, ssim = ([row[number] for row in rows[2:]] for number in (1, 2))
+    assert not any("**" in cell for cell in psnr) and sum("**" in cell for cell in ssim) == 1
+    assert all(cell.replace("\\", "").endswith("*") for cell in psnr[:-1])
+
+
 WRONG = {
     "a missing photo": (lambda data: (data / "high" / "chelsea_1.png").unlink(), "high lacks chelsea_1;"),
     "a renamed photo": (lambda data: (data / "low" / "coffee_2.png").rename(data / "low" / "coffee_two.png"),
@@ -146,6 +168,9 @@ def test_a_suite_without_originals_is_judged_by_what_needs_none(place, model):
     ({"published": "Set5"}, [], "is 'Set5'; Table 1 has rows of OST-Val"),
     ({"differs": {"psnr": "a"}}, [], "`differs` has 'psnr'"),
     ({"published": None}, [], "`differs` has 'PSNR'"),
+    ({"scale": 1.5, "hq_px": [24, 24], "crop": True}, [], "crop with the scale 1.5"),
+    ({"hq": None, "hq_px": None, "metrics": ["piqe"]}, ["--metrics", "psnr"],
+     "--metrics psnr compares with the original: name a folder of originals (hq) in "),
     ({"hq_px": [48, 48]}, [], "hq_px is not lq_px times the scale 2"),
     ({"names": ["a_{0..999999999}"]}, [], "at most 100,000"), ({"hq": "../high"}, [], "hq is '../high'"),
     ({}, ["--", "--scale", "4"], "--scale is the suite's"), ({}, ["--metrics", "psrn"], "did you mean psnr"),

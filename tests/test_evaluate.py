@@ -19,7 +19,7 @@ from skimage import color, data, metrics
 
 from realsr_r1 import evaluate
 from realsr_r1.core.errors import UserError
-from realsr_r1.measuring.metrics import Scorer, parse_metrics, tiles_of
+from realsr_r1.measuring.metrics import Scorer, load_metrics, parse_metrics, tiles_of
 
 PHOTOS = {"astronaut": data.astronaut()[60:108, 200:248], "coffee": data.coffee()[150:198, 250:298],
           "chelsea": data.chelsea()[90:138, 130:178]}  # 48 px, as the tiny model's images
@@ -100,11 +100,23 @@ def test_rows_for_the_input_and_the_mean_colour_stand_beside(folders: Path,
 def test_the_result_says_how_each_metric_was_computed(folders: Path) -> None:
     found = run(folders, "--metrics", "psnr,ssim,nlpd")["metrics"]
     assert "YCbCr" in found["psnr"]["channel"] and found["psnr"]["rounding"] == "none"
-    assert "whole steps" in found["ssim"]["rounding"]
+    assert "whole steps" in found["ssim"]["rounding"] and found["ssim"]["note"] == ""
+    assert "1e-8" in found["psnr"]["note"] and "above 43.6 dB" in found["psnr"]["note"]
     assert all(metric["border"] == 0 and metric["version"].startswith("pyiqa 0.")
                for metric in found.values())
     text = (folders / "out" / "metrics.md").read_text(encoding="utf-8")
-    assert all(words in text for words in ("channel: Y of YCbCr", "rounded: Y to whole steps of 255"))
+    assert all(words in text for words in ("channel: Y of YCbCr", "rounded: Y to whole steps of 255",
+                                           "above 43.6 dB"))
+
+
+@pytest.mark.parametrize(("sigma", "is_exact"), [(4, True), (1, False), (0.3, False)])
+def test_a_high_psnr_is_below_the_formulas_value_as_its_note_says(sigma: float, is_exact: bool) -> None:
+    restored = noisy(PHOTOS["coffee"], sigma)
+    formula = 10 * numpy.log10(255**2 / ((luma(PHOTOS["coffee"]) - luma(restored)) ** 2).mean())
+    images = [[Image.fromarray(pixels)] for pixels in (restored, PHOTOS["coffee"])]
+    found = load_metrics(["psnr"], "cpu")[0]["psnr"].scores(*images)[0]
+    assert found == pytest.approx(-10 * numpy.log10(10 ** (-formula / 10) + 1e-8), abs=3e-4)
+    assert (formula < 43.6) == is_exact == (formula - found < 0.001)
 
 
 def test_a_border_is_cut_off_before_every_metric(folders: Path) -> None:

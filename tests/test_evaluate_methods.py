@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy
@@ -149,6 +150,16 @@ def test_what_changed_is_scored_again(folders, monkeypatch):
     assert run(folders, str(folders / "good"))["images"][2]["restored"]["psnr"] == pytest.approx(80)
     border = run(folders, str(folders / "good"), more=("--crop_border", "8", "--overwrite"))
     assert border["images"][0] != run(folders, str(folders / "good"), more=("--overwrite",))["images"][0]
+
+
+def test_a_kept_score_is_of_a_files_content_whatever_its_size_and_time(folders):
+    (folders / "good" / "coffee.png").unlink()
+    file, values = folders / "good" / "coffee.bmp", []
+    for image in (photo("coffee", 64), photo("coffee", 64).transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+        image.save(file)
+        os.utime(file, (0, 0))
+        values.append(run(folders, str(folders / "good"))["images"][2]["restored"]["psnr"])
+    assert values[0] == pytest.approx(80) and values[1] < 40
 
 
 def test_the_table_is_written_for_papers(folders):

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -123,6 +124,56 @@ def test_licences_pass_from_card_to_card_and_may_be_given(run):
     assert not Path("refused").exists()
 
 
+def test_the_photos_own_licence_stays_beside_what_is_given(run):
+    write("licences.yaml", "experts' weights: see pyiqa\n")
+    licences = metadata(exported("--licences", "licences.yaml"))["licences"]
+    assert licences["photos of photos"] == "not known here" and licences["experts' weights"] == "see pyiqa"
+    write("licences.yaml", "photos of photos: CC0-1.0\n")
+    assert "| photos of photos | CC0-1.0 |" in exported("--licences", "licences.yaml")
+
+
+def test_the_first_base_is_named_and_licensed_over_runs_and_exports(run, model):
+    shutil.copytree(model, "cold")
+    write("cold/settings.json", json.dumps({"model_name_or_path": "models/base",
+                                            "dataset_name": "sets/chains"}))
+    write("run/settings.json", json.dumps({**SETTINGS, "model_name_or_path": "cold"}))
+    card = exported()
+    assert "| base | cold, made from base |" in card and "| base (base) | mit |" in card
+    assert "| photos of photos | not known here |" in card and "| photos of chains |" in card
+    assert "PolyForm" in card
+    shutil.rmtree("models/base")  # it is named, whether it is still there or not
+    exported(source="cold", output="exported")
+    write("run/settings.json", json.dumps({**SETTINGS, "model_name_or_path": "exported"}))
+    shutil.rmtree("cold")
+    card = exported(output="second")
+    assert "| base | exported, made from base |" in card and "| photos of chains |" in card
+    assert "second (its weights as they are), made from exported, made from base" in exported(source="second",
+                                                                                             output="third")
+
+
+def test_a_card_that_is_written_anew_keeps_what_it_was_given(run):
+    write("licences.yaml", "photographs: CC0-1.0\n")
+    first = exported("--licences", "licences.yaml", "--metrics", "metrics.json")
+    write("licences.yaml", "experts: theirs\n")
+    second = exported("--licences", "licences.yaml")
+    assert "23.46" in second and metadata(second)["licences_given"] == {"experts": "theirs"}
+    assert "photographs" not in second and "photographs" in first
+    write("metrics.json", json.dumps({**METRICS, "pairs": 4}))
+    third = exported("--metrics", "metrics.json")
+    assert third.replace("4 photo", "3 photo") == second
+    (run.parent / "out" / CARD_FILE).unlink()
+    assert "None given" in exported() and "None given" in exported("--licences", "licences.yaml")
+
+
+def test_differences_go_with_the_export_and_its_export(run):
+    found = {"profile": "published", "rows": [
+        {"setting": "z_loss", "what": "z-loss", "ours": "0", "theirs": "1"}]}
+    write("run/differences.json", json.dumps(found))
+    exported()
+    assert "| z-loss | 0 | 1 |" in exported(source="out", output="again")
+    assert json.loads(Path("again/differences.json").read_text()) == found
+
+
 def test_a_card_that_is_written_anew_disturbs_nothing(run, capsys):
     exported()
     write("low/coffee.png", "")
@@ -140,6 +191,10 @@ class Hub(BaseHTTPRequestHandler):
     """Answers as the Hub's API does, and keeps what is committed."""
 
     def do_GET(self) -> None:
+        if "/tree/" in self.path:
+            self._answer([{"type": "file", "path": path, "size": len(content), "oid": "1"}
+                          for path, content in self.server.files.items()])
+            return
         known = self.headers.get("Authorization") == "Bearer hf_good"
         self._answer({"name": "me", "type": "user", "sha": "0" * 40, "id": "me/model"} if known else
                      {"error": "Invalid user token."}, 200 if known else 401)
@@ -148,6 +203,10 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or self._chunks()
         hub = self.server
         hub.asked.append(self.path)
+        if hub.lost and hub.lost in self.path:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
         if self.path == "/api/repos/create":
             hub.created.append(json.loads(body))
             self._answer({"url": f"{hub.address}/me/model", "name": "me/model"})
@@ -172,7 +231,7 @@ class Hub(BaseHTTPRequestHandler):
             self.rfile.readline()
         return data
 
-    def _answer(self, value: dict, code: int = 200) -> None:
+    def _answer(self, value: dict | list, code: int = 200) -> None:
         data = json.dumps(value).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
@@ -188,7 +247,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.address = f"http://127.0.0.1:{server.server_port}"
-    server.files, server.created, server.others, server.asked = {}, [], [], []
+    server.files, server.created, server.others, server.asked, server.lost = {}, [], [], [], None
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -219,6 +278,28 @@ def test_the_push_sends_exactly_the_folders_files_and_only_when_asked(run, hub, 
     assert CARD_FILE in hub.files and hub.others == []
     assert [repo["visibility"] for repo in hub.created] == ["private"]
     assert "nothing to do" in done.stdout and f"{hub.address}/me/model" in done.stdout
+
+
+@pytest.mark.parametrize("step", ["/preupload/", "/commit/"])
+def test_a_connection_that_is_lost_is_one_line_and_the_same_command_sends_the_rest(step, run, hub):
+    hub.lost = step
+    done = pushed(hub, run.parent)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert "out could not be sent to me/model (--push_to_hub): " in line
+    assert "start the same command again" in line
+    hub.lost = None
+    done = pushed(hub, run.parent)
+    assert done.returncode == 0 and "nothing to do" in done.stdout and CARD_FILE in hub.files
+
+
+def test_files_that_only_the_repository_has_stay_and_are_named(run, hub):
+    hub.files.update({".gitattributes": b"", "model-00001-of-00002.safetensors": b"old",
+                      "my/photo.png": b"mine"})
+    done = pushed(hub, run.parent)
+    assert ("has files besides, which stay: model-00001-of-00002.safetensors, my/photo.png; delete there"
+            in done.stdout), done.stderr
+    assert hub.files["my/photo.png"] == b"mine" and hub.others == []
 
 
 def test_who_may_not_push_is_told_before_anything_is_made(run, hub):

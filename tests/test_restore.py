@@ -5,6 +5,7 @@ done.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -132,6 +133,40 @@ def test_a_run_that_is_started_again_does_the_rest_and_gives_the_same(model, pho
     assert "2 of 4 photos are restored" in capsys.readouterr().out
     assert contents(output) == contents(restored)
     assert (output / "chelsea.png").stat().st_mtime_ns == kept
+
+
+def test_a_photo_that_was_replaced_is_restored_again_and_a_copied_one_is_not(model, photos, restored,
+                                                                             tmp_path, capsys):
+    source, output = shutil.copytree(photos, tmp_path / "photos"), shutil.copytree(restored, tmp_path / "out")
+    for name in NAMES:
+        (source / f"{name}.png").touch()  # as a copy without its times
+    assert restore(model, source, output) == 0
+    assert "4 of 4 photos are restored" in capsys.readouterr().out
+    times = (source / "coffee.png").stat()
+    photo("retina", 33).save(source / "coffee.png")
+    os.utime(source / "coffee.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert restore(model, source, output) == 0
+    assert "1 of 4 photos were changed since they were restored" in capsys.readouterr().out
+    assert restore(model, source, tmp_path / "anew") == 0
+    assert contents(output) == contents(tmp_path / "anew")
+    assert result(output, "coffee") != result(restored, "coffee")
+
+
+def test_results_that_do_not_say_what_they_were_made_from_are_told_apart(model, photos, restored, tmp_path,
+                                                                         capsys):
+    output = shutil.copytree(restored, tmp_path / "out")
+    record = output / "chains" / "coffee" / "made_with.json"
+    held = json.loads(record.read_text())
+    del held["photo"]  # as older versions wrote it
+    record.write_text(json.dumps(held))
+    (output / "chains" / "chelsea" / "made_with.json").unlink()
+    (output / "chelsea.png").write_bytes(b"somebody's own")
+    assert restore(model, photos, output) == 0
+    said = capsys.readouterr().out
+    assert "1 of 4 photos were restored in" in said and "by an older version" in said
+    assert "1 of 4 photos have a result in" in said and "without a record" in said
+    assert json.loads(record.read_text())["photo"] and result(output, "coffee") == result(restored, "coffee")
+    assert result(output, "chelsea") == b"somebody's own"
 
 
 def test_photos_of_another_model_or_of_other_flags_are_not_taken_for_done(model, tiny_model, photos, restored,

@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     suite = Suite.from_yaml(args.suite)
     metrics = parse_metrics(args.metrics or ",".join(suite.metrics), suite.hq is not None,
-                            "--metrics" if args.metrics else f"{args.suite}, metrics")
+                            "--metrics" if args.metrics else f"{args.suite}, metrics",
+                            f"name a folder of originals (hq) in {args.suite}")
     published = published_rows(suite.published, suite.differs)
     existing_folder(args.model, "--model", "model folder")
     check_new_folder(args.output, "--output")

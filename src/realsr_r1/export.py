@@ -30,6 +30,13 @@ from realsr_r1.core.files import (
 from realsr_r1.core.flags import Parser
 from realsr_r1.core.hub import check_hub, push_folder
 from realsr_r1.core.pickles import require_harmless
+from realsr_r1.core.run_files import (
+    DIFFERENCES_FILE,
+    EXPORT_FILE,
+    differences_of,
+    export_record,
+    was_trained,
+)
 from realsr_r1.core.schema import Json, Text, TypedDict
 
 if TYPE_CHECKING:
@@ -41,7 +48,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 TOKENIZER = "tokenizer.json"
-RECORD = "export.json"  # this file in the written folder says what the folder was made from
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -73,10 +79,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--metrics",
                         help=f"metrics.json of realsr-r1 evaluate, for the folder's model card ({CARD_FILE})")
     parser.add_argument("--licences",
-                        help="YAML file with lines `part: licence`, for the card: of the photos, above all")
+                        help="YAML file with lines `part: licence`, for the card: of the photos, above all "
+                             "(`photos of NAME`)")
     parser.add_argument("--push_to_hub", metavar="NAME",
-                        help="send the folder to this model repository of the Hugging Face Hub; a new one is "
-                             "private (default: nothing is sent)")
+                        help="send the folder's files to this model repository of the Hugging Face Hub; a "
+                             "new one is private, and other files in it stay and are named (default: nothing "
+                             "is sent)")
     args = parser.parse_args(argv)
     if args.push_to_hub:
         check_hub(args.push_to_hub)
@@ -86,8 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     check_new_folder(output, "--output")
     made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
-        if (output / RECORD).is_file() and read_json(output / RECORD, dict[Text, Json]).get(
-                "made_from") == made_from:
+        if export_record(output).get("made_from") == made_from:
             if args.metrics or args.licences or not (output / CARD_FILE).is_file():
                 card.write(output, output.name)
                 print(f"{output} is up to date, its card is written anew")
@@ -114,7 +121,11 @@ def main(argv: list[str] | None = None) -> None:
             save_ours(policy, dtypes, processor, folder)
         else:
             save_lumina(policy, dtypes, tokenizer, folder)
-        write_json(folder / RECORD, {"made_from": made_from})
+        write_json(folder / EXPORT_FILE, {"made_from": made_from, "trained": was_trained(source),
+                                          "bases": card.bases})
+        differing = differences_of(source)
+        if differing is not None:
+            write_json(folder / DIFFERENCES_FILE, differing)
         card.write(folder, output.name)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {policy.num_parameters():,} parameters, {size / 2**20:.1f} MiB, layout {args.layout}")
@@ -134,7 +145,11 @@ def make_card(source: Path, args: argparse.Namespace) -> ModelCard:
 def push(output: Path, args: argparse.Namespace) -> None:
     """Send the folder to the Hub, if that is asked for."""
     if args.push_to_hub:
-        print(f"{output} is at {push_folder(output, args.push_to_hub)}")
+        address, others = push_folder(output, args.push_to_hub)
+        print(f"{output} is at {address}")
+        if others:
+            print(f"{address} has files besides, which stay: {', '.join(others)}; delete there what an older "
+                  "push has left")
 
 
 def fingerprint(source: Path, args: argparse.Namespace) -> str:

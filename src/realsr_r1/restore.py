@@ -2,8 +2,8 @@
 
 `realsr-r1 restore --model DIR --input FILE|DIR --output DIR` writes NAME.png (or `--format`) for
 every photo, at its own size or `--scale` times it, with the transparency it had, and grey where it
-was grey. `chains/NAME/` gets its chain (the text and the images on the
-way) and the settings it was made with. Photos that are already done stay as they are. The noise of
+was grey. `chains/NAME/` gets its chain (the text and the images on the way) and a record of what it
+was made from. Results that are there stay as they are, unless their photo was replaced. The noise of
 a photo and of each of its tiles depends only on their places, so a resumed run gives the same
 result (on a GPU up to rounding, which differs in batches of another size and can change a draw).
 """
@@ -29,24 +29,24 @@ from realsr_r1.core.files import (
     atomic_file,
     atomic_folder,
     check_new_folder,
+    content_hash,
     existing_folder,
-    read_json,
     write_json,
 )
 from realsr_r1.core.flags import Parser
 from realsr_r1.core.images import listed_images
 from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
 from realsr_r1.core.pictures import READ, Picture, read_picture
-from realsr_r1.core.schema import Json, Text
 from realsr_r1.core.settings import check_ranges
 from realsr_r1.core.texts import escaped, is_text
+from realsr_r1.restoring.made import CHAINS_FOLDER, MADE_WITH_FILE, PHOTO, to_restore
 from realsr_r1.restoring.options import add_restore_flags, given_options, restore_options
 from realsr_r1.rollout.config import RolloutConfig, add_rollout_flags
 
 if TYPE_CHECKING:
     from realsr_r1.restoring import Photo, Restoration, Restorer
 
-CHAINS_FOLDER, MADE_WITH_FILE, BAD_ITEMS_FILE = "chains", "made_with.json", "bad_items.txt"
+BAD_ITEMS_FILE = "bad_items.txt"
 TILES_FILE = "tiles.json"  # of a photo in tiles: where each is, and what was written for it
 # The fields of `RolloutConfig` that decide how a photo is restored. `cuda_graphs` isn't here, since
 # it changes only the time.
@@ -102,10 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output {output} lies inside --input {source}, which is read with its subfolders; "
                         "name another one")
     made_with = settings_of(args)
-    todo = [(place, path) for place, path in enumerate(photos)
-            if not is_restored(output, names[path], args.format, made_with)]
-    if len(todo) < len(photos):
-        print(f"{len(photos) - len(todo)} of {len(photos)} photos are restored in {output} already")
+    todo = to_restore(names, output, args.format, made_with)
     if source.is_file() and todo and not args.skip_bad:
         read_picture(source)  # of a single photo a fault is said before the model is loaded
     bad = restore_all(todo, names, args, output, made_with) if todo else []
@@ -189,23 +186,6 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {"model": hashlib.sha256(os.fsencode(listed)).hexdigest()[:16], **flags, **given_options(args)}
 
 
-def is_restored(output: Path, name: str, format: str, made_with: dict[str, Any]) -> bool:
-    """Whether `output` already holds photo `name` in this format.
-
-    Raises `UserError` when it was made with other settings.
-    """
-    file = output / f"{name}.{format}"
-    if file.is_dir():
-        raise UserError(f"{file} is a folder, and a photo is to be written there; give another --output")
-    if not file.is_file():
-        return False
-    record = output / CHAINS_FOLDER / name / MADE_WITH_FILE
-    if record.is_file() and read_json(record, dict[Text, Json]) != made_with:
-        raise UserError(f"{output / name}.{format} was restored by another model or with other flags "
-                        f"({record}); give another --output, or delete this one")
-    return True
-
-
 def load_restorer(args: argparse.Namespace) -> Restorer:
     """Load the model; flags win over the model folder's sampling settings."""
     from realsr_r1.restoring import Restorer
@@ -224,7 +204,7 @@ def restore_all(todo: list[tuple[int, Path]], names: dict[Path, str], args: argp
     from tqdm import tqdm
 
     restorer, bad, paths = load_restorer(args), [], dict(todo)
-    pictures: dict[int, Picture] = {}  # those that are being restored, by place
+    pictures: dict[int, tuple[Picture, str]] = {}  # those being restored, with their hashes, by place
     begun, done, pixels, started = 0, 0, 0, time.monotonic()
     with tqdm(total=len(todo), desc="restoring", unit="tile") as bar:
         def progress(more: int, written: int) -> None:
@@ -236,15 +216,17 @@ def restore_all(todo: list[tuple[int, Path]], names: dict[Path, str], args: argp
 
         for photo, result in restorer.restore_all(read_photos(todo, pictures, bad, bar.update),
                                                   restore_options(args), progress):
-            picture = pictures.pop(photo.place)
+            picture, content = pictures.pop(photo.place)
             if isinstance(result, UserError):
                 bad.append((paths[photo.place], str(result)))
                 continue
             name = names[paths[photo.place]]
-            write_chain(output / CHAINS_FOLDER / name, result, restorer.processor.chain, made_with)
-            # The photo comes after its chain, so its file says that both exist.
-            lost = write_picture(output / f"{name}.{args.format}", result.final, picture, args.format,
-                                 args.quality)
+            target = output / f"{name}.{args.format}"
+            # The photo comes after its chain, so its file says that both exist, and are of one photo.
+            target.unlink(missing_ok=True)
+            write_chain(output / CHAINS_FOLDER / name, result, restorer.processor.chain,
+                        {**made_with, PHOTO: content})
+            lost = write_picture(target, result.final, picture, args.format, args.quality)
             for note in filter(None, (picture.note, result.note, lost)):
                 tqdm.write(note)
             done, pixels = done + 1, pixels + result.final.width * result.final.height
@@ -257,9 +239,9 @@ def restore_all(todo: list[tuple[int, Path]], names: dict[Path, str], args: argp
     return sorted(bad, key=lambda item: list(paths.values()).index(item[0]))
 
 
-def read_photos(todo: list[tuple[int, Path]], pictures: dict[int, Picture], bad: Bad,
+def read_photos(todo: list[tuple[int, Path]], pictures: dict[int, tuple[Picture, str]], bad: Bad,
                 skip: Any) -> Iterator[Photo]:
-    """Yield the photos that can be read, and put them into `pictures` by their places.
+    """Yield the photos that can be read, and put them with their hashes into `pictures` by their places.
 
     The others go into `bad`, and `skip` is told of each.
     """
@@ -267,12 +249,13 @@ def read_photos(todo: list[tuple[int, Path]], pictures: dict[int, Picture], bad:
 
     for place, path in todo:
         try:
-            pictures[place] = read_picture(path)
+            content = content_hash(path)  # before it is read: one that is replaced meanwhile is done again
+            pictures[place] = read_picture(path), content
         except UserError as error:
             bad.append((path, str(error)))
             skip(1)
             continue
-        yield Photo(pictures[place].image, place, str(path))
+        yield Photo(pictures[place][0].image, place, str(path))
 
 
 def write_chain(path: Path, result: Restoration, chain: ChainSpec, made_with: dict[str, Any]) -> None:

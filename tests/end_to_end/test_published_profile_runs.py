@@ -63,7 +63,8 @@ def test_its_folder_asks_what_the_list_asks_and_keeps_the_profiles_chain_setting
 
 def test_what_differs_is_in_its_folder_and_its_report(run):
     rows = json.loads((run / DIFFERENCES_FILE).read_text())["rows"]
-    assert {row["setting"] for row in rows} == {"experts", "max_completion_length", "num_train_epochs"}
+    assert {row["setting"] for row in rows} == {"experts", "max_completion_length", "num_train_epochs",
+                                                "dtype", "target_px", "grid_unit_px"}
     assert report.main(["--run", str(run)]) == 0
     page = (run / "report" / "report.html").read_text()
     assert '<section id="differences">' in page and '<a href="#differences">' in page

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-import yaml
 from trl import ModelConfig
 
 from realsr_r1.chain.settings import ChainSettings
@@ -14,19 +14,14 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.settings import parse
 from realsr_r1.training.comparison import CHAIN, SETTINGS, compared, differences, keep, said
 from realsr_r1.training.config import ChainGRPOConfig, ColdStartConfig
+from realsr_r1.training.not_compared import NOT_COMPARED
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAINS = ROOT / "configs" / "chain"
-# What a recipe says that changes no step of a run: saving, logging, memory, and what is compared by
-# its content.
-NOT_COMPARED = {"chain_settings", "per_device_train_batch_size", "gradient_accumulation_steps",
-                "per_device_eval_batch_size", "gradient_checkpointing", "dtype", "attn_implementation",
-                "sample_steps", "logging_steps", "save_steps", "save_total_limit", "save_only_model",
-                "report_to"}
 
 
 def found(recipe: str, chain: str, tmp_path: Path, *flags: str) -> dict[str, tuple[str, str]]:
-    """Setting -> how it is said of a recipe and of the profile."""
+    """Setting -> how it is said of a recipe and of the profile. `chain`: see configs/chain, or a path."""
     stage, settings = ("sft", ColdStartConfig) if recipe.endswith("sft") else ("grpo", ChainGRPOConfig)
     args, model_args = parse((settings, ModelConfig), [
         "--config", str(ROOT / "configs" / "recipes" / f"{recipe}.yaml"), "--output_dir", str(tmp_path),
@@ -71,12 +66,48 @@ def test_a_flag_that_changes_the_profile_is_named_and_how_batches_are_split_is_n
     assert found("published_grpo", "published", tmp_path, "--loss_batch_size", "1") == {}
 
 
-@pytest.mark.parametrize("recipe", ["published_grpo", "published_sft"])
-def test_every_setting_of_the_profile_is_compared(recipe):
-    values = yaml.safe_load((ROOT / "configs" / "recipes" / f"{recipe}.yaml").read_text())
-    assert set(values) - set(SETTINGS) <= NOT_COMPARED
-    chain = yaml.safe_load((CHAINS / "published.yaml").read_text())
-    assert set(chain) - set(CHAIN) == {"experts", "sampling"}  # of the run's own settings, and of restore
+def test_every_setting_is_compared_or_on_the_list_with_a_reason():
+    settings = {item.name for each in (ChainGRPOConfig, ColdStartConfig, ModelConfig, ChainSettings)
+                for item in fields(each)}
+    assert set(NOT_COMPARED) <= settings and all(NOT_COMPARED.values())
+    made = {"samples_a_step", "steps_a_rollout", "sections"}  # of several settings
+    assert {*SETTINGS, *CHAIN} - settings == made and not {*SETTINGS, *CHAIN} & NOT_COMPARED.keys()
+
+
+@pytest.mark.parametrize("recipe, flags, rows", [
+    ("grpo", ["--adam_epsilon", "1e-6"], {"adam_epsilon": ("1e-06", "1e-08")}),
+    ("grpo", ["--delta", "4", "--epsilon", "0.1"], {"delta": ("4", "none"), "epsilon": ("0.1", "0.2")}),
+    ("grpo", ["--shuffle_dataset", "false"], {"shuffle_dataset": ("false", "true")}),
+    ("grpo", ["--seed", "3", "--max_samples", "9"], {"seed": ("3", "42"), "max_samples": ("9", "none")}),
+    ("grpo", ["--dtype", "float32"], {"dtype": ("float32", "bfloat16")}),
+    ("grpo", ["--stop_if", "format<0.5"], {"stop_if": ("format<0.5", "none")}),
+    ("grpo", ["--batch_unit", "completions", "--per_device_train_batch_size", "5", "--steps_per_generation",
+              "2"], {"steps_a_rollout": ("2", "1")}),
+    ("grpo", ["--save_steps", "9", "--run_name", "a", "--eval_strategy", "steps", "--deepspeed", "zero3",
+              "--attn_implementation", "eager", "--dataloader_num_workers", "2"], {}),
+    ("sft", ["--neftune_noise_alpha", "5"], {"neftune_noise_alpha": ("5", "none")}),
+    ("sft", ["--lr_scheduler_kwargs", '{"num_cycles": 2}'], {
+        "lr_scheduler_kwargs": ("{'num_cycles': 2}", "none")}),
+])
+def test_a_setting_without_words_is_said_by_its_flag(recipe, flags, rows, tmp_path):
+    assert found(f"published_{recipe}", "published", tmp_path, *flags) == rows
+
+
+def test_the_chains_sizes_and_shares_are_compared(tmp_path):
+    settings = ChainSettings.read(CHAINS / "published.yaml")
+    image = settings.chain.sections[2]
+    chain = replace(settings.chain, sections=(*settings.chain.sections[:2], replace(image, share=0.5),
+                                              *settings.chain.sections[3:]))
+    (tmp_path / "chain.yaml").write_text(json.dumps(replace(settings, target_px=48, chain=chain).to_dict()))
+    rows = found("published_grpo", str(tmp_path / "chain"), tmp_path)
+    assert set(rows) == {"target_px", "sections"} and rows["target_px"] == ("48", "512")
+    assert "rough_image (0.5)" in rows["sections"][0] and "rough_image (0.25)" in rows["sections"][1]
+
+
+def test_where_a_file_of_synonyms_lies_is_not_told(tmp_path):
+    (tmp_path / "mine.json").write_text("{}")
+    rows = found("published_grpo", "published", tmp_path, "--tag_synonyms", str(tmp_path / "mine.json"))
+    assert rows == {"tag_synonyms": ("mine.json", "none")}
 
 
 def test_the_table_is_printed_and_kept_and_an_old_one_is_taken_away(tmp_path, capsys):
@@ -103,6 +134,13 @@ def test_what_the_cold_start_did_otherwise_is_told_of_the_run_that_goes_on_from_
             "--config", str(ROOT / "configs" / "recipes" / "published_grpo.yaml"), "--output_dir",
             str(tmp_path / "run"), "--dataset_name", "data", "--compare_with", "published",
             "--model_name_or_path", str(tmp_path / "sft")], "test")
+        table = compared(args, model_args, ChainSettings.read(CHAINS / "published.yaml"), "grpo")
+        assert [row["what"] for row in table["rows"]] == told
+        checkpoint = tmp_path / "sft" / "checkpoint-4"
+        checkpoint.mkdir(exist_ok=True)
+        for name in (checkpoint / "trainer_state.json", tmp_path / "sft" / "settings.json"):
+            name.write_text("{}")
+        model_args.model_name_or_path = str(checkpoint)
         table = compared(args, model_args, ChainSettings.read(CHAINS / "published.yaml"), "grpo")
         assert [row["what"] for row in table["rows"]] == told
 

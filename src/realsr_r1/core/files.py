@@ -7,6 +7,7 @@ when it is complete.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -151,6 +152,17 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write `value` to `path` as indented UTF-8 JSON, atomically."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def content_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes. Raises `UserError` where it can't be read."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}); give another file") from error
 
 
 def read_json(path: str | Path, form: Any, way: str = "") -> Any:

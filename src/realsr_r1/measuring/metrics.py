@@ -30,9 +30,9 @@ class Metric:
     `kind`: "pair" compares an image with the original, "single" needs no original, "set" scores a
     whole set at once. `on_cpu`: whether it runs on the CPU even where the others run on a GPU.
     `in_tiles`: whether it is computed in tiles of a large image (`tiles_of`), for its memory.
-    `channel`, `rounding`: what it looks at, and what is rounded before, in words; read in the source
-    of pyiqa 0.1.16. `batched`: whether a batch gives each image the value that it has alone, and is
-    not slower.
+    `channel`, `rounding`, `note`: what it looks at, what is rounded before, and what else its value
+    depends on, in words; read in the source of pyiqa 0.1.16. `batched`: whether a batch gives each
+    image the value that it has alone, and is not slower.
     """
 
     label: str
@@ -45,6 +45,7 @@ class Metric:
     in_tiles: bool = True
     channel: str = "RGB"
     rounding: str = "none"
+    note: str = ""
     batched: bool = True
 
 
@@ -53,10 +54,12 @@ _Y, _WHOLE_STEPS = "Y of YCbCr (BT.601, 16 to 235)", "Y to whole steps of 255"
 _LUMA = {"test_y_channel": True, "color_space": "ycbcr"}  # Y of YCbCr (BT.601, 16..235), as usual in papers
 
 # The ten metrics of the RealSR-R1 paper, its TOPIQ in two variants (the released script uses SPAQ's),
-# then some that need no weights. An identical pair has a PSNR of 80 dB: pyiqa adds 1e-8 to the mean
-# squared error of images in [0, 1], so the value is always finite.
+# then some that need no weights. PSNR is the field's by pyiqa, its 1e-8 included: so an identical pair
+# has 80 dB, and the value is always finite.
 METRICS = {
-    "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB", in_tiles=False, channel=_Y),
+    "psnr": Metric("PSNR (Y)", "pair", False, 2, _LUMA, unit="dB", in_tiles=False, channel=_Y,
+                   note="1e-8 is added to the mean squared error of values in [0, 1]: above 43.6 dB it is "
+                        "more than 0.001 dB below the formula's value, and equal images have 80 dB"),
     # Its batch takes 121 copies of the images, and is slower on a CPU (rewards/metric_experts.py).
     "ssim": Metric("SSIM (Y)", "pair", False, 4, _LUMA, in_tiles=False, channel=_Y, rounding=_WHOLE_STEPS,
                    batched=False),
@@ -103,16 +106,17 @@ def described(name: str, border: int) -> dict[str, Any]:
     metric = metric_of(name)
     return {"label": metric.label, "unit": metric.unit, "decimals": metric.decimals,
             "lower_better": metric.lower_better, "channel": metric.channel, "rounding": metric.rounding,
-            "border": border, "version": f"pyiqa {pyiqa.__version__}, {name}",
+            "note": metric.note, "border": border, "version": f"pyiqa {pyiqa.__version__}, {name}",
             "options": metric.options}
 
 
-def parse_metrics(text: str | None, has_originals: bool = True, given_by: str = "--metrics") -> list[str]:
+def parse_metrics(text: str | None, has_originals: bool = True, given_by: str = "--metrics",
+                  way: str = "give --gt") -> list[str]:
     """Return names without repeats, from `"psnr,ssim"` or `"all"`; None stands for the offline ones.
 
-    `given_by`: where the text stands, for messages.
-    Without originals those are left out that compare with one. Raises `UserError` for an unknown
-    name, with the near and the usual ones, and for one that can't be had without originals.
+    `given_by`: where the text stands; `way`: how to give originals; both for messages. Without
+    originals those are left out that compare with one. Raises `UserError` for an unknown name, with the
+    near and the usual ones, and for one that can't be had without originals.
     """
     given = OFFLINE_METRICS if text is None else split_list(text)
     names = list(dict.fromkeys(name.lower() for name in given))
@@ -131,7 +135,7 @@ def parse_metrics(text: str | None, has_originals: bool = True, given_by: str = 
         return names
     comparing = [name for name in names if metric_of(name).kind != "single"]
     if text is not None and text.lower() != "all" and comparing:
-        raise UserError(f"{given_by} {comparing[0]} compares with the original: give --gt, or leave it out")
+        raise UserError(f"{given_by} {comparing[0]} compares with the original: {way}, or leave it out")
     return [name for name in names if name not in comparing]
 
 

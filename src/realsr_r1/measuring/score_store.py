@@ -1,7 +1,7 @@
 """Keeps scores that were computed, in a file of JSON lines, so that a stopped evaluation goes on.
 
-A score is found again by what it was computed from: the metric with its settings, and the files with
-their sizes and times.
+A score is found again by what it was computed from: the metric with its settings, and the content of
+the files, wherever they lie.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, parsed_json
+from realsr_r1.core.files import atomic_file, content_hash, parsed_json
 from realsr_r1.core.schema import Number, Text, TypedDict
 
 
@@ -30,6 +30,7 @@ class ScoreStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._values: dict[str, float | None] = {}
+        self._hashes: dict[Path, str] = {}  # of the files that were asked for, each of which is read once
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         self._is_whole = not lines or lines[-1].endswith(b"\n")  # no crash cut off its last line
         for line in lines:
@@ -40,11 +41,13 @@ class ScoreStore:
             else:
                 self._values[found["key"]] = found["value"]
 
-    @staticmethod
-    def key(made_with: Any, files: Sequence[Path]) -> str:
+    def key(self, made_with: Any, files: Sequence[Path]) -> str:
         """Return the name of a score. `made_with`: JSON values; `files`: what was compared."""
-        stats = [(str(path.resolve()), (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
-        return hashlib.blake2b(json.dumps([made_with, stats]).encode(), digest_size=16).hexdigest()
+        for path in files:
+            if path not in self._hashes:
+                self._hashes[path] = content_hash(path)
+        parts = [made_with, [self._hashes[path] for path in files]]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def known(self, keys: Sequence[str]) -> list[float | None] | None:
         """Return the scores of these names, or None where one of them isn't known.

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import existing_folder, read_json, read_yaml, resumable_folder, write_json
+from realsr_r1.core.files import (
+    content_hash,
+    existing_folder,
+    read_json,
+    read_yaml,
+    resumable_folder,
+    write_json,
+)
 from realsr_r1.core.images import cover_offset, load_image
 from realsr_r1.core.presets import PRESETS
 from realsr_r1.core.schema import Count, Ge, Gt, Json, Le, Len, MinLen, Place, Text, fields_of
@@ -36,9 +43,9 @@ class Suite:
     originals. `names`: of the photos without suffix, with braces as a shell has them
     (`a_{001..050}`, `b_{3,7}`); without them the LQ and the HQ names must be the same. `count`: of
     photos. `lq_px`, `hq_px`: width and height of each photo; with `crop` larger ones are cut at
-    their centre. `scale`: of the restored photos to the LQ ones. `metrics`: names. `published`: the
-    data set of Table 1 whose rows stand beside; `differs`: its metric, or `all`, -> why these rows
-    may be of another protocol.
+    their centre (those with originals at a whole scale only). `scale`: of the restored photos to the
+    LQ ones. `metrics`: names. `published`: the data set of Table 1 whose rows stand beside; `differs`:
+    its metric, or `all`, -> why these rows may be of another protocol.
     """
 
     name: Text
@@ -71,6 +78,10 @@ class Suite:
             raise UserError(f"{path} (given by --suite) has hq_px without hq")
         if suite.crop and not suite.lq_px:
             raise UserError(f"{path} (given by --suite) has crop without lq_px")
+        if suite.crop and suite.hq and not float(suite.scale).is_integer():
+            raise UserError(f"{path} (given by --suite) has crop with the scale {suite.scale:g}: a photo and "
+                            "its original are cut to the same region only where it is a whole number; cut "
+                            "them yourself, and drop crop")
         if suite.lq_px and suite.hq_px and [round(side * suite.scale) for side in suite.lq_px] != suite.hq_px:
             raise UserError(f"{path} (given by --suite): hq_px is not lq_px times the scale {suite.scale:g}")
         return suite
@@ -171,10 +182,10 @@ def _check_sizes(suite: Suite, data: Path, files: dict[str, dict[str, Path]]) ->
 
 
 def _cut_all(suite: Suite, files: dict[str, dict[str, Path]], output: Path) -> SuiteData:
-    """Cut the photos at their centre: an original where its LQ photo is cut, at the suite's scale."""
-    stats = {str(path): [(found := path.stat()).st_size, found.st_mtime_ns]
-             for named in files.values() for path in named.values()}
-    made_from: dict[str, Any] = {"px": suite.lq_px, "scale": suite.scale, "files": stats}
+    """Cut the photos at their centre: an original where its LQ photo is cut, at the suite's whole scale."""
+    hashes = {side: {name: content_hash(path) for name, path in named.items()}
+              for side, named in files.items()}
+    made_from: dict[str, Any] = {"px": suite.lq_px, "scale": suite.scale, "files": hashes}
     target = output / "prepared"
     if not _is_made(target, made_from):
         with resumable_folder(target, made_from, DONE_FILE) as folder:

@@ -1,7 +1,8 @@
 """The card of an exported folder: what it was made from, how, how good it is, and under which licences.
 
-It is read from the run that the weights come from, its data and its base, as far as they are there. It
-names folders, never where they lie. The text is in templates/model_card.md.
+It is read from the run that the weights come from, its data and its bases, as far as they are there. It
+names folders, never where they lie. The text is in templates/model_card.md. What a card was given before
+(licences, metrics) stands in it, and is taken up when it is written anew.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from realsr_r1.chain.settings import ChainSettings
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import CARD_FILE, atomic_file, parsed_yaml, read_json
 from realsr_r1.core.run_files import (
-    DIFFERENCES_FILE,
-    SETTINGS_FILE,
     STATE_FILE,
-    DifferencesFile,
     Settings,
+    differences_of,
+    export_record,
+    lineage,
+    run_of,
 )
 from realsr_r1.core.run_files import StateFile as TrainerFile
 from realsr_r1.core.schema import Json, Text, TypedDict
@@ -45,14 +47,21 @@ class Metadata(TypedDict, total=False, extra_items=Json):
 
     license: Json
     licences: dict[Text, Text]
+    licences_given: dict[Text, Text]
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is known of an exported folder before it is written: the values that the template shows."""
+    """What is known of an exported folder before it is written.
+
+    `values`: what the template shows. `licences`: of the parts, as far as they are known. `given`: those
+    of `--licences`. `bases`: names of what the weights were trained from, back to the first base.
+    """
 
     values: dict[str, Any]
     licences: dict[str, str]
+    given: dict[str, str] | None
+    bases: list[str]
 
     @classmethod
     def of(cls, source: Path, software: str, metrics: Mapping[str, Any] | None = None,
@@ -63,24 +72,29 @@ class ModelCard:
         `licences`: part -> licence, beside those that are known. Raises `UserError` for a file of the
         run that has another form.
         """
-        run = next((place for place in (source, source.parent) if (place / SETTINGS_FILE).is_file()), None)
-        settings = read_json(run / SETTINGS_FILE, Settings) if run else {}
-        base = Path(str(settings.get("model_name_or_path") or source))
-        data = Path(str(settings["dataset_name"])) if settings.get("dataset_name") else None
-        compared = run / DIFFERENCES_FILE if run else None
-        found = read_json(compared, DifferencesFile) if compared and compared.is_file() else None
+        run, places, found = run_of(source), lineage(source), differences_of(source)
+        (_, settings), (last, _) = places[0], places[-1]
+        data = _data_of(settings)
+        bases = [place.name for place, _ in places[1:]] + export_record(last).get("bases", [])
+        names = bases if run else [f"{source.name} (its weights as they are)", *bases]
         return cls({
-            "software": software, "base": base.name if run else f"{base.name} (its weights as they are)",
+            "software": software, "base": ", made from ".join(names) or UNKNOWN,
             "data": _data(data), "stage": _stage(run, source, settings), "recipe": _recipe(settings),
             "differences": found and found["rows"], "profile": found and found["profile"],
-            "metrics": Markup(_without_places(metrics_table(metrics)).text("md")) if metrics else None,
-        }, _licences(base, data, settings, licences or {}))
+            "metrics": _metrics(metrics) if metrics else None,
+        }, _licences(places), dict(licences) if licences is not None else None, bases)
 
     def write(self, folder: Path, name: str) -> None:
-        """Write the card into the exported `folder`, which it calls `name`."""
+        """Write the card into the exported `folder`, which it calls `name`.
+
+        Where none were given, those of the card that is there stay: licences and metrics.
+        """
+        given = read_metadata(folder).get("licences_given", {}) if self.given is None else self.given
+        licences = {**self.licences, **given}
+        values = {**self.values, "metrics": self.values["metrics"] or _metrics_in(folder)}
         chain = ChainSettings.read(folder / CHAIN_FILE) if (folder / CHAIN_FILE).is_file() else None
         text = template("realsr_r1.reporting", "model_card.md").render(
-            metadata=Markup(_metadata(self.licences)), name=name, licences=self.licences, **self.values,
+            metadata=Markup(_metadata(licences, given)), name=name, licences=licences, **values,
             parameters=sum(map(math.prod, tensor_shapes(folder).values())), is_ours=chain is not None,
             sections=[section.name for section in chain.chain.sections] if chain else [],
             target_px=chain.target_px if chain else None)
@@ -97,34 +111,63 @@ def read_metadata(folder: Path) -> Metadata:
     return {}
 
 
-def _licences(base: Path, data: Path | None, settings: Settings, given: Mapping[str, str]) -> dict[str, str]:
-    """Part -> licence: of the code, of what the base was made from, of the base, the data and the experts."""
-    card = read_metadata(base)
-    parts = {"code (realsr-r1)": "Apache-2.0", **card.get("licences", {})}
-    if "licences" not in card:  # it is no card of ours
-        stated = card.get("license")
-        parts[f"base ({base.name})"] = stated if isinstance(stated, str) else UNKNOWN
-    if data is not None and not given:
-        parts.setdefault(f"photos of {data.name}", UNKNOWN)
-    rewards = settings.get("reward_funcs")
-    if isinstance(rewards, list) and "generation" in rewards:
-        parts["pyiqa (experts of the generation reward)"] = (
-            "PolyForm Noncommercial 1.0.0; the experts' weights have their own")
-    return {**parts, **given}
+def _metrics(metrics: Mapping[str, Any]) -> Markup:
+    return Markup(_without_places(metrics_table(metrics)).text("md").strip())
 
 
-def _metadata(licences: Mapping[str, str]) -> str:
+def _metrics_in(folder: Path) -> Markup | None:
+    """Return the metrics in the card in `folder`, as they stand there; None where it has none."""
+    card = folder / CARD_FILE
+    if not card.is_file():
+        return None
+    section = card.read_text(encoding="utf-8", errors="replace").partition("\n## Metrics\n")[2]
+    table = section.partition("\n## Licences")[0].strip()
+    return Markup(table) if "|" in table else None
+
+
+def _licences(places: list[tuple[Path, Settings]]) -> dict[str, str]:
+    """Part -> licence: of the code, of all that the weights come from (see `lineage`), and of the experts.
+
+    A base's card that is ours says what that base was made from.
+    """
+    before: dict[str, str] = {}
+    bases = places[1:] or places
+    runs = [settings for _, settings in places]
+    for number, (base, settings) in enumerate(bases, start=1):
+        card = read_metadata(base)
+        if "licences" in card or card.get("license") or not settings.get("model_name_or_path"):
+            stated = card.get("license")
+            before = card.get("licences") or {
+                f"base ({base.name})": stated if isinstance(stated, str) else UNKNOWN}
+            runs = runs[:number]
+            break
+    parts = {"code (realsr-r1)": "Apache-2.0", **before}
+    for settings in runs:
+        data, rewards = _data_of(settings), settings.get("reward_funcs")
+        if data is not None:
+            parts.setdefault(f"photos of {data.name}", UNKNOWN)
+        if isinstance(rewards, list) and "generation" in rewards:
+            parts["pyiqa (experts of the generation reward)"] = (
+                "PolyForm Noncommercial 1.0.0; the experts' weights have their own")
+    return parts
+
+
+def _metadata(licences: Mapping[str, str], given: Mapping[str, str]) -> str:
     from huggingface_hub import ModelCardData
 
     return ModelCardData(
         license="other", license_name="several", library_name="realsr-r1", pipeline_tag="image-to-image",
         tags=["image-restoration", "super-resolution", "grpo", "vlcot"],
-        licences=dict(licences)).to_yaml() + "\n"
+        licences=dict(licences), licences_given=dict(given)).to_yaml() + "\n"
 
 
 def _without_places(table: TextTable) -> TextTable:
     """Return a table without the notes that say where files lie."""
     return replace(table, notes=[note for note in table.notes if not note.startswith("left out")])
+
+
+def _data_of(settings: Settings) -> Path | None:
+    return Path(str(settings["dataset_name"])) if settings.get("dataset_name") else None
 
 
 def _data(data: Path | None) -> str:

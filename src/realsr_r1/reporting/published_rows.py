@@ -62,18 +62,20 @@ def published_rows(dataset: str | None, differs: Mapping[str, str]) -> dict[str,
 
 def beside_published(title: str, own: str, result: dict[str, Any],
                      published: Mapping[str, Mapping[str, float]], differs: Mapping[str, str]) -> TextTable:
-    """Return the table of published rows with one's own at its end; the best of a column is bold.
+    """Return the table of published rows with one's own at its end.
 
+    The best of a column is bold where its values can be compared: there are published ones, unmarked.
     `own`: the name of that row. `result`: the content of its metrics.json. `differs`: a metric of
     Table 1, or `all` -> why its published values may be of another protocol; they get a mark.
     """
     metrics = result["metrics"]
     mine = next(row for row in result["rows"] if row["name"] == result["methods"][0])
     marked = {name for said, name in METRICS.items() if {said, ALL} & differs.keys()}
-    best = {}
+    best: dict[str, float | None] = {}
     for name, shown in metrics.items():
         known = [row[name] for row in (*published.values(), mine["mean"]) if row.get(name) is not None]
-        best[name] = (min if shown["lower_better"] else max)(known, default=None)
+        is_compared = name not in marked and len(known) > 1
+        best[name] = (min if shown["lower_better"] else max)(known) if is_compared else None
 
     def cells(row: Mapping[str, float | None], mark: str,
               intervals: Mapping[str, list[float] | None]) -> list[Cell]:

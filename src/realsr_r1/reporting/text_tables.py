@@ -56,6 +56,7 @@ def metrics_table(result: dict[str, Any], in_full: bool = True) -> TextTable:
     """
     computed = [f"{metric['label']}: {metric['version']}; channel: {metric['channel']}; rounded: "
                 f"{metric['rounding']}; border of {metric['border']} px cut off"
+                f"{'; ' * bool(metric.get('note'))}{metric.get('note', '')}"
                 for metric in result["metrics"].values() if metric.keys() >= HOW] if in_full else []
     rows = [(f"{row.name} {'↓' if row.lower_better else '↑'}", row.cells) for row in metrics_rows(result)]
     brackets = f"in brackets {result['intervals']}; " if "intervals" in result else ""

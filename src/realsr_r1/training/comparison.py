@@ -1,7 +1,8 @@
 """What a run does otherwise than a profile, in words: `--compare_with NAME`.
 
 A profile is a recipe of a stage with its chain settings, such as configs/recipes/published_grpo.yaml.
-What a run saves, logs and how it uses memory is not compared. Knows settings only.
+All settings are compared but those in not_compared.py: what a run saves, logs, and how it uses memory.
+Knows settings only.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 from realsr_r1.chain.settings import ChainSettings
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json, read_yaml, write_json
+from realsr_r1.core.files import read_yaml, write_json
 from realsr_r1.core.presets import PRESETS, find_preset
-from realsr_r1.core.run_files import DIFFERENCES_FILE, Difference, DifferencesFile
+from realsr_r1.core.run_files import DIFFERENCES_FILE, Difference, DifferencesFile, differences_of
 from realsr_r1.core.schema import Json, Text
+from realsr_r1.training.not_compared import NOT_COMPARED
 
 BEFORE = "in the run before: "
 
@@ -29,7 +31,8 @@ class Words:
     values: Mapping[Any, str] = field(default_factory=dict)
 
 
-# Setting of `ChainGRPOConfig`, `ColdStartConfig` or `ModelConfig` -> how it is said.
+# Setting of `ChainGRPOConfig`, `ColdStartConfig` or `ModelConfig`, or what several come to -> how it is
+# said. Settings that aren't here are said by their flags.
 SETTINGS = {
     "reward_funcs": Words("rewards that are added up"),
     "reward_weights": Words("weights of the rewards", {None: "1 each"}),
@@ -79,12 +82,15 @@ SETTINGS = {
     "num_train_epochs": Words("passes over the data"),
     "max_steps": Words("steps, whatever the passes", {-1: "not limited"}),
     "samples_a_step": Words("prompts or chains that a device learns from in a step"),
+    "steps_a_rollout": Words("steps that learn from one rollout"),
     "optim": Words("optimizer"),
     "adam_beta1": Words("first beta of the optimizer"),
     "adam_beta2": Words("second beta of the optimizer"),
     "weight_decay": Words("weight decay"),
     "max_grad_norm": Words("gradients are clipped at"),
     "bf16": Words("numbers in training", {False: "float32", True: "bfloat16"}),
+    "dtype": Words("weights of the policy are held in"),
+    "seed": Words("seed"),
     "use_peft": Words("what is trained", {False: "all weights", True: "LoRA adapters"}),
     "load_in_4bit": Words("weights of the policy in 4 bits", {False: "no", True: "yes"}),
     "z_loss": Words("weight of the z-loss"),
@@ -95,9 +101,12 @@ SETTINGS = {
     "zero_image_head": Words("the head's rows of image codes at the start", {
         False: "as the policy has them", True: "zero, unless the policy comes from another run"}),
 }
-# Chain setting -> how it is said. `sections` are the names, in order.
+# Chain setting -> how it is said. `sections` are the names, in order, with the shares of the final side
+# that images have.
 CHAIN = {
     "sections": Words("sections of the chain"),
+    "target_px": Words("side of the final image, in px"),
+    "grid_unit_px": Words("unit of sizes, in px"),
     "fit": Words("a photo that has no whole grid units is cut", {
         "crop": "at its centre", "random_crop": "at a place drawn at random",
         "stretch": "nowhere: it is stretched to a square"}),
@@ -110,15 +119,14 @@ def compared(args: Any, model_args: Any, chain: ChainSettings, stage: str) -> Di
 
     None where none is asked for. `args`, `model_args`: the settings of a run. `chain`: its chain
     settings, those of `--chain_settings` included. `stage`: "sft" or "grpo". Where the policy is what
-    another run has left, such as a cold start, and that was compared with the same profile, its
-    differences are told, too. Raises `UserError` for a profile that has no recipe of this stage.
+    another run has left, such as a cold start or its export, and that was compared with the same
+    profile, its differences are told, too. Raises `UserError` for a profile that has no recipe of this stage.
     """
     if args.compare_with is None:
         return None
     rows = differences(args, model_args, chain, args.compare_with, stage)
-    before = Path(model_args.model_name_or_path or "") / DIFFERENCES_FILE
-    if before.is_file():
-        other = read_json(before, DifferencesFile)
+    other = differences_of(Path(model_args.model_name_or_path)) if model_args.model_name_or_path else None
+    if other is not None:
         rows += [Difference(**{**row, "what": f"{BEFORE}{row['what']}"}) for row in other["rows"]
                  if other["profile"] == args.compare_with]
     found: DifferencesFile = {"profile": args.compare_with, "rows": rows}
@@ -137,12 +145,15 @@ def differences(args: Any, model_args: Any, chain: ChainSettings, profile: str,
     ours = {**_values(args, model_args), **_chain_values(chain)}
     theirs = {**_defaults(args, model_args), **recipe, **_chain_values(their_chain)}
     theirs["samples_a_step"] = theirs["per_device_train_batch_size"] * theirs["gradient_accumulation_steps"]
+    theirs["steps_a_rollout"] = 1
     for values, settings in ((ours, chain), (theirs, their_chain)):
         if "experts" in values:
             values["experts"] = values["experts"] or settings.experts
+    known = {**SETTINGS, **CHAIN}
+    others = {name: Words(f"--{name}") for name in ours if name not in {**known, **NOT_COMPARED}}
     return [Difference(setting=name, what=words.what, ours=_said(ours[name], words),
                        theirs=_said(theirs[name], words))
-            for name, words in {**SETTINGS, **CHAIN}.items()
+            for name, words in {**known, **others}.items()
             if name in ours and _plain(ours[name]) != _plain(theirs[name])]
 
 
@@ -180,6 +191,10 @@ def _values(args: Any, model_args: Any) -> dict[str, Any]:
     made = args.per_device_train_batch_size * args.gradient_accumulation_steps
     # GRPO's numbers count completions once its settings are made.
     values["samples_a_step"] = made / values.get("num_generations", 1)
+    if "steps_per_generation" in values:
+        values["steps_a_rollout"] = max(1, args.steps_per_generation / args.gradient_accumulation_steps)
+        # The name is enough to tell the difference, and a model card that shows it names no places.
+        values["tag_synonyms"] = args.tag_synonyms and Path(args.tag_synonyms).name
     return values
 
 
@@ -189,21 +204,28 @@ def _defaults(args: Any, model_args: Any) -> dict[str, Any]:
 
 
 def _chain_values(settings: ChainSettings) -> dict[str, Any]:
-    return {"sections": ", ".join(settings.chain.names()), "fit": settings.fit, "pixels": settings.pixels}
+    sections = [section.name if section.share is None else f"{section.name} ({section.share:g})"
+                for section in settings.chain.sections]
+    return {"sections": ", ".join(sections), **{name: getattr(settings, name) for name in CHAIN
+                                                if name != "sections"}}
 
 
 def _plain(value: Any) -> Any:
     """Return a value as it is compared: lists (rewards, experts) without order, enums as texts."""
     value = getattr(value, "value", value)
     if isinstance(value, list | tuple):
-        return sorted(map(str, value))
+        return sorted(map(str, value)) if len(value) > 1 else "".join(map(str, value)) or None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _said(value: Any, words: Words) -> str:
     value = getattr(value, "value", value)
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "none"
     if isinstance(value, float):
         value = int(value) if value.is_integer() else value
-    return words.values.get(value, f"{value:g}" if isinstance(value, float) else str(value))
+    if isinstance(value, str | int | None) and value in words.values:
+        return words.values[value]
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

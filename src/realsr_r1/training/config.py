@@ -49,7 +49,8 @@ class ColdStartConfig(RunSettings, TrainingArguments):
                 "PURE: 0.05)."})
     zero_image_head: bool = field(default=False, metadata={
         "help": "Set the head's rows of the image codes to zero before the first step, as the published code "
-                "does. A folder that a run of this project has left keeps them, as there; an exported one doesn't."})
+                "does. What a run of this project has left (its folder, a checkpoint, an export) keeps them, "
+                "as there."})
     sample_steps: int = field(default=500, metadata={
         "help": "Steps between chains that are written and decoded into output_dir/samples; 0 = none."})
     peak_tflops: float | None = field(default=None, metadata={

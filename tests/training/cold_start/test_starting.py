@@ -7,8 +7,10 @@ import shutil
 import pytest
 import torch
 
+from realsr_r1 import export
 from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.core.errors import UserError
+from realsr_r1.core.run_files import was_trained
 from realsr_r1.models import load_policy
 from realsr_r1.sft import main
 from realsr_r1.training.cold_start.starting import zero_image_head
@@ -39,6 +41,20 @@ def test_what_a_run_has_left_keeps_its_rows_and_one_line_says_so(file, model, pr
     assert capsys.readouterr().out.count(f"--zero_image_head: {run} is what a run has left") == 1
 
 
+def test_the_export_of_a_run_keeps_its_rows_and_that_of_other_weights_does_not(model, tmp_path):
+    run = shutil.copytree(model, tmp_path / "run")
+    (run / "log_history.jsonl").write_text("{}\n")
+    export.main(["--checkpoint", str(run), "--output", str(tmp_path / "exported")])
+    export.main(["--checkpoint", str(tmp_path / "exported"), "--output", str(tmp_path / "again")])
+    export.main(["--checkpoint", str(model), "--output", str(tmp_path / "other")])
+    assert [was_trained(tmp_path / name) for name in ("run", "exported", "again", "other")] == [
+        True, True, True, False]
+    for name, is_kept in (("again", True), ("other", False)):
+        policy = load_policy(tmp_path / name)
+        zero_image_head(policy, ChainProcessor.from_pretrained(tmp_path / name), tmp_path / name)
+        assert torch.equal(policy.lm_head.weight, load_policy(model).lm_head.weight) == is_kept
+
+
 def test_a_head_that_is_the_embedding_too_is_refused(model, processor):
     policy = load_policy(model)
     policy.config.tie_word_embeddings = True
@@ -54,7 +70,7 @@ def test_a_cold_start_begins_so_and_its_table_of_differences_is_kept(model, tmp_
              "published"]
     assert exit_code(main, flags) == 0
     printed = capsys.readouterr().out
-    assert "3 settings differ from published:" in printed
+    assert "6 settings differ from published:" in printed
     assert "  learning rate: 0 (published: 2e-05)" in printed
     assert (tmp_path / "run" / "differences.json").is_file()
     trained = ChainProcessor.from_pretrained(tmp_path / "run")

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.run_files import LOG_FILE, STATE_FILE
+from realsr_r1.core.run_files import was_trained
 
 if TYPE_CHECKING:
     from realsr_r1.chain.processor import ChainProcessor
@@ -21,20 +21,20 @@ def zero_image_head(policy: PreTrainedModel, processor: ChainProcessor, folder: 
     """Set the rows of the head that belong to image codes to zero, so all codes are equally likely.
 
     The published cold start does this to the policy that it starts from, unless that is what
-    another of its runs has left. A run's `folder` (it has a log, or is a checkpoint) keeps its rows
+    another of its runs has left. The `folder` of a run, a checkpoint or their export keeps its rows
     here, too, and with `says` one line says so. All ranks must call it (ZeRO-3). Raises `UserError`
     where the head is the embedding, too, which would lose the codes.
     """
     if policy.config.tie_word_embeddings:
         raise UserError(f"--zero_image_head true: the head of {folder} is its embedding, too, and would "
                         "forget what the image codes are; leave it out")
-    if any((Path(folder) / name).is_file() for name in (LOG_FILE, STATE_FILE)):
+    if was_trained(Path(folder)):
         if says:
             print(f"--zero_image_head: {folder} is what a run has left, so its head keeps its image rows")
         return
     if says:
-        print(f"--zero_image_head: the head's rows of image codes are set to zero, for {folder} is no run's "
-              "folder; leave it out for an exported model that was trained")
+        print(f"--zero_image_head: the head's rows of image codes are set to zero, for {folder} doesn't say "
+              "that a run has left it; leave the flag out for a policy that writes images already")
     weight = policy.get_output_embeddings().weight
     with _whole(weight), torch.no_grad():
         weight[list(processor.layout.code_ids)] = 0.0
