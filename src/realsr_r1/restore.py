@@ -112,10 +112,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     with atomic_file(output / BAD_ITEMS_FILE) as partial:
         partial.write_text(escaped("".join(f"{path}\t{reason}\n" for path, reason in bad)), encoding="utf-8")
-    complaint = (f"{len(bad)} of {len(photos) + len(unread)} photos were not restored, the first: {bad[0][1]}; "
-                 f"all are in {output / BAD_ITEMS_FILE}")
+    every = len(photos) + len(unread)
+    complaint = (f"{len(bad)} of {every} photos were not restored, the first: {bad[0][1]}; all are in "
+                 f"{output / BAD_ITEMS_FILE}")
     if not args.skip_bad:
-        others = ", the others are done (--skip_bad accepts that)" if len(bad) < len(photos) + len(unread) else ""
+        others = ", the others are done (--skip_bad accepts that)" if len(bad) < every else ""
         raise UserError(complaint + others)
     print(complaint)
 
@@ -152,8 +153,9 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
         raise UserError(f"{source} (--input) holds no images{listing.hint}")
     if listing.deeper:
         several = listing.deeper != 1
-        print(f"{source}: {listing.deeper} photo{'s' * several} in its subfolders {'are' if several else 'is'} "
-              f"passed over; --recursive restores {'them' if several else 'it'}, too")
+        print(f"{source}: {listing.deeper} photo{'s' * several} in its subfolders "
+              f"{'are' if several else 'is'} passed over; --recursive restores "
+              f"{'them' if several else 'it'}, too")
     stems: dict[str, Path] = {}
     for path in listing.images:
         name = path.relative_to(source).with_suffix("").as_posix()
@@ -199,7 +201,8 @@ def restore_all(todo: list[tuple[int, Path]], names: dict[Path, str], args: argp
                 output: Path, made_with: dict[str, Any]) -> Bad:
     """Restore photos, each with its place in the input, and write each when it is done.
 
-    `names`: what each is called in `output`. Returns those that could not be restored, in the order of the input.
+    `names`: what each is called in `output`. Returns those that could not be restored, in the order
+    of the input.
     """
     from tqdm import tqdm
 
