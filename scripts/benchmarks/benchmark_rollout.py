@@ -45,7 +45,7 @@ from transformers import DynamicCache, PreTrainedModel
 from realsr_r1.chain.spec import image_sizes
 from realsr_r1.planning import duration, memory
 from realsr_r1.planning.machines import machine
-from realsr_r1.rollout import RolloutConfig, RolloutEngine
+from realsr_r1.rollout import Rollout, RolloutConfig, RolloutEngine
 
 PROMPT, BODY = 338, 5  # tokens of the prompt beside an image of `UNITS`; of a text section's body
 UNITS = 4  # grid units of the final image: 16 x 16 codes
@@ -122,24 +122,32 @@ def against_naive(policy: PreTrainedModel, args: argparse.Namespace) -> dict[str
         settings = VARIANTS[name] | ({"cuda_graphs": True} if name == "jacobi" and
                                      args.device.startswith("cuda") else {})
         engines[name], prompt = engine_for(policy, args.generations, args.units, args.prompt, **settings)
-    peak_bytes_on(args.device)
-    tokens, forwards, peaks, layout = 0, {}, {}, engines[args.variants[0]].layout
-    for name, engine in engines.items():
-        written = engine.generate(prompt)
-        tokens, forwards[name] = max(map(len, written.completion_ids)), max(written.forwards)
+    layout = engines[args.variants[0]].layout
+    written: dict[str, Rollout] = {}
+    peaks: dict[str, int | None] = {}
+
+    def write(name: str) -> None:
+        peak_bytes_on(args.device)
+        written[name] = engines[name].generate(prompt)
         peaks[name] = peak_bytes_on(args.device)
 
     def prefill(count: int) -> Callable[[], None]:
         config = RolloutConfig(num_generations=count, max_new_tokens=1)
         return lambda: quiet(RolloutEngine(policy, layout, config).generate, prompt)
 
-    naive_tokens = tokens if args.naive_tokens is None else args.naive_tokens
-    runs: dict[str, Callable[[], float | None]] = {
-        name: partial(quiet, engine.generate, prompt) for name, engine in engines.items()}
-    if naive_tokens:
-        runs["naive"] = lambda: naive(policy, prompt, args.generations, naive_tokens) * tokens / naive_tokens
+    def length() -> int:
+        return max(map(len, written[args.variants[0]].completion_ids))
+
+    def of_naive() -> float:
+        count = length() if args.naive_tokens is None else args.naive_tokens
+        return naive(policy, prompt, args.generations, count) * length() / count
+
+    runs: dict[str, Callable[[], float | None]] = {name: partial(write, name) for name in engines}
+    if args.naive_tokens != 0:
+        runs["naive"] = of_naive
     runs |= {"prefill of G": prefill(args.generations), "prefill of 1": prefill(1)}
     seconds = paired_seconds(runs, args.repeats, args.device)
+    tokens, forwards = length(), {name: max(rollout.forwards) for name, rollout in written.items()}
 
     on_gpu = args.device.startswith("cuda")
     images = tuple(layout.span_length(*size) for size in engines[args.variants[0]].config.image_sizes)

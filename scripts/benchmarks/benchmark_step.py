@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,8 +81,16 @@ def main() -> None:
                "device": args.device, "dtype": args.dtype, "lora": args.lora}
     if {"shared", "plain"} <= set(args.paths):
         figures["gradients differ by (relative)"] = steps.largest_difference()
-    seconds = paired_seconds({name: getattr(steps, name) for name in args.paths}, args.repeats, args.device)
-    peaks = {name: memory_of(steps, name, args) for name in args.paths}
+    peaks: dict[str, int] = {}
+
+    def step(name: str) -> None:
+        peak_bytes_on(args.device)
+        getattr(steps, name)()
+        peaks[name] = peak_bytes_on(args.device) or 0
+
+    seconds = paired_seconds({name: partial(step, name) for name in args.paths}, args.repeats, args.device)
+    if not args.device.startswith("cuda"):
+        peaks = {name: memory_of(name) for name in args.paths}
     if "shared" in args.paths:
         for other in args.paths:
             if other != "shared":
@@ -101,13 +110,8 @@ def main() -> None:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def memory_of(steps: Steps, name: str, args: argparse.Namespace) -> int:
-    """Bytes of one path at its peak: on a GPU everything, on a CPU what the step adds."""
-    if args.device.startswith("cuda"):
-        steps.policy.zero_grad()
-        peak_bytes_on(args.device)
-        getattr(steps, name)()
-        return peak_bytes_on(args.device)
+def memory_of(name: str) -> int:
+    """Bytes that the step of one path adds on a CPU, in a process of its own."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     return int(subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory_of", name], check=True,
                               capture_output=True, text=True, env=environment).stdout)
@@ -167,6 +171,9 @@ class Steps:
         self.policy.requires_grad_(False)
         inject_adapter_in_model(LoraConfig(r=rank, target_modules="all-linear", exclude_modules=["lm_head"]),
                                 self.policy)
+        for name, parameter in self.policy.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()  # as peft does in training
         self.policy.enable_input_require_grads()
 
     def _learn(self, **inputs: object) -> None:

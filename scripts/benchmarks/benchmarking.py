@@ -132,10 +132,11 @@ def paired_seconds(runs: Mapping[str, Callable[[], float | None]], repeats: int,
     """Seconds of each run, `repeats` times, in turn (so that what else the machine does hits all
     alike).
 
-    A run that returns a number has timed itself. Each is run once before, unmeasured.
+    A run that returns a number has timed itself. Each is run once before, unmeasured, unless there
+    is one turn only.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
+    for turn in range(1 if repeats == 1 else 0, repeats + 1):
         for name, run in runs.items():
             started = time.perf_counter()
             own = run()

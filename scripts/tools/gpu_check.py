@@ -4,8 +4,9 @@
 
 Each check is a process of its own, most important first. One that has no time left, or no GPU, is
 marked as not run; the table is written again after every check, so nothing is lost where the machine
-goes. `held` and `fell short` are said of the lines in the table. A floor is the time that reading
-weights and caches takes at the bandwidth of a copy on the same card.
+goes. OUTPUT gets gpu_check.md, gpu_check.json and gpu_check.log, and with --cpu_tests their log.
+`held` and `fell short` are said of the lines in the table. A floor is the time that reading weights
+and caches takes at the bandwidth of a copy on the same card.
 """
 
 from __future__ import annotations
@@ -15,20 +16,29 @@ import json
 import math
 import os
 import platform
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", "-p",
+          "no:cacheprovider"]
+# What the checks import, beside what comes with these.
+NEEDED = ("torch", "transformers", "trl", "deepspeed", "peft", "datasets", "accelerate", "safetensors",
+          "pydantic", "pyiqa", "cv2", "skimage", "jinja2", "pytest", "xdist")
 PACKAGES = ("torch", "transformers", "trl", "deepspeed", "peft", "datasets", "triton")
 HELD, SHORT, NOT_RUN, REHEARSED = "held", "fell short", "not run", "rehearsed"
+PATIENCE = 2.5
 # 450 tokens/s of 620 that an H100 allows, and 800 with Jacobi decoding.
 OF_FLOOR, OF_FLOOR_JACOBI, OF_PLAN = 1.38, 0.78, 0.10
 Figures = dict[str, Any]
@@ -101,15 +111,14 @@ def checks() -> list[Check]:
     small_loss = [*to_cpu, "--prompt", "60", "--completion", "40", "--vocabulary", "512"]
     own = [python, "scripts/tools/gpu_measures.py"]
     return [
-        Check("same_as_cpu", 40, [python, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib",
-                                  "-p", "no:cacheprovider", "tests/gpu"]),
+        Check("same_as_cpu", 40, [*PYTEST, "tests/gpu"]),
         Check("grpo", 80, [*own, "grpo"], verdict=of_grpo),
-        Check("rollout_short", 80, [*rollout, "--units", "8", "--prompt", "4214", "--naive_tokens", "150",
-                                    "--variants", "plain", "graphs"], small_rollout, of_short),
-        Check("rollout_full", 110, [*rollout, "--units", "16", "--prompt", "4214", "--naive_tokens", "0",
-                                    "--variants", "graphs", "jacobi"], small_rollout, of_full),
-        Check("loss", 50, [*loss, "--generations", "5"], small_loss, of_loss),
         Check("kernels", 20, [*own, "kernels"], verdict=of_kernels),
+        Check("loss", 50, [*loss, "--generations", "5"], small_loss, of_loss),
+        Check("rollout_short", 90, [*rollout, "--units", "8", "--prompt", "4214", "--naive_tokens", "150",
+                                    "--variants", "plain", "graphs"], small_rollout, of_short),
+        Check("rollout_full", 140, [*rollout, "--units", "16", "--prompt", "4214", "--naive_tokens", "0",
+                                    "--variants", "graphs", "jacobi"], small_rollout, of_full),
         Check("loss_of_one", 35, [*loss, "--generations", "1"], small_loss, of_loss),
     ]
 
@@ -128,8 +137,12 @@ def main() -> int:
                              "workers, GPUs hidden (default: don't)")
     parser.add_argument("--rehearse", action="store_true", help="run the GPU's checks small, on the CPU")
     args = parser.parse_args()
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        parser.error(f"{sys.executable} lacks {', '.join(missing)}: see --wheels in scripts/gpu_check.sh")
     args.output = args.output.absolute()
     args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "gpu_check.log").unlink(missing_ok=True)
     deadline = time.monotonic() + 60 * args.minutes
     tests = cpu_tests(args) if args.cpu_tests else None
     results: Figures = {"machine": about_machine(), "checks": []}
@@ -149,35 +162,55 @@ def main() -> int:
 
 
 def ended(check: Check, args: argparse.Namespace, left: float) -> Figures:
-    """Run a check in at most `left` seconds, and say how it ended."""
+    """Run a check in at most `left` seconds, and say how it ended.
+
+    One that takes `PATIENCE` times its seconds hangs, or is too slow, and falls short.
+    """
     has_gpu = torch.cuda.is_available()
     if not has_gpu and not args.rehearse:
         return result_of(check.name, NOT_RUN, 0, ["no GPU"])
-    if left < check.seconds * 0.7 and not args.rehearse:
+    if left < check.seconds and not args.rehearse:
         return result_of(check.name, NOT_RUN, 0, [f"{left:.0f} s left, it takes {check.seconds}"])
-    figures, log = args.output / f"{check.name}.json", args.output / f"{check.name}.log"
-    figures.unlink(missing_ok=True)
+    log, figures = args.output / "gpu_check.log", args.output / "figures.partial"
     command = [*check.command, *(check.small if args.rehearse else [])]
     if "pytest" not in command:
         command += ["--json", str(figures)]
+    limit = min(left, PATIENCE * check.seconds)
     started = time.monotonic()
-    with open(log, "w", encoding="utf-8") as file:
-        try:
-            code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-                                  timeout=None if args.rehearse else max(left, 1)).returncode
-        except subprocess.TimeoutExpired:
-            return result_of(check.name, NOT_RUN, time.monotonic() - started, ["the time was up"])
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"\n== {check.name}\n")
+        file.flush()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
+        code = code_within(process, None if args.rehearse else limit)
     seconds, last = time.monotonic() - started, last_line(log)
-    if code or ("pytest" not in command and not figures.exists()):
+    if code is None:
+        return result_of(check.name, NOT_RUN if limit == left else SHORT, seconds,
+                         [f"ended after {limit:.0f} s"])
+    if code:
         return result_of(check.name, SHORT, seconds, [f"exit code {code}: {last}"])
     if "pytest" in command:
         return result_of(check.name, HELD if has_gpu else REHEARSED, seconds, [last])
     found = json.loads(figures.read_text(encoding="utf-8"))
-    lines = check.verdict(found)
+    figures.unlink()
+    try:
+        lines = check.verdict(found)
+    except KeyError as missing:
+        return result_of(check.name, SHORT, seconds, [f"no figure {missing}"], found)
     if not has_gpu:
         return result_of(check.name, REHEARSED, seconds, [text for text, _ in lines], found)
     return result_of(check.name, HELD if all(good for _, good in lines) else SHORT, seconds,
                      [text + ("" if good else " **no**") for text, good in lines], found)
+
+
+def code_within(process: subprocess.Popen, limit: float | None) -> int | None:
+    """Return the exit code of a process of an own session; None where it was ended with all it started."""
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None
 
 
 def result_of(name: str, result: str, seconds: float, lines: list[str],
@@ -188,29 +221,25 @@ def result_of(name: str, result: str, seconds: float, lines: list[str],
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that isn't empty, short."""
+    """The last line of a log that isn't empty, short, as it may stand in a table."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][-200:] if lines else ""
+    return lines[-1][-200:].replace("|", "/") if lines else ""
 
 
 def cpu_tests(args: argparse.Namespace) -> tuple[subprocess.Popen, Path, float]:
     """Start the CPU's tests, which run beside the checks."""
     log = args.output / "cpu_tests.log"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", str(args.cpu_tests), "tests/rollout",
-               "tests/models", "tests/training"]
+    command = [*PYTEST, "-n", str(args.cpu_tests), "tests/rollout", "tests/models", "tests/training"]
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                                   start_new_session=True,
                                    env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
     return process, log, time.monotonic()
 
 
 def end_of_tests(process: subprocess.Popen, log: Path, started: float, left: float) -> Figures:
     """Wait for the CPU's tests, and say how they ended."""
-    try:
-        code = process.wait(max(left, 1))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = None
+    code = code_within(process, max(left, 1))
     seconds, last = time.monotonic() - started, last_line(log)
     if code is None:
         return result_of("cpu_tests", NOT_RUN, seconds, ["the time was up", last])
@@ -228,9 +257,10 @@ def about_machine() -> Figures:
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         found["card"] = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
-        found["driver"] = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True,
-            text=True).stdout.strip()
+        if shutil.which("nvidia-smi"):
+            found["driver"] = subprocess.run(
+                ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True,
+                text=True).stdout.strip()
     else:
         found["card"] = "none"
     return found

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,9 @@ from realsr_r1.models.protocol import PolicyShape  # noqa: E402
 Figures = dict[str, Any]
 
 
-def grpo(folder: Path) -> Figures:
+def grpo() -> Figures:
     """Train the embedded model for two steps under ZeRO-3, and start again for a third."""
-    work, on_gpu = folder / "grpo", torch.cuda.is_available()
-    shutil.rmtree(work, ignore_errors=True)
+    on_gpu, work = torch.cuda.is_available(), Path(tempfile.mkdtemp())
     data = small.write_dataset(work / "data")
     for steps in (2, 3):
         subprocess.run(
@@ -50,10 +50,11 @@ def grpo(folder: Path) -> Figures:
                  "MASTER_PORT": "auto", "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"})
     log = (work / "run" / "log_history.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line for line in map(json.loads, log) if "loss" in line]
+    shutil.rmtree(work)
     return {"steps": [line["step"] for line in steps], "losses": [line["loss"] for line in steps]}
 
 
-def kernels(folder: Path) -> Figures:
+def kernels() -> Figures:
     """Count what a decoder starts for an image token with guidance: kernels on a GPU, else operations."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     counts = {}
@@ -77,8 +78,10 @@ def kernels(folder: Path) -> Figures:
                 with profile(activities=[ProfilerActivity.CUDA]) as profiler:
                     step(3)
                     torch.cuda.synchronize()
-                counts[layers] = sum(not re.match("mem(cpy|set)", event.name, re.IGNORECASE)
-                                     for event in profiler.events())
+                counts[layers] = sum(
+                    event.device_type == torch.autograd.DeviceType.CUDA
+                    and not re.match("mem(cpy|set)", event.name, re.IGNORECASE)
+                    for event in profiler.events())
     return {"kernels a layer": (counts[6] - counts[2]) / 4, "of 2 layers": counts[2], "of 6": counts[6]}
 
 
@@ -89,7 +92,7 @@ def main() -> None:
     parser.add_argument("what", choices=measures)
     parser.add_argument("--json", type=Path, required=True, help="write the figures here")
     args = parser.parse_args()
-    args.json.write_text(json.dumps(measures[args.what](args.json.parent)), encoding="utf-8")
+    args.json.write_text(json.dumps(measures[args.what]()), encoding="utf-8")
 
 
 if __name__ == "__main__":

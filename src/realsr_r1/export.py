@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
         if export_record(output).get("made_from") == made_from:
+            write_record(output, source, made_from, card)  # an older version said less
             if args.metrics or args.licences or not (output / CARD_FILE).is_file():
                 card.write(output, output.name)
                 print(f"{output} is up to date, its card is written anew")
@@ -121,15 +122,20 @@ def main(argv: list[str] | None = None) -> None:
             save_ours(policy, dtypes, processor, folder)
         else:
             save_lumina(policy, dtypes, tokenizer, folder)
-        write_json(folder / EXPORT_FILE, {"made_from": made_from, "trained": was_trained(source),
-                                          "bases": card.bases})
-        differing = differences_of(source)
-        if differing is not None:
-            write_json(folder / DIFFERENCES_FILE, differing)
+        write_record(folder, source, made_from, card)
         card.write(folder, output.name)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {policy.num_parameters():,} parameters, {size / 2**20:.1f} MiB, layout {args.layout}")
     push(output, args)
+
+
+def write_record(folder: Path, source: Path, made_from: str, card: ModelCard) -> None:
+    """Write what the folder was made from, and how its run differed from a profile where that is known."""
+    write_json(folder / EXPORT_FILE, {"made_from": made_from, "trained": was_trained(source),
+                                      "bases": card.bases})
+    differing = differences_of(source)
+    if differing is not None:
+        write_json(folder / DIFFERENCES_FILE, differing)
 
 
 def make_card(source: Path, args: argparse.Namespace) -> ModelCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,16 @@ def test_loss_batch_size_is_the_most_that_divides_the_completions(config, most, 
     assert args.steps_per_generation * micro == 2 * group
 
 
-@pytest.mark.parametrize("steps, expected", [(1, {}), (2, {"grad_accum_dtype": "fp32"})])
-def test_under_deepspeed_gradients_of_microbatches_are_added_up_in_float32(steps, expected, config):
+EXACT = {"grad_accum_dtype": "fp32"}
+
+
+@pytest.mark.parametrize("stage, steps, expected", [(3, 1, {}), (3, 2, EXACT), (2, 2, EXACT), (1, 2, {}),
+                                                    (0, 2, {})])
+def test_under_zero_gradients_of_microbatches_are_added_up_in_float32(stage, steps, expected, config):
     file = Path(__file__).resolve().parents[2] / "local_scripts" / "zero3.json"
+    settings = json.loads(file.read_text()) | {"zero_optimization": {"stage": stage}}
     try:
-        args = config(deepspeed=str(file), gradient_accumulation_steps=steps)
+        args = config(deepspeed=settings, gradient_accumulation_steps=steps)
         assert args.deepspeed_plugin.deepspeed_config.get("data_types", {}) == expected
     finally:
         unset_hf_deepspeed_config()

@@ -33,13 +33,13 @@ def push_folder(folder: Path, name: str) -> tuple[str, list[str]]:
     """
     from huggingface_hub import HfApi
 
+    api = HfApi()
     with _told(f"{folder} could not be sent to {name}", "it is whole here: check the connection and your "
                "rights there, and start the same command again, which only sends it"):
-        api = HfApi()
         repository = api.create_repo(name, private=True, exist_ok=True)
+        there = api.list_repo_files(repository.repo_id)
         api.upload_folder(repo_id=repository.repo_id, folder_path=folder,
                           commit_message=f"Upload {folder.name} with realsr-r1 export")
-        there = api.list_repo_files(repository.repo_id)
     sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return str(repository), sorted({*there} - sent - {KEPT})
 

@@ -145,8 +145,9 @@ class RolloutState:
     def look(self) -> Look:
         """Look at the batch, in one transfer from the device; see `Look`.
 
-        Python waits for the device here and nowhere else while rows write on in text or in images.
-        Where texts are given, or a choice has ended rows, the rows always count as not sorted.
+        Token by token, Python waits for the device here and nowhere else while rows write on in text
+        or in images; Jacobi decoding reads its windows, too. Where texts are given, or a choice has
+        ended rows, the rows always count as not sorted.
         """
         grammar, kinds = self.grammar, _kinds(self.grammar)
         left, differ, columns, steps = torch.stack((

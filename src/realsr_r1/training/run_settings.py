@@ -37,6 +37,8 @@ class RunSettings:
             raise UserError(f"--grace_seconds {self.grace_seconds} must be 0 or more")
         super().__post_init__()
         if self.deepspeed_plugin is not None and self.gradient_accumulation_steps > 1:
-            # By itself DeepSpeed adds the gradients of microbatches up in the weights' bfloat16.
-            types = self.deepspeed_plugin.deepspeed_config.setdefault("data_types", {})
-            types.setdefault("grad_accum_dtype", "fp32")
+            settings = self.deepspeed_plugin.deepspeed_config
+            # By itself DeepSpeed adds the gradients of microbatches up in the weights' bfloat16. Without
+            # ZeRO it can't do otherwise, and in stage 1 it would take another optimizer.
+            if settings.get("zero_optimization", {}).get("stage") in (2, 3):
+                settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
