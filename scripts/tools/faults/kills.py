@@ -128,6 +128,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", required=True, help="folder of the campaign")
     parser.add_argument("--trials", type=int, default=50, help="runs to hit (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds (default: 0)")
+    parser.add_argument("--earliest", type=float, default=0.1, metavar="SHARE",
+                        help="of a run's length, before which it isn't hit (default: 0.1; a run trains and "
+                             "saves in its last quarter)")
     parser.add_argument("--kinds", nargs="+", choices=HITS, default=list(HITS), help="(default: all)")
     args = parser.parse_args(argv)
     args.model, args.dataset = str(Path(args.model).absolute()), str(Path(args.dataset).absolute())
@@ -142,7 +145,7 @@ def main(argv: list[str]) -> int:
     done = len(lines.read_text(encoding="utf-8").splitlines()) if lines.exists() else 0
     for number in range(args.trials):
         kinds = [args.kinds[(number + index) % len(args.kinds)] for index in range(1 + number % 2)]
-        hits = [(kind, draw.uniform(0.1, 1.02) * length) for kind in kinds]
+        hits = [(kind, draw.uniform(args.earliest, 1.02) * length) for kind in kinds]
         counts.update(kinds)
         if number < done:
             continue
