@@ -174,6 +174,14 @@ def test_differences_go_with_the_export_and_its_export(run):
     assert json.loads(Path("again/differences.json").read_text()) == found
 
 
+def test_an_older_export_is_told_that_it_was_trained(run):
+    exported()
+    record = json.loads(Path("out/export.json").read_text())
+    write("out/export.json", json.dumps({"made_from": record["made_from"]}))
+    exported()
+    assert json.loads(Path("out/export.json").read_text()) == record and "trained" in record
+
+
 def test_a_card_that_is_written_anew_disturbs_nothing(run, capsys):
     exported()
     write("low/coffee.png", "")

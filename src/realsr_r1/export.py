@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
         if export_record(output).get("made_from") == made_from:
-            write_record(output, source, made_from, card)  # an older version said less
+            if "trained" not in export_record(output):  # an older version said less
+                write_record(output, source, made_from, card)
             if args.metrics or args.licences or not (output / CARD_FILE).is_file():
                 card.write(output, output.name)
                 print(f"{output} is up to date, its card is written anew")
