@@ -3,7 +3,7 @@
 Run by torchrun.
 
 `streaming_worker.py FOLDER`: `FOLDER/big` is loaded for its memory; `FOLDER/small` in bfloat16,
-`FOLDER/tied` in float32.
+`FOLDER/tied` in float32. `FOLDER/small` is loaded twice more with hpZ, as for a policy and its reference.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ RANK = int(os.environ["RANK"])
 IDS = torch.arange(12).view(2, 6)
 
 
-def arguments(folder: Path, bf16: bool) -> TrainingArguments:
+def arguments(folder: Path, bf16: bool, name: str = "zero3") -> TrainingArguments:
     """While this is alive, transformers knows of ZeRO-3."""
-    return TrainingArguments(str(folder / "run"), deepspeed=str(ROOT / "local_scripts" / "zero3.json"),
-                             use_cpu=True, bf16=bf16, report_to="none")
+    settings = json.loads((ROOT / "local_scripts" / f"{name}.json").read_text())
+    if name == "zero3_multinode":
+        settings["zero_optimization"]["zero_hpz_partition_size"] = 2  # a machine of two ranks
+    return TrainingArguments(str(folder / "run"), deepspeed=settings, use_cpu=True, bf16=bf16,
+                             report_to="none")
 
 
 def facts(policy: Any) -> dict[str, Any]:
@@ -52,9 +55,11 @@ def main(folder: Path) -> None:
         policy = load_policy(folder / "big")
     found = {"peak": peak.bytes, "big": facts(policy)}
     tied = load_policy(folder / "tied", attn_implementation="eager")
-    args = arguments(folder, bf16=True)  # noqa: F841  (the float32 one is gone)
+    args = arguments(folder, bf16=True)  # (the float32 one is gone)
     small = load_policy(folder / "small")
-    for name, policy in (("tied", tied), ("small", small)):
+    args = arguments(folder, bf16=True, name="zero3_multinode")  # noqa: F841
+    copied = [load_policy(folder / "small") for _ in range(2)]
+    for name, policy in (("tied", tied), ("small", small), ("copied", copied[1])):
         found[name] = facts(policy)
         with deepspeed.zero.GatheredParameters(list(policy.parameters())), torch.no_grad():
             weights = {name: parameter.clone() for name, parameter in policy.named_parameters()}

@@ -57,11 +57,10 @@ def fill_partitioned(policy: PreTrainedModel, path: Path) -> None:
     Rank 0 reads, and DeepSpeed broadcasts and partitions. The parameters' type is DeepSpeed's own:
     bfloat16 or float16 where its config enables that, else float32.
     """
-    import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     device = torch.device(get_accelerator().current_device_name())
-    dtype = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=deepspeed_config()).dtype
+    dtype = _partition(nn.Module())
     whole = torch.empty(0, dtype=dtype, device=device)  # for a moment it holds one whole tensor on each rank
     with _readers(path) as reader_of:
         # The largest tensor comes first, while little else is in memory, and one buffer serves for
@@ -80,12 +79,24 @@ def fill_partitioned(policy: PreTrainedModel, path: Path) -> None:
                 tensor.copy_(reader_of[name].get_tensor(name))
             parameter = _put(policy, name, tensor, placeholder.requires_grad)
             del tensor
-            deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=deepspeed_config())
+            _partition(nn.ParameterList([parameter]))
     for module in policy.modules():
         for name, buffer in module.named_buffers(recurse=False):
             # DeepSpeed doesn't move buffers.
             module.register_buffer(name, buffer.to(device), persistent=False)
     _finish(policy, path, dtype)
+
+
+def _partition(module: nn.Module) -> torch.dtype:
+    """Let DeepSpeed partition a module's parameters; returns the type that it gives them."""
+    import deepspeed
+    from deepspeed.utils import groups
+
+    # With hpZ (zero_hpz_partition_size) the ranks of a machine are a group, which DeepSpeed makes at
+    # the first call and would make again at the next: it refuses that unless it is given the first.
+    group = groups._get_zero_param_intra_parallel_group()
+    return deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config(),
+                               zero_param_parallel_group=group).dtype
 
 
 @contextmanager
