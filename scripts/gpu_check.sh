@@ -7,7 +7,7 @@
 #       torch, and DIR what else it lacks; elsewhere, for Python 3.12:
 #       pip download --no-deps --only-binary=:all: --python-version 3.12 -d DIR -c requirements.txt \
 #           transformers trl peft datasets pyiqa pydantic pydantic-core typing-inspection annotated-types \
-#           multiprocess dill hjson pillow-heif
+#           multiprocess dill hjson
 #       pip wheel --no-deps -w DIR -c requirements.txt deepspeed
 # Without a GPU its checks are marked as not run; --rehearse runs them small on the CPU.
 set -euo pipefail
