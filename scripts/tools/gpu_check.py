@@ -104,7 +104,7 @@ def checks() -> list[Check]:
     rollout = [python, "scripts/benchmarks/benchmark_rollout.py", "--preset", "pure_7b", "--dtype",
                "bfloat16", "--device", "cuda", "--repeats", "1"]
     loss = [python, "scripts/benchmarks/benchmark_step.py", "--preset", "pure_7b", "--dtype", "bfloat16",
-            "--device", "cuda", "--repeats", "1", "--prompt", "4214", "--completion", "5800", "--lora", "32",
+            "--device", "cuda", "--repeats", "2", "--prompt", "4214", "--completion", "5800", "--lora", "32",
             "--checkpointing", "--paths", "shared"]
     to_cpu = ["--device", "cpu", "--dtype", "float32", "--preset", "small", "--layers", "2"]
     small_rollout = [*to_cpu, "--units", "1", "--prompt", "100", "--naive_tokens", "5"]
@@ -114,7 +114,7 @@ def checks() -> list[Check]:
         Check("same_as_cpu", 40, [*PYTEST, "tests/gpu"]),
         Check("grpo", 80, [*own, "grpo"], verdict=of_grpo),
         Check("kernels", 20, [*own, "kernels"], verdict=of_kernels),
-        Check("loss", 50, [*loss, "--generations", "5"], small_loss, of_loss),
+        Check("loss", 40, [*loss, "--generations", "5"], small_loss, of_loss),
         Check("rollout_short", 90, [*rollout, "--units", "8", "--prompt", "4214", "--naive_tokens", "150",
                                     "--variants", "plain", "graphs"], small_rollout, of_short),
         Check("rollout_full", 140, [*rollout, "--units", "16", "--prompt", "4214", "--naive_tokens", "0",
