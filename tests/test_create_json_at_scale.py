@@ -141,7 +141,7 @@ def test_killed_three_times_and_started_again_the_result_is_the_same_to_the_byte
     for wanted in (1, 3, 4):
         process = subprocess.Popen([sys.executable, "-m", "realsr_r1.create_json",
                                     *flags(images, lines, output, *more)],
-                                   env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+                                   env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                                    stderr=subprocess.DEVNULL)
         while finished_parts() < wanted and process.poll() is None:
             time.sleep(0.01)

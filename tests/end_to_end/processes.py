@@ -73,6 +73,8 @@ def start(command: Sequence[str], log: Path, env: Mapping[str, str | None] | Non
     """
     merged = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{Path(__file__).parent}", "PYTHON": sys.executable,
               **(env or {})}
+    # What this process has from elsewhere (scripts/gpu_check.sh --wheels), its children need, too.
+    merged["PYTHONPATH"] = os.pathsep.join(filter(None, (merged["PYTHONPATH"], os.environ.get("PYTHONPATH"))))
     merged = {name: value for name, value in merged.items() if value is not None}
     with open(log, "ab") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=merged, stdout=file, stderr=subprocess.STDOUT,

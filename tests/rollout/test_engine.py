@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from realsr_r1.core.errors import UserError
+from realsr_r1.models.protocol import LAYER_MATRICES
 from realsr_r1.rollout import RolloutConfig, RolloutEngine
 
 from .helpers import make_layout, make_policy, make_prompts
@@ -126,17 +127,38 @@ def test_the_policys_modes_come_back_and_gradient_checkpointing_changes_nothing(
                                                       for parameter in policy.parameters())
 
 
-def test_a_lora_policy_writes_what_its_merged_policy_writes():
+@pytest.mark.parametrize("changes", [
+    {"target_modules": ["q_proj", "v_proj", "up_proj"]},
+    {"target_modules": list(LAYER_MATRICES), "lora_alpha": 3},
+    {"target_modules": list(LAYER_MATRICES), "use_dora": True}], ids=["some matrices", "all", "DoRA"])
+def test_a_lora_policy_writes_what_its_merged_policy_writes(changes):
     from peft import LoraConfig, get_peft_model
 
-    policy = get_peft_model(make_policy(6), LoraConfig(target_modules=["q_proj", "v_proj", "up_proj"], r=2))
+    policy = get_peft_model(make_policy(6), LoraConfig(**{"r": 2, **changes}))
     for name, parameter in policy.named_parameters():
-        if "lora_" in name:
+        if "lora_A" in name or "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     policy = policy.double()
     written = RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[:2])
     assert written.completion_ids == RolloutEngine(policy.merge_and_unload(), LAYOUT,
                                                    CHAIN).generate(PROMPTS[:2]).completion_ids
+
+
+def test_an_adapter_too_small_for_bfloat16_weights_still_counts_in_a_rollout():
+    """It changes weights of 0.5 by 0.0005, a quarter of their step: merged it is rounded away."""
+    from peft import LoraConfig, get_peft_model
+
+    base = make_policy(6, torch.bfloat16)
+    for layer in base.model.layers:
+        layer.self_attn.o_proj.weight.data.sign_().mul_(0.5)
+    expected = RolloutEngine(base, LAYOUT, CHAIN).generate(PROMPTS[0])
+    policy = get_peft_model(base, LoraConfig(target_modules=["o_proj"], r=2, lora_alpha=8))
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.constant_(parameter, 0.008)
+    found = RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0])
+    merged = RolloutEngine(policy.merge_and_unload(), LAYOUT, CHAIN).generate(PROMPTS[0])
+    assert merged.log_q == expected.log_q and found.log_q != expected.log_q
 
 
 def test_bfloat16_policies_write_well_formed_chains():

@@ -43,7 +43,7 @@ class Trial:
     """A run that is hit, and what didn't hold."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        self.args, self.folder, self.faults = args, folder, []
+        self.args, self.folder, self.faults, self.landed = args, folder, [], []
         self.output, self.log = folder / "run", folder / "log.txt"
         folder.mkdir(parents=True)
 
@@ -59,23 +59,25 @@ class Trial:
                      "OMP_NUM_THREADS": "1"})
 
     def hit(self, kind: str, after: float) -> None:
-        """Start the run, hit it after some seconds, and see how it ends."""
+        """Start the run, hit it after some seconds, and see how it ends.
+
+        What had ended by then isn't hit.
+        """
         before = self.log.stat().st_size if self.log.exists() else 0
         launcher = self.start()
         try:
             launcher.wait(after)
-            return  # it ended before
+            return
         except subprocess.TimeoutExpired:
             pass
         ranks = psutil.Process(launcher.pid).children()
-        if kind in CODES:
-            launcher.send_signal(getattr(signal, kind))
-        elif kind == "kill launcher":
-            launcher.kill()
-        else:
-            for number, rank in enumerate(ranks):
-                if kind in ("kill all ranks", f"kill rank {number}"):
-                    rank.kill()
+        targets = [launcher] if kind in CODES or kind == "kill launcher" else [
+            rank for number, rank in enumerate(ranks)
+            if kind in ("kill all ranks", f"kill rank {number}") and is_alive(rank)]
+        for target in targets:
+            target.send_signal(getattr(signal, kind if kind in CODES else "SIGKILL"))
+        if targets:
+            self.landed.append(kind)
         try:
             code = launcher.wait(120)
         except subprocess.TimeoutExpired:
@@ -88,7 +90,7 @@ class Trial:
                 if "ended by" in line or "was killed by" in line]
         if kind in CODES and (code, len(said)) != (CODES[kind], 1):
             self.faults.append(f"{kind}: exit code {code}, {len(said)} lines")
-        if ranks and kind.startswith(("kill rank", "kill all")) and (code == 0 or len(said) != 1):
+        if targets and kind.startswith(("kill rank", "kill all")) and (code == 0 or len(said) != 1):
             self.faults.append(f"{kind}: exit code {code}, {len(said)} lines")
         if "Traceback" in self.log.read_bytes()[before:].decode(errors="replace"):
             self.faults.append(f"{kind}: a traceback")
@@ -120,6 +122,14 @@ class Trial:
             self.faults.append(f"logged steps {steps}")
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that has ended stays listed until its launcher has asked for its code."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def main(argv: list[str]) -> int:
     """Run the campaign; returns the exit code."""
     parser = argparse.ArgumentParser(prog="fault_campaign.py kills", description=__doc__.split("\n")[0])
@@ -134,7 +144,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--kinds", nargs="+", choices=HITS, default=list(HITS), help="(default: all)")
     args = parser.parse_args(argv)
     args.model, args.dataset = str(Path(args.model).absolute()), str(Path(args.dataset).absolute())
-    output, draw, counts = Path(args.output).absolute(), random.Random(args.seed), Counter()
+    output, draw = Path(args.output).absolute(), random.Random(args.seed)
     lines, untouched = output / "trials.jsonl", output / "untouched.json"
     if not untouched.exists():
         shutil.rmtree(output / "whole", ignore_errors=True)
@@ -146,7 +156,6 @@ def main(argv: list[str]) -> int:
     for number in range(args.trials):
         kinds = [args.kinds[(number + index) % len(args.kinds)] for index in range(1 + number % 2)]
         hits = [(kind, draw.uniform(args.earliest, 1.02) * length) for kind in kinds]
-        counts.update(kinds)
         if number < done:
             continue
         shutil.rmtree(output / f"trial-{number}", ignore_errors=True)
@@ -156,13 +165,15 @@ def main(argv: list[str]) -> int:
         trial.finish()
         trial.compare(output / "whole" / "run")
         with open(lines, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"trial": number, "hits": hits, "faults": trial.faults}) + "\n")
+            file.write(json.dumps({"trial": number, "hits": hits, "landed": trial.landed,
+                                   "faults": trial.faults}) + "\n")
         print(f"trial {number}: {', '.join(f'{kind} at {after:.1f} s' for kind, after in hits)}: "
               f"{'; '.join(trial.faults) or 'held'}", flush=True)
         if not trial.faults:
             shutil.rmtree(trial.folder)
-    faults = [found for found in map(json.loads, lines.read_text(encoding="utf-8").splitlines())
-              if found["faults"]]
+    trials = list(map(json.loads, lines.read_text(encoding="utf-8").splitlines()))
+    faults = [found for found in trials if found["faults"]]
+    counts = Counter(kind for found in trials for kind in found["landed"])
     print(f"{args.trials} trials, untouched run {length:.0f} s, {len(faults)} that didn't hold; hits: "
           + ", ".join(f"{kind} {count}" for kind, count in counts.items()))
     return int(bool(faults))

@@ -16,8 +16,9 @@ from realsr_r1.planning.workload import Workload
 
 # The number of operations that torch starts in a decoder's `step`: for each layer, with or without
 # unconditional rows, and for choosing a token (grammar, guidance, top-k, draw).
-# tests/planning/test_duration.py counts them; an RMS norm is one on a GPU, and several on a CPU.
-STEP_OPERATIONS_A_LAYER, STEP_OPERATIONS = 38, 120
+# tests/planning/test_duration.py counts them; an RMS norm is one on a GPU, and several on a CPU. With
+# the attention's own kernels a layer has 14 (scripts/gpu_check.sh counts them on a GPU).
+STEP_OPERATIONS_A_LAYER, KERNEL_STEP_OPERATIONS_A_LAYER, STEP_OPERATIONS = 38, 14, 120
 TRAINING_OPERATIONS_A_LAYER = 60  # in a layer's forward; at these lengths they matter little
 
 
@@ -127,8 +128,9 @@ def rollout(work: Workload, machine: Machine) -> StepPart:
     flops = _forward_flops(work, row_steps, pairs) + of_head
     moved = (steps * (_read_weights(work) + work.prompts * work.prompt * token)
              + (codes + words) * policy.hidden * work.weight_bytes + own * token)
-    # Of adapters, for each matrix two products, a scale and a sum.
-    of_layer = STEP_OPERATIONS_A_LAYER + (len(policy.matrices) * 4 if work.adapters else 0)
+    # Of adapters, for each matrix two products.
+    of_layer = ((KERNEL_STEP_OPERATIONS_A_LAYER if work.triton else STEP_OPERATIONS_A_LAYER)
+                + (len(policy.matrices) * 2 if work.adapters else 0))
     of_policy = 1 if work.graphs else of_layer * policy.layers  # a graph is started as one
     return _part("rollout", machine, flops=flops, moved=moved, started=steps * (of_policy + STEP_OPERATIONS))
 

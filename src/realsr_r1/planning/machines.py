@@ -53,9 +53,9 @@ GPUS = {
 # for training large models (PaLM, arXiv 2204.02311; Megatron-LM on A100, arXiv 2104.04473). Memory
 # and links: copies reach 0.8 to 0.9.
 COMPUTE_SHARE, BANDWIDTH_SHARE, LINK_SHARE = 0.45, 0.8, 0.7
-# The time to start one operation of PyTorch on an idle GPU, Python included: some microseconds,
-# depending on the CPU.
-LAUNCH_SECONDS = 6e-6
+# The time to start one operation of PyTorch on an idle GPU, Python included; it depends on the CPU. A
+# 7B decoder's eager step of 1,340 operations took 37 ms beside an H200 (docs/speed.md).
+LAUNCH_SECONDS = 27e-6
 NETWORK_GB = 25.0      # between machines, GB/s for each machine and direction: one 200 Gb/s adapter
 # The rate of the CPU's memory, from which an offloaded optimizer works, in GB/s (8 channels of
 # DDR4-3200 have 205).

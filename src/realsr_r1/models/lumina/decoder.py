@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from realsr_r1.core.devices import triton_compiler
 from realsr_r1.core.errors import UserError
+from realsr_r1.models.lumina.projections import LayerProjections
 from realsr_r1.models.lumina.torch_attention import HeadNorms, StepAttention, TorchAttention
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class LuminaDecoder:
         self.unconditional = [self._empty_cache(rows, max_span) for _ in self.model.layers]
         self._group_rows()
         self._rotary_table(int(self.prompt_lengths.max()) + max_new_tokens)
+        self.matrices = [LayerProjections(layer, self.prompt_states.dtype) for layer in self.model.layers]
         self.norms = [HeadNorms(layer.self_attn) for layer in self.model.layers]
         self.attention = attention_for(self.device.type, self.shared[0][0].shape[-1])
 
@@ -189,20 +191,16 @@ class LuminaDecoder:
         """Turn ids (B,) into hidden states (B, hidden)."""
         states = self.model.embed_tokens(tokens)
         swin = self.model.config.swin_norm
-        for index, layer in enumerate(self.model.layers):
-            first, second, mlp, attention = (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp,
-                                             layer.self_attn)
+        for index, (layer, matrices) in enumerate(zip(self.model.layers, self.matrices, strict=True)):
+            first, second = layer.input_layernorm, layer.post_attention_layernorm
             inside = states if swin else _normed(first, states)
-            attended = attend(index, attention.q_proj(inside), attention.k_proj(inside),
-                              attention.v_proj(inside))
+            attended = attend(index, matrices.query(inside), matrices.key(inside), matrices.value(inside))
             if swin:
-                states = states + _normed(first, attention.o_proj(attended))
-                states = states + _normed(second, mlp(states))
+                states = states + _normed(first, matrices.output(attended))
+                states = states + _normed(second, matrices.down(matrices.gated(states)))
             else:
-                states = _added(states, attention.o_proj, attended)
-                inside = _normed(second, states)
-                gated = mlp.act_fn(mlp.gate_proj(inside)) * mlp.up_proj(inside)
-                states = _added(states, mlp.down_proj, gated)
+                states = matrices.output.added(states, attended)
+                states = matrices.down.added(states, matrices.gated(_normed(second, states)))
         return _normed(self.model.norm, states)
 
     def keep_rows(self, rows: torch.Tensor) -> None:
@@ -245,18 +243,6 @@ def attention_for(device: str, head_dim: int) -> type[TorchAttention] | type[Gpu
 def _normed(norm: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """Apply a `RMSNorm` in one operation where the device has one."""
     return F.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
-
-
-def _added(states: torch.Tensor, layer: nn.Module, inside: torch.Tensor) -> torch.Tensor:
-    """Add what a linear layer makes of `inside`, in one operation where it is a plain matrix.
-
-    Adapters and layers in few bits are called as they are; so is all under autocast, which would
-    round the states.
-    """
-    is_plain = type(layer) is nn.Linear and layer.bias is None and layer.weight.dtype == states.dtype
-    if is_plain and inside.dtype == states.dtype:
-        return torch.addmm(states, inside, layer.weight.t())
-    return states + layer(inside)
 
 
 def _widened(scores: torch.Tensor) -> torch.Tensor:
