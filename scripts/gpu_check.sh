@@ -15,7 +15,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-} wheels='' flags=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --wheels) wheels=${2:-none}; shift ;;
+        --wheels) wheels=${2:-none}; if [ $# -gt 1 ]; then shift; fi ;;
         *) flags+=("$1") ;;
     esac
     shift

@@ -123,6 +123,9 @@ def against_naive(policy: PreTrainedModel, args: argparse.Namespace) -> dict[str
                                      args.device.startswith("cuda") else {})
         engines[name], prompt = engine_for(policy, args.generations, args.units, args.prompt, **settings)
     layout = engines[args.variants[0]].layout
+    for name in engines:  # a library's set-up, and building kernels, belong to no turn
+        few = RolloutConfig(num_generations=args.generations, max_new_tokens=8, **VARIANTS[name])
+        RolloutEngine(policy, layout, few).generate(prompt)
     written: dict[str, Rollout] = {}
     peaks: dict[str, int | None] = {}
 

@@ -161,6 +161,20 @@ def test_an_adapter_too_small_for_bfloat16_weights_still_counts_in_a_rollout():
     assert merged.log_q == expected.log_q and found.log_q != expected.log_q
 
 
+def test_matrices_beside_adapters_that_are_trained_whole_are_used_as_they_are():
+    from peft import LoraConfig, get_peft_model
+
+    base = make_policy(6)
+    policy = get_peft_model(base, LoraConfig(target_modules=["v_proj"], modules_to_save=["q_proj"], r=2))
+    for name, parameter in policy.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data *= 1.5
+    written = RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0])
+    for layer in base.model.layers:
+        layer.self_attn.q_proj.modules_to_save.default.weight.data /= 1.5
+    assert RolloutEngine(policy, LAYOUT, CHAIN).generate(PROMPTS[0]).log_q != written.log_q
+
+
 def test_bfloat16_policies_write_well_formed_chains():
     rollout = RolloutEngine(make_policy(7, torch.bfloat16), LAYOUT, CHAIN).generate(PROMPTS)
     assert all(len(LAYOUT.find_spans(ids)) == 3 for ids in rollout.completion_ids)

@@ -35,8 +35,9 @@ def test_without_a_gpu_its_checks_are_marked_as_not_run(tmp_path):
     assert all(f"| `{name}` | not run |" in table for name in names)
 
 
-def test_a_missing_folder_of_wheels_is_one_line(tmp_path):
-    done = check("--minutes", "1", "--wheels", str(tmp_path / "none"))
+@pytest.mark.parametrize("named", [["none"], []], ids=["a name", "no name"])
+def test_a_missing_folder_of_wheels_is_one_line(named):
+    done = check("--minutes", "1", "--wheels", *named)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--wheels" in done.stderr
 
 
@@ -60,6 +61,7 @@ def ended(tmp_path, monkeypatch):
     ("import json, sys; json.dump({'ratio': 2}, open(sys.argv[2], 'w'))", "fell short",
      "ratio 2 (below 1) **no**"),
     ("import json, sys; json.dump({}, open(sys.argv[2], 'w'))", "fell short", "no figure 'ratio'"),
+    ("print('ready')", "fell short", "it wrote no figures: ready"),
     ("raise SystemExit('a | b')", "fell short", "exit code 1: a / b")])
 def test_a_check_holds_or_falls_short_by_its_figures(code, result, line, ended):
     found = ended(code)

@@ -70,13 +70,14 @@ class Trial:
             return
         except subprocess.TimeoutExpired:
             pass
-        ranks = psutil.Process(launcher.pid).children()
-        targets = [launcher] if kind in CODES or kind == "kill launcher" else [
-            rank for number, rank in enumerate(ranks)
-            if kind in ("kill all ranks", f"kill rank {number}") and is_alive(rank)]
-        for target in targets:
-            target.send_signal(getattr(signal, kind if kind in CODES else "SIGKILL"))
-        if targets:
+        process = psutil.Process(launcher.pid)
+        ranks = process.children()
+        is_hit = False
+        for target in [process] if kind in CODES or kind == "kill launcher" else [
+                rank for number, rank in enumerate(ranks)
+                if kind in ("kill all ranks", f"kill rank {number}")]:
+            is_hit = sent(target, getattr(signal, kind if kind in CODES else "SIGKILL")) or is_hit
+        if is_hit:
             self.landed.append(kind)
         try:
             code = launcher.wait(120)
@@ -88,9 +89,9 @@ class Trial:
         self.faults += [f"{kind}: rank {rank.pid} outlived the launcher" for rank in alive]
         said = [line for line in self.log.read_bytes()[before:].decode(errors="replace").splitlines()
                 if "ended by" in line or "was killed by" in line]
-        if kind in CODES and (code, len(said)) != (CODES[kind], 1):
+        if is_hit and kind in CODES and (code, len(said)) != (CODES[kind], 1):
             self.faults.append(f"{kind}: exit code {code}, {len(said)} lines")
-        if targets and kind.startswith(("kill rank", "kill all")) and (code == 0 or len(said) != 1):
+        if is_hit and kind.startswith(("kill rank", "kill all")) and (code == 0 or len(said) != 1):
             self.faults.append(f"{kind}: exit code {code}, {len(said)} lines")
         if "Traceback" in self.log.read_bytes()[before:].decode(errors="replace"):
             self.faults.append(f"{kind}: a traceback")
@@ -122,12 +123,18 @@ class Trial:
             self.faults.append(f"logged steps {steps}")
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that has ended stays listed until its launcher has asked for its code."""
+def sent(process: psutil.Process, number: signal.Signals) -> bool:
+    """Send a signal to a process that runs; returns whether it did.
+
+    One that has ended stays listed until its parent has asked for its code.
+    """
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        process.send_signal(number)
     except psutil.NoSuchProcess:
         return False
+    return True
 
 
 def main(argv: list[str]) -> int:
@@ -173,7 +180,7 @@ def main(argv: list[str]) -> int:
             shutil.rmtree(trial.folder)
     trials = list(map(json.loads, lines.read_text(encoding="utf-8").splitlines()))
     faults = [found for found in trials if found["faults"]]
-    counts = Counter(kind for found in trials for kind in found["landed"])
+    counts = Counter(kind for found in trials for kind in found.get("landed", []))
     print(f"{args.trials} trials, untouched run {length:.0f} s, {len(faults)} that didn't hold; hits: "
           + ", ".join(f"{kind} {count}" for kind, count in counts.items()))
     return int(bool(faults))

@@ -92,10 +92,12 @@ def _partition(module: nn.Module) -> torch.dtype:
     import deepspeed
     from deepspeed.utils import groups
 
-    # With hpZ (zero_hpz_partition_size) the ranks of a machine are a group, which DeepSpeed makes at
-    # the first call and would make again at the next: it refuses that unless it is given the first.
-    group = groups._get_zero_param_intra_parallel_group()
-    return deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config(),
+    config = deepspeed_config()
+    # With hpZ the ranks of a machine are a group, which DeepSpeed makes at the first call and would
+    # make again at the next: it refuses that unless it is given the first.
+    has_hpz = config["zero_optimization"].get("zero_hpz_partition_size", 1) > 1
+    group = groups._get_zero_param_intra_parallel_group() if has_hpz else None
+    return deepspeed.zero.Init(module=module, config_dict_or_path=config,
                                zero_param_parallel_group=group).dtype
 
 

@@ -18,7 +18,7 @@ def written(kind, prompts, groups, passes, monkeypatch, kept=None) -> list[torch
     second pass on; passes of `passes` tokens, the rows at other places from the second on. Then only
     the rows `kept` stay for one pass more.
     """
-    monkeypatch.setattr(decoder, "attention_for", lambda device, head_dim: kind)
+    monkeypatch.setattr(decoder, "attention_for", lambda *_: kind)
     rows = torch.arange(len(prompts)).repeat_interleave(torch.tensor(groups))
     made = make_policy(3, torch.float32, hidden_size=32, num_hidden_layers=1,
                        num_attention_heads=2, num_key_value_heads=1).make_decoder(

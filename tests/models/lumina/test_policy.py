@@ -141,3 +141,15 @@ def test_checkpointing_switched_off_and_on_leaves_no_hooks_behind():
         policy.gradient_checkpointing_disable()
     policy.gradient_checkpointing_enable()
     assert len(policy.get_input_embeddings()._forward_hooks) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_decoder_scores_all_ids_of_a_large_vocabulary(dtype):
+    """A CPU multiplies a large head in blocks, and 1,300 rows are two blocks and a rest."""
+    policy = make_policy(vocab_size=1300).to(dtype)
+    codes = torch.arange(40, 1290)
+    decoder = policy.make_decoder([[1, 2, 3]], torch.tensor([0, 0]), 4, 4, codes)
+    states = torch.randn(5, policy.config.hidden_size, dtype=dtype)
+    expected = states @ policy.lm_head.weight.T
+    torch.testing.assert_close(decoder.logits(states), expected)
+    torch.testing.assert_close(decoder.code_logits(states), expected[:, codes])

@@ -3,8 +3,8 @@
 `_place` norms and rotates queries and keys and writes keys and values into the caches. `_attend`
 reads the caches in pieces, all rows of a prompt together where they share its cache, and `_merge`
 joins the pieces (arXiv 2205.14135; pieces side by side as in Flash-Decoding). They do what
-`realsr_r1.models.lumina.decoder` does with torch's functions, which are the reference. Products
-are summed up in float32.
+`realsr_r1.models.lumina.torch_attention` does, which is the reference. Products are summed up in
+float32.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ class GpuAttention:
         `query` (B, heads * head_dim), `key`, `value` (B, kv heads * head_dim): as they come from
         their projections.
         """
+        with torch.cuda.device_of(query):  # Triton starts kernels on the current device
+            return self._attended(index, query, key, value)
+
+    def _attended(self, index: int, query: torch.Tensor, key: torch.Tensor,
+                  value: torch.Tensor) -> torch.Tensor:
         decoder, tokens = self.decoder, len(self.columns)
         norms, caches = decoder.norms[index], (decoder.own[index], decoder.unconditional[index])
         prompt_keys, prompt_values = decoder.shared[index]
@@ -91,9 +96,19 @@ class GpuAttention:
         return attended.flatten(1)
 
 
-def fits(head_dim: int) -> bool:
-    """Whether the kernels can do heads of so many numbers: 16, 32, 64, ..."""
-    return head_dim >= 16 and head_dim == triton.next_power_of_2(head_dim)
+def fits(head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the kernels can do heads of so many numbers: 16, 32, 64, ... up to 512 bytes.
+
+    More of them don't fit into the shared memory of small cards.
+    """
+    return (16 <= head_dim == triton.next_power_of_2(head_dim)) and head_dim * dtype.itemsize <= 512
+
+
+def build(device: torch.device) -> None:
+    """Build the smallest kernel and run it; raises what goes wrong where Triton can't."""
+    one = torch.ones(16, device=device)
+    with torch.cuda.device_of(one):
+        _merge[(1, 1)](one, one, one, torch.empty_like(one), 1, 1, 0, 1, 1, 16, 1, num_warps=4)
 
 
 @triton.jit(do_not_specialize=["rows", "n", "own_length", "branch_length"])

@@ -1,7 +1,7 @@
 """A decoder whose steps are CUDA graphs: all kernels of a step start together.
 
-Without graphs Python starts them one by one. At the batch size of a group, starting some 30 kernels
-in each layer takes about as long as reading the layer's weights. A graph repeats what was recorded,
+Without graphs Python starts them one by one. At the batch size of a group, starting some 15 kernels
+in each layer takes longer than reading the layer's weights. A graph repeats what was recorded,
 in the same memory. So a step is recorded once for each of its shapes, and what differs from token
 to token goes in through tensors. On other devices the same steps run without graphs.
 """

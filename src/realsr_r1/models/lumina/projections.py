@@ -10,8 +10,8 @@ from torch import nn
 class Projection:
     """A linear layer with its LoRA adapter (arXiv 2106.09685), as it is at this moment.
 
-    An adapter's matrices are taken in `dtype`, that of the states, as autocast takes them in the
-    loss, and its scale is multiplied into one of them. They aren't merged into the weights: in
+    An adapter's matrices are taken in `dtype`, that of the states, and its scale is multiplied into
+    one of them. They aren't merged into the weights: in
     bfloat16 a change of less than half a step of a weight would be lost. Layers with more than that
     (several adapters, DoRA, a bias in an adapter) are called as they are.
     """
@@ -43,15 +43,19 @@ class Projection:
     def _adapted(self, result: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         if self.down is None:
             return result
-        return torch.addmm(result, F.linear(inside, self.down), self.up.t())
+        low = F.linear(inside, self.down)
+        if low.dtype != result.dtype:  # under autocast, of layers in few bits
+            return result + F.linear(low, self.up)
+        return torch.addmm(result, low, self.up.t())
 
 
 def _adapter(layer: nn.Module) -> str | None:
     """Return the name of the one plain adapter of a PEFT layer."""
-    names = getattr(layer, "active_adapters", ())
-    if len(names) != 1 or layer.disable_adapters or layer.merged:
+    if not (hasattr(layer, "lora_A") and hasattr(layer, "lora_variant")):
         return None
-    [name] = names
+    if len(layer.active_adapters) != 1 or layer.disable_adapters or layer.merged:
+        return None
+    [name] = layer.active_adapters
     if name in layer.lora_variant or name not in layer.lora_A or layer.lora_B[name].bias is not None:
         return None
     return name
