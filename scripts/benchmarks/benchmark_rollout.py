@@ -5,13 +5,15 @@ cache and the whole head), beside the plan, and beside what the memory's bandwid
     python scripts/benchmarks/benchmark_rollout.py --preset small --growth figs/rollout_growth.png
     python scripts/benchmarks/benchmark_rollout.py --preset pure_7b --dtype bfloat16 --device cuda \
         --units 16 --variants graphs --repeats 1
+    python scripts/benchmarks/benchmark_rollout.py --model assets/tiny --photo FILE --jacobi 4 8 16
 
 Shapes are in benchmarking.py. All in one process, in turn; ratios are medians over turns. The
 engine does all of a rollout; of the naive loop only its forwards are timed, without the prompt.
 Variants of the engine: `plain`; `graphs`, its steps as CUDA graphs; `jacobi`, several tokens in a
 forward, with graphs on CUDA. Floor: bytes that weights and caches take, once a token, at the
 bandwidth of a copy. Memory: what torch held at most on a GPU, and what `realsr-r1 plan` says of
-weights and rollout.
+weights and rollout. With --model: what Jacobi decoding gains, which random weights can't show, for
+the middle of a photo, sampled as tiny_grpo.yaml does.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +44,9 @@ from benchmarking import (
 )
 from transformers import DynamicCache, PreTrainedModel
 
+from realsr_r1 import Restorer
 from realsr_r1.chain.spec import image_sizes
+from realsr_r1.core.images import load_image
 from realsr_r1.planning import duration, memory
 from realsr_r1.planning.machines import machine
 from realsr_r1.rollout import Rollout, RolloutConfig, RolloutEngine
@@ -73,10 +77,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: 5)")
     add_device_flags(parser)
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--model", help="model folder: time Jacobi decoding beside one token at a time")
+    parser.add_argument("--photo", help="the degraded photo that --model restores")
+    parser.add_argument("--jacobi", type=int, nargs="+", default=[8], help="windows of --model (default: 8)")
     parser.add_argument("--growth", type=Path, metavar="PNG", help="plot time over G, image sizes and "
                                                                    "prompts instead")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.model:
+        tell(with_jacobi(args), args.json)
+        return
     shape = PRESETS[args.preset]
     named = {"hidden": args.hidden, "layers": args.layers, "heads": args.heads, "kv_heads": args.heads,
              "intermediate": args.intermediate}
@@ -88,10 +98,41 @@ def main() -> None:
         figures = {"preset": args.preset, "hidden": shape.hidden, "layers": shape.layers,
                    "generations": args.generations, "device": args.device, "dtype": args.dtype,
                    "threads": args.threads, **against_naive(policy, args)}
+    tell(figures, args.json)
+
+
+def tell(figures: Mapping[str, object], path: Path | None) -> None:
+    """Print figures, and write them where `path` is given."""
     for name, value in figures.items():
         print(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if path:
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def with_jacobi(args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a group's rollout at each window beside one token at a time, and passes a token."""
+    restorer = Restorer.from_pretrained(args.model, args.device, temperature=1.0, guidance_scale=1.0,
+                                        text_top_k=10, image_top_k_max=100)
+    photo = load_image(args.photo)
+    side = min(restorer.processor.settings.target_px, *photo.size)
+    left, top = ((length - side) // 2 for length in photo.size)
+    prompt = restorer.processor.encode_prompt(photo.crop((left, top, left + side, top + side)))
+    written: dict[str, Rollout] = {}
+
+    def write(name: str, engine: RolloutEngine) -> None:
+        written[name] = engine.generate(prompt)
+
+    runs = {str(window): partial(write, str(window), RolloutEngine(
+        restorer.engine.policy, restorer.processor, replace(
+            restorer.engine.config, num_generations=args.generations, jacobi=window)))
+        for window in (1, *args.jacobi)}
+    seconds = paired_seconds(runs, args.repeats, args.device)
+    found: dict[str, float] = {"generations": args.generations, "1, s": statistics.median(seconds["1"])}
+    for name in map(str, args.jacobi):
+        found |= {f"{name} / 1": median_ratio(seconds, name, "1"),
+                  f"{name}, passes a token": sum(written[name].forwards) / sum(
+                      map(len, written[name].completion_ids))}
+    return found
 
 
 def engine_for(policy: PreTrainedModel, generations: int, units: int = UNITS, length: int | None = None,
