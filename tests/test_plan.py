@@ -5,6 +5,7 @@ wrong.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,25 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, named, capsys):
     assert exit_code(main, [*SEVEN_BILLION, *flags]) == 2
     err = capsys.readouterr().err
     assert named in err and err.count("\n") == 1
+
+
+CARDS = re.findall(r"^\| (\d) of (\d+) GB \(`(.+?)`\) \| `(.+?)` \| (?:`(.+?)`)? ?\| (\d+) \|$",
+                   (ROOT / "docs" / "plan.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("count, memory, gpu, recipe, flags, peak", CARDS,
+                         ids=[" ".join(row[:4]) for row in CARDS])
+def test_what_the_docs_say_of_cards_is_what_is_planned(count, memory, gpu, recipe, flags, peak, tmp_path):
+    """A plan fits below nine tenths of the memory."""
+    file = tmp_path / "plan.json"
+    more = [str(ROOT / flag) if flag.startswith("local_scripts/") else flag for flag in flags.split()]
+    deepspeed = [] if "--deepspeed" in more else ["--deepspeed", str(ROOT / "local_scripts/zero3.json")]
+    main(["--config", str(ROOT / f"configs/recipes/{recipe}.yaml"), "--model_name_or_path", PURE, "--gpu",
+          gpu, "--gpus", count, "--json", str(file), *more, *deepspeed])
+    found = json.loads(file.read_text(encoding="utf-8"))["peak"]["bytes"] / GIB
+    assert found == pytest.approx(float(peak), abs=0.6) and found < 0.9 * float(memory)
+
+
+def test_the_docs_plan_cards_of_80_48_and_24_gb():
+    assert {row[:2] for row in CARDS} >= {("8", "80"), ("6", "80"), ("4", "80"), ("2", "48"), ("1", "48"),
+                                          ("2", "24"), ("1", "24")}
