@@ -27,12 +27,7 @@ MOST_QUERIES = 64
 
 
 class GpuAttention:
-    """What a pass of a decoder needs besides the layers' states.
-
-    The pass feeds n tokens to each of R rows and U branches, B = (R + U) n tokens in this order.
-    `columns` (R, n) and `places` (U, n) int64: the tokens' columns in the caches of completions and
-    branches, of which the first `own_columns` and `branch_columns` are looked at.
-    """
+    """What a pass needs besides the layers' states, by the arguments of `TorchAttention`."""
 
     def __init__(self, decoder: LuminaDecoder, columns: torch.Tensor, places: torch.Tensor,
                  own_columns: int, branch_columns: int):
@@ -46,11 +41,7 @@ class GpuAttention:
 
     def __call__(self, index: int, query: torch.Tensor, key: torch.Tensor,
                  value: torch.Tensor) -> torch.Tensor:
-        """Return what the tokens see in layer `index`, (B, heads * head_dim).
-
-        `query` (B, heads * head_dim), `key`, `value` (B, kv heads * head_dim): as they come from
-        their projections.
-        """
+        """Do what `TorchAttention` does."""
         with torch.cuda.device_of(query):  # Triton starts kernels on the current device
             return self._attended(index, query, key, value)
 

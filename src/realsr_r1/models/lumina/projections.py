@@ -11,9 +11,9 @@ class Projection:
     """A linear layer with its LoRA adapter (arXiv 2106.09685), as it is at this moment.
 
     An adapter's matrices are taken in `dtype`, that of the states, and its scale is multiplied into
-    one of them. They aren't merged into the weights: in
-    bfloat16 a change of less than half a step of a weight would be lost. Layers with more than that
-    (several adapters, DoRA, a bias in an adapter) are called as they are.
+    one of them. They aren't merged into the weights: in bfloat16 a change of less than half a step
+    of a weight would be lost. Layers with more than that (several adapters, DoRA, a bias in an
+    adapter) are called as they are.
     """
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype):
