@@ -18,7 +18,7 @@ import triton.language as tl
 from realsr_r1.models.lumina.attention import QK_NORM_EPS
 
 if TYPE_CHECKING:
-    from realsr_r1.models.lumina.decoder import LuminaDecoder
+    from realsr_r1.models.lumina.torch_attention import Caches
 
 # Columns of a cache that one program reads, in tiles of this many bytes of keys; queries at once.
 PIECE = 256
@@ -29,7 +29,7 @@ MOST_QUERIES = 64
 class GpuAttention:
     """What a pass needs besides the layers' states, by the arguments of `TorchAttention`."""
 
-    def __init__(self, decoder: LuminaDecoder, columns: torch.Tensor, places: torch.Tensor,
+    def __init__(self, decoder: Caches, columns: torch.Tensor, places: torch.Tensor,
                  own_columns: int, branch_columns: int):
         self.decoder = decoder
         (self.rows, self.n), self.branches = columns.shape, len(places)

@@ -6,7 +6,7 @@ Rows of the same prompt ask its keys and values in one product. On a GPU
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,33 @@ from torch import nn
 
 from realsr_r1.models.lumina.attention import QK_NORM_EPS
 
-if TYPE_CHECKING:
-    from realsr_r1.models.lumina.decoder import LuminaDecoder
+
+class Caches(Protocol):
+    """What attention reads of a decoder (`realsr_r1.models.lumina.decoder.LuminaDecoder`).
+
+    `shared`, `own`, `unconditional`: for each layer keys and values of prompts, completions and
+    branches, (prompts or rows, kv heads, columns, head_dim) each. `prompt_lengths` (prompts,).
+    `prompt_of_row` (R,). `prompt_mask` (prompts, 1, 1, longest): what is padding. `row_of_place`,
+    `place`, `place_of_row`: rows laid out as (prompts, `largest` group). `cos`, `sin`
+    (length, 2, head_dim): of queries, scaled, and of keys, which `kind` (heads + kv heads,) tells
+    apart. `group`: query heads of a key's head.
+    """
+
+    shared: list[tuple[torch.Tensor, torch.Tensor]]
+    own: list[tuple[torch.Tensor, torch.Tensor]]
+    unconditional: list[tuple[torch.Tensor, torch.Tensor]]
+    norms: list[HeadNorms]
+    prompt_lengths: torch.Tensor
+    prompt_of_row: torch.Tensor
+    prompt_mask: torch.Tensor | None
+    largest: int
+    row_of_place: torch.Tensor
+    place: torch.Tensor | None
+    place_of_row: torch.Tensor | None
+    cos: torch.Tensor
+    sin: torch.Tensor
+    kind: torch.Tensor
+    group: int
 
 
 class TorchAttention:
@@ -26,7 +51,7 @@ class TorchAttention:
     branches, of which the first `own_columns` and `branch_columns` are looked at.
     """
 
-    def __init__(self, decoder: LuminaDecoder, columns: torch.Tensor, places: torch.Tensor,
+    def __init__(self, decoder: Caches, columns: torch.Tensor, places: torch.Tensor,
                  own_columns: int, branch_columns: int):
         self.decoder = decoder
         self.count, self.n = columns.shape
