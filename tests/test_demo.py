@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,9 @@ SETTINGS = [1.0, 0.7, 0, "shared", "model", 1]  # of `restore`, after the photo
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The address of a demo of the embedded model, which runs until the last test."""
+    """The address of a demo of the embedded model, which runs until the last test. It is ended while
+    a photo is in work, and ends at once, as after every Ctrl-C.
+    """
     temporary = tmp_path_factory.mktemp("temporary")
     process = subprocess.Popen(
         [sys.executable, "-m", "realsr_r1.demo", "--device", "cpu", "--max_pixels", "40000",
@@ -39,8 +42,17 @@ def address(tmp_path_factory):
             break
     assert found, "".join(lines)
     yield found[1]
+    from gradio_client import handle_file
+
+    large = tmp_path_factory.mktemp("large") / "large.png"
+    Image.new("RGB", (200, 190)).save(large)
+    visit = client(found[1])
+    job = visit.submit(handle_file(str(large)), *SETTINGS, api_name="/restore")
+    while not any("data-section" in str(step) for step in job.outputs()):
+        assert not job.done()
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=240) == 0
+    assert process.wait(timeout=60) == 0
     assert list(temporary.glob("realsr-r1-demo-*")) == [] == list(temporary.rglob("*.png"))  # no photo stays
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,7 +55,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("the demo needs gradio; install it with pip install '.[demo]' (setup.sh does, too)")
     with TemporaryDirectory(prefix="realsr-r1-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read at gradio's import; here, so that no photo stays
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that none stays then, either
         serve(args, Path(folder))
+    # A photo may be in work in a thread. Python can't end that, and torch would abort the process or
+    # wait for ever.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def serve(args: argparse.Namespace, folder: Path) -> None:
