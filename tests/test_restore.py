@@ -191,19 +191,21 @@ def test_a_stretching_model_gives_a_photo_back_in_its_shape(model, photos, tmp_p
         == [(32, 32)] * 3
 
 
-def test_the_color_fix_is_the_folders_or_the_flags(model, photos, restored, tmp_path):
+def test_color_fix_and_fidelity_are_the_folders_or_the_flags(model, photos, restored, tmp_path):
     fixing = shutil.copytree(model, tmp_path / "model")
     settings = json.loads((fixing / "chain_settings.json").read_text())
-    (fixing / "chain_settings.json").write_text(json.dumps({**settings, "color_fix": "wavelet"}))
+    (fixing / "chain_settings.json").write_text(json.dumps({**settings, "color_fix": "wavelet",
+                                                                  "fidelity": 0.5}))
     assert restore(fixing, photos, tmp_path / "folder") == 0
-    assert restore(model, photos, tmp_path / "flag", "--color_fix", "wavelet") == 0
-    assert restore(fixing, photos, tmp_path / "none", "--color_fix", "none") == 0
+    assert restore(model, photos, tmp_path / "flag", "--color_fix", "wavelet", "--fidelity", "0.5") == 0
+    assert restore(fixing, photos, tmp_path / "none", "--color_fix", "none", "--fidelity", "0") == 0
     for name in NAMES:
         chain = tmp_path / "folder" / "chains" / name
         assert contents(chain)["final.png"] == contents(restored / "chains" / name)["final.png"]
         fixed = fix_colors(Image.open(chain / "final.png"), Image.open(chain / "lq.png"), "wavelet",
                            wavelet_levels(32))
-        assert Image.open(tmp_path / "folder" / f"{name}.png").tobytes() == fixed.tobytes()
+        mixed = Image.blend(fixed, Image.open(chain / "lq.png"), 0.5)
+        assert Image.open(tmp_path / "folder" / f"{name}.png").tobytes() == mixed.tobytes()
         assert result(tmp_path / "flag", name) == result(tmp_path / "folder", name)
         assert result(tmp_path / "none", name) == result(restored, name)
 

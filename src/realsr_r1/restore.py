@@ -127,7 +127,8 @@ def show_defaults(parser: Parser, model: Path) -> None:
     if not file.is_file():
         return
     settings = ChainSettings.read(file)
-    values = {**asdict(RolloutConfig()), **settings.sampling, "color_fix": settings.color_fix}
+    values = {**asdict(RolloutConfig()), **settings.sampling, "color_fix": settings.color_fix,
+              "fidelity": settings.fidelity}
     for action in parser._actions:
         said, its, _ = (action.help or "").partition("(default: the model folder's")
         if its and action.dest in values:

@@ -167,6 +167,16 @@ def test_colours_are_fixed_on_the_whole_result(restorer):
     assert restorer.restore(image, color_fix="none").final.tobytes() == result.images["final_image"].tobytes()
 
 
+def test_the_photos_share_in_the_result_is_what_was_asked_for(restorer, tiled):
+    image = photo("coffee", 80).crop((0, 0, 80, 60))
+    mixed = restorer.restore(image, fidelity=0.25)
+    wanted = 0.75 * numpy.asarray(tiled.final, float) + 0.25 * numpy.asarray(image, float)
+    assert abs(numpy.asarray(mixed.final, float) - wanted).max() <= 1
+    assert mixed.images["final_image"].tobytes() == tiled.images["final_image"].tobytes()
+    assert (mixed.settings["fidelity"], tiled.settings["fidelity"]) == (0.25, 0.0)
+    assert restorer.restore(image, fidelity=1).final.tobytes() == image.tobytes()
+
+
 def seam_ratio(result: Restoration) -> float:
     """Mean step between neighbouring pixels across tile borders, by that at as many random places."""
     pixels = numpy.asarray(result.final, dtype=float)
@@ -231,6 +241,7 @@ def test_bad_options_are_named(restorer):
     for options, named in (({"scale": 0}, "--scale 0 must be"), ({"num_samples": 0}, "--num_samples 0 must"),
                            ({"tile": 40}, "--tile 40 must be a multiple of"),
                            ({"overlap": 32}, "--overlap 32 must be"),
+                           ({"fidelity": 1.5}, "--fidelity 1.5 must be a number from 0 to 1"),
                            ({"color_fix": "x"}, "--color_fix x must be one of none, wavelet, adain"),
                            ({"tile_text": "x"}, "--tile_text x must be one of shared, own")):
         with pytest.raises(UserError, match=named):

@@ -28,7 +28,7 @@ class ChainSettings:
     (PURE's inference). `pixels`: decoded values are "rounded" to 8 bits, or "cut" (the published
     code), which makes an image darker by half a step of 255. `color_fix`: what gives a restored
     photo the colours of the input: "wavelet" (as PURE's inference), "adain" or "none", which leaves
-    the policy's colours. `chain`: what the policy is asked and writes (`problem` and `sections` in
+    the policy's colours. `fidelity`: the input's share in a restored photo, from 0 to 1. `chain`: what the policy is asked and writes (`problem` and `sections` in
     files). `experts`: the default experts of the generation reward. `sampling`: fields of
     `RolloutConfig` that `restore` uses.
     """
@@ -38,6 +38,7 @@ class ChainSettings:
     fit: str = "crop"
     pixels: str = "rounded"
     color_fix: str = "none"
+    fidelity: float = 0.0
     chain: ChainSpec = field(default_factory=ChainSpec.published)
     experts: tuple[str, ...] = ("topiq_nr", "musiq", "maniqa-pipal", "clipiqa")
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -70,7 +71,7 @@ class ChainSettings:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, from which `from_dict` makes the same settings."""
         return {"target_px": self.target_px, "grid_unit_px": self.grid_unit_px, "fit": self.fit,
-                "pixels": self.pixels, "color_fix": self.color_fix,
+                "pixels": self.pixels, "color_fix": self.color_fix, "fidelity": self.fidelity,
                 **self.chain.to_dict(), "experts": list(self.experts), "sampling": dict(self.sampling)}
 
     def asking(self, question: str) -> ChainSettings:

@@ -46,6 +46,7 @@ class SettingsFile(TypedDict, total=False, closed=True):
     fit: Literal["crop", "random_crop", "stretch"]
     pixels: Literal["rounded", "cut"]
     color_fix: Literal[*COLOR_FIXES]
+    fidelity: Annotated[float, Ge(0), Le(1)]
     experts: list[Text]
     sampling: dict[Text, Json]
 

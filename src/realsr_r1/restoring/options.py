@@ -46,6 +46,9 @@ class RestoreOptions:
                                                "and spread of its channels; none: the model's colours "
                                                "(default: the model folder's setting).",
                                     COLOR_FIXES)
+    fidelity: float | None = _option(None, float, "The photo's share in the result, from 0 (what the model "
+                                                  "wrote) to 1 (the photo) (default: the model folder's "
+                                                  "setting).")
     num_samples: int = _option(1, int, "Samples of each image or tile, of which the best is taken (default: "
                                        "1).")
     branch: Sequence[int] | None = _option(
@@ -59,6 +62,8 @@ class RestoreOptions:
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
             raise UserError(f"--scale {self.scale} must be a number above 0")
+        if self.fidelity is not None and not 0 <= self.fidelity <= 1:
+            raise UserError(f"--fidelity {self.fidelity} must be a number from 0 to 1")
         if not 1 <= self.num_samples <= MOST_CANDIDATES:
             raise UserError(f"--num_samples {self.num_samples} must be at least 1, and at most "
                             f"{MOST_CANDIDATES}")

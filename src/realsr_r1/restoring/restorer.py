@@ -18,7 +18,7 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.images import scale_to
 from realsr_r1.restoring.batches import Batches, rows_that_fit, workers_for
 from realsr_r1.restoring.branching import check_branch
-from realsr_r1.restoring.colors import fix_colors, wavelet_levels
+from realsr_r1.restoring.colors import fix_colors, wavelet_levels, with_share_of
 from realsr_r1.restoring.options import RestoreOptions
 from realsr_r1.restoring.picking import Judge, make_judge
 from realsr_r1.restoring.restoration import Photo, Piece, Progress, Restoration
@@ -226,18 +226,26 @@ class Restorer:
                                                           judge, progress)
             if plan.whole is None:
                 images, lq = blended, plan.picture
-        method = options.color_fix or self.processor.settings.color_fix
-        final = fix_colors(scale_to(written, plan.picture.size), plan.picture, method,
+        color_fix, fidelity = self._finishing(options)
+        final = fix_colors(scale_to(written, plan.picture.size), plan.picture, color_fix,
                            wavelet_levels(self.processor.settings.target_px))
+        final = with_share_of(plan.picture, final, fidelity)
         return Restoration(final, lq, images, whole.text, parse_chain(whole.text, self.processor.chain),
                            tiles, _mean_scores(options, judged), self._settings(options),
                            self._note(photo, plan))
 
     def _settings(self, options: RestoreOptions) -> dict[str, Any]:
         tile, overlap = self._tile_and_overlap(options)
+        color_fix, fidelity = self._finishing(options)
         return {"model": self.source, **asdict(options), "tile": tile, "overlap": overlap,
-                "color_fix": options.color_fix or self.processor.settings.color_fix, "pick": options.judge,
+                "color_fix": color_fix, "fidelity": fidelity, "pick": options.judge,
                 "sampling": asdict(self.engine.config)}
+
+    def _finishing(self, options: RestoreOptions) -> tuple[str, float]:
+        """Return how colours are fixed and the photo's share: as asked, else the model folder's."""
+        settings = self.processor.settings
+        return (options.color_fix or settings.color_fix,
+                settings.fidelity if options.fidelity is None else options.fidelity)
 
     def _note(self, photo: Photo, plan: Plan) -> str:
         largest = self.processor.settings.target_px

@@ -16,7 +16,7 @@ NOT_COMPARED = {
     **dict.fromkeys(("chain_settings", "per_device_train_batch_size", "gradient_accumulation_steps",
                      "batch_unit", "loss_batch_size", "generation_batch_size", "steps_per_generation"),
                     "compared by what it comes to: chain settings, samples_a_step, steps_a_rollout"),
-    **dict.fromkeys(("color_fix", "sampling"), "of restore"),
+    **dict.fromkeys(("color_fix", "fidelity", "sampling"), "of restore"),
     **dict.fromkeys(("output_dir", "save_only_model", "save_strategy", "save_steps", "save_on_each_node",
                      "save_total_limit", "enable_jit_checkpoint", "sample_steps"), "saving"),
     **dict.fromkeys(("restore_callback_states_from_checkpoint", "trust_checkpoint", "rank_timeout",
