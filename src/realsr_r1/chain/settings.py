@@ -28,9 +28,9 @@ class ChainSettings:
     (PURE's inference). `pixels`: decoded values are "rounded" to 8 bits, or "cut" (the published
     code), which makes an image darker by half a step of 255. `color_fix`: what gives a restored
     photo the colours of the input: "wavelet" (as PURE's inference), "adain" or "none", which leaves
-    the policy's colours. `fidelity`: the input's share in a restored photo, from 0 to 1. `chain`: what the policy is asked and writes (`problem` and `sections` in
-    files). `experts`: the default experts of the generation reward. `sampling`: fields of
-    `RolloutConfig` that `restore` uses.
+    the policy's colours. `fidelity`: the input's share in a restored photo, from 0 to 1. `chain`:
+    what the policy is asked and writes (`problem` and `sections` in files). `experts`: the default
+    experts of the generation reward. `sampling`: fields of `RolloutConfig` that `restore` uses.
     """
 
     target_px: int = 512
