@@ -23,8 +23,7 @@ from .two_processes import STEPS, TwoProcesses
 RUNS = {"lora": ["--use_peft"], "reference": ["--beta", "0.04"],
         "lora and reference": ["--use_peft", "--beta", "0.04", "--bf16", "--gradient_checkpointing"],
         "sft lora": ["--use_peft", "--bf16", "--gradient_checkpointing", "--z_loss", "1e-5", "--dropout",
-                     "0.05",
-                     "--sample_steps", "1"]}
+                     "0.05", "--sample_steps", "2"]}
 LORA, WITH_KL = [name for name in RUNS if "lora" in name], [name for name in RUNS if "reference" in name]
 RESUMED = "lora, resumed from its first step"
 EVALUATED = "sft, three samples to evaluate on two ranks by twos"
