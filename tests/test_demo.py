@@ -28,7 +28,7 @@ SETTINGS = [1.0, 0.7, 0, "shared", "model", 1]  # of `restore`, after the photo
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The address of a demo of the embedded model, which runs until the last test. It is ended while
-    a photo is in work, and ends at once, as after every Ctrl-C.
+    a photo is in work, and ends at once.
     """
     temporary = tmp_path_factory.mktemp("temporary")
     process = subprocess.Popen(
@@ -51,7 +51,7 @@ def address(tmp_path_factory):
     while not any("data-section" in str(step) for step in job.outputs()):
         assert not job.done()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # as Ctrl-C, which a process started in the background ignores
     assert process.wait(timeout=60) == 0
     assert list(temporary.glob("realsr-r1-demo-*")) == [] == list(temporary.rglob("*.png"))  # no photo stays
 
