@@ -82,7 +82,8 @@ def write_model(folder: Path, tokenizers: Path, target_px: int = 32, seed: int =
 
     processor = ChainProcessor.from_pretrained(tokenizers)
     processor.settings = dataclasses.replace(processor.settings, target_px=target_px, fit="crop",
-                                             color_fix="none", sampling={"max_text_tokens": 6})
+                                             color_fix="none", fidelity=0.0,
+                                             sampling={"max_text_tokens": 6})
     layout = processor.layout
     torch.manual_seed(seed)
     policy = LuminaPolicy(LuminaConfig(

@@ -198,7 +198,7 @@ def test_color_fix_and_fidelity_are_the_folders_or_the_flags(model, photos, rest
                                                                   "fidelity": 0.5}))
     assert restore(fixing, photos, tmp_path / "folder") == 0
     assert restore(model, photos, tmp_path / "flag", "--color_fix", "wavelet", "--fidelity", "0.5") == 0
-    assert restore(fixing, photos, tmp_path / "none", "--color_fix", "none", "--fidelity", "0") == 0
+    assert restore(fixing, photos, tmp_path / "none", "--color_fix", "none") == 0
     for name in NAMES:
         chain = tmp_path / "folder" / "chains" / name
         assert contents(chain)["final.png"] == contents(restored / "chains" / name)["final.png"]

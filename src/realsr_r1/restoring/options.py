@@ -47,8 +47,8 @@ class RestoreOptions:
                                                "(default: the model folder's setting).",
                                     COLOR_FIXES)
     fidelity: float | None = _option(None, float, "The photo's share in the result, from 0 (what the model "
-                                                  "wrote) to 1 (the photo) (default: the model folder's "
-                                                  "setting).")
+                                                  "wrote) to 1 (the photo); 0 with --color_fix none "
+                                                  "(default: the model folder's setting).")
     num_samples: int = _option(1, int, "Samples of each image or tile, of which the best is taken (default: "
                                        "1).")
     branch: Sequence[int] | None = _option(

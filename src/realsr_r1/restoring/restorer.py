@@ -242,10 +242,14 @@ class Restorer:
                 "sampling": asdict(self.engine.config)}
 
     def _finishing(self, options: RestoreOptions) -> tuple[str, float]:
-        """Return how colours are fixed and the photo's share: as asked, else the model folder's."""
-        settings = self.processor.settings
-        return (options.color_fix or settings.color_fix,
-                settings.fidelity if options.fidelity is None else options.fidelity)
+        """Return how colours are fixed and the photo's share: as asked, else the model folder's.
+
+        Who asks for no fix of the colours wants what the model wrote, without a share of the photo.
+        """
+        settings, fidelity = self.processor.settings, options.fidelity
+        if fidelity is None:
+            fidelity = 0.0 if options.color_fix == "none" else settings.fidelity
+        return options.color_fix or settings.color_fix, fidelity
 
     def _note(self, photo: Photo, plan: Plan) -> str:
         largest = self.processor.settings.target_px
