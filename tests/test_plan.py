@@ -5,6 +5,7 @@ wrong.
 from __future__ import annotations
 
 import json
+import shutil
 import re
 from pathlib import Path
 
@@ -109,6 +110,19 @@ def test_a_whole_model_folder_brings_its_own_image_tokenizer_and_sizes(tiny_mode
     result = json.loads(file.read_text(encoding="utf-8"))
     assert (result["run"]["tokenizer"]["downsample"] == 4 and result["run"]["largest_px"] == 48
             and result["peak"]["fits"])
+
+
+@pytest.mark.parametrize("changes, named", [({"num_hidden_layers": "hot"}, "num_hidden_layers"),
+                                            ({"base_channels": 33}, "(33) must be divisible"),
+                                            ({"embed_dim": 0}, "embed_dim")])
+def test_an_image_tokenizer_that_cant_be_is_one_line(tiny_model, tmp_path, changes, named, capsys):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = tmp_path / "model" / "image_tokenizer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    assert exit_code(main, ["--config", str(ROOT / "configs/recipes/tiny_grpo.yaml"), "--model_name_or_path",
+                            str(tmp_path / "model"), "--deepspeed", "none", "--gpu", "h200"]) == 2
+    err = capsys.readouterr().err
+    assert named in err and str(config.parent) in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("flags, named", [

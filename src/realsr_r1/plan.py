@@ -148,11 +148,10 @@ def _workload(own: argparse.Namespace, rest: list[str], machine: Machine) -> Wor
     given = own.chain_settings or args.chain_settings
     chain = _chain_settings(given or model / SETTINGS_FILE, required=given is not None)
     compared(args, model_args, chain, "grpo")
-    values = tokenizer_values(model, policy)
+    tokenizer = TokenizerShape.of(tokenizer_values(model, policy), chain.target_px,
+                                  str(model / "image_tokenizer"))
     sharding = Sharding() if own.deepspeed == "none" else Sharding.read(own.deepspeed)
-    return workload(args, model_args, policy, TokenizerShape.of(values, chain.target_px), chain, sharding,
-                    machine.world,
-                    own.text_tokens)
+    return workload(args, model_args, policy, tokenizer, chain, sharding, machine.world, own.text_tokens)
 
 
 def _chain_settings(path: str | Path, required: bool) -> Any:

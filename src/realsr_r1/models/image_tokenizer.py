@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock, JanusVQVAEDecoder, JanusVQVAEEncoder
 
+from realsr_r1.core.errors import UserError
 from realsr_r1.core.schema import Ge, Json, Le, Len, TypedDict, checked
 
 COMMITMENT_WEIGHT = 0.25  # beta of VQ-VAE (arXiv 1711.00937)
@@ -55,12 +56,6 @@ class ConfigValues(TypedDict, total=False, extra_items=Json):
     l2_normalised_codes: bool
     attention_levels: list[int] | None
     middle_attention: bool
-
-
-def tokenizer_config(values: Mapping[str, Any], where: str) -> ImageTokenizerConfig:
-    """Make a config of keys and values. Raises `UserError` that names `where` and the key at fault."""
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    return ImageTokenizerConfig.from_dict(checked(ConfigValues, plain, where))
 
 
 class Quantizer(nn.Module):
@@ -193,3 +188,19 @@ class ImageTokenizer(PreTrainedModel):
 
 AutoConfig.register(ImageTokenizerConfig.model_type, ImageTokenizerConfig)
 AutoModel.register(ImageTokenizerConfig, ImageTokenizer)
+
+
+def empty_tokenizer(values: Mapping[str, Any], where: str, why: str = "") -> ImageTokenizer:
+    """Make an image tokenizer without weights, on torch's meta device, of its config's keys and values.
+
+    Raises `UserError` that names `where` the values are from, and the key at fault or what can't be
+    built. `why`: how shapes were found, for that message.
+    """
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    plain = checked(ConfigValues, plain, where)
+    try:
+        with torch.device("meta"):
+            return ImageTokenizer(ImageTokenizerConfig.from_dict(plain))
+    except Exception as error:  # bad values can fail anywhere in transformers
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where}: these shapes make no image tokenizer{why}: {reason}") from error

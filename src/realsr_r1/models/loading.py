@@ -38,7 +38,7 @@ from realsr_r1.models.checking import (
     weight_files,
 )
 from realsr_r1.models.families import FAMILIES, known_types
-from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig, tokenizer_config
+from realsr_r1.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig, empty_tokenizer
 from realsr_r1.models.protocol import Family, PolicyConfig
 from realsr_r1.models.published import published_image_tokenizer
 from realsr_r1.models.streaming import empty_policy, fill, fill_partitioned, read_generation_config
@@ -230,18 +230,13 @@ def load_image_tokenizer(path: str | Path, family: str | None = None, dtype: tor
         state, stored_name, values, why = published_image_tokenizer(path, family, overrides)
     else:
         raise UserError(f"no such image tokenizer: {path}")
-    try:
-        config = tokenizer_config({**values, **overrides}, str(path))
-        with torch.device("meta"):
-            expected = {name: tuple(tensor.shape)
-                        for name, tensor in ImageTokenizer(config).state_dict().items()}
-    except Exception as error:  # bad values can fail anywhere in transformers
-        raise UserError(f"{path}: these shapes make no image tokenizer{why}: {_one_line(error)}") from error
+    empty = empty_tokenizer({**values, **overrides}, str(path), why)
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     check_tensors(path, {name: tuple(tensor.shape) for name, tensor in state.items()},
                   {stored_name(name): shape for name, shape in expected.items()}, why=why)
     # Don't use from_pretrained here: under ZeRO-3 it would partition this model too, which must
     # stay whole on every rank.
-    model = ImageTokenizer(config)
+    model = ImageTokenizer(empty.config)
     model.load_state_dict({name: state[stored_name(name)].float() for name in expected})
     target = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
     return model.to(target).eval().requires_grad_(False)

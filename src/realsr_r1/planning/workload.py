@@ -48,21 +48,21 @@ class TokenizerShape:
     decode_flops: float  # for one image of the chain's largest size
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], px: int) -> TokenizerShape:
+    def of(cls, values: Mapping[str, Any], px: int, source: str = "the image tokenizer") -> TokenizerShape:
         """Compute the sizes from keys of `ImageTokenizerConfig`, on torch's meta device.
 
-        `px`: the side of the largest image.
+        `px`: the side of the largest image. Raises `UserError` that names `source` where the values
+        make no image tokenizer.
         """
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        from realsr_r1.models.image_tokenizer import ImageTokenizer, tokenizer_config
+        from realsr_r1.models.image_tokenizer import empty_tokenizer
 
-        config = tokenizer_config(values, "the image tokenizer")
-        with torch.device("meta"):
-            model, side = ImageTokenizer(config), max(1, px // 2 ** (len(config.channel_multiplier) - 1))
-            with FlopCounterMode(display=False) as counter:
-                model.decode(torch.zeros(1, side, side, dtype=torch.int64))
+        model = empty_tokenizer(values, source)
+        config, side = model.config, max(1, px // model.downsample)
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            model.decode(torch.zeros(1, side, side, dtype=torch.int64))
         multipliers = [*config.channel_multiplier, config.channel_multiplier[-1]]
         return cls(sum(parameter.numel() for parameter in model.parameters()),
                    (config.base_channels * multipliers[0], config.base_channels * multipliers[1]),
