@@ -55,7 +55,6 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("the demo needs gradio; install it with pip install '.[demo]' (setup.sh does, too)")
     with TemporaryDirectory(prefix="realsr-r1-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read at gradio's import; here, so that no photo stays
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that none stays then, either
         serve(args, Path(folder))
     # A photo may be in work in a thread. Python can't end that, and torch would abort the process or
     # wait for ever.
@@ -86,6 +85,7 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
     except OSError as error:
         raise UserError(f"the page can't be served on port {args.port or 7860} ({error}); give another "
                         "one with --port") from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no photo stays
     others = f" and, for others, at {public}" if public else ""
     print(f"the demo of {args.model} is at {address}{others}; Ctrl-C ends it", flush=True)
     page.blocks.block_thread()

@@ -29,7 +29,7 @@ from realsr_r1.core.files import (
 )
 from realsr_r1.core.flags import Parser
 from realsr_r1.core.hub import check_hub, push_folder
-from realsr_r1.core.import_named import load_modules
+from realsr_r1.core.import_named import load_module
 from realsr_r1.core.pickles import require_harmless
 from realsr_r1.core.run_files import (
     DIFFERENCES_FILE,
@@ -320,7 +320,7 @@ def load_trained(source: Path, dtype: str | None = None) -> tuple[PreTrainedMode
     weights have several: the policy then has the widest type, and its tensors are written in their
     own.
     """
-    load_modules("realsr_r1.models")
+    load_module("realsr_r1.models")
     import torch
 
     from realsr_r1.models import load_policy, new_policy

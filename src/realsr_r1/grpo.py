@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_folder, write_json
-from realsr_r1.core.import_named import load_modules
+from realsr_r1.core.import_named import load_module
 from realsr_r1.core.settings import check_folders, parse
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
     `trainer_class`: a class of your own, for example with a loss of its own (docs/extending.md).
     """
     check_folders(argv)
-    load_modules("realsr_r1.training.config")
+    load_module("realsr_r1.training.config")
     from trl import ModelConfig
 
     from realsr_r1.core.devices import triton_compiler
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None, trainer_class: type[ChainGRPOTrainer] | 
 def train_run(args: ChainGRPOConfig, model_args: ModelConfig, adapters: PeftConfig | None, quantization: Any,
               trainer_class: type[ChainGRPOTrainer] | None) -> int:
     """Go from settings to the saved model; the steps follow one another below. Returns the exit code."""
-    load_modules("realsr_r1.training.grpo.trainer")
+    load_module("realsr_r1.training.grpo.trainer")
     from trl.trainer.utils import global_then_local_main_first
 
     from realsr_r1.chain.processor import ChainProcessor

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_folder
 from realsr_r1.core.flags import Parser
-from realsr_r1.core.import_named import load_modules
+from realsr_r1.core.import_named import load_module
 from realsr_r1.core.processes import MOST_PROCESSES
 from realsr_r1.core.settings import SEEDS, check_ranges
 
@@ -151,7 +151,7 @@ def _progress(shards: Sequence[Shard], done: Iterator[int]) -> None:
 
 def _here(shards: Sequence[Shard], made_with: MadeWith, worker: int = 0) -> Iterator[int]:
     """Make shards in this process, on a GPU if there is one; yields the records of each."""
-    load_modules("realsr_r1.models")
+    load_module("realsr_r1.models")
     import torch
 
     from realsr_r1.chain.processor import ChainProcessor

@@ -18,7 +18,7 @@ from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_file, check_replaced, existing_folder, read_json, write_json
 from realsr_r1.core.flags import Parser
-from realsr_r1.core.import_named import load_modules
+from realsr_r1.core.import_named import load_module
 from realsr_r1.core.schema import Text
 from realsr_r1.core.settings import SEEDS, check_ranges
 from realsr_r1.measuring.intervals import mean, mean_with_interval, paired_difference
@@ -130,7 +130,7 @@ def score(args: argparse.Namespace) -> tuple[dict[str, list[float | None]], dict
     Returns reward name -> scores, with the weighted `total`; held-out expert -> scores; and each
     prompt's photo.
     """
-    load_modules("realsr_r1.training.config")
+    load_module("realsr_r1.training.config")
     from tqdm import tqdm
     from trl import ModelConfig
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import check_new_folder, write_json
-from realsr_r1.core.import_named import load_modules
+from realsr_r1.core.import_named import load_module
 from realsr_r1.core.settings import check_folders, parse
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ LASTING = ("records", "chain_settings", "max_samples", "samples_per_step", "trai
 def main(argv: list[str] | None = None) -> int | None:
     """Go from arguments to the saved model; returns the exit code of a run that a signal ended."""
     check_folders(argv)
-    load_modules("realsr_r1.training.config")
+    load_module("realsr_r1.training.config")
     from trl import ModelConfig
 
     from realsr_r1.training.adapters import adapter_config, quantization_config
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int | None:
 def train_run(args: ColdStartConfig, model_args: ModelConfig, adapters: PeftConfig | None,
               quantization: Any) -> int:
     """Make tokens, load the policy, train it, and write the model folder. Returns the exit code."""
-    load_modules("realsr_r1.training.cold_start.trainer")
+    load_module("realsr_r1.training.cold_start.trainer")
     from realsr_r1.chain.processor import ChainProcessor
     from realsr_r1.training.adapters import with_adapter
     from realsr_r1.training.checkpoints import SETTINGS_FILE, require_same_run

@@ -16,9 +16,9 @@ __all__ = ["Photo", "Piece", "Restoration", "Restorer"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from realsr_r1.core.import_named import load_modules
+        from realsr_r1.core.import_named import load_module
 
-        load_modules("realsr_r1.restoring.restorer")
+        load_module("realsr_r1.restoring.restorer")
         from realsr_r1.restoring import restoration, restorer
 
         return getattr(restorer if name == "Restorer" else restoration, name)

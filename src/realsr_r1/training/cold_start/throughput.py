@@ -85,8 +85,7 @@ def _products(modules: Sequence[nn.Linear]) -> int:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations a second of the fastest of a few large matrix products. It takes a second
-    or two.
+    """Return the operations a second of the fastest of a few large matrix products.
 
     This is what the device really reaches, not the figure of its maker.
     """
