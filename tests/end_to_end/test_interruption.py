@@ -38,13 +38,14 @@ class Interrupted:
     outlived: list[int] = field(default_factory=list)
 
 
-def launch(output: Path, dataset: Path, model: Path, seen: Path, stop: str | None = None) -> Run:
+def launch(output: Path, dataset: Path, model: Path, seen: Path, stop: str | None = None,
+           *more: str) -> Run:
     seen.mkdir()
     flags = ["--reward_funcs", "format", "probe:vowels", "--grammar", "image", "--max_completion_length",
              "16", "--num_generations", "3", "--per_device_train_batch_size", "1", "--loss_batch_size", "3",
              "--guidance_scale", "1", "--learning_rate", "1e-3", "--warmup_steps", "0", "--max_steps",
              str(STEPS), "--save_steps", "1", "--save_total_limit", "2", "--logging_steps", "1",
-             "--sample_steps", "0", "--report_to", "none", "--seed", "3"]
+             "--sample_steps", "0", "--report_to", "none", "--seed", "3", *more]
     return start(["bash", "scripts/train_grpo.sh", *flags], seen / "log.txt",
                  {"NPROC": "2", "RECIPE": "configs/recipes/tiny_grpo.yaml", "MODEL": str(model),
                   "DATASET": str(dataset), "OUTPUT": str(output), "MASTER_PORT": "auto",
@@ -94,7 +95,8 @@ def interrupted(dataset, small_model, tmp_path_factory) -> Interrupted:
                 shard = next((facts.hit / f"checkpoint-{newest}").glob("global_step*/*_1_*optim_states.pt"))
                 shard.write_bytes(shard.read_bytes()[:1000])
             seen = folder / f"hit-{number}"
-            run = launch(facts.hit, dataset, small_model, seen, stop)
+            # Where the optimizer's states are meanwhile makes no difference, either.
+            run = launch(facts.hit, dataset, small_model, seen, stop, "--offload_during_rollout", "true")
             try:
                 facts.codes.append(hit(run, seen))
             finally:

@@ -4,6 +4,7 @@ its memory.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,15 @@ def test_zero_spreads_what_its_stage_says(make_work):
     assert not any(offloaded[part] for part in ("weights", "gradients", "optimizer"))
     assert memory.gathered(make_work(weight_bytes=2, sharding=Sharding(3),
                                      world=4))["gathered weights"] == whole["weights"]
+
+
+def test_states_that_leave_take_nothing_while_completions_are_written(make_work):
+    for stage, size in ((0, 8), (2, 12), (3, 12)):
+        work = make_work(sharding=Sharding(stage), states_leave=True, world=2 if stage else 1)
+        stay, leave = (memory.phases(one) for one in (dataclasses.replace(work, states_leave=False), work))
+        for phase in stay:
+            gone = size * work.trained / work.world if phase in ("prefill", "rollout") else 0
+            assert sum(stay[phase].values()) - sum(leave[phase].values()) == gone
 
 
 def test_gradients_of_several_microbatches_are_float32_under_deepspeed(make_work):

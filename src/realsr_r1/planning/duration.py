@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from realsr_r1.planning.experts import expert_cost
 from realsr_r1.planning.machines import HOST_BANDWIDTH_GB, Machine
-from realsr_r1.planning.memory import cache_bytes_a_token, trained_size, whole_weights
+from realsr_r1.planning.memory import cache_bytes_a_token, states, trained_size, whole_weights
 from realsr_r1.planning.workload import Workload
 
 # The number of operations that torch starts in a decoder's `step`: for each layer, with or without
@@ -47,8 +47,8 @@ def parts(work: Workload, machine: Machine) -> list[StepPart]:
 
     Those that take no time are left out.
     """
-    found = [gather(work, machine), prefill(work, machine), rollout(work, machine),
-             decode_and_score(work, machine), *scores_before(work, machine), loss(work, machine),
+    found = [gather(work, machine), states_to_and_fro(work, machine), prefill(work, machine),
+             rollout(work, machine), decode_and_score(work, machine), *scores_before(work, machine), loss(work, machine),
              update(work, machine)]
     return [part for part in found if part.seconds > 0]
 
@@ -77,6 +77,12 @@ def gather(work: Workload, machine: Machine) -> StepPart:
     whole = whole_weights(work) if work.sharding.stage == 3 else 0.0
     return _part("gather weights", machine, sent=whole * _others(work),
                  host=whole / work.world if work.sharding.offload_parameters else 0.0)
+
+
+def states_to_and_fro(work: Workload, machine: Machine) -> StepPart:
+    """With `--offload_during_rollout`, copy the optimizer's states to the host and back."""
+    leaving = states(work) if work.states_leave and not work.sharding.offload_optimizer else 0.0
+    return _part("states to the host and back", machine, host=2 * leaving)
 
 
 def _read_weights(work: Workload) -> float:

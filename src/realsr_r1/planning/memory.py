@@ -28,14 +28,15 @@ def phases(work: Workload) -> dict[str, Parts]:
     """Return what is held at the peak of each phase: phase -> part -> bytes.
 
     Parts of 0 bytes are left out. `prefill`: computing prompts. `rollout`: writing completions.
-    `images`: decoding their images (parameters are still gathered). `scoring`: experts. `loss`:
-    forward and backward. `update`: the optimizer's step.
+    `images`: decoding their images. `scoring`: experts. `loss`: forward and backward. `update`: the
+    optimizer's step.
     """
     held = resident(work)
-    everything = {"prefill": gathered(work) | prefill(work), "rollout": gathered(work) | rollout(work),
-                  "images": gathered(work) | decoding(work), "scoring": scoring(work), "loss": loss(work),
-                  "update": update(work)}
-    everything = {phase: _sum(held, parts) for phase, parts in everything.items()}
+    writing = held | {"optimizer": 0.0} if work.states_leave else held
+    everything = {"prefill": _sum(writing, gathered(work) | prefill(work)),
+                  "rollout": _sum(writing, gathered(work) | rollout(work)),
+                  "images": _sum(held, decoding(work)), "scoring": _sum(held, scoring(work)),
+                  "loss": _sum(held, loss(work)), "update": _sum(held, update(work))}
     return {phase: {part: count for part, count in parts.items() if count}
             for phase, parts in everything.items()}
 
@@ -98,7 +99,6 @@ def resident(work: Workload) -> Parts:
     """
     zero, trained, world, size = work.sharding, work.trained, work.world, trained_size(work)
     gradients = trained * (4 if zero.stage and work.accumulates else size)
-    states = trained * (12 if zero.stage else 2 * size)
     share = 1 / world if zero.stage else 1
     copies = 2 if not zero.stage and world > 1 else 1
     spread = 0 if zero.offload_parameters else 1 / world if zero.stage == 3 else 1
@@ -106,12 +106,19 @@ def resident(work: Workload) -> Parts:
     return {
         "weights": whole_weights(work) * (spread + again),
         "gradients": 0.0 if zero.offload_optimizer else gradients * share * copies,
-        "optimizer": 0.0 if zero.offload_optimizer else states * share,
+        "optimizer": 0.0 if zero.offload_optimizer else states(work),
         "reference": base_bytes(work) * spread if work.reference and not work.adapters else 0.0,
         "image tokenizer": work.tokenizer.parameters * 4.0,  # float32, on every GPU
         "experts": sum(expert_cost(name).parameters for name in work.experts) * 4.0,
         "CUDA, NCCL": (CONTEXT_BYTES + COMMUNICATORS_BYTES * (world > 1)) if work.triton else 0.0,
     }
+
+
+def states(work: Workload) -> float:
+    """Return the bytes of one process' share of the optimizer's states; see `resident`."""
+    if not work.sharding.stage:
+        return 2.0 * work.trained * trained_size(work)
+    return 12.0 * work.trained / work.world
 
 
 def gathered(work: Workload) -> Parts:

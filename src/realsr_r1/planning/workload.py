@@ -175,6 +175,7 @@ class Workload:
     experts: tuple[str, ...]
     graphs: bool = False  # the policy's steps are recorded as CUDA graphs
     accumulates: bool = False  # several microbatches' gradients are added up before an update
+    states_leave: bool = False  # the optimizer's states are in the host's memory during rollouts
     triton: bool = True  # without it (CPU) torch computes the head's tiles, with several copies
 
     @property
@@ -237,6 +238,7 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
         nested=bool(model_args.use_bnb_nested_quant), reference=args.beta > 0,
         old_scores=args.gradient_accumulation_steps % passes != 0,
         graphs=args.cuda_graphs, accumulates=args.gradient_accumulation_steps > 1,
+        states_leave=args.offload_during_rollout,
         experts=tuple(args.experts or chain.experts)
         if {"generation", "progress"} & set(args.reward_funcs) else ())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ from realsr_r1.training.grpo.trl_hooks import (
 from realsr_r1.training.rendering import RenderingTokenizer
 from realsr_r1.training.samples import append_reward_log, show_samples, write_samples
 from realsr_r1.training.steady import SteadyTrainer
-from realsr_r1.training.whole_policy import whole_policy
+from realsr_r1.training.whole_policy import OptimizerStates, whole_policy
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,6 +94,7 @@ class ChainGRPOTrainer(SteadyTrainer, GRPOTrainer):
         self._evaluated_rows = 0
         self._sampled_at = 0  # the step of the last saved sample
         self._agreement = Agreement()
+        self._states: OptimizerStates | None = None
         model.generation_config.eos_token_id = processor.layout.end_of_turn
         conditions = [Condition.parse(text) for text in args.stop_if]
         guards = [StopGuard(conditions)] if conditions else []
@@ -114,7 +116,8 @@ class ChainGRPOTrainer(SteadyTrainer, GRPOTrainer):
     def _rollout(self, prompts: list[list[int]]) -> dict[str, Any]:
         training, group = self.model.training, self.group_size
         step, first_row = self._noise_of(len(prompts), training)
-        with (self._phase("rollout"), whole_policy(self) as policy, self._agreement,  # faults stay inside
+        with (self._phase("rollout"), self._without_states(), whole_policy(self) as policy,
+              self._agreement,  # faults stay inside
               self.signals.interrupting(lambda: training and self.is_late())):
             engine = RolloutEngine(policy, self.processor, self.args.rollout_config(group))
             rollout = engine.generate(prompts[::group], step=step, first_row=first_row)
@@ -129,6 +132,14 @@ class ChainGRPOTrainer(SteadyTrainer, GRPOTrainer):
             mask = [[1] * len(row) for row in mask]
         return {"prompt_ids": prompts, "completion_ids": rollout.completion_ids, "logprobs": rollout.log_q,
                 "env_mask": mask, "images": images}
+
+    def _without_states(self) -> AbstractContextManager:
+        """Keep the optimizer's states in the host's memory, with `--offload_during_rollout`."""
+        if not self.args.offload_during_rollout or self.optimizer is None:
+            return nullcontext()
+        if self._states is None:
+            self._states = OptimizerStates(self.optimizer, self.model)
+        return self._states.on_host()
 
     def _noise_of(self, rows: int, training: bool) -> tuple[int, int]:
         """(step, first row) of a rollout's noise.
