@@ -48,8 +48,8 @@ def parts(work: Workload, machine: Machine) -> list[StepPart]:
     Those that take no time are left out.
     """
     found = [gather(work, machine), states_to_and_fro(work, machine), prefill(work, machine),
-             rollout(work, machine), decode_and_score(work, machine), *scores_before(work, machine), loss(work, machine),
-             update(work, machine)]
+             rollout(work, machine), decode_and_score(work, machine), *scores_before(work, machine),
+             loss(work, machine), update(work, machine)]
     return [part for part in found if part.seconds > 0]
 
 
