@@ -11,6 +11,7 @@ from transformers.models.chameleon.configuration_chameleon import ChameleonConfi
 
 from realsr_r1.chain.tokens import code_name
 from realsr_r1.models.lumina.policy import LuminaConfig, LuminaPolicy
+from realsr_r1.models.lumina.projections import Projection
 
 HEADS, HEAD_DIM, VOCABULARY = 4, 16, 96
 IMAGE_TOKENS = list(range(8, 40))
@@ -145,7 +146,7 @@ def test_checkpointing_switched_off_and_on_leaves_no_hooks_behind():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_decoder_scores_all_ids_of_a_large_vocabulary(dtype):
-    """A CPU multiplies a large head in blocks, and 1,300 rows are two blocks and a rest."""
+    """A CPU multiplies a large head in blocks, and 1,300 rows are ten blocks and a rest."""
     policy = make_policy(vocab_size=1300).to(dtype)
     codes = torch.arange(40, 1290)
     decoder = policy.make_decoder([[1, 2, 3]], torch.tensor([0, 0]), 4, 4, codes)
@@ -153,3 +154,15 @@ def test_a_decoder_scores_all_ids_of_a_large_vocabulary(dtype):
     expected = states @ policy.lm_head.weight.T
     torch.testing.assert_close(decoder.logits(states), expected)
     torch.testing.assert_close(decoder.code_logits(states), expected[:, codes])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layers_large_matrix_gives_what_a_linear_layer_gives(dtype):
+    """Also in bfloat16 under autocast, where states that are added to stay float32."""
+    matrix, states = torch.nn.Linear(32, 1300, bias=False), torch.randn(5, 1300)
+    inside, projection = torch.randn(5, 32, dtype=dtype), Projection(matrix, torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected = matrix(inside)
+        assert projection(inside).dtype == dtype
+        torch.testing.assert_close(projection(inside), expected)
+        torch.testing.assert_close(projection.added(states, inside), states + expected)

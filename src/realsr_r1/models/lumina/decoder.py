@@ -18,13 +18,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
-from realsr_r1.models.lumina.projections import LayerProjections
+from realsr_r1.models.lumina.projections import LayerProjections, product
 from realsr_r1.models.lumina.torch_attention import HeadNorms, StepAttention, TorchAttention
 
 if TYPE_CHECKING:
     from realsr_r1.models.lumina.gpu_attention import GpuAttention
-
-HEAD_BLOCK = 512  # rows of a head that a CPU multiplies at once
 
 # Of a layer's number and what its projections say to what the tokens see.
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -151,7 +149,7 @@ class LuminaDecoder:
         They are at least float32.
         """
         if type(self.lm_head) is nn.Linear and self.lm_head.bias is None:
-            return _scores(states, self.lm_head.weight)
+            return _widened(product(states, self.lm_head.weight))
         return _widened(self.lm_head(states))
 
     def code_logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -161,7 +159,7 @@ class LuminaDecoder:
         """
         if self.code_head is None:
             return self.logits(states)[:, self.code_ids]
-        return _scores(states, self.code_head)
+        return _widened(product(states, self.code_head))
 
     def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
              branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -248,21 +246,6 @@ def attention_for(device: torch.device, head_dim: int,
 def _normed(norm: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """Apply a `RMSNorm` in one operation where the device has one."""
     return F.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
-
-
-def _scores(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Multiply few states (n, hidden) with the many rows of a head (m, hidden): (n, m).
-
-    For a product of few rows MKL first copies the whole head, which takes longer than the product;
-    of blocks it doesn't (2.3 times as fast for 16,384 rows of 256 and 5 states; 1.1 for 4,096 and 89).
-    """
-    blocks = len(head) // HEAD_BLOCK
-    if states.device.type != "cpu" or head.dtype != torch.float32 or blocks < 2:
-        return _widened(F.linear(states, head))
-    split = head[:blocks * HEAD_BLOCK].unflatten(0, (blocks, HEAD_BLOCK))
-    scores = torch.matmul(states, split.transpose(1, 2)).transpose(0, 1).flatten(1)
-    rest = head[blocks * HEAD_BLOCK:]
-    return _widened(torch.cat((scores, F.linear(states, rest)), dim=1) if len(rest) else scores)
 
 
 def _widened(scores: torch.Tensor) -> torch.Tensor:
