@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 BLOCK, FEWEST_OUTPUTS = 128, 1024  # rows of a matrix that a CPU multiplies at once; below, all of them
 
 
