@@ -174,10 +174,20 @@ def test_photos_of_another_model_or_of_other_flags_are_not_taken_for_done(model,
     before = contents(restored)
     other_model = write_model(tmp_path / "other", tiny_model, seed=1)
     for other, *flags in ((other_model,), (model, "--seed", "7"), (model, "--grammar", "image"),
-                          (model, "--scale", "2")):
+                          (model, "--scale", "2"), (model, "--format", "jpg")):
         assert restore(other, photos, restored, *flags) == 2
         assert "astronaut.png was restored by another model or with other flags" in capsys.readouterr().err
     assert contents(restored) == before
+
+
+def test_what_else_lies_in_the_models_folder_makes_it_no_other_model(model, photos, restored, tmp_path, capsys):
+    inside = shutil.copytree(model, tmp_path / "model")
+    assert restore(inside, photos, inside / "restored") == 0
+    (inside / "report").mkdir()
+    (inside / "report" / "report.html").write_text("a page")
+    (inside / "log_history.jsonl").write_text("{}")
+    assert restore(inside, photos, inside / "restored") == 0
+    assert "are restored in" in capsys.readouterr().out
 
 
 def test_a_stretching_model_gives_a_photo_back_in_its_shape(model, photos, tmp_path):

@@ -70,10 +70,22 @@ def test_pipes_are_not_opened_and_links_to_nowhere_are_named(tmp_path):
     assert sorted(path.name for path, _ in unread) == ["lost.png", "pipe.jpg"]
 
 
+@pytest.mark.parametrize(("format", "left"), [("png", []), ("webp", ["x" * 251])])
+def test_photos_with_long_names_are_restored_or_listed(format, left, tiny_model, tmp_path, capsys):
+    source, output = fill(tmp_path / "photos", "a.png", "x" * 251 + ".png", "z.png"), tmp_path / "out"
+    argv = ["--model", str(write_model(tmp_path / "model", tiny_model)), "--input", str(source), "--output",
+            str(output), "--device", "cpu", "--format", format]
+    assert exit_code(main, argv) == (2 if left else 0)
+    assert ("its name is too long" in capsys.readouterr().err) == bool(left)
+    made = {path.stem for path in output.glob(f"*.{format}")}
+    assert made == {"a", "x" * 251, "z"} - {*left}
+
+
 @pytest.mark.parametrize(("names", "more", "reason"), [
     (["sub/a.png"], [], "1 in its subfolders, which --recursive reads"),
     (["sub/a.png", "sub/a.jpg"], ["--recursive"], "would both become sub/a.png"),
     (["a.png", "a/b.png"], ["--recursive"], "the chain of"),
+    (["a.png", "chains/a/lq.png"], ["--recursive"], "would be written among the chains of the other photos"),
     (["a.png"], ["--recursive", "inside"], "lies inside --input"),
 ])
 def test_folders_that_can_not_be_kept_apart_are_refused(names, more, reason, tmp_path, capsys, tiny_model):

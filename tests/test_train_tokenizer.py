@@ -54,7 +54,14 @@ def test_a_finished_run_is_not_run_again(dataset, trained, capsys):
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, trained, tmp_path, monkeypatch, capsys):
+# Codes are moved onto latents after step 4 as well as where it goes on from, after step 5.
+RESTARTS = ("--restart_every", "4", "--num_embeddings", "256", "--max_steps", "10")
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_only_as_it_was_begun(dataset, tmp_path,
+                                                                                 monkeypatch, capsys):
+    uninterrupted, tmp_path = tmp_path / "whole", tmp_path / "run"
+    main(flags(dataset, uninterrupted, *RESTARTS))
     whole = train_tokenizer.batches
 
     def interrupted(config, split, first):
@@ -65,14 +72,20 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(dataset, trained, tmp_pa
 
     monkeypatch.setattr(train_tokenizer, "batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        main(flags(dataset, tmp_path))
+        main(flags(dataset, tmp_path, *RESTARTS))
     assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
     monkeypatch.setattr(train_tokenizer, "batches", whole)
-    main(flags(dataset, tmp_path))
+    other = write_dataset(tmp_path.with_name("other"), train=3)
+    for argv, named in ((flags(dataset, tmp_path, *RESTARTS, "--learning_rate", "0.5"), "--learning_rate"),
+                        (flags(dataset, tmp_path, *RESTARTS, "--max_steps", "3"), "--max_steps"),
+                        (flags(other, tmp_path, *RESTARTS), "--dataset_name")):
+        assert exit_code(main, argv) == 2
+        assert f"was saved with another {named};" in capsys.readouterr().err
+    main(flags(dataset, tmp_path, *RESTARTS))
     assert "resuming at step 5 of 10" in capsys.readouterr().out
-    resumed, uninterrupted = (ChainProcessor.from_pretrained(folder).image_tokenizer.state_dict()
-                              for folder in (tmp_path, trained))
-    torch.testing.assert_close(resumed, uninterrupted, atol=1e-6, rtol=0)
+    resumed, expected = (ChainProcessor.from_pretrained(folder).image_tokenizer.state_dict()
+                         for folder in (tmp_path, uninterrupted))
+    torch.testing.assert_close(resumed, expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("column", ["hq", "image", "degradation", "tag", "problem"])
@@ -106,7 +119,7 @@ def test_codes_nobody_used_move_onto_latents_and_the_others_stay():
     codes = model.quantize.embedding.weight
     before, used = codes.detach().clone(), torch.tensor([True, False] * 4)
     latents = torch.randn(1, 4, 3, 3)
-    restart_dead_codes(model, used, latents)
+    restart_dead_codes(model, used, latents, seed=3)
     assert torch.equal(codes[used], before[used])
     unit = torch.nn.functional.normalize(latents.flatten(2)[0].T, dim=-1)
     matches = torch.isclose(codes[~used][:, None], unit, atol=1e-6).all(-1)

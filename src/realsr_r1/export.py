@@ -36,6 +36,7 @@ from realsr_r1.core.run_files import (
     EXPORT_FILE,
     differences_of,
     export_record,
+    model_files,
     was_trained,
 )
 from realsr_r1.core.schema import Json, Text, TypedDict
@@ -161,11 +162,11 @@ def push(output: Path, args: argparse.Namespace) -> None:
 
 
 def fingerprint(source: Path, args: argparse.Namespace) -> str:
-    """Return a short name for the weights in `source` and the flags that change what is written.
+    """Return a short name for what is exported and the flags that change what is written.
 
-    The same command gives the same name.
+    The same command gives the same name, as long as no file of `source` and its base has changed.
     """
-    files = sorted(path for pattern in ("*.safetensors", "global_step*/*") for path in source.glob(pattern))
+    files = [file for folder in (source, *base_of(source)) for file in model_files(folder)]
     parts = [Path(part) for part in (args.image_tokenizer, args.tokenizer, args.chain_settings) if part]
     files += [file for part in parts for file in (sorted(part.rglob("*")) if part.is_dir() else [part])
               if file.is_file()]

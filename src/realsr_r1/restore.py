@@ -25,7 +25,6 @@ from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.devices import POLICY_DTYPES
 from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import (
-    CARD_FILE,
     atomic_file,
     atomic_folder,
     check_new_folder,
@@ -37,6 +36,7 @@ from realsr_r1.core.flags import Parser
 from realsr_r1.core.images import listed_images
 from realsr_r1.core.picture_writer import WRITTEN, check_format, write_picture
 from realsr_r1.core.pictures import READ, Picture, read_picture
+from realsr_r1.core.run_files import model_files
 from realsr_r1.core.settings import check_ranges
 from realsr_r1.core.texts import escaped, is_text
 from realsr_r1.restoring.made import CHAINS_FOLDER, MADE_WITH_FILE, PHOTO, to_restore
@@ -53,6 +53,7 @@ TILES_FILE = "tiles.json"  # of a photo in tiles: where each is, and what was wr
 ENGINE_FLAGS = ("temperature", "guidance_scale", "text_top_k", "image_top_k_min", "image_top_k_max",
                 "max_new_tokens",
                 "max_text_tokens", "seed", "jacobi")
+LONGEST_NAME = 255  # bytes, of a file system
 Bad = list[tuple[Path, str]]  # photos that were not restored, and why
 
 
@@ -139,7 +140,7 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
                                                                              list[tuple[Path, str]]]:
     """Return the photos to restore with their names (places below `source`, without suffix).
 
-    The second value lists pictures that aren't read, with the reason. A line tells of photos in
+    The second value lists pictures that can't be restored, with the reason. A line tells of photos in
     subfolders that are passed over. Raises `UserError` when there are no photos, and when two would
     get the same name.
     """
@@ -158,29 +159,34 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
               f"{'are' if several else 'is'} passed over; --recursive restores "
               f"{'them' if several else 'it'}, too")
     stems: dict[str, Path] = {}
+    unread = list(listing.unread)
     for path in listing.images:
         name = path.relative_to(source).with_suffix("").as_posix()
+        if len(os.fsencode(f"{path.stem}.{format}")) > LONGEST_NAME:
+            unread.append((path, "its name is too long; rename it"))
+            continue
         if name in stems:
             raise UserError(f"{path} and {stems[name]} would both become {name}.{format}; rename one")
         stems[name] = path
     for name, path in stems.items():
+        if name.startswith(f"{CHAINS_FOLDER}/"):
+            raise UserError(f"{path} would be written among the chains of the other photos, into "
+                            f"{CHAINS_FOLDER}; leave --recursive out, or give its folder another name")
         # The folder of a photo's chain is written anew.
         above = next((stems[folder.as_posix()] for folder in PurePosixPath(name).parents
                       if folder.as_posix() in stems), None)
         if above is not None:
             raise UserError(f"the chain of {path} would lie in that of {above}; rename one")
-    return {path: name for name, path in stems.items()}, listing.unread
+    return {path: name for name, path in stems.items()}, unread
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what decides how a photo is restored.
 
-    These are the flags that were given, and the names, sizes and times of the model's files, without
-    its card.
+    These are the flags that were given, and the names, sizes and times of the model's files.
     """
     model = Path(args.model)
-    files = [(str(path.relative_to(model)), path.stat()) for path in sorted(model.rglob("*"))
-             if path.is_file() and path.name != CARD_FILE]
+    files = [(str(path.relative_to(model)), path.stat()) for path in model_files(model)]
     listed = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
     flags = {name: getattr(args, name) for name in ("dtype", "bits", "grammar", *ENGINE_FLAGS)
              if getattr(args, name) is not None}

@@ -8,7 +8,7 @@ this step. It trains on the `train` split only, and measures `test_crops` and `t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from realsr_r1.models.image_tokenizer import ImageTokenizer
 
 STATE_FILE = "training_state.pt"
+# What may be other when a run goes on; of the dataset only the path may.
+CHANGEABLE = ("dataset_name", "output_dir", "num_workers", "save_steps")
 SMALLER_SHARE = 0.2  # the share of batches that have one of the chain's smaller image sizes
 WORDING_SAMPLES = 4  # the number of chains of each record that the text tokenizer is trained on
 
@@ -161,9 +163,10 @@ def settings_of(config: TokenizerTrainingConfig) -> ChainSettings:
 
 
 def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output: Path) -> ImageTokenizer:
-    """Train the VQ model; resumes from the state saved in `output`.
+    """Train the VQ model; resumes from the state saved in `output`, with the same result.
 
-    Prints the PSNR on all splits at the end.
+    Prints the PSNR on all splits at the end. Raises `UserError` where the state was saved with
+    other settings or another dataset.
     """
     import torch
     from tqdm import tqdm
@@ -178,19 +181,25 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
                                   weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer,
                                                  lambda step: learning_rate_share(step, config.max_steps))
-    first = 0
+    first, used = 0, torch.zeros(config.num_embeddings, dtype=torch.bool, device=device)
+    made_with = {name: value for name, value in asdict(config).items() if name not in CHANGEABLE}
+    made_with["dataset_name"] = dataset["train"]._fingerprint
     if (output / STATE_FILE).is_file():
         try:
             state = torch.load(output / STATE_FILE, weights_only=True, map_location="cpu")
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
-            first = int(state["step"])
+            used.copy_(state["used"])
+            first, saved = int(state["step"]), dict(state["made_with"])
         except Exception as error:  # a damaged file, or one of other settings, can raise anything
             raise UserError(f"{output / STATE_FILE} can't be gone on from ({str(error).splitlines()[:1]}); "
                             "remove it to begin anew, or give another --output_dir") from error
+        changed = [name for name, value in made_with.items() if saved.get(name) != value]
+        if changed:
+            raise UserError(f"{output / STATE_FILE} was saved with another --{', --'.join(changed)}; go on "
+                            "as it was begun, remove the file to begin anew, or give another --output_dir")
         print(f"resuming at step {first} of {config.max_steps}")
-    used = torch.zeros(config.num_embeddings, dtype=torch.bool, device=device)
     progress = tqdm(batches(config, dataset["train"], first), initial=first, total=config.max_steps,
                     desc="image tokenizer", mininterval=5)
     for step, pixels in enumerate(progress, start=first + 1):
@@ -208,14 +217,15 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
         used[ids.flatten()] = True
         if step % config.restart_every == 0:
             if step <= 0.8 * config.max_steps:
-                restart_dead_codes(model, used, latents.detach().float())
+                restart_dead_codes(model, used, latents.detach().float(), (config.seed << 32) + step)
             progress.set_postfix(psnr=f"{-10 * torch.log10(squared_error / 4).item():.2f}",
                                  codes=int(used.sum()))
             used.zero_()
         if step % config.save_steps == 0:
             with atomic_file(output / STATE_FILE) as partial:
                 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                            "schedule": schedule.state_dict(), "step": step}, partial)
+                            "schedule": schedule.state_dict(), "step": step, "used": used,
+                            "made_with": made_with}, partial)
     model.eval()
     for name, split in dataset.items():
         if len(split):
@@ -276,16 +286,17 @@ def batches(config: TokenizerTrainingConfig, split: Any, first: int) -> DataLoad
                       num_workers=config.num_workers, pin_memory=pick_device().startswith("cuda"))
 
 
-def restart_dead_codes(model: ImageTokenizer, used: torch.Tensor, latents: torch.Tensor) -> None:
+def restart_dead_codes(model: ImageTokenizer, used: torch.Tensor, latents: torch.Tensor, seed: int) -> None:
     """Move the codes that nobody used onto random latents of the batch (B, C, h, w).
 
-    `used` (codes,) bool: whether a code was used.
+    `used` (codes,) bool: whether a code was used. `seed` chooses the latents.
     """
     import torch
 
     dead = (~used).nonzero().squeeze(1)
     candidates = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    chosen = torch.randperm(len(candidates), device=candidates.device)[:len(dead)]
+    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
+    chosen = order[:len(dead)].to(candidates.device)
     model.quantize.embedding.weight.data[dead[:len(chosen)]] = torch.nn.functional.normalize(
         candidates[chosen], dim=-1)
 

@@ -54,6 +54,26 @@ def test_a_folder_replaces_the_old_one_with_all_it_held(tmp_path):
     assert names(tmp_path) == ["model"]
 
 
+def test_the_longest_name_that_a_file_system_takes_can_be_written(tmp_path):
+    name = "x" * 255
+    with atomic_folder(tmp_path / name) as partial:
+        with atomic_file(partial / name) as file:
+            file.write_text("whole")
+    assert names(tmp_path) == [name] and names(tmp_path / name) == [name]
+
+
+@pytest.mark.parametrize("write", [atomic_folder, lambda path: resumable_folder(path, "it", "done")])
+def test_a_folder_behind_a_link_or_a_dot_is_the_one_that_is_replaced(write, tmp_path, monkeypatch):
+    (tmp_path / "disk" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
+    for path in (tmp_path / "link", "."):
+        monkeypatch.chdir(tmp_path / "disk" / "folder")
+        with write(path) as partial:
+            (partial / "done").touch()
+        assert (tmp_path / "link").is_symlink() and names(tmp_path / "disk") == ["folder"]
+        assert names(tmp_path / "disk" / "folder") == ["done"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
 def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path, error):
     target = tmp_path / "model"

@@ -24,8 +24,8 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize("flag, name", NAMES)
 def test_names_and_paths_of_the_repository_are_found_from_anywhere(flag, name):
     for argv in ([flag, name], [f"{flag}={name}"]):
-        path = Path(with_presets(argv)[-1].rpartition("=")[2])
-        assert path.is_absolute() and path.exists()
+        first, path = with_presets(argv)
+        assert first == flag and Path(path).is_absolute() and Path(path).exists()
 
 
 def test_every_flag_with_named_files_is_covered_here():
@@ -39,9 +39,10 @@ def test_the_callers_own_file_counts_first_and_what_is_not_there_stays(tmp_path)
     assert find_preset("--config", "tiny") == "tiny"  # a chain's name isn't a recipe's
 
 
-def test_a_plan_is_made_outside_the_checkout(capsys):
-    assert not dispatch(["plan", "--config", "pure_one_step_grpo", "--model_name_or_path", "pure_7b", "--gpu",
-                         "h100-80gb", "--gpus", "6"])
+@pytest.mark.parametrize("recipe", [["--config", "pure_one_step_grpo"], ["--config=pure_one_step_grpo"]])
+def test_a_plan_is_made_outside_the_checkout(recipe, capsys):
+    assert not dispatch(["plan", *recipe, "--model_name_or_path", "pure_7b", "--gpu", "h100-80gb", "--gpus",
+                         "6"])
     assert "GiB" in capsys.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -72,6 +73,16 @@ def test_restoring_again_is_no_work(exported, restored, lq_photos, capsys):
                              *FLAGS])
     assert "2 of 2 photos are restored" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in restored.rglob("*.png")} == before
+
+
+def test_an_export_of_what_has_changed_is_not_up_to_date(small_model, tmp_path):
+    source = shutil.copytree(small_model, tmp_path / "source")
+    command = ["--checkpoint", str(source), "--output", str(tmp_path / "model")]
+    export.main(command)
+    settings = json.loads((source / "chain_settings.json").read_text())
+    (source / "chain_settings.json").write_text(json.dumps({**settings, "fidelity": 0.7}))
+    with pytest.raises(UserError, match="exists and is not empty"):
+        export.main(command)
 
 
 def test_the_same_export_again_is_no_work(small_model, tmp_path, capsys):

@@ -7,11 +7,14 @@ import sys
 
 import pytest
 
+from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
 from realsr_r1.rewards import degradation_reward, format_reward, load_reward_funcs, understanding_reward
 from realsr_r1.rewards.experts import create_experts, score_images
 from realsr_r1.rewards.registry import REWARDS, load_monitors, required_columns
 from realsr_r1.rewards.settings import RewardSettings
+
+from ..conftest import ROOT
 
 OWN = """
 def length_reward(completions, images, caption, weight=1.0, **columns):
@@ -49,6 +52,12 @@ def test_an_unknown_reward_is_refused_with_the_list_of_known_ones(name):
         with pytest.raises(UserError) as caught:
             load(["format", name])
         assert all(known in str(caught.value) for known in (*(reward.name for reward in REWARDS), repr(name)))
+
+
+def test_two_rewards_of_one_name_are_refused(own_module):
+    for names in (["format", "format"], ["own_rewards:length_reward", "own_rewards:length_reward"]):
+        with pytest.raises(UserError, match="are called (format|length), and logs are kept by that name"):
+            load_reward_funcs(names)
 
 
 @pytest.mark.parametrize("name, message", [("no_such_module:f", "no module"),
@@ -111,6 +120,8 @@ def test_options_out_of_range_and_precision_without_tags_are_refused():
     for credit in (-0.1, 1.0, float("nan")):
         with pytest.raises(UserError, match="--neighbour_credit"):
             RewardSettings(neighbour_credit=credit)
+    with pytest.raises(UserError, match="--format_rule lazy looks for the sections' tags"):
+        RewardSettings(chain=ChainSpec.from_yaml(ROOT / "configs/chain/pure_one_step.yaml"), format_rule="lazy")
     with pytest.raises(UserError, match="--tag_precision needs the tags"):
         load_reward_funcs(["understanding"], tag_precision=True)
 

@@ -72,6 +72,7 @@ def test_under_zero_gradients_of_microbatches_are_added_up_in_float32(stage, ste
 @pytest.mark.parametrize("fields, message", [
     ({"num_generations": 1}, "--num_generations 1"),
     ({"sample_steps": -1}, "--sample_steps -1"),
+    ({"remove_unused_columns": True}, "--remove_unused_columns true would take the columns away"),
     ({"loss_batch_size": 0}, "--loss_batch_size 0"),
     ({"batch_unit": "completions", "loss_batch_size": 2}, "--loss_batch_size"),
     ({"grammar": "free"}, "'free'"),

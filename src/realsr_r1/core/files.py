@@ -34,7 +34,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success it is renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _beside(path, f"{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
@@ -44,13 +44,16 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`. On success it replaces `path`, else it is removed."""
-    path = Path(path)
+    """Yield a new folder beside `path`. On success it replaces `path`, else it is removed.
+
+    Where `path` is a link, the folder that it leads to is replaced.
+    """
+    path = _folder_itself(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _beside(path, f"{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = _beside(path, f"{os.getpid()}.old")
     try:
         yield partial
         open_to_others(partial)
@@ -62,6 +65,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _beside(path: Path, kind: str) -> Path:
+    """Return the path of a hidden file or folder beside `path`: a dot, its name and `kind`.
+
+    A long name is shortened, for file systems take 255 bytes.
+    """
+    name = path.name
+    if len(os.fsencode(name)) + len(kind) > 250:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return path.with_name(f".{name}.{kind}")
+
+
+def _folder_itself(path: str | Path) -> Path:
+    """Return `path` where it has a name of its own, else the folder that it leads to (a link, `.`)."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
+
+
 @contextlib.contextmanager
 def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterator[Path]:
     """Yield a working folder beside `path`, which becomes `path` on success.
@@ -71,11 +91,11 @@ def resumable_folder(path: str | Path, made_from: Any, done_file: str) -> Iterat
     with an empty one. The last thing that the caller writes into it is `done_file`, which says
     that the folder is complete. Raises `UserError` when another process works on the same folder.
     """
-    path = Path(path)
+    path = _folder_itself(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    work, old = path.with_name(f".{path.name}.making"), path.with_name(f".{path.name}.old")
+    work, old = _beside(path, "making"), _beside(path, "old")
     note = work / NOTE
-    with _locked(path.with_name(f".{path.name}.lock")):
+    with _locked(_beside(path, "lock")):
         if not _is_noted(note, made_from):
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
@@ -106,7 +126,8 @@ def clear_leftovers(path: Path) -> None:
 
     Call it when `path` is complete. Does nothing while another process works on the folder.
     """
-    note, old, lock = path / NOTE, path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.lock")
+    path = _folder_itself(path)
+    note, old, lock = path / NOTE, _beside(path, "old"), _beside(path, "lock")
     if any(leftover.exists() for leftover in (note, old, lock)):
         # in use, or a disk that is read-only now
         with contextlib.suppress(UserError, OSError), _locked(lock):

@@ -36,15 +36,17 @@ def find_preset(flag: str, value: str) -> str:
 
 
 def with_presets(argv: Sequence[str]) -> list[str]:
-    """Return arguments whose named files and folders are paths; `--flag=value` is understood, too."""
+    """Return arguments whose named files and folders are paths, each a word after its flag.
+
+    `--flag=value` becomes these two words.
+    """
     found: list[str] = []
     for word in argv:
         flag, equals, value = word.partition("=")
         if equals and flag in PLACES:
-            word = f"{flag}={find_preset(flag, value)}"
-        elif found and found[-1] in PLACES:
-            word = find_preset(found[-1], word)
-        found.append(word)
+            found += [flag, find_preset(flag, value)]
+        else:
+            found.append(find_preset(found[-1], word) if found and found[-1] in PLACES else word)
     return found
 
 

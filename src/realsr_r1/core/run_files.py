@@ -21,6 +21,15 @@ STOP_FILE = "stopped.json"  # what ended the run, where a condition of --stop_if
 Settings = dict[Text, Json]
 
 
+def model_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that decide what a model does: weights, configs and tokenizers.
+
+    What lies beside them (a report, samples, checkpoints, restored photos) is not among them.
+    """
+    return sorted(file for pattern in ("*.safetensors", "*.json", "global_step*/*", "image_tokenizer/*")
+                  for file in folder.glob(pattern) if file.is_file())
+
+
 class LogRecord(TypedDict, extra_items=Json):
     """A line of `LOG_FILE`.
 

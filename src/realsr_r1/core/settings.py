@@ -128,9 +128,8 @@ def _word(value: str | int | float) -> str:
 
 def _check_deepspeed(argv: Sequence[str]) -> None:
     """Raise `UserError` where what --deepspeed names is no file that holds a JSON object."""
-    for flag, value in zip([*argv, ""], [*argv[1:], "", ""], strict=False):
-        file = value if flag == "--deepspeed" else flag.removeprefix("--deepspeed=")
-        if file == flag:
+    for flag, file in zip([*argv, ""], [*argv[1:], "", ""], strict=False):
+        if flag != "--deepspeed":
             continue
         if not Path(file).is_file():
             raise UserError(f"no such file: {file} (given by --deepspeed){built_in('--deepspeed')}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import content_hash, read_json
+from realsr_r1.core.picture_writer import WRITTEN
 from realsr_r1.core.schema import Json, Text
 
 CHAINS_FOLDER, MADE_WITH_FILE = "chains", "made_with.json"
@@ -48,16 +49,18 @@ def _known(photo: Path, output: Path, name: str, format: str, made_with: Mapping
     file = output / f"{name}.{format}"
     if file.is_dir():
         raise UserError(f"{file} is a folder, and a photo is to be written there; give another --output")
-    if not file.is_file():
-        return None
+    # In whatever format, for the results of a photo share the folder of its chain.
+    found = [one for one in (output / f"{name}.{each}" for each in WRITTEN) if one.is_file()]
     record = output / CHAINS_FOLDER / name / MADE_WITH_FILE
     if not record.is_file():
-        return UNRECORDED
+        return UNRECORDED if file in found else None
     held = read_json(record, dict[Text, Json])
     content = held.pop(PHOTO, None)
-    if held != made_with:
-        raise UserError(f"{file} was restored by another model or with other flags ({record}); give another "
-                        "--output, or delete this one")
+    if found and held != made_with:
+        raise UserError(f"{found[0]} was restored by another model or with other flags ({record}); give "
+                        "another --output, or delete this one")
+    if file not in found:
+        return None
     if content is None:
         return UNKNOWN
     try:

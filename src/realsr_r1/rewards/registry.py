@@ -93,6 +93,11 @@ def _changed(settings: RewardSettings | None, changes: Mapping[str, Any]) -> Rew
 def _rewards(names: Sequence[str], settings: RewardSettings) -> list[Reward]:
     """Look up all rewards before the first is made, since an expert may have to be downloaded."""
     found = [_reward(name) for name in names]
+    called = [reward.name.rpartition(":")[2].removesuffix("_reward") for reward in found]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two of the rewards {', '.join(names)} are called {twice}, and logs are kept by that "
+                        "name; leave one out, or give its function another name")
     for reward in found:
         reward.require_section(settings.chain)
     read = {option for reward in found for option in reward.options}

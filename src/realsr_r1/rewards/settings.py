@@ -83,6 +83,9 @@ class RewardSettings:
         for name, known in RULES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}")
+        if self.format_rule == "lazy" and not any(section.opening for section in self.chain.sections):
+            raise UserError("--format_rule lazy looks for the sections' tags, and this chain has none; leave "
+                            "it out")
         if self.tag_rule != "words" and (self.tag_precision or self.tag_synonyms):
             raise UserError(f"--tag_precision and --tag_synonyms go with --tag_rule words, not with "
                             f"{self.tag_rule}")

@@ -156,6 +156,17 @@ def test_a_decoder_scores_all_ids_of_a_large_vocabulary(dtype):
     torch.testing.assert_close(decoder.code_logits(states), expected[:, codes])
 
 
+def test_a_head_in_float32_scores_the_states_of_a_bfloat16_policy():
+    """As `--cast_lm_head_to_fp32` leaves them."""
+    policy = make_policy().to(torch.bfloat16)
+    policy.lm_head.float()
+    decoder = policy.make_decoder([[1, 2, 3]], torch.tensor([0]), 4, 4, torch.arange(10, 20))
+    states = torch.randn(2, policy.config.hidden_size, dtype=torch.bfloat16)
+    expected = states.float() @ policy.lm_head.weight.T
+    torch.testing.assert_close(decoder.logits(states), expected)
+    torch.testing.assert_close(decoder.code_logits(states), expected[:, 10:20])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layers_large_matrix_gives_what_a_linear_layer_gives(dtype):
     """Also in bfloat16 under autocast, where states that are added to stay float32."""

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from realsr_r1.chain.spec import ChainSpec
+from realsr_r1.core.errors import UserError
 from realsr_r1.rewards.registry import judged_sections
 from realsr_r1.training.grpo.objective import group_advantages, section_advantages, token_advantages
+from realsr_r1.training.grpo.trainer import ChainGRPOTrainer
 
 
 def test_three_sections_by_hand():
@@ -26,6 +28,30 @@ def test_three_sections_by_hand():
     assert torch.allclose(weighted[0], torch.tensor([1.5 * unit, -0.75 * unit, -0.75 * unit]), atol=1e-3)
     tokens = token_advantages(found, torch.tensor([[0, 0, 1, 2], [2, 1, 0, 0]]))
     assert torch.allclose(tokens, torch.tensor([[unit, unit, -unit, -unit], [unit, unit, -unit, -unit]]))
+
+
+@pytest.mark.parametrize("scaling", ["group", "batch", "none"])
+def test_a_negative_weight_is_a_penalty_and_says_how_much_beside_the_others(scaling):
+    """Of completions that differ in one reward alone, and by the same in each."""
+    rewards, judged = torch.tensor([[0.0, 1.0], [1.0, 1.0]] * 2), torch.ones(2, 1, dtype=torch.bool)
+    for weights in ([1.0, -0.5], [1.0, -1.0], [-1.0, 2.0], [-1.0, -1.0], [0.0, 0.0]):
+        first, second = weights
+        found = section_advantages(rewards, torch.tensor(weights), judged, 2, scaling)[:, 0]
+        assert found.isfinite().all() and torch.equal(found.sign(), torch.tensor([-1.0, 1.0] * 2) * (
+            (first > 0) - (first < 0)))
+        swapped = section_advantages(rewards.flip(1), torch.tensor(weights), judged, 2, scaling)[:, 0]
+        torch.testing.assert_close(swapped * first, found * second, rtol=1e-3, atol=1e-6)
+
+
+def test_advantages_of_ones_own_go_with_credit_by_sequence_only(make_trainer, monkeypatch):
+    class Own(ChainGRPOTrainer):
+        def advantages(self, rewards):
+            return rewards.sum(1)
+
+    monkeypatch.setitem(make_trainer.__globals__, "ChainGRPOTrainer", Own)
+    make_trainer()
+    with pytest.raises(UserError, match="Own has advantages of its own.* --credit sequence"):
+        make_trainer(credit="section")
 
 
 @pytest.mark.parametrize("scaling", ["group", "batch", "none"])

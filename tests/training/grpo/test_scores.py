@@ -108,6 +108,11 @@ def unsure(completions, images, tag, trainer_state, **columns):
     return [None]
 
 
+def longer_than_its_prompt(prompts, completion_ids, **columns):
+    """Prompts are ids, as in the run."""
+    return [float(len(own) > len(prompt + own)) for prompt, own in zip(prompts, completion_ids, strict=True)]
+
+
 async def later(completions, **columns):
     return [0.5 for _ in completions]
 
@@ -117,7 +122,7 @@ def broken(completions, images, **columns):
 
 
 @pytest.mark.parametrize(("reward", "words"), [
-    (unsure, None), (later, None), (returning(0.5), "reward mine:reward returned a float"),
+    (unsure, None), (later, None), (longer_than_its_prompt, None), (returning(0.5), "reward mine:reward returned a float"),
     (returning([float("inf")]), "returned inf for completion 0"),
     (broken, r"mine:reward, given one completion, raised AttributeError: .*test_scores.py, line \d+")])
 def test_ones_own_reward_judges_one_completion_before_a_run_starts(reward, words):

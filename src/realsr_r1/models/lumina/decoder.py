@@ -149,7 +149,7 @@ class LuminaDecoder:
         They are at least float32.
         """
         if type(self.lm_head) is nn.Linear and self.lm_head.bias is None:
-            return _widened(product(states, self.lm_head.weight))
+            return _widened(product(states.to(self.lm_head.weight.dtype), self.lm_head.weight))
         return _widened(self.lm_head(states))
 
     def code_logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ class LuminaDecoder:
         """
         if self.code_head is None:
             return self.logits(states)[:, self.code_ids]
-        return _widened(product(states, self.code_head))
+        return _widened(product(states.to(self.code_head.dtype), self.code_head))
 
     def step(self, tokens: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
              branch_columns: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -89,9 +89,9 @@ def section_advantages(rewards: torch.Tensor, weights: torch.Tensor, judged: tor
         A_k = `group_advantages` of reward k alone
         A[:, s] = sum_k v_k A_k over the rewards k that judge section s
 
-    v_k is w_k over the mean of the weights, so that they say how rewards count beside each other;
-    with `scale_rewards` "none", where A_k keeps w_k, v_k is 1. One reward that judges everything
-    gives what `group_advantages` gives. So a token is pushed by what it can have caused: an image's
+    v_k is |w_k| over the mean of |w|, so that weights say how rewards count beside each other (their
+    signs are in A_k); with `scale_rewards` "none", where A_k keeps w_k, v_k is 1. One reward that
+    judges everything gives what `group_advantages` gives. So a token is pushed by what it can have caused: an image's
     codes aren't, by whether a tag was named. Ours; no paper has it.
 
     Args:
@@ -99,7 +99,8 @@ def section_advantages(rewards: torch.Tensor, weights: torch.Tensor, judged: tor
             `group_advantages`.
         judged: (K, S) bool, whether a reward judges a section.
     """
-    shares = torch.ones_like(weights) if scale_rewards == "none" else weights / weights.mean()
+    sizes = weights.abs()
+    shares = torch.ones_like(sizes) if scale_rewards == "none" else sizes / sizes.mean().clamp(min=1e-30)
     total = rewards.new_zeros(len(rewards), judged.shape[1])
     for number, sections in enumerate(judged):
         own = group_advantages(rewards[:, number:number + 1], weights[number:number + 1], num_generations,

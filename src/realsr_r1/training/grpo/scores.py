@@ -75,9 +75,9 @@ def try_own_rewards(names: Sequence[str], functions: Sequence[Callable[..., Any]
     picture = record.get("hq") or Image.linear_gradient("L").convert("RGB")
     texts = {section.name: "a photo" for section in chain.sections if not section.is_image}
     text = render_chain(texts, chain)
-    arguments = {"prompts": [""], "completions": [text], "completion_ids": [[0]],
+    arguments = {"prompts": [[0]], "completions": [text], "completion_ids": [[0]],
                  "images": [[picture] * len(chain.images)], "trainer_state": TrainerState(),
-                 "log_extra": lambda *values: None, "log_metric": lambda *values: None, "environments": None,
+                 "log_extra": lambda *values: None, "log_metric": lambda *values: None,
                  **{name: [value] for name, value in record.items()}}
 
     def called(function: Callable[..., Any]) -> Any:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from trl import GRPOTrainer
 
+from realsr_r1.core.errors import UserError
 from realsr_r1.rollout import RolloutEngine
 from realsr_r1.training.agreement import Agreement
 from realsr_r1.training.callbacks import JsonLog, OneLineLogs
@@ -83,6 +84,9 @@ class ChainGRPOTrainer(SteadyTrainer, GRPOTrainer):
                  judged: Sequence[tuple[str, ...] | None] | None = None,
                  monitors: Mapping[str, Callable] | None = None, **kwargs: Any):
         check_hooks()
+        if args.credit == "section" and type(self).advantages is not ChainGRPOTrainer.advantages:
+            raise UserError(f"{type(self).__name__} has advantages of its own, one a completion, which go with "
+                            "--credit sequence, and not with section")
         self.processor = processor
         self._monitors = dict(monitors or {})
         names = processor.chain.names()
@@ -194,7 +198,7 @@ class ChainGRPOTrainer(SteadyTrainer, GRPOTrainer):
         """What completions are learned from: rewards (N, K) of all processes -> advantages (N,).
 
         Neighbours in groups of `group_size` share a prompt, and NaN is no score. This is the place
-        to override for advantages of your own (docs/extending.md).
+        to override for advantages of your own (docs/extending.md), with `--credit sequence`.
         """
         return group_advantages(rewards, self.reward_weights.to(rewards.device), self.group_size,
                                 self.args.scale_rewards, self.args.multi_objective_aggregation)
