@@ -180,7 +180,7 @@ def test_photos_of_another_model_or_of_other_flags_are_not_taken_for_done(model,
     assert contents(restored) == before
 
 
-def test_what_else_lies_in_the_models_folder_makes_it_no_other_model(model, photos, restored, tmp_path, capsys):
+def test_what_else_lies_in_the_models_folder_makes_it_no_other_model(model, photos, tmp_path, capsys):
     inside = shutil.copytree(model, tmp_path / "model")
     assert restore(inside, photos, inside / "restored") == 0
     (inside / "report").mkdir()

@@ -42,7 +42,8 @@ def test_recursive_keeps_the_tree_and_names_what_is_not_read(tiny_model, tmp_pat
     assert "3 of 3 photos are restored" in capsys.readouterr().out
 
 
-def test_a_single_photo_that_is_none_is_said_before_the_model_is_loaded(tiny_model, tmp_path, capsys, monkeypatch):
+def test_a_single_photo_that_is_none_is_said_before_the_model_is_loaded(tiny_model, tmp_path, capsys,
+                                                                        monkeypatch):
     model = write_model(tmp_path / "model", tiny_model)
     (tmp_path / "fake.jpg").write_text("no picture")
     monkeypatch.setattr("realsr_r1.restore.load_restorer", lambda args: pytest.fail("too late"))

@@ -121,7 +121,8 @@ def test_options_out_of_range_and_precision_without_tags_are_refused():
         with pytest.raises(UserError, match="--neighbour_credit"):
             RewardSettings(neighbour_credit=credit)
     with pytest.raises(UserError, match="--format_rule lazy looks for the sections' tags"):
-        RewardSettings(chain=ChainSpec.from_yaml(ROOT / "configs/chain/pure_one_step.yaml"), format_rule="lazy")
+        RewardSettings(chain=ChainSpec.from_yaml(ROOT / "configs/chain/pure_one_step.yaml"),
+                       format_rule="lazy")
     with pytest.raises(UserError, match="--tag_precision needs the tags"):
         load_reward_funcs(["understanding"], tag_precision=True)
 

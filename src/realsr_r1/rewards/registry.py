@@ -96,8 +96,8 @@ def _rewards(names: Sequence[str], settings: RewardSettings) -> list[Reward]:
     called = [reward.name.rpartition(":")[2].removesuffix("_reward") for reward in found]
     twice = next((name for name in called if called.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"two of the rewards {', '.join(names)} are called {twice}, and logs are kept by that "
-                        "name; leave one out, or give its function another name")
+        raise UserError(f"two of the rewards {', '.join(names)} are called {twice}, and logs are kept by "
+                        "that name; leave one out, or give its function another name")
     for reward in found:
         reward.require_section(settings.chain)
     read = {option for reward in found for option in reward.options}

@@ -205,8 +205,8 @@ class ChainGRPOConfig(RunSettings, GRPOConfig):
             raise UserError("--ds3_gather_for_generation false: rollouts need whole parameters; leave it "
                             "true")
         if self.remove_unused_columns:
-            raise UserError("--remove_unused_columns true would take the columns away that rewards read; leave "
-                            "it out")
+            raise UserError("--remove_unused_columns true would take the columns away that rewards read; "
+                            "leave it out")
         if self.sample_steps < 0:
             raise UserError(f"--sample_steps {self.sample_steps} must be 0 or more")
         if isinstance(self.stop_if, str):  # a recipe's single line

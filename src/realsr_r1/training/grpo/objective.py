@@ -91,8 +91,8 @@ def section_advantages(rewards: torch.Tensor, weights: torch.Tensor, judged: tor
 
     v_k is |w_k| over the mean of |w|, so that weights say how rewards count beside each other (their
     signs are in A_k); with `scale_rewards` "none", where A_k keeps w_k, v_k is 1. One reward that
-    judges everything gives what `group_advantages` gives. So a token is pushed by what it can have caused: an image's
-    codes aren't, by whether a tag was named. Ours; no paper has it.
+    judges everything gives what `group_advantages` gives. So a token is pushed by what it can have
+    caused: an image's codes aren't, by whether a tag was named. Ours; no paper has it.
 
     Args:
         rewards, weights, num_generations, scale_rewards, multi_objective_aggregation: as in

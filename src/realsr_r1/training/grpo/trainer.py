@@ -85,8 +85,8 @@ class ChainGRPOTrainer(SteadyTrainer, GRPOTrainer):
                  monitors: Mapping[str, Callable] | None = None, **kwargs: Any):
         check_hooks()
         if args.credit == "section" and type(self).advantages is not ChainGRPOTrainer.advantages:
-            raise UserError(f"{type(self).__name__} has advantages of its own, one a completion, which go with "
-                            "--credit sequence, and not with section")
+            raise UserError(f"{type(self).__name__} has advantages of its own, one a completion, which go "
+                            "with --credit sequence, and not with section")
         self.processor = processor
         self._monitors = dict(monitors or {})
         names = processor.chain.names()
