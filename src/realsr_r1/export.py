@@ -94,6 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     card = make_card(source, args)
     output = Path(args.output)
     check_new_folder(output, "--output")
+    if output.name in ("", ".."):  # the working folder itself may be replaced
+        output = output.resolve()
     made_from = fingerprint(source, args)
     if output.exists() and any(output.iterdir()):
         if export_record(output).get("made_from") == made_from:
