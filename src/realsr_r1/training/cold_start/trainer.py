@@ -164,8 +164,10 @@ class ColdStartTrainer(SteadyTrainer, Trainer):
             self.processor.settings.sampling, "the chain settings", num_generations=SAMPLE_CHAINS,
             seed=self.args.seed, grammar="chain" if is_chain else "image",
             max_new_tokens=self.args.max_length - len(prompt) if is_chain else len(ids))
+        # On a CPU in float32: in bfloat16 oneDNN compiles code for each length of the caches, which takes
+        # longer than it saves, and the place of what training needs again.
         with (self._throughput.paused(), self._phase("rollout"), whole_policy(self) as policy,
-              self._agreement):  # faults stay inside
+              torch.autocast("cpu", enabled=False), self._agreement):  # faults stay inside
             rollout = RolloutEngine(policy, self.processor, config).generate(prompt)
         self._agreement.settle()
         with self._throughput.paused(), self._agreement:
