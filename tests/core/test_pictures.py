@@ -8,7 +8,7 @@ import sys
 import cv2
 import numpy
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from realsr_r1.core.errors import UserError
 from realsr_r1.core.images import list_images, load_image, to_rgb
@@ -315,3 +315,12 @@ def test_an_heic_of_a_phone_is_upright_and_of_several_shots_the_first_is_read(ph
     jpeg, heic = (values(load_image(tmp_path / name)) for name in ("a.jpg", "a.heic"))
     assert heic.shape == jpeg.shape == (96, 64, 3)
     assert abs(heic.astype(int) - jpeg).mean() < 4
+
+
+def test_lab_colours_are_read_and_their_profile_is_no_fault(tmp_path, photo):
+    lab = ImageCms.createProfile("LAB")
+    converted = ImageCms.profileToProfile(photo, ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
+    converted.save(tmp_path / "lab.tif", icc_profile=ImageCms.ImageCmsProfile(lab).tobytes())
+    found = read_picture(tmp_path / "lab.tif")
+    assert found.note is None
+    assert numpy.abs(numpy.asarray(found.image, int) - numpy.asarray(photo, int)).mean() < 1

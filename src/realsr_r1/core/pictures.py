@@ -188,7 +188,7 @@ def as_picture(image: Image.Image, name: str = "the picture", owned: bool = Fals
     """
     if image.getexif().get(ORIENTATION, 1) != 1:
         image, owned = ImageOps.exif_transpose(image), True
-    profile = image.info.get("icc_profile")
+    profile = image.info.get("icc_profile") if image.mode != "LAB" else None  # Lab is the same everywhere
     is_grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith(DEEP_GREY)
     colors, alpha = _split(image, name)
     note = None
