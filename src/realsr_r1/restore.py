@@ -149,6 +149,8 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
     if not source.is_dir():
         if not is_text(source.name):
             raise UserError(f"the name of {source} (given by --input) is not UTF-8 text; rename it")
+        if _is_too_long(source, format):
+            raise UserError(f"the name of {source} (given by --input) is too long; rename it")
         return {source: source.stem}, []
     listing = listed_images(source, recursive)
     if not listing.images:
@@ -162,7 +164,7 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
     unread = list(listing.unread)
     for path in listing.images:
         name = path.relative_to(source).with_suffix("").as_posix()
-        if len(os.fsencode(f"{path.stem}.{format}")) > LONGEST_NAME:
+        if _is_too_long(path, format):
             unread.append((path, "its name is too long; rename it"))
             continue
         if name in stems:
@@ -178,6 +180,10 @@ def find_photos(source: Path, format: str, recursive: bool = False) -> tuple[dic
         if above is not None:
             raise UserError(f"the chain of {path} would lie in that of {above}; rename one")
     return {path: name for name, path in stems.items()}, unread
+
+
+def _is_too_long(photo: Path, format: str) -> bool:
+    return len(os.fsencode(f"{photo.stem}.{format}")) > LONGEST_NAME
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

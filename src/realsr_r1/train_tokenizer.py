@@ -184,6 +184,7 @@ def train_image_tokenizer(config: TokenizerTrainingConfig, dataset: Any, output:
     first, used = 0, torch.zeros(config.num_embeddings, dtype=torch.bool, device=device)
     made_with = {name: value for name, value in asdict(config).items() if name not in CHANGEABLE}
     made_with["dataset_name"] = dataset["train"]._fingerprint
+    made_with["chain_settings"] = settings_of(config).to_dict()
     if (output / STATE_FILE).is_file():
         try:
             state = torch.load(output / STATE_FILE, weights_only=True, map_location="cpu")

@@ -19,6 +19,15 @@ from ..conftest import ROOT
 OWN = """
 def length_reward(completions, images, caption, weight=1.0, **columns):
     return [len(text) * weight for text in completions]
+
+
+def _factory(factor):
+    def made(completions, **columns):
+        return [len(text) * factor for text in completions]
+    return made
+
+
+first, second = _factory(1.0), _factory(-1.0)
 """
 
 
@@ -55,9 +64,10 @@ def test_an_unknown_reward_is_refused_with_the_list_of_known_ones(name):
 
 
 def test_two_rewards_of_one_name_are_refused(own_module):
-    for names in (["format", "format"], ["own_rewards:length_reward", "own_rewards:length_reward"]):
-        with pytest.raises(UserError, match="are called (format|length), and logs are kept by that name"):
+    for names in (["format", "format"], ["own_rewards:first", "own_rewards:second"]):
+        with pytest.raises(UserError, match="are functions called (format_reward|made), and logs are kept by"):
             load_reward_funcs(names)
+    assert len(load_reward_funcs(["own_rewards:first", "own_rewards:length_reward"])) == 2
 
 
 @pytest.mark.parametrize("name, message", [("no_such_module:f", "no module"),

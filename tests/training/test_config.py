@@ -69,6 +69,16 @@ def test_under_zero_gradients_of_microbatches_are_added_up_in_float32(stage, ste
         unset_hf_deepspeed_config()
 
 
+@pytest.mark.parametrize("zero", [{"stage": 2}, {"stage": 3, "offload_optimizer": {"device": "cpu"}}])
+def test_states_that_cannot_leave_are_refused(zero, config):
+    settings = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto"}
+    try:
+        with pytest.raises(UserError, match="--offload_during_rollout goes with .*zero3.json"):
+            config(deepspeed=settings, offload_during_rollout=True)
+    finally:
+        unset_hf_deepspeed_config()
+
+
 @pytest.mark.parametrize("fields, message", [
     ({"num_generations": 1}, "--num_generations 1"),
     ({"sample_steps": -1}, "--sample_steps -1"),

@@ -143,7 +143,7 @@ def _remedies(work: Workload) -> list[tuple[str, Callable[[Workload], Workload]]
     if work.expected < work.completion:
         found.append((f"--max_completion_length {work.expected} (a whole chain)",
                       lambda of: replace(of, completion=of.expected, span=min(of.span, of.expected))))
-    if not work.states_leave and not work.sharding.offload_optimizer:
+    if not work.states_leave and work.sharding.stage != 2 and not work.sharding.offload_optimizer:
         found.append(("--offload_during_rollout true", lambda of: replace(of, states_leave=True)))
     if work.sharding.stage == 3 and not work.sharding.offload_optimizer:
         found.append(("--deepspeed local_scripts/zero3_offload.json", lambda of: replace(of, sharding=replace(

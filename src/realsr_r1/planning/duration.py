@@ -81,7 +81,7 @@ def gather(work: Workload, machine: Machine) -> StepPart:
 
 def states_to_and_fro(work: Workload, machine: Machine) -> StepPart:
     """With `--offload_during_rollout`, copy the optimizer's states to the host and back."""
-    leaving = states(work) if work.states_leave and not work.sharding.offload_optimizer else 0.0
+    leaving = states(work) if work.states_away else 0.0
     return _part("states to the host and back", machine, host=2 * leaving)
 
 

@@ -32,7 +32,7 @@ def phases(work: Workload) -> dict[str, Parts]:
     optimizer's step.
     """
     held = resident(work)
-    writing = held | {"optimizer": 0.0} if work.states_leave else held
+    writing = held | {"optimizer": 0.0} if work.states_away else held
     everything = {"prefill": _sum(writing, gathered(work) | prefill(work)),
                   "rollout": _sum(writing, gathered(work) | rollout(work)),
                   "images": _sum(held, decoding(work)), "scoring": _sum(held, scoring(work)),

@@ -175,13 +175,18 @@ class Workload:
     experts: tuple[str, ...]
     graphs: bool = False  # the policy's steps are recorded as CUDA graphs
     accumulates: bool = False  # several microbatches' gradients are added up before an update
-    states_leave: bool = False  # the optimizer's states are in the host's memory during rollouts
+    states_leave: bool = False  # --offload_during_rollout: where it can be, see `states_away`
     triton: bool = True  # without it (CPU) torch computes the head's tiles, with several copies
 
     @property
     def rows(self) -> int:
         """The number of completions that one process writes at a time."""
         return self.prompts * self.generations
+
+    @property
+    def states_away(self) -> bool:
+        """Whether the optimizer's states leave the GPU while rollouts are written."""
+        return self.states_leave and self.sharding.stage != 2 and not self.sharding.offload_optimizer
 
     @property
     def groups_of_micro(self) -> list[tuple[int, int]]:
@@ -212,6 +217,10 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
     if bits and sharding.stage == 3:
         raise UserError("--load_in_4bit and --load_in_8bit don't go with DeepSpeed ZeRO-3; plan it with "
                         "--deepspeed local_scripts/zero2.json or --deepspeed none")
+    if args.offload_during_rollout and (sharding.stage == 2 or sharding.offload_optimizer):
+        from realsr_r1.training.config import STATES_LEAVE
+
+        raise UserError(f"--offload_during_rollout {STATES_LEAVE}")
     units = max(1, chain.target_px // chain.grid_unit_px)
     # Only the geometry of this layout is used, not its ids.
     layout = TokenLayout(0, 0, 0, 0, 0, 0, {}, (), policy.vocabulary, chain.grid_unit_px,

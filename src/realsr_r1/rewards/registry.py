@@ -41,7 +41,13 @@ def load_reward_funcs(names: Sequence[str], settings: RewardSettings | None = No
     lacks, for an option that no reward of `names` reads, and for an expert that can't be loaded.
     """
     settings = _changed(settings, changes)
-    return [reward.build(settings) for reward in _rewards(names, settings)]
+    functions = [reward.build(settings) for reward in _rewards(names, settings)]
+    called = [getattr(function, "__name__", type(function).__name__) for function in functions]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two of the rewards {', '.join(names)} are functions called {twice}, and logs are kept "
+                        "by that name; leave one out, or give its function another __name__")
+    return functions
 
 
 def load_monitors(names: Sequence[str], settings: RewardSettings) -> dict[str, RewardFunc]:
@@ -93,11 +99,6 @@ def _changed(settings: RewardSettings | None, changes: Mapping[str, Any]) -> Rew
 def _rewards(names: Sequence[str], settings: RewardSettings) -> list[Reward]:
     """Look up all rewards before the first is made, since an expert may have to be downloaded."""
     found = [_reward(name) for name in names]
-    called = [reward.name.rpartition(":")[2].removesuffix("_reward") for reward in found]
-    twice = next((name for name in called if called.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"two of the rewards {', '.join(names)} are called {twice}, and logs are kept by "
-                        "that name; leave one out, or give its function another name")
     for reward in found:
         reward.require_section(settings.chain)
     read = {option for reward in found for option in reward.options}

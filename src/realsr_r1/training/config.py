@@ -24,6 +24,9 @@ CHAIN_SETTINGS_HELP = ("YAML or JSON file of chain settings (configs/chain) that
                        "folder's: sections, sizes, and the question (problem). Where the file has a "
                        "question, all records are asked that.")
 # Settings of GRPO's objective, and what they may be.
+# Other DeepSpeed settings keep views of the states, or have them in the host's memory already.
+STATES_LEAVE = ("goes with --deepspeed local_scripts/zero3.json or zero3_multinode.json, or without DeepSpeed; "
+                "leave it out")
 MOST = 2**24  # of prompts, records, sizes and steps that a setting counts
 CHOICES = {"loss_type": LOSS_TYPES, "scale_rewards": SCALINGS,
            "multi_objective_aggregation": AGGREGATIONS,
@@ -159,9 +162,9 @@ class ChainGRPOConfig(RunSettings, GRPOConfig):
         "help": "The loss computes a prompt once for its completions in a microbatch, not once for each."})
 
     offload_during_rollout: bool = field(default=False, metadata={
-        "help": "Keep the optimizer's states (and ZeRO's float32 weights) in the host's memory while "
-                "rollouts are written: 12 bytes less for each trained parameter of a device, a second or two "
-                "more a step."})
+        "help": "Keep the optimizer's states in the host's memory while rollouts are written, with ZeRO-3 or "
+                "without DeepSpeed: a second or two more a step, and with ZeRO-3 in bfloat16 12 bytes less for "
+                "each trained parameter of a device (its float32 weights go, too)."})
     sample_steps: int = field(default=50, metadata={
         "help": "Steps between saved samples of one group; 0 = none."})
     stop_if: list[str] = field(default_factory=list, metadata={
@@ -238,6 +241,10 @@ class ChainGRPOConfig(RunSettings, GRPOConfig):
         except ValueError as error:
             raise UserError(str(error)) from error
         _require_trackers(self)
+        if self.offload_during_rollout and self.deepspeed_plugin is not None:
+            zero = self.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+            if zero.get("stage") != 3 or zero.get("offload_optimizer", {}).get("device", "none") != "none":
+                raise UserError(f"--offload_during_rollout {STATES_LEAVE}")
         self._require_whole_groups()
         for name, known in CHOICES.items():  # TRL would say so after the first rollout
             if getattr(self, name) not in known:

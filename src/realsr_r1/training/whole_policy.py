@@ -33,10 +33,11 @@ def whole_policy(trainer: Trainer) -> Iterator[PreTrainedModel]:
 
 
 class OptimizerStates:
-    """What an optimizer keeps from step to step: AdamW's two states and ZeRO's float32 weights.
+    """What an optimizer keeps from step to step: AdamW's two states and ZeRO-3's float32 weights.
 
-    `optimizer`: torch's, or what wraps it. What `model` itself computes with doesn't belong to it.
-    (DeepSpeed's own `offload_states` takes no other optimizer than its FusedAdam.)
+    `optimizer`: torch's, or what wraps it, but not ZeRO-2's, which keeps views of them. What `model`
+    itself computes with doesn't belong to it. (DeepSpeed's own `offload_states` takes no other
+    optimizer than its FusedAdam.)
     """
 
     def __init__(self, optimizer: object, model: nn.Module):
@@ -63,15 +64,15 @@ class OptimizerStates:
     def on_host(self) -> Iterator[None]:
         """Hold the tensors in the host's memory inside the block."""
         devices = [(tensor, tensor.device) for tensor in self.tensors()]
-        for tensor, device in devices:
-            host = self._hosts.get(id(tensor))
-            if host is None:
-                host = torch.empty_like(tensor, device="cpu", pin_memory=device.type == "cuda")
-            if device.type == "cuda":
-                self._hosts[id(tensor)] = host
-            host.copy_(tensor.detach())
-            tensor.data = host
         try:
+            for tensor, device in devices:
+                host = self._hosts.get(id(tensor))
+                if host is None or host.shape != tensor.shape:
+                    host = torch.empty_like(tensor, device="cpu", pin_memory=device.type == "cuda")
+                if device.type == "cuda":
+                    self._hosts[id(tensor)] = host
+                host.copy_(tensor.detach())
+                tensor.data = host
             yield
         finally:
             for tensor, device in devices:

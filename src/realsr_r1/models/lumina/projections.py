@@ -13,7 +13,7 @@ def product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Multiply few states (n, inputs) with a matrix (outputs, inputs): (n, outputs).
 
     On a CPU MKL's threads share a product of few rows badly, and a batch of products well. So a
-    large float32 matrix is taken in blocks: with two threads and 5 to 16 rows that is 0.55 to 0.8 of
+    large float32 matrix is taken in blocks: with two threads and 5 to 16 rows that is 0.65 to 0.8 of
     the time, with one thread it is no worse (docs/speed.md).
     """
     if not _goes_in_blocks(weight):
