@@ -45,8 +45,8 @@ def load_reward_funcs(names: Sequence[str], settings: RewardSettings | None = No
     called = [getattr(function, "__name__", type(function).__name__) for function in functions]
     twice = next((name for name in called if called.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"two of the rewards {', '.join(names)} are functions called {twice}, and logs are kept "
-                        "by that name; leave one out, or give its function another __name__")
+        raise UserError(f"two of the rewards {', '.join(names)} are functions called {twice}, and logs are "
+                        "kept by that name; leave one out, or give its function another __name__")
     return functions
 
 

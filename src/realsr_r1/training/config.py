@@ -25,8 +25,8 @@ CHAIN_SETTINGS_HELP = ("YAML or JSON file of chain settings (configs/chain) that
                        "question, all records are asked that.")
 # Settings of GRPO's objective, and what they may be.
 # Other DeepSpeed settings keep views of the states, or have them in the host's memory already.
-STATES_LEAVE = ("goes with --deepspeed local_scripts/zero3.json or zero3_multinode.json, or without DeepSpeed; "
-                "leave it out")
+STATES_LEAVE = ("goes with --deepspeed local_scripts/zero3.json or zero3_multinode.json, or without "
+                "DeepSpeed; leave it out")
 MOST = 2**24  # of prompts, records, sizes and steps that a setting counts
 CHOICES = {"loss_type": LOSS_TYPES, "scale_rewards": SCALINGS,
            "multi_objective_aggregation": AGGREGATIONS,
@@ -163,8 +163,8 @@ class ChainGRPOConfig(RunSettings, GRPOConfig):
 
     offload_during_rollout: bool = field(default=False, metadata={
         "help": "Keep the optimizer's states in the host's memory while rollouts are written, with ZeRO-3 or "
-                "without DeepSpeed: a second or two more a step, and with ZeRO-3 in bfloat16 12 bytes less for "
-                "each trained parameter of a device (its float32 weights go, too)."})
+                "without DeepSpeed: a second or two more a step, and with ZeRO-3 in bfloat16 12 bytes less "
+                "for each trained parameter of a device (its float32 weights go, too)."})
     sample_steps: int = field(default=50, metadata={
         "help": "Steps between saved samples of one group; 0 = none."})
     stop_if: list[str] = field(default_factory=list, metadata={
