@@ -370,7 +370,8 @@ def test_links_to_nothing_and_what_is_no_file_are_listed(folder, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["/proc/dataset", "{folder}/good.txt/out", "{folder}/" + "n" * 300,
-                                   "a\0b", "a\udcffb"], ids=["proc", "below a file", "long", "null", "not text"])
+                                   "a\0b", "a\udcffb"],
+                         ids=["proc", "below a file", "long", "null", "not text"])
 def test_an_output_that_cannot_be_made_is_named(folder, tmp_path, capsys, place):
     (tmp_path / "photos").mkdir()
     shutil.copy(folder[0] / "good.png", tmp_path / "photos")
