@@ -4,7 +4,10 @@ named.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import stat
 
 import pytest
 
@@ -12,6 +15,7 @@ from realsr_r1.core.errors import UserError, run
 from realsr_r1.core.files import (
     atomic_file,
     atomic_folder,
+    check_new_file,
     clear_leftovers,
     existing_folder,
     read_json,
@@ -72,6 +76,28 @@ def test_a_folder_behind_a_link_or_a_dot_is_the_one_that_is_replaced(write, tmp_
             (partial / "done").touch()
         assert (tmp_path / "link").is_symlink() and names(tmp_path / "disk") == ["folder"]
         assert names(tmp_path / "disk" / "folder") == ["done"]
+
+
+def test_a_file_behind_a_link_is_the_one_that_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for content in ("first", "second"):  # first the link leads to no file
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path / "disk" / "file")
+        with atomic_file(tmp_path / "link") as partial:
+            partial.write_text(content)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "file").read_text() == content
+
+
+@pytest.mark.parametrize("write", [
+    atomic_file, atomic_folder, lambda path: resumable_folder(path, "it", "done"),
+    lambda path: contextlib.nullcontext(check_new_file(path, "--output", "page.html"))])
+def test_a_device_or_a_pipe_is_never_replaced(write, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(UserError, match=str(path)), write(path):
+            raise AssertionError("nothing is written")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and names(tmp_path) == ["link", "pipe"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])

@@ -126,6 +126,8 @@ def _outcome(code: int | None, said: str, folder: Path) -> str:
         return f"killed by signal {-code}"
     if code not in (0, 2):
         return f"exit code {code}"
+    if not Path(os.devnull).is_char_device():  # root can do that
+        return f"replaced {os.devnull}"
     left = next(iter(_half_written(folder)), None)
     if left is not None:
         return f"left {left.relative_to(folder)}"

@@ -31,8 +31,13 @@ NOTE = "made_from.json"  # in an unfinished folder: what it is being made from
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. On success it is renamed to `path`, else removed."""
-    path = Path(path)
+    """Yield a temporary path beside `path`. On success it is renamed to `path`, else removed.
+
+    Where `path` is a link, the file that it leads to is replaced. Raises `UserError` where it is a
+    device, a pipe or a socket: root could replace /dev/null itself.
+    """
+    path = _regular(path)
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path, f"{os.getpid()}.partial")
     try:
@@ -65,6 +70,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _regular(path: str | Path, flag: str | None = None) -> Path:
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file{f' (given by {flag})' if flag else ''}; give another name")
+    return path
+
+
 def _beside(path: Path, kind: str) -> Path:
     """Return the path of a hidden file or folder beside `path`: a dot, its name and `kind`.
 
@@ -77,8 +89,13 @@ def _beside(path: Path, kind: str) -> Path:
 
 
 def _folder_itself(path: str | Path) -> Path:
-    """Return `path` where it has a name of its own, else the folder that it leads to (a link, `.`)."""
+    """Return `path` where it has a name of its own, else the folder that it leads to (a link, `.`).
+
+    Raises `UserError` where it is something else than a folder.
+    """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is not a folder; give another name")
     return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
 
 
@@ -289,7 +306,7 @@ def check_new_file(path: str | Path, flag: str, example: str) -> None:
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder (given by {flag}); {flag} takes the name of a file, e.g. "
                         f"{Path(path) / example}")
-    check_new_folder(Path(path).absolute().parent, flag)
+    check_new_folder(_regular(path, flag).absolute().parent, flag)
 
 
 def check_new_folder(path: str | Path, flag: str) -> None:
