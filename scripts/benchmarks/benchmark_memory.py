@@ -129,9 +129,9 @@ def measure(work: Workload) -> dict[str, Any]:
             states_, free = decoder.step(torch.full_like(rows, 5), rows, torch.full_like(rows, step),
                                          step + 1)
             decoder.logits(torch.cat((states_, free)))
-    caches = {name: sum(tensor.nbytes for pair in pairs for tensor in pair) for name, pairs in (
-        ("cache: prompts", decoder.shared), ("cache: completions",
-                                             decoder.own), ("cache: unconditional", decoder.unconditional))}
+    caches = {name: sum(tensor.nbytes for cache in of_layers for tensor in cache.tensors())
+              for name, of_layers in (("cache: prompts", decoder.shared), ("cache: completions", decoder.own),
+                                      ("cache: unconditional", decoder.unconditional))}
     phases = {"rollout": of_rollout.peak, "loss": of_loss.peak, "update": of_update.peak}
     held = 2 * weights + states
     planned = {name: sum(parts.values()) for name, parts in (

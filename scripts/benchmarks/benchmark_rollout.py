@@ -10,7 +10,7 @@ cache and the whole head), beside the plan, and beside what the memory's bandwid
 Shapes are in benchmarking.py. All in one process, in turn; ratios are medians over turns. The
 engine does all of a rollout; of the naive loop only its forwards are timed, without the prompt.
 Variants of the engine: `plain`; `graphs`, its steps as CUDA graphs; `jacobi`, several tokens in a
-forward, with graphs on CUDA. Floor: bytes that weights and caches take, once a token, at the
+forward, with graphs on CUDA; `int8`, keys and values as int8, likewise. Floor: bytes that weights and caches take, once a token, at the
 bandwidth of a copy. Memory: what torch held at most on a GPU, and what `realsr-r1 plan` says of
 weights and rollout. With --model: what Jacobi decoding gains, which random weights can't show, for
 the middle of a photo, sampled as tiny_grpo.yaml does.
@@ -53,7 +53,8 @@ from realsr_r1.rollout import Rollout, RolloutConfig, RolloutEngine
 
 PROMPT, BODY = 338, 5  # tokens of the prompt beside an image of `UNITS`; of a text section's body
 UNITS = 4  # grid units of the final image: 16 x 16 codes
-VARIANTS = {"plain": {}, "graphs": {"cuda_graphs": True}, "jacobi": {"jacobi": 4}}
+VARIANTS = {"plain": {}, "graphs": {"cuda_graphs": True}, "jacobi": {"jacobi": 4},
+            "int8": {"cache_dtype": "int8"}}
 GIB = 2**30
 # Of --growth: G, final images, prompts
 GROUPS, SIDES, PROMPTS = (1, 2, 5, 10, 20), (2, 4, 6, 8), (338, 1338, 2338, 4338)
@@ -160,7 +161,7 @@ def against_naive(policy: PreTrainedModel, args: argparse.Namespace) -> dict[str
     """Seconds, rates, ratios and memory of the engine's variants, of prefilling, of the naive loop."""
     engines = {}
     for name in args.variants:
-        settings = VARIANTS[name] | ({"cuda_graphs": True} if name == "jacobi" and
+        settings = VARIANTS[name] | ({"cuda_graphs": True} if name != "plain" and
                                      args.device.startswith("cuda") else {})
         engines[name], prompt = engine_for(policy, args.generations, args.units, args.prompt, **settings)
     layout = engines[args.variants[0]].layout
@@ -213,7 +214,7 @@ def against_naive(policy: PreTrainedModel, args: argparse.Namespace) -> dict[str
                   f"{name}, ms a forward": 1e3 * median / forwards[name], f"{name} / floor": median / floor}
         if peaks[name]:
             found[f"{name}, GiB"] = peaks[name] / GIB
-        for other in ("naive", "plain"):
+        for other in ("naive", "plain", "graphs"):
             if other in seconds and name != other:
                 found[f"{name} / {other}"] = median_ratio(seconds, name, other)
     return found | {f"{name}, s": statistics.median(values) for name, values in seconds.items()}

@@ -84,6 +84,13 @@ def of_full(figures: Figures) -> list[tuple[str, bool]]:
     return lines
 
 
+def of_int8(figures: Figures) -> list[tuple[str, bool]]:
+    faster = figures["int8 / graphs"]
+    smaller = figures.get("int8, GiB", math.nan) / figures.get("graphs, GiB", math.nan)
+    return [(f"int8 caches take {faster:.2f} of the time and {smaller:.2f} of the memory (both below 1)",
+             faster < 1 and smaller < 1)]
+
+
 def of_loss(figures: Figures) -> list[tuple[str, bool]]:
     return [near_plan("shared")(figures),
             (f"MFU {figures['shared, MFU']:.2f} (0.40 or more)", figures["shared, MFU"] >= 0.4)]
@@ -120,6 +127,8 @@ def checks() -> list[Check]:
                                     "--variants", "plain", "graphs"], small_rollout, of_short),
         Check("rollout_full", 140, [*rollout, "--units", "16", "--prompt", "4214", "--naive_tokens", "0",
                                     "--variants", "graphs", "jacobi"], small_rollout, of_full),
+        Check("rollout_int8", 60, [*rollout, "--units", "8", "--prompt", "4214", "--naive_tokens", "0",
+                                   "--variants", "graphs", "int8"], small_rollout, of_int8),
         Check("loss_of_one", 35, [*loss, "--generations", "1"], small_loss, of_loss),
     ]
 

@@ -52,7 +52,7 @@ TILES_FILE = "tiles.json"  # of a photo in tiles: where each is, and what was wr
 # it changes only the time.
 ENGINE_FLAGS = ("temperature", "guidance_scale", "text_top_k", "image_top_k_min", "image_top_k_max",
                 "max_new_tokens",
-                "max_text_tokens", "seed", "jacobi")
+                "max_text_tokens", "seed", "jacobi", "cache_dtype")
 LONGEST_NAME = 255  # bytes, of a file system
 Bad = list[tuple[Path, str]]  # photos that were not restored, and why
 

@@ -35,8 +35,9 @@ def test_random_numbers_are_the_cpus():
 
 @pytest.mark.parametrize("hidden", [32, 64], ids=["torch's attention", "own kernels"])
 @pytest.mark.parametrize("changes", [{}, {"cuda_graphs": True}, {"jacobi": 4},
-                                     {"jacobi": 4, "cuda_graphs": True}],
-                         ids=["plain", "graphs", "jacobi", "jacobi and graphs"])
+                                     {"jacobi": 4, "cuda_graphs": True},
+                                     {"cache_dtype": "int8", "cuda_graphs": True}],
+                         ids=["plain", "graphs", "jacobi", "jacobi and graphs", "int8 caches"])
 def test_completions_are_the_cpus(changes, hidden):
     """Heads of 8 numbers are too narrow for the kernels, heads of 16 are not."""
     config, policy = dataclasses.replace(CHAIN, **changes), make_policy(3, torch.float32, hidden_size=hidden)

@@ -100,15 +100,17 @@ def test_four_bits_a_weight_are_bitsandbytes_layout(make_work):
     assert memory.base_bytes(work) - rest == 4 * matrix  # q, k, v and o
 
 
-def test_the_decoders_caches_are_predicted_to_the_byte(make_work, make_policy):
-    work = make_work(prompts=2, generations=3, prompt=50, completion=70, span=20, kv_heads=2)
+@pytest.mark.parametrize("int8_caches", [False, True])
+def test_the_decoders_caches_are_predicted_to_the_byte(int8_caches, make_work, make_policy):
+    work = make_work(prompts=2, generations=3, prompt=50, completion=70, span=20, kv_heads=2,
+                     int8_caches=int8_caches)
     prompts = [[2 + number] * 50 for number in range(2)]
     decoder = make_policy(work).eval().make_decoder(prompts, torch.arange(2).repeat_interleave(3), 70, 20,
-                                                    torch.arange(4, 40))
+                                                    torch.arange(4, 40), int8_caches=int8_caches)
     parts = memory.rollout(work)
     for part, caches in (("cache: prompts", decoder.shared), ("cache: completions", decoder.own),
                          ("cache: unconditional", decoder.unconditional)):
-        assert parts[part] == storages(tensor for pair in caches for tensor in pair)
+        assert parts[part] == storages(tensor for cache in caches for tensor in cache.tensors())
 
 
 @pytest.mark.parametrize("values", [{}, {"weight_bytes": 2}, {"micro": 1},

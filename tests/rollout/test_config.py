@@ -48,7 +48,7 @@ def test_flags_win_over_a_folders_settings_and_these_over_defaults():
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"heat": 1}, "model: sampling has the unknown key 'heat'; known are cuda_graphs, "),
+    ({"heat": 1}, "model: sampling has the unknown key 'heat'; known are cache_dtype, "),
     ({"temperature": 0}, "model: bad sampling settings: temperature is 0"),
     ({"text_top_k": "many"}, "model: sampling: text_top_k is 'many'; it must be a whole number")])
 def test_a_folders_bad_settings_are_named_with_their_source(settings, message):

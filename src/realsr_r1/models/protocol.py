@@ -268,14 +268,14 @@ class Policy(Protocol):
 
     def make_decoder(self, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
                      max_new_tokens: int, max_span: int, code_ids: torch.Tensor,
-                     cuda_graphs: bool = False) -> Decoder:
+                     cuda_graphs: bool = False, int8_caches: bool = False) -> Decoder:
         """Compute the prompts, and return a decoder that continues them.
 
         `prompts`: distinct lists of ids. `prompt_of_row` (R,): the prompt that a row continues.
         `max_new_tokens`: how many tokens a row can be fed. `max_span`: how many tokens an
         unconditional branch can be fed (0: there will be none). `code_ids`: ids of the image codes,
         ascending. `cuda_graphs`: whether to record steps and repeat them, which changes nothing but
-        the time.
+        the time. `int8_caches`: whether keys and values are kept as int8, which is less exact.
         """
 
     def answer_modules(self) -> list[nn.Module]:

@@ -145,6 +145,8 @@ def _remedies(work: Workload) -> list[tuple[str, Callable[[Workload], Workload]]
                       lambda of: replace(of, completion=of.expected, span=min(of.span, of.expected))))
     if not work.states_leave and work.sharding.stage != 2 and not work.sharding.offload_optimizer:
         found.append(("--offload_during_rollout true", lambda of: replace(of, states_leave=True)))
+    if not work.int8_caches:
+        found.append(("--cache_dtype int8", lambda of: replace(of, int8_caches=True)))
     if work.sharding.stage == 3 and not work.sharding.offload_optimizer:
         found.append(("--deepspeed local_scripts/zero3_offload.json", lambda of: replace(of, sharding=replace(
             of.sharding, offload_optimizer=True, offload_parameters=True))))

@@ -122,7 +122,7 @@ def rollout(work: Workload, machine: Machine) -> StepPart:
     and what the rows' own caches hold so far.
     """
     policy, rows, steps, token = work.policy, work.rows, work.expected, cache_bytes_a_token(
-        work.policy, work.weight_bytes)
+        work.policy, work.weight_bytes, work.int8_caches)
     in_images = min(sum(work.images), steps)
     twice = in_images if work.span else 0
     # Rows of the head that are read, summed over all steps.

@@ -126,34 +126,36 @@ def gathered(work: Workload) -> Parts:
     return {"gathered weights": whole_weights(work) if work.sharding.stage == 3 else 0.0}
 
 
-def cache_bytes_a_token(policy: PolicyShape, size: int) -> int:
+def cache_bytes_a_token(policy: PolicyShape, size: int, int8_caches: bool) -> int:
     """Return the bytes of the keys and values of one token of one row, in all layers.
 
-    `size`: bytes of a number.
+    `size`: bytes of a number. As int8 they have a float32 scale for each head.
     """
-    return 2 * policy.layers * policy.kv_width * size
+    width = policy.kv_width + 4 * policy.kv_heads if int8_caches else policy.kv_width * size
+    return 2 * policy.layers * width
 
 
 def prefill(work: Workload) -> Parts:
     """Return what the decoder needs to compute prompts one after the other.
 
-    There are the prompts' caches, which are copied once into one tensor, and one layer's forward.
-    The MLP's forward holds four tensors of its width, and two of the layer's width stay besides
-    them.
+    There are the prompts' caches, which are copied once into one tensor for each layer, and one
+    layer's forward. The MLP's forward holds four tensors of its width, and two of the layer's width
+    stay besides them.
     """
     policy, size = work.policy, work.weight_bytes
-    return {"cache: prompts": 2 * work.prompts * work.prompt * cache_bytes_a_token(policy, size),
+    token = cache_bytes_a_token(policy, size, False) + cache_bytes_a_token(policy, size, work.int8_caches)
+    return {"cache: prompts": work.prompts * work.prompt * token,
             "activations": work.prompt * size * (4 * policy.intermediate + 4 * policy.hidden)}
 
 
 def rollout(work: Workload) -> Parts:
     """Return what the decoder needs; see `decoder`."""
     return decoder(work.policy, work.tokenizer.codes, work.weight_bytes, rows=work.rows, prompts=work.prompts,
-                   prompt=work.prompt, completion=work.completion, span=work.span)
+                   prompt=work.prompt, completion=work.completion, span=work.span, int8_caches=work.int8_caches)
 
 
 def decoder(policy: PolicyShape, codes: int, size: int, *, rows: int, prompts: int, prompt: int,
-            completion: int, span: int) -> Parts:
+            completion: int, span: int, int8_caches: bool) -> Parts:
     """Return what the decoder needs: full caches, and the largest temporaries of one step.
 
     Prompts are cached once each, completions as R rows x budget, and unconditional branches as R
@@ -162,7 +164,7 @@ def decoder(policy: PolicyShape, codes: int, size: int, *, rows: int, prompts: i
     scores for R rows exist once in their own type and twice in float32, with a mask. `size`: bytes
     of a weight. Lengths are in tokens.
     """
-    token, columns = cache_bytes_a_token(policy, size), prompt + completion + span
+    token, columns = cache_bytes_a_token(policy, size, int8_caches), prompt + completion + span
     return {
         "cache: prompts": prompts * prompt * token,
         "cache: completions": rows * completion * token,

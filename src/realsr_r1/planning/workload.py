@@ -16,6 +16,7 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.files import read_json
 from realsr_r1.core.schema import Ge, Json, Number, TypedDict
 from realsr_r1.models.protocol import PolicyShape
+from realsr_r1.rollout.config import INT8
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -173,6 +174,7 @@ class Workload:
     reference: bool
     old_scores: bool  # log-probabilities are scored once more before the loss
     experts: tuple[str, ...]
+    int8_caches: bool = False
     graphs: bool = False  # the policy's steps are recorded as CUDA graphs
     accumulates: bool = False  # several microbatches' gradients are added up before an update
     states_leave: bool = False  # --offload_during_rollout: where it can be, see `states_away`
@@ -246,7 +248,7 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
         trained=adapters or policy.parameters, adapters=adapters, quantised_bits=bits,
         nested=bool(model_args.use_bnb_nested_quant), reference=args.beta > 0,
         old_scores=args.gradient_accumulation_steps % passes != 0,
-        graphs=args.cuda_graphs, accumulates=args.gradient_accumulation_steps > 1,
+        int8_caches=args.cache_dtype == INT8, graphs=args.cuda_graphs, accumulates=args.gradient_accumulation_steps > 1,
         states_leave=args.offload_during_rollout,
         experts=tuple(args.experts or chain.experts)
         if {"generation", "progress"} & set(args.reward_funcs) else ())

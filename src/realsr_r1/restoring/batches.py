@@ -13,6 +13,7 @@ import torch
 from realsr_r1.core.cpu import SMALL_POLICY, cores
 from realsr_r1.core.errors import UserError
 from realsr_r1.planning import memory
+from realsr_r1.rollout.config import INT8
 
 if TYPE_CHECKING:
     from realsr_r1.chain.processor import ChainProcessor
@@ -169,7 +170,8 @@ def rows_that_fit(policy: Policy, processor: ChainProcessor, config: RolloutConf
 
     def needed(rows: int) -> float:
         parts = memory.decoder(shape, len(processor.layout.code_ids), size, rows=rows, prompts=rows,
-                               prompt=prompt, completion=config.max_new_tokens, span=span)
+                               prompt=prompt, completion=config.max_new_tokens, span=span,
+                               int8_caches=config.cache_dtype == INT8)
         # While prompts are gathered their caches exist twice.
         return sum(parts.values()) + parts["cache: prompts"]
 

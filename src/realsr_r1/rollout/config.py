@@ -14,6 +14,8 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.schema import checked, fields_of
 
 GRAMMARS = ("image", "chain", "rows")
+INT8 = "int8"
+CACHE_DTYPES = ("auto", INT8)
 # No memory holds more, and a slip of the finger shouldn't be found out after an hour.
 MOST = {"num_generations": 2**16, "max_new_tokens": 2**20, "max_text_tokens": 2**20, "jacobi": 2**12,
         "text_top_k": 2**31, "image_top_k_min": 2**31, "image_top_k_max": 2**31, "seed": 2**63}
@@ -60,6 +62,9 @@ class RolloutConfig:
     jacobi: int = _setting(1, "Tokens of a row that one forward pass takes inside images (Speculative Jacobi "
                               "Decoding): fewer passes, and other completions of the same distribution; 0 or "
                               "1: one after another; try 8.")
+    cache_dtype: str = _setting(
+        "auto", "Type of the keys and values that rollouts keep. auto: the policy's; int8: half of bfloat16's "
+                "memory, one scale for each vector, and a little less exact.", CACHE_DTYPES)
     cuda_graphs: bool = _setting(False, "Record the policy's steps as CUDA graphs: less time between kernels "
                                         "where Python is the slowest part; changes only the time, and only "
                                         "on CUDA.")
@@ -86,6 +91,9 @@ class RolloutConfig:
                             "guidance)")
         if self.grammar not in GRAMMARS:
             raise UserError(f"grammar is {self.grammar!r}; it must be one of {', '.join(GRAMMARS)}")
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise UserError(f"cache_dtype is {self.cache_dtype!r}; it must be one of "
+                            f"{', '.join(CACHE_DTYPES)}")
         if self.image_sizes is not None and not (len(self.image_sizes) and all(
                 len(size) == 2 and min(size) >= 1 for size in self.image_sizes)):
             raise UserError(f"image_sizes is {self.image_sizes}; it must be one (rows, columns) pair in grid "

@@ -15,7 +15,7 @@ import torch
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import Diverged
 from realsr_r1.models.protocol import Decoder, Policy
-from realsr_r1.rollout.config import RolloutConfig
+from realsr_r1.rollout.config import INT8, RolloutConfig
 from realsr_r1.rollout.grammar import FREE, ChainGrammar, ImageGrammar, chain_sizes
 from realsr_r1.rollout.guidance import UnconditionalRows
 from realsr_r1.rollout.rows_grammar import RowsGrammar
@@ -131,7 +131,8 @@ class RolloutState:
         code_ids = torch.tensor(sorted(layout.code_ids), device=device)
         ahead = max(config.jacobi - 1, 0)  # drafts are fed beyond the end of a budget or an image
         decoder = policy.make_decoder(distinct, prompt_of_row, config.max_new_tokens + ahead,
-                                      span and span + ahead, code_ids, config.cuda_graphs)
+                                      span and span + ahead, code_ids, config.cuda_graphs,
+                                      config.cache_dtype == INT8)
         tokens = torch.full((len(rows), config.max_new_tokens), layout.pad, device=device)
         image_rows, text_rows = _sorted(grammar)
         return cls(

@@ -58,6 +58,7 @@ SETTINGS = {
     "text_top_k": Words("likeliest tokens that text is drawn from"),
     "image_top_k_min": Words("fewest codes that are drawn from (at no entropy)"),
     "image_top_k_max": Words("most codes that are drawn from (at high entropy)"),
+    "cache_dtype": Words("a rollout's keys and values are kept in", {"auto": "the policy's type"}),
     "rollout_temperature": Words("temperature of sampling"),
     "guidance_scale": Words("guidance inside images"),
     "num_generations": Words("completions of a prompt"),

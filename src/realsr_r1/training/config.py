@@ -151,6 +151,7 @@ class ChainGRPOConfig(RunSettings, GRPOConfig):
     grammar: str = rollout_field("grammar")
     max_text_tokens: int = rollout_field("max_text_tokens")
     jacobi: int = rollout_field("jacobi")
+    cache_dtype: str = rollout_field("cache_dtype")
     cuda_graphs: bool = rollout_field("cuda_graphs")
     train_forced_tokens: bool = field(default=False, metadata={
         "help": "Let tokens that the grammar forced count in the loss, too (as the published code does)."})
@@ -260,7 +261,7 @@ class ChainGRPOConfig(RunSettings, GRPOConfig):
             temperature=self.rollout_temperature, guidance_scale=self.guidance_scale,
             text_top_k=self.text_top_k, image_top_k_min=self.image_top_k_min,
             image_top_k_max=self.image_top_k_max, grammar=self.grammar, max_text_tokens=self.max_text_tokens,
-            jacobi=self.jacobi, cuda_graphs=self.cuda_graphs, seed=self.seed)
+            jacobi=self.jacobi, cache_dtype=self.cache_dtype, cuda_graphs=self.cuda_graphs, seed=self.seed)
 
     def reward_settings(self, chain: ChainSettings, device: str,
                         tag_vocabulary: Sequence[str] = ()) -> RewardSettings:

@@ -47,8 +47,9 @@ def traces(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("config", [CHAIN, dataclasses.replace(CHAIN, guidance_scale=1.0), IMAGE,
-                                    dataclasses.replace(CHAIN, jacobi=4)],
-                         ids=["chain", "unguided", "image", "jacobi"])
+                                    dataclasses.replace(CHAIN, jacobi=4),
+                                    dataclasses.replace(CHAIN, cache_dtype="int8")],
+                         ids=["chain", "unguided", "image", "jacobi", "int8 caches"])
 def test_completions_are_the_same_with_recorded_steps(config, traces):
     engine, prompts = RolloutEngine(make_policy(3), LAYOUT, config), make_prompts(LAYOUT)[::2]
     expected = engine.generate(prompts)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
+from realsr_r1.models.lumina.caches import Cache
 from realsr_r1.models.lumina.projections import LayerProjections, product
 from realsr_r1.models.lumina.torch_attention import HeadNorms, StepAttention, TorchAttention
 
@@ -37,7 +38,8 @@ class LuminaDecoder:
     """
 
     def __init__(self, model: nn.Module, lm_head: nn.Module, prompts: Sequence[Sequence[int]],
-                 prompt_of_row: torch.Tensor, max_new_tokens: int, max_span: int, code_ids: torch.Tensor):
+                 prompt_of_row: torch.Tensor, max_new_tokens: int, max_span: int, code_ids: torch.Tensor,
+                 int8_caches: bool = False):
         self.model, self.lm_head, self.code_ids = model, lm_head, code_ids
         # The head's rows for the image codes, side by side; a head with an adapter has no such
         # rows.
@@ -46,18 +48,18 @@ class LuminaDecoder:
         self.steps = 0
         self.prompt_of_row = prompt_of_row
         self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        self._prefill(prompts)
+        self._prefill(prompts, int8_caches)
         rows = len(prompt_of_row)
-        self.own = [self._empty_cache(rows, max_new_tokens) for _ in self.model.layers]
-        self.unconditional = [self._empty_cache(rows, max_span) for _ in self.model.layers]
+        self.own = [cache.empty(rows, max_new_tokens) for cache in self.shared]
+        self.unconditional = [cache.empty(rows, max_span) for cache in self.shared]
         self._group_rows()
         self._rotary_table(int(self.prompt_lengths.max()) + max_new_tokens)
         self.matrices = [LayerProjections(layer, self.prompt_states.dtype) for layer in self.model.layers]
         self.norms = [HeadNorms(layer.self_attn) for layer in self.model.layers]
-        keys, _ = self.shared[0]
-        self.attention = attention_for(self.device, keys.shape[-1], keys.dtype)
+        cache = self.shared[0]
+        self.attention = attention_for(self.device, cache.stored[0].shape[-1], cache.dtype)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> None:
+    def _prefill(self, prompts: Sequence[Sequence[int]], int8_caches: bool) -> None:
         longest = max(len(prompt) for prompt in prompts)
         caches, last = [], []
         for prompt in prompts:  # one forward for each distinct prompt
@@ -71,25 +73,17 @@ class LuminaDecoder:
         def gather(states: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
             return torch.cat([F.pad(one, (0, 0, 0, longest - one.shape[2])).to(dtype) for one in states])
 
-        # For each layer: keys and values, (prompts, kv heads, longest prompt, head_dim) each.
-        self.shared = []
+        self.shared: list[Cache] = []  # for each layer, of (prompts, kv heads, longest prompt, head_dim)
         for layers in zip(*(cache.layers for cache in caches), strict=True):
             keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
             for layer in layers:  # drop what is gathered, since a prompt's cache takes gigabytes
                 layer.keys = layer.values = None
             dtype = values[0].dtype  # under autocast the normed keys have a wider type
-            self.shared.append((gather(keys, dtype), gather(values, dtype)))
+            self.shared.append(Cache.of(gather(keys, dtype), gather(values, dtype), int8_caches))
         self.prompt_mask = None  # (prompts, 1, 1, longest): what is padding
         if len({len(prompt) for prompt in prompts}) > 1:
             columns = torch.arange(longest, device=self.device)
             self.prompt_mask = (columns >= self.prompt_lengths[:, None])[:, None, None]
-
-    def _empty_cache(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        like = self.shared[0][0]
-        shape = (rows, like.shape[1], length, like.shape[3])
-        # Zeros, because columns that a row hasn't reached yet get the weight 0, and 0 times an
-        # arbitrary value may be NaN.
-        return like.new_zeros(shape), like.new_zeros(shape)
 
     def _rotary_table(self, length: int) -> None:
         positions = torch.arange(length, device=self.device)[None]
@@ -205,24 +199,21 @@ class LuminaDecoder:
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows, (n,) int64."""
-        used = self.steps
         for cache in self.own:
-            for tensor in cache:
-                tensor[:len(rows), :, :used] = tensor[rows, :, :used]
-        self.own = [(keys[:len(rows)], values[:len(rows)]) for keys, values in self.own]
+            cache.move(rows, self.steps)
+        self.own = [cache.first(len(rows)) for cache in self.own]
         prompts, self.prompt_of_row = torch.unique(self.prompt_of_row[rows], return_inverse=True)
         if len(prompts) < len(self.prompt_lengths):
             self.prompt_lengths = self.prompt_lengths[prompts]
-            for layer, (keys, values) in enumerate(self.shared):  # one at a time, since they are large
-                self.shared[layer] = keys[prompts], values[prompts]
+            for layer, cache in enumerate(self.shared):  # one at a time, since they are large
+                self.shared[layer] = cache.select(prompts)
             self.prompt_mask = None if self.prompt_mask is None else self.prompt_mask[prompts]
         self._group_rows()
 
     def keep_slots(self, slots: torch.Tensor, branch_columns: int) -> None:
         """Move the unconditional branches in `slots` (n,) to slots 0 to n-1."""
         for cache in self.unconditional:
-            for tensor in cache:
-                tensor[:len(slots), :, :branch_columns] = tensor[slots, :, :branch_columns]
+            cache.move(slots, branch_columns)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from realsr_r1.models.lumina.caches import Cache
 from realsr_r1.models.lumina.decoder import LuminaDecoder
 
 # Caches are read up to the next multiple of this, so a step's shape stays the same for as many
@@ -79,8 +80,8 @@ class GraphDecoder(LuminaDecoder):
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     @staticmethod
-    def _rounded(columns: int, caches: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        return min(-(-columns // COLUMN_STEP) * COLUMN_STEP, caches[0][0].shape[2])
+    def _rounded(columns: int, caches: list[Cache]) -> int:
+        return min(-(-columns // COLUMN_STEP) * COLUMN_STEP, caches[0].columns)
 
 
 def record(step: Step, inputs: tuple[torch.Tensor, ...], pool: tuple[int, int] | None) -> Step:

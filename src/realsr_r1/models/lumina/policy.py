@@ -170,10 +170,11 @@ class LuminaPolicy(LuminaPreTrainedModel, GenerationMixin):
 
     def make_decoder(self, prompts: Sequence[Sequence[int]], prompt_of_row: torch.Tensor,
                      max_new_tokens: int, max_span: int, code_ids: torch.Tensor,
-                     cuda_graphs: bool = False) -> LuminaDecoder:
+                     cuda_graphs: bool = False, int8_caches: bool = False) -> LuminaDecoder:
         """See `realsr_r1.models.protocol.Policy`."""
         kind = GraphDecoder if cuda_graphs else LuminaDecoder
-        return kind(self.model, self.lm_head, prompts, prompt_of_row, max_new_tokens, max_span, code_ids)
+        return kind(self.model, self.lm_head, prompts, prompt_of_row, max_new_tokens, max_span, code_ids,
+                    int8_caches)
 
     def answer_modules(self) -> list[nn.Module]:
         """Return the head, and the parts of the last layer that follow its attention."""

@@ -13,22 +13,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from realsr_r1.models.lumina.attention import QK_NORM_EPS
+from realsr_r1.models.lumina.caches import Cache
 
 
 class Caches(Protocol):
     """What attention reads of a decoder (`realsr_r1.models.lumina.decoder.LuminaDecoder`).
 
     `shared`, `own`, `unconditional`: for each layer keys and values of prompts, completions and
-    branches, (prompts or rows, kv heads, columns, head_dim) each. `prompt_lengths` (prompts,).
+    branches. `prompt_lengths` (prompts,).
     `prompt_of_row` (R,). `prompt_mask` (prompts, 1, 1, longest): what is padding. `row_of_place`,
     `place`, `place_of_row`: rows laid out as (prompts, `largest` group). `cos`, `sin`
     (length, 2, head_dim): of queries, scaled, and of keys, which `kind` (heads + kv heads,) tells
     apart. `group`: query heads of a key's head.
     """
 
-    shared: list[tuple[torch.Tensor, torch.Tensor]]
-    own: list[tuple[torch.Tensor, torch.Tensor]]
-    unconditional: list[tuple[torch.Tensor, torch.Tensor]]
+    shared: list[Cache]
+    own: list[Cache]
+    unconditional: list[Cache]
     norms: list[HeadNorms]
     prompt_lengths: torch.Tensor
     prompt_of_row: torch.Tensor
@@ -115,8 +116,8 @@ class TorchAttention:
         `keys`, `values`: those of their own tokens. Columns that are `hidden` are left out.
         """
         decoder, n = self.decoder, query.shape[2]
-        prompt_keys, prompt_values = decoder.shared[index]
-        length = prompt_keys.shape[2]
+        cache = decoder.shared[index]
+        prompt_keys, prompt_values = cache.read(len(decoder.prompt_lengths), length := cache.columns)
         grouped = self._to_groups(query)
         shared = _scores(grouped, prompt_keys)
         if decoder.prompt_mask is not None:
@@ -156,9 +157,9 @@ class StepAttention(TorchAttention):
     def _attend(self, index: int, query: torch.Tensor, key: torch.Tensor,
                 value: torch.Tensor) -> torch.Tensor:
         count, in_use = self.count, self.in_use
-        keys, values = self.decoder.own[index]
-        keys[:, :, in_use - 1], values[:, :, in_use - 1] = key[:count], value[:count]
-        attended = self._with_prompts(index, query[:count], keys[:, :, :in_use], values[:, :, :in_use])
+        cache = self.decoder.own[index]
+        cache.write_column(in_use - 1, key[:count], value[:count])
+        attended = self._with_prompts(index, query[:count], *cache.read(count, in_use))
         if self.branches:
             keys, values = self.branch_window.write(self.decoder.unconditional[index], key[count:],
                                                     value[count:])
@@ -191,23 +192,21 @@ class _Window(NamedTuple):
     places: torch.Tensor
     hidden: torch.Tensor
 
-    def write(self, cache: tuple[torch.Tensor, torch.Tensor], key: torch.Tensor,
+    def write(self, cache: Cache, key: torch.Tensor,
               value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store keys and values (B * n, kv heads, head_dim); returns the cache's columns in use."""
-        for stored, new in zip(cache, (key, value), strict=True):
-            stored.view(-1, stored.shape[-1]).index_copy_(0, self.places, new.flatten(0, 1).to(stored.dtype))
+        cache.write(self.places, key.flatten(0, 1), value.flatten(0, 1))
         rows, _, _, in_use = self.hidden.shape
-        return cache[0][:rows, :, :in_use], cache[1][:rows, :, :in_use]
+        return cache.read(rows, in_use)
 
 
-def _window(caches: list[tuple[torch.Tensor, torch.Tensor]], group: int, columns: torch.Tensor,
-            in_use: int) -> _Window:
+def _window(caches: list[Cache], group: int, columns: torch.Tensor, in_use: int) -> _Window:
     """Return where tokens go in `caches`, and which columns they can't see.
 
     `columns` (B, n): the columns of the tokens. `group`: query heads of a key's head. Only the first
     `in_use` columns are looked at.
     """
-    _, heads, length, _ = caches[0][0].shape
+    _, heads, length, _ = caches[0].stored[0].shape
     first = torch.arange(len(columns) * heads, device=columns.device).view(-1, 1, heads) * length
     queries = columns.repeat_interleave(group, dim=1)
     hidden = torch.arange(in_use, device=columns.device) > queries[:, None, :, None]
