@@ -79,7 +79,7 @@ printf 'total %s s\n\n' "$SECONDS"
 import sys
 from pathlib import Path
 from realsr_r1 import evaluate, score
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.reporting.tables import MetricsFile
 from realsr_r1.score import ScoreFile
 work = Path(sys.argv[1])

@@ -17,7 +17,7 @@ from transformers import ChameleonForConditionalGeneration
 from realsr_r1 import export
 from realsr_r1.chain.processor import ChainProcessor
 from realsr_r1.chain.settings import ChainSettings
-from realsr_r1.core.files import read_yaml
+from realsr_r1.core.json_yaml import read_yaml
 from realsr_r1.core.schema import Json
 from realsr_r1.models import load_image_tokenizer, load_policy
 from realsr_r1.rollout import RolloutConfig, RolloutEngine

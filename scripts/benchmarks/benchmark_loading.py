@@ -58,7 +58,8 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> int:
     """Write a random policy of the given shape; return its number of parameters."""
     import torch
 
-    from realsr_r1.core.files import read_json, write_json
+    from realsr_r1.core.files import write_json
+    from realsr_r1.core.json_yaml import read_json
     from realsr_r1.core.schema import Json
     from realsr_r1.models import new_config, new_policy
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import atomic_file, read_json
+from realsr_r1.core.files import atomic_file
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.measuring.intervals import paired_difference
 from realsr_r1.score import ScoreFile
 

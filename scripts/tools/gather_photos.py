@@ -19,8 +19,9 @@ from pathlib import Path
 from PIL import Image
 
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import atomic_file, read_json
+from realsr_r1.core.files import atomic_file
 from realsr_r1.core.images import IMAGE_SUFFIXES, load_image
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Json, Text
 
 TABLE = Path(__file__).resolve().parents[2] / "assets" / "photos" / "photos.json"

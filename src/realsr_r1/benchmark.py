@@ -11,8 +11,9 @@ from pathlib import Path
 
 from realsr_r1 import evaluate, restore
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import atomic_file, check_new_folder, existing_folder, read_json, write_json
+from realsr_r1.core.files import atomic_file, check_new_folder, existing_folder, write_json
 from realsr_r1.core.flags import Parser
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.presets import PRESETS
 from realsr_r1.measuring.metrics import parse_metrics
 from realsr_r1.measuring.suites import Suite, check_data

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import clear_leftovers, read_json
+from realsr_r1.core.files import clear_leftovers
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Json, Text, checked
 from realsr_r1.core.texts import composed, read_text, split_lines, split_list, stem_of
 from realsr_r1.data.building.arguments import check_arguments, check_output, fingerprint, parser

@@ -17,19 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from realsr_r1 import __version__
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import (
-    CARD_FILE,
-    atomic_folder,
-    check_new_folder,
-    existing_folder,
-    parsed_yaml,
-    read_json,
-    read_yaml,
-    write_json,
-)
+from realsr_r1.core.files import CARD_FILE, atomic_folder, check_new_folder, existing_folder, write_json
 from realsr_r1.core.flags import Parser
 from realsr_r1.core.hub import check_hub, push_folder
 from realsr_r1.core.import_named import load_module
+from realsr_r1.core.json_yaml import parsed_yaml, read_json, read_yaml
 from realsr_r1.core.pickles import require_harmless
 from realsr_r1.core.run_files import (
     DIFFERENCES_FILE,

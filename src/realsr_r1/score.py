@@ -16,9 +16,10 @@ from typing import Any, NotRequired
 
 from realsr_r1.core.devices import POLICY_DTYPES, pick_device, policy_dtype
 from realsr_r1.core.errors import UserError, run
-from realsr_r1.core.files import check_new_file, check_replaced, existing_folder, read_json, write_json
+from realsr_r1.core.files import check_new_file, check_replaced, existing_folder, write_json
 from realsr_r1.core.flags import Parser
 from realsr_r1.core.import_named import load_module
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Text
 from realsr_r1.core.settings import SEEDS, check_ranges
 from realsr_r1.measuring.intervals import mean, mean_with_interval, paired_difference

@@ -18,10 +18,10 @@ from realsr_r1.core.files import (
     check_new_file,
     clear_leftovers,
     existing_folder,
-    read_json,
     resumable_folder,
     write_json,
 )
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Json
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NotRequired
 import pytest
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import parsed_json, parsed_yaml, read_json, read_yaml
+from realsr_r1.core.json_yaml import parsed_json, parsed_yaml, read_json, read_yaml
 from realsr_r1.core.schema import Count, Json, Len, Number, Place, Text, TypedDict, checked, fields_of
 from realsr_r1.rollout import RolloutConfig
 

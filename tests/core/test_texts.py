@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json, read_yaml
+from realsr_r1.core.json_yaml import read_json, read_yaml
 from realsr_r1.core.schema import Json
 from realsr_r1.core.texts import decoded_text, read_text, same_named, split_lines, split_list, split_tags
 

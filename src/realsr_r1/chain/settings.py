@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.chain.spec import ChainSpec, SettingsFile
-from realsr_r1.core.files import read_yaml
+from realsr_r1.core.json_yaml import read_yaml
 from realsr_r1.core.schema import checked
 
 SETTINGS_FILE = "chain_settings.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_yaml
+from realsr_r1.core.json_yaml import read_yaml
 from realsr_r1.core.schema import Ge, Json, Le, MinLen, Text, TypedDict, checked
 from realsr_r1.core.texts import is_text
 

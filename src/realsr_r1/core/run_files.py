@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, NotRequired
 
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Count, Json, Len, Number, Place, Text, TypedDict
 
 LOG_FILE = "log_history.jsonl"  # one JSON object for each logged step

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from realsr_r1.core.errors import UserError, meant
-from realsr_r1.core.files import read_json, read_yaml
 from realsr_r1.core.flags import refuse_unknown
+from realsr_r1.core.json_yaml import read_json, read_yaml
 from realsr_r1.core.presets import built_in, with_presets
 from realsr_r1.core.schema import Json, Text, Variable, checked
 

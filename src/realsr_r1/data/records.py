@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from realsr_r1.chain.checks import check_text
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Json, MinLen, Place, Text, TypedDict
 from realsr_r1.core.texts import is_text
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, content_hash, parsed_json
+from realsr_r1.core.files import atomic_file, content_hash
+from realsr_r1.core.json_yaml import parsed_json
 from realsr_r1.core.schema import Number, Text, TypedDict
 
 

@@ -13,15 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import (
-    content_hash,
-    existing_folder,
-    read_json,
-    read_yaml,
-    resumable_folder,
-    write_json,
-)
+from realsr_r1.core.files import content_hash, existing_folder, resumable_folder, write_json
 from realsr_r1.core.images import cover_offset, load_image
+from realsr_r1.core.json_yaml import read_json, read_yaml
 from realsr_r1.core.presets import PRESETS
 from realsr_r1.core.schema import Count, Ge, Gt, Json, Le, Len, MinLen, Place, Text, fields_of
 from realsr_r1.core.texts import composed, split_list

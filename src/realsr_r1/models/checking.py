@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Json, MinLen, Place, Text, TypedDict
 
 Shapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from realsr_r1.core.cpu import suit_cpu
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Json, Text, TypedDict
 from realsr_r1.models.checking import (
     WEIGHTS,

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_yaml
+from realsr_r1.core.json_yaml import read_yaml
 from realsr_r1.core.schema import Json
 
 # What the tensors of a file don't tell: LlamaGen (arXiv 2406.06525) l2-normalises codes, and

@@ -24,7 +24,7 @@ from transformers.integrations import deepspeed_config
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Json, Text
 from realsr_r1.models.checking import weight_files
 from realsr_r1.models.protocol import PolicyConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from realsr_r1.core.errors import UserError, meant
-from realsr_r1.core.files import read_yaml
+from realsr_r1.core.json_yaml import read_yaml
 from realsr_r1.core.schema import Gt, Number, TypedDict
 
 GIB, GB = 2**30, 1e9  # memory is in GiB (an "80 GB" A100 has 81,920 MiB), rates are in powers of ten

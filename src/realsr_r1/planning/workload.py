@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Ge, Json, Number, TypedDict
 from realsr_r1.models.protocol import PolicyShape
 from realsr_r1.rollout.config import INT8
@@ -248,8 +248,8 @@ def workload(args: ChainGRPOConfig, model_args: ModelConfig, policy: PolicyShape
         trained=adapters or policy.parameters, adapters=adapters, quantised_bits=bits,
         nested=bool(model_args.use_bnb_nested_quant), reference=args.beta > 0,
         old_scores=args.gradient_accumulation_steps % passes != 0,
-        int8_caches=args.cache_dtype == INT8, graphs=args.cuda_graphs, accumulates=args.gradient_accumulation_steps > 1,
-        states_leave=args.offload_during_rollout,
+        int8_caches=args.cache_dtype == INT8, graphs=args.cuda_graphs,
+        accumulates=args.gradient_accumulation_steps > 1, states_leave=args.offload_during_rollout,
         experts=tuple(args.experts or chain.experts)
         if {"generation", "progress"} & set(args.reward_funcs) else ())
 

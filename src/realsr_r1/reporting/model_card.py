@@ -19,7 +19,8 @@ from markupsafe import Markup
 from realsr_r1.chain.settings import SETTINGS_FILE as CHAIN_FILE
 from realsr_r1.chain.settings import ChainSettings
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import CARD_FILE, atomic_file, parsed_yaml, read_json
+from realsr_r1.core.files import CARD_FILE, atomic_file
+from realsr_r1.core.json_yaml import parsed_yaml, read_json
 from realsr_r1.core.run_files import (
     STATE_FILE,
     Settings,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Json, Number, Text, TypedDict
 from realsr_r1.reporting.tables import Cell, bounds_text, figure
 from realsr_r1.reporting.text_tables import TextTable

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import existing_folder, parsed_json, read_json
+from realsr_r1.core.files import existing_folder
+from realsr_r1.core.json_yaml import parsed_json, read_json
 from realsr_r1.core.run_files import (
     DIFFERENCES_FILE,
     LOG_FILE,

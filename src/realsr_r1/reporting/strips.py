@@ -15,8 +15,9 @@ from PIL import Image
 
 from realsr_r1.chain.spec import CHAIN_FILE, ChainSpec
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import existing_folder, read_json
+from realsr_r1.core.files import existing_folder
 from realsr_r1.core.images import list_images, load_image
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.run_files import PromptFile, Rewards
 from realsr_r1.core.texts import composed, split_list, split_tags
 from realsr_r1.reporting.run_folder import sample_folders

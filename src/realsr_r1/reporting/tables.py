@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Count, Ge, Json, Le, Len, MinLen, Number, Text, TypedDict
 
 TOTAL = "total"

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import content_hash, read_json
+from realsr_r1.core.files import content_hash
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.picture_writer import WRITTEN
 from realsr_r1.core.schema import Json, Text
 

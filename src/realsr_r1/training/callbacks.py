@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, parsed_json
+from realsr_r1.core.files import atomic_file
+from realsr_r1.core.json_yaml import parsed_json
 from realsr_r1.core.run_files import LOG_FILE, LogRecord
 
 

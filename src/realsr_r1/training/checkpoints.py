@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.run_files import SETTINGS_FILE, Settings
 from realsr_r1.training.manifest import MARKER
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from realsr_r1.chain.settings import ChainSettings
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_yaml, write_json
+from realsr_r1.core.files import write_json
+from realsr_r1.core.json_yaml import read_yaml
 from realsr_r1.core.presets import PRESETS, find_preset
 from realsr_r1.core.run_files import DIFFERENCES_FILE, Difference, DifferencesFile, differences_of
 from realsr_r1.core.schema import Json, Text

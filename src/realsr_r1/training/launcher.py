@@ -32,7 +32,7 @@ from torch.distributed.run import parse_args, run
 
 from realsr_r1.core.cpu import cores
 from realsr_r1.core.errors import EXIT_BAD_INPUT, EXIT_LOST, UserError
-from realsr_r1.core.files import read_yaml
+from realsr_r1.core.json_yaml import read_yaml
 from realsr_r1.core.parents import LAUNCHER
 from realsr_r1.core.presets import find_preset
 from realsr_r1.core.schema import Json, Text

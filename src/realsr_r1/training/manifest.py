@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import parsed_json, write_json
+from realsr_r1.core.files import write_json
+from realsr_r1.core.json_yaml import parsed_json
 from realsr_r1.core.schema import Json, Text
 
 MARKER = "complete"

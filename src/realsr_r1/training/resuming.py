@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.pickles import require_harmless
 from realsr_r1.core.run_files import SETTINGS_FILE, STATE_FILE, Settings, StateFile
 from realsr_r1.training import manifest

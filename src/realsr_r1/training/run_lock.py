@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import parsed_json
+from realsr_r1.core.json_yaml import parsed_json
 from realsr_r1.core.schema import Json, Text
 
 LOCK_FILE = "run.lock"

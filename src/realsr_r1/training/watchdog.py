@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, read_json
+from realsr_r1.core.files import atomic_file
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import checked, fields_of
 
 FOLDER = ".ranks"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_folder, parsed_json, read_json
+from realsr_r1.core.files import atomic_folder
+from realsr_r1.core.json_yaml import parsed_json, read_json
 from realsr_r1.core.schema import Json, Text
 from realsr_r1.data.building.arrow_rows import COLUMN_OF_KEY
 from realsr_r1.data.building.assembly import link_or_copy

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, parsed_json, read_json, write_json
+from realsr_r1.core.files import atomic_file, write_json
+from realsr_r1.core.json_yaml import parsed_json, read_json
 from realsr_r1.core.schema import Json, Text
 from realsr_r1.core.texts import split_tags
 from realsr_r1.data.building.arrow_rows import write_info

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json, resumable_folder, write_json
+from realsr_r1.core.files import resumable_folder, write_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import Count, Json, Text, TypedDict
 from realsr_r1.data.building.assembly import Contents, assemble, lay_together
 from realsr_r1.data.building.parts import PART_FILE, ItemFile, Part, PartFile, finished_parts

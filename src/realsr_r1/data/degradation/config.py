@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_yaml
+from realsr_r1.core.json_yaml import read_yaml
 from realsr_r1.core.schema import Json, Text
 
 Range = tuple[float, float]

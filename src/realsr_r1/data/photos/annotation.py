@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import atomic_file, read_yaml
+from realsr_r1.core.files import atomic_file
+from realsr_r1.core.json_yaml import read_yaml
 from realsr_r1.core.schema import Ge, Json, Le, Text, fields_of
 from realsr_r1.data.building.annotated import AnnotatedJob
 from realsr_r1.data.building.jobs import PhotoJob

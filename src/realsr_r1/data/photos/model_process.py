@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import parsed_json
+from realsr_r1.core.json_yaml import parsed_json
 from realsr_r1.core.parents import end_with_parent
 from realsr_r1.core.texts import escaped
 from realsr_r1.data.photos.decoding import decode

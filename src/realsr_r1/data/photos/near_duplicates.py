@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json, write_json
+from realsr_r1.core.files import write_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.processes import run_all
 from realsr_r1.core.schema import Ge, Le, Len, Text
 from realsr_r1.core.texts import escaped

@@ -20,7 +20,7 @@ from typing import Any
 from realsr_r1.chain.checks import check_text
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import parsed_json
+from realsr_r1.core.json_yaml import parsed_json
 from realsr_r1.core.schema import Json
 from realsr_r1.core.texts import composed, decoded_text, escaped, is_text, split_tags, stem_of
 from realsr_r1.data.degradation.degrade import LABEL_ITEMS, RESIZES

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from realsr_r1.chain.spec import IMAGE
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.schema import MinLen
 from realsr_r1.core.texts import escaped, is_text, same_named
 from realsr_r1.data.tokens.samples import Piece, Sample

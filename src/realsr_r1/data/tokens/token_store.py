@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from realsr_r1.chain.spec import ChainSpec
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import parsed_json, read_json, write_json
+from realsr_r1.core.files import write_json
+from realsr_r1.core.json_yaml import parsed_json, read_json
 from realsr_r1.core.schema import Count, Len, MinLen, Text, TypedDict
 from realsr_r1.data.photos.sources import Item
 

@@ -14,7 +14,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from realsr_r1.core.errors import UserError
-from realsr_r1.core.files import read_json, write_json
+from realsr_r1.core.files import write_json
+from realsr_r1.core.json_yaml import read_json
 from realsr_r1.core.run_files import STOP_FILE, StopFile
 from realsr_r1.training.checkpoints import best_checkpoint
 from realsr_r1.training.grpo.guards import Condition, first_met, never_logged, unknown_name
