@@ -68,8 +68,8 @@ def test_a_name_is_found_in_the_other_form_of_unicode(tmp_path):
 
 
 READERS = {  # call -> the only module that may make it
-    "Image.open": "core/pictures.py", "json.load": "core/files.py", "json.loads": "core/files.py",
-    "yaml.safe_load": None, "yaml.load": None, "yaml.SafeLoader": "core/files.py",
+    "Image.open": "core/pictures.py", "json.load": "core/json_yaml.py", "json.loads": "core/json_yaml.py",
+    "yaml.safe_load": None, "yaml.load": None, "yaml.SafeLoader": "core/json_yaml.py",
     "json.JSONDecoder": None, "cv2.imread": None, "codecs.open": None}
 # Modules that divide something else than tags: numbers, styles, and the five labels of a degradation.
 DIVIDE = ["data/building/arguments.py", "reporting/page.py", "restoring/options.py",
