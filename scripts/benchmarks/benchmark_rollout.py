@@ -10,8 +10,8 @@ cache and the whole head), beside the plan, and beside what the memory's bandwid
 Shapes are in benchmarking.py. All in one process, in turn; ratios are medians over turns. The
 engine does all of a rollout; of the naive loop only its forwards are timed, without the prompt.
 Variants of the engine: `plain`; `graphs`, its steps as CUDA graphs; `jacobi`, several tokens in a
-forward, with graphs on CUDA; `int8`, keys and values as int8, likewise. Floor: bytes that weights and caches take, once a token, at the
-bandwidth of a copy. Memory: what torch held at most on a GPU, and what `realsr-r1 plan` says of
+forward, with graphs on CUDA; `int8`, keys and values as int8, likewise. Floor: bytes that weights
+and caches (of the policy's type) take, once a token, at the bandwidth of a copy. Memory: what torch held at most on a GPU, and what `realsr-r1 plan` says of
 weights and rollout. With --model: what Jacobi decoding gains, which random weights can't show, for
 the middle of a photo, sampled as tiny_grpo.yaml does.
 """
@@ -49,6 +49,7 @@ from realsr_r1.chain.spec import image_sizes
 from realsr_r1.core.images import load_image
 from realsr_r1.planning import duration, memory
 from realsr_r1.planning.machines import machine
+from realsr_r1.planning.workload import Workload
 from realsr_r1.rollout import Rollout, RolloutConfig, RolloutEngine
 
 PROMPT, BODY = 338, 5  # tokens of the prompt beside an image of `UNITS`; of a text section's body
@@ -205,8 +206,7 @@ def against_naive(policy: PreTrainedModel, args: argparse.Namespace) -> dict[str
              "prefill of G / of 1": median_ratio(seconds, "prefill of G", "prefill of 1"),
              "bandwidth, GB/s": bandwidth / 1e9, "floor, s": floor,
              "floor, tokens/s": args.generations * tokens / floor,
-             "planned, GiB": (memory.base_bytes(work) + max(
-                 sum(memory.prefill(work).values()), sum(memory.rollout(work).values()))) / GIB}
+             "planned, GiB": planned(work)}
     for name in engines:
         median = statistics.median(seconds[name])
         found |= {f"{name}, forwards": forwards[name],
@@ -214,10 +214,18 @@ def against_naive(policy: PreTrainedModel, args: argparse.Namespace) -> dict[str
                   f"{name}, ms a forward": 1e3 * median / forwards[name], f"{name} / floor": median / floor}
         if peaks[name]:
             found[f"{name}, GiB"] = peaks[name] / GIB
+            if name == "int8":
+                found["int8 planned, GiB"] = planned(replace(work, int8_caches=True))
         for other in ("naive", "plain", "graphs"):
             if other in seconds and name != other:
                 found[f"{name} / {other}"] = median_ratio(seconds, name, other)
     return found | {f"{name}, s": statistics.median(values) for name, values in seconds.items()}
+
+
+def planned(work: Workload) -> float:
+    """GiB of a rollout, weights included."""
+    return (memory.base_bytes(work) + max(sum(memory.prefill(work).values()),
+                                          sum(memory.rollout(work).values()))) / GIB
 
 
 def quiet(function: Callable[..., object], *arguments: object) -> None:

@@ -44,7 +44,9 @@ def test_completions_are_the_cpus(changes, hidden):
     expected = RolloutEngine(policy, LAYOUT, config).generate(PROMPTS)
     found = RolloutEngine(policy.cuda(), LAYOUT, config).generate(PROMPTS)
     assert found.completion_ids == expected.completion_ids and found.forwards == expected.forwards
-    assert torch.tensor(sum(found.log_q, [])).sub(torch.tensor(sum(expected.log_q, []))).abs().max() < 1e-4
+    # A number on the edge between two steps of int8 may fall to either side.
+    apart = torch.tensor(sum(found.log_q, [])).sub(torch.tensor(sum(expected.log_q, []))).abs().max()
+    assert apart < (1e-2 if config.cache_dtype == "int8" else 1e-4)
 
 
 @pytest.mark.parametrize("graphs", [False, True])

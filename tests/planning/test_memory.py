@@ -113,6 +113,17 @@ def test_the_decoders_caches_are_predicted_to_the_byte(int8_caches, make_work, m
         assert parts[part] == storages(tensor for cache in caches for tensor in cache.tensors())
 
 
+@pytest.mark.parametrize("int8_caches", [False, True])
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_computing_prompts_takes_what_the_plan_says(prompts, int8_caches, make_work, make_policy, live_bytes):
+    work = make_work(**LONG, prompts=prompts, int8_caches=int8_caches)
+    policy = make_policy(work).eval()
+    with live_bytes() as live, torch.no_grad():
+        policy.make_decoder([[2 + number] * 300 for number in range(prompts)], torch.arange(prompts), 0, 0,
+                            torch.arange(4, 5), int8_caches=int8_caches)
+    assert live.peak == pytest.approx(sum(memory.prefill(work).values()), rel=0.1)
+
+
 @pytest.mark.parametrize("values", [{}, {"weight_bytes": 2}, {"micro": 1},
                                     {"completion": 90, "intermediate": 256}])
 def test_what_a_layer_saves_is_what_autograd_keeps(values, make_work, make_policy):

@@ -33,8 +33,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     Where `path` is a link, the file that it leads to is replaced. Raises `UserError` where it is a
     device, a pipe or a socket: root could replace /dev/null itself.
     """
-    path = _regular(path)
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    path = _file_itself(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path, f"{os.getpid()}.partial")
     try:
@@ -67,11 +66,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _regular(path: str | Path, flag: str | None = None) -> Path:
+def _file_itself(path: str | Path, flag: str | None = None) -> Path:
+    """Return `path`, or the file that it leads to. Raises `UserError` where it is no regular file."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no regular file{f' (given by {flag})' if flag else ''}; give another name")
-    return path
+        raise UserError(f"{path} is no regular file{f' (given by {flag})' if flag else ''}; give another "
+                        "name")
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _beside(path: Path, kind: str) -> Path:
@@ -234,7 +235,7 @@ def check_new_file(path: str | Path, flag: str, example: str) -> None:
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder (given by {flag}); {flag} takes the name of a file, e.g. "
                         f"{Path(path) / example}")
-    check_new_folder(_regular(path, flag).absolute().parent, flag)
+    check_new_folder(_file_itself(path, flag).absolute().parent, flag)
 
 
 def check_new_folder(path: str | Path, flag: str) -> None:

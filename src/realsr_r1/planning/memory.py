@@ -136,40 +136,50 @@ def cache_bytes_a_token(policy: PolicyShape, size: int, int8_caches: bool) -> in
 
 
 def prefill(work: Workload) -> Parts:
-    """Return what the decoder needs to compute prompts one after the other.
+    """Return what the decoder needs to compute prompts; see `computing_prompts`."""
+    return computing_prompts(work.policy, work.weight_bytes, work.prompts, work.prompt)
 
-    There are the prompts' caches, which are copied once into one tensor for each layer, and one
-    layer's forward. The MLP's forward holds four tensors of its width, and two of the layer's width
-    stay besides them.
+
+def computing_prompts(policy: PolicyShape, size: int, prompts: int, prompt: int) -> Parts:
+    """Return what computing prompts of `prompt` tokens, one after the other, needs.
+
+    There are the prompts' caches in the policy's type, and one layer's forward. The MLP's forward
+    holds four tensors of its width, and two of the layer's width stay besides them. After that the
+    caches are joined, two layers at a time.
     """
-    policy, size = work.policy, work.weight_bytes
-    token = cache_bytes_a_token(policy, size, False) + cache_bytes_a_token(policy, size, work.int8_caches)
-    return {"cache: prompts": work.prompts * work.prompt * token,
-            "activations": work.prompt * size * (4 * policy.intermediate + 4 * policy.hidden)}
+    caches = float(prompts * prompt * cache_bytes_a_token(policy, size, int8_caches=False))
+    forward = prompt * size * (4 * policy.intermediate + 4 * policy.hidden)
+    return {"cache: prompts": caches, "activations": max(forward, caches * 2 / policy.layers)}
 
 
 def rollout(work: Workload) -> Parts:
     """Return what the decoder needs; see `decoder`."""
     return decoder(work.policy, work.tokenizer.codes, work.weight_bytes, rows=work.rows, prompts=work.prompts,
-                   prompt=work.prompt, completion=work.completion, span=work.span, int8_caches=work.int8_caches)
+                   prompt=work.prompt, completion=work.completion, span=work.span,
+                   int8_caches=work.int8_caches, has_kernels=work.triton)
 
 
 def decoder(policy: PolicyShape, codes: int, size: int, *, rows: int, prompts: int, prompt: int,
-            completion: int, span: int, int8_caches: bool) -> Parts:
+            completion: int, span: int, int8_caches: bool, has_kernels: bool) -> Parts:
     """Return what the decoder needs: full caches, and the largest temporaries of one step.
 
     Prompts are cached once each, completions as R rows x budget, and unconditional branches as R
     rows x longest span. The head's rows of the codes are copied. A step's scores over prompt and
     budget exist four times in float32, and as weights of the values in their type. The vocabulary's
-    scores for R rows exist once in their own type and twice in float32, with a mask. `size`: bytes
-    of a weight. Lengths are in tokens.
+    scores for R rows exist once in their own type and twice in float32, with a mask. Without the
+    GPU's kernels a layer's int8 caches are widened before they are used, by way of float32. `size`:
+    bytes of a weight. Lengths are in tokens.
     """
     token, columns = cache_bytes_a_token(policy, size, int8_caches), prompt + completion + span
+    widened = 0
+    if int8_caches and not has_kernels:
+        parts = prompts * prompt, rows * completion, rows * span
+        widened = policy.kv_width * (2 * size * sum(parts) + 4 * max(parts))
     return {
         "cache: prompts": prompts * prompt * token,
         "cache: completions": rows * completion * token,
         "cache: unconditional": rows * span * token,
-        "activations": rows * policy.heads * columns * (4 * 4 + size * (size < 4)),
+        "activations": rows * policy.heads * columns * (4 * 4 + size * (size < 4)) + widened,
         "logits": codes * policy.hidden * size + rows * policy.vocabulary * (size + 2 * 4 + 1),
     }
 

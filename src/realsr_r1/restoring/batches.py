@@ -166,17 +166,17 @@ def rows_that_fit(policy: Policy, processor: ChainProcessor, config: RolloutConf
     units = settings.target_px // settings.grid_unit_px
     image = processor.layout.span_length(units, units)
     prompt = image + len(processor.encode_text(processor.chain.question)) + 2
-    span = 0 if config.guidance_scale == 1.0 else image
+    span, is_cuda = 0 if config.guidance_scale == 1.0 else image, weight.device.type == "cuda"
 
     def needed(rows: int) -> float:
         parts = memory.decoder(shape, len(processor.layout.code_ids), size, rows=rows, prompts=rows,
                                prompt=prompt, completion=config.max_new_tokens, span=span,
-                               int8_caches=config.cache_dtype == INT8)
-        # While prompts are gathered their caches exist twice.
-        return sum(parts.values()) + parts["cache: prompts"]
+                               int8_caches=config.cache_dtype == INT8, has_kernels=is_cuda)
+        before = memory.computing_prompts(shape, size, rows, prompt)
+        return max(sum(parts.values()), sum(before.values()))
 
     free = CPU_BYTES
-    if weight.device.type == "cuda":
+    if is_cuda:
         unused = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
         free = GPU_SHARE * (torch.cuda.mem_get_info(weight.device)[0] + unused)
     each = needed(2) - needed(1)

@@ -63,8 +63,8 @@ class RolloutConfig:
                               "Decoding): fewer passes, and other completions of the same distribution; 0 or "
                               "1: one after another; try 8.")
     cache_dtype: str = _setting(
-        "auto", "Type of the keys and values that rollouts keep. auto: the policy's; int8: half of bfloat16's "
-                "memory, one scale for each vector, and a little less exact.", CACHE_DTYPES)
+        "auto", "Type of the keys and values that rollouts keep. auto: the policy's; int8: for a 7B half of "
+                "bfloat16's memory, a little less exact, and slower without the GPU's kernels.", CACHE_DTYPES)
     cuda_graphs: bool = _setting(False, "Record the policy's steps as CUDA graphs: less time between kernels "
                                         "where Python is the slowest part; changes only the time, and only "
                                         "on CUDA.")

@@ -98,6 +98,7 @@ def as_int8(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Round vectors (..., n) to int8; returns them and their scales (...), float32."""
     exact = vectors.float()
     scale = exact.abs().amax(-1) / INT8_MAX
-    # Halves are rounded up, as the GPU's kernel does. A vector of zeros has the scale 0.
-    steps = (exact / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None] + 0.5).floor()
+    # A vector of zeros has the scale 0; one that isn't finite has none that is. Halves are rounded
+    # up, as the GPU's kernel does.
+    steps = (exact / scale.where(scale > 0, 1.0)[..., None] + 0.5).floor()
     return steps.clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale

@@ -67,7 +67,7 @@ class LuminaDecoder:
             ids = torch.tensor([prompt], device=self.device)
             states = self.model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
             caches.append(cache)
-            last.append(states[0, -1])
+            last.append(states[0, -1].clone())  # not a view, which would keep all of them
         self.prompt_states = torch.stack(last)  # (prompts, hidden)
 
         def gather(states: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:

@@ -161,11 +161,13 @@ def _keep(target, scales, upper, lower, HALF: tl.constexpr, INT8: tl.constexpr, 
     half = tl.arange(0, HALF)
     if INT8:
         upper, lower = upper.to(tl.float32), lower.to(tl.float32)
-        scale = tl.maximum(tl.max(tl.abs(upper), 0), tl.max(tl.abs(lower), 0)) / MOST
+        total = tl.sum(upper, 0) + tl.sum(lower, 0)  # a NaN or an infinity anywhere is one here
+        largest = tl.maximum(tl.max(tl.abs(upper), 0), tl.max(tl.abs(lower), 0))
+        scale = tl.where(total - total == 0, tl.div_rn(largest, MOST * 1.0), float("nan"))
         tl.store(scales, scale)
-        divisor = tl.maximum(scale, 1.1754943508222875e-38)
-        upper = tl.minimum(tl.maximum(tl.floor(upper / divisor + 0.5), -MOST), MOST).to(tl.int8)
-        lower = tl.minimum(tl.maximum(tl.floor(lower / divisor + 0.5), -MOST), MOST).to(tl.int8)
+        divisor = tl.where(scale > 0, scale, 1.0)
+        upper = tl.minimum(tl.maximum(tl.floor(tl.div_rn(upper, divisor) + 0.5), -MOST), MOST).to(tl.int8)
+        lower = tl.minimum(tl.maximum(tl.floor(tl.div_rn(lower, divisor) + 0.5), -MOST), MOST).to(tl.int8)
     tl.store(target + half, upper)
     tl.store(target + HALF + half, lower)
 
