@@ -18,6 +18,7 @@ from realsr_r1.core.errors import UserError
 from realsr_r1.core.errors import run as run_entry_point
 from realsr_r1.models import load_policy
 from realsr_r1.training.manifest import MARKER
+from realsr_r1.training.trained_policy import find_weights
 
 FLAGS = ["--max_text_tokens", "6", "--max_new_tokens", "400", "--guidance_scale", "1", "--color_fix", "none"]
 
@@ -158,10 +159,10 @@ def test_of_a_stopped_run_the_newest_complete_checkpoint_is_taken(tmp_path):
         (tmp_path / name / "model.safetensors").touch()
         if is_complete:
             (tmp_path / name / MARKER).touch()
-    assert export.find_weights(tmp_path) == tmp_path / "checkpoint-10"
+    assert find_weights(tmp_path) == tmp_path / "checkpoint-10"
 
 
 def test_a_folder_without_a_complete_checkpoint_is_refused(tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(UserError, match="complete checkpoint"):
-        export.find_weights(tmp_path)
+        find_weights(tmp_path)
