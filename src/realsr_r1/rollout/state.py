@@ -15,8 +15,9 @@ import torch
 from realsr_r1.chain.tokens import TokenLayout
 from realsr_r1.core.errors import Diverged
 from realsr_r1.models.protocol import Decoder, Policy
+from realsr_r1.rollout.chain_grammar import ChainGrammar, chain_sizes
 from realsr_r1.rollout.config import INT8, RolloutConfig
-from realsr_r1.rollout.grammar import FREE, ChainGrammar, ImageGrammar, chain_sizes
+from realsr_r1.rollout.grammar import FREE, ImageGrammar
 from realsr_r1.rollout.guidance import UnconditionalRows
 from realsr_r1.rollout.rows_grammar import RowsGrammar
 from realsr_r1.rollout.sampling import Sampler
