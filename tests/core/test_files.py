@@ -49,6 +49,12 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert names(tmp_path) == ["out.txt"]
 
 
+def test_json_keeps_names_of_any_kind(tmp_path):
+    for value in ({"n": "größer"}, {"n": os.fsdecode(b"not utf-8: \xff, gr\xc3\xb6\xc3\x9fer")}):
+        write_json(tmp_path / "it.json", value)
+        assert read_json(tmp_path / "it.json", dict) == value
+
+
 def test_a_folder_replaces_the_old_one_with_all_it_held(tmp_path):
     target = tmp_path / "model"
     for name in ("first", "second"):

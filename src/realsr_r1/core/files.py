@@ -185,9 +185,13 @@ def open_to_others(folder: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` to `path` as indented UTF-8 JSON, atomically."""
+    """Write `value` to `path` as indented UTF-8 JSON, atomically.
+
+    Names that aren't UTF-8 (a file system allows them) are written with JSON's own escapes.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text((text if is_text(text) else json.dumps(value, indent=2)) + "\n", encoding="utf-8")
 
 
 def content_hash(path: Path) -> str:
