@@ -91,7 +91,7 @@ cat <<TEXT
 The first table: the rewards of crops that were not trained on, before and after 16 steps of GRPO. A
 difference is more than chance where its interval leaves out 0; so few steps show that everything
 runs, and can't make a better restorer. The second table: three whole photos that nothing was
-trained on, beside their degraded input.
+trained on, beside their degraded input. (PIQE takes noise for detail; docs/results.md says more.)
 
   see them: degraded | restored | original     $work/restored.png
   everything about the run                     $run/report/report.html

@@ -54,6 +54,13 @@ def test_methods_stand_side_by_side_with_paired_differences(folders, capsys):
     assert heading.startswith("name,resized,ours psnr,ours ssim,ours piqe,theirs psnr")
 
 
+def test_no_figure_is_cut_on_a_narrow_screen(folders, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    found = run(folders, *(f"method{number}={folders / 'good'}" for number in range(6)))
+    printed = capsys.readouterr().out
+    assert "…" not in printed and found["pairs"] == 3 and printed.count("method5") == 2
+
+
 @pytest.mark.parametrize(("restored", "words"), [
     (["{0}/good", "{0}/bad"], "the same name .restored.; name each: --restored ours=DIR"),
     (["a={0}/good", "a={0}/bad"], "the same name .a."), (["LQ input={0}/good"], "use NAME=DIR"),

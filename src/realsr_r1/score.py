@@ -215,7 +215,7 @@ def print_table(result: Mapping[str, Any], other: Mapping[str, Any] | None) -> N
     table.add_column("reward")
     for label in [other["label"], result["label"], "difference",
                   "95 % interval"] if other else [result["label"]]:
-        table.add_column(label, justify="right")
+        table.add_column(label, justify="right", overflow="fold")
     for kind, title in (("rewards", "{}"), ("monitor", "monitor {}")):
         for name, entry in result.get(kind, {}).items():
             cells = [_number(entry["mean"])]

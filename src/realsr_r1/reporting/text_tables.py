@@ -36,14 +36,20 @@ class TextTable:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(self.title))
+        table, console = Table(title=Text(self.title)), Console()
         table.add_column(Text(self.corner))
         for heading in self.headings:
             table.add_column(Text(heading), justify="right")
         for name, cells in self.rows:
             table.add_row(Text(name), *(Text(f"{cell.figure or NONE}\n{cell.interval}".strip(),
                                              style="bold" if cell.is_best else "") for cell in cells))
-        console = Console()
+        fewest = [max(len(word) for word in f"{column.header} {' '.join(map(str, column.cells))}".split())
+                  for column in table.columns]
+        narrowest = sum(fewest) + 3 * len(fewest) + 1
+        if narrowest > console.width:  # many methods: wider than the screen, but no figure is cut
+            console.width = narrowest
+            for column, width in zip(table.columns, fewest, strict=True):
+                column.width = width
         console.print(table)
         for note in self.notes:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,8 @@
 
 chain_grammar.py forces a whole chain; rows_grammar.py is a looser one. They count, for each row, the
 tokens of the image span it is in. This `offset` is 0 outside, 1 after the image start, 2 after the
-token for the number of rows, and 3 or more among codes and new lines. Knows ids and budgets; no text, no policy, no random numbers.
+token for the number of rows, and 3 or more among codes and new lines. Knows ids and budgets; no text,
+no policy, no random numbers.
 """
 
 from __future__ import annotations
